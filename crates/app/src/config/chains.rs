@@ -1,0 +1,175 @@
+//! Which chains are on, and what is known of them.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use ethhook_domain::{Filter, Profile, Secret};
+use ethhook_ingest::{ChainConfig, EndpointConfig, StartBlock};
+
+use super::keys;
+use super::layers::{Origin, Setting, env_name};
+use super::problem::Problem;
+use super::read::Reader;
+
+/// Above this, waiting for confirmations would hold more headers than a chain ever needs.
+const MAX_CONFIRMATIONS: u64 = 4096;
+/// More than any provider sells to one key.
+const MAX_RPS: u32 = 10_000;
+
+/// The profiles of all chains that are known: built in, or described in `ethhook.toml`.
+pub(crate) fn known(reader: &mut Reader<'_>) -> Vec<Profile> {
+    let built_in = Profile::built_in();
+    let names = reader.settings.chains.clone();
+    names
+        .iter()
+        .filter_map(|name| profile(reader, name, built_in.iter().find(|p| p.name == *name)))
+        .collect()
+}
+
+fn profile(reader: &mut Reader<'_>, name: &str, built_in: Option<&Profile>) -> Option<Profile> {
+    let chain_id = set(reader, name, "chain_id");
+    let chain_id = match (&chain_id, built_in) {
+        (Some(setting), _) => reader.number(setting, 1..=u64::MAX / 2)?,
+        (None, Some(built_in)) => built_in.chain_id,
+        (None, None) => {
+            reader.problems.push(
+                Problem::new(
+                    format!("chains.{name}.chain_id"),
+                    "is missing: a chain that is not built in needs its chain id",
+                )
+                .from(Origin::Toml),
+            );
+            return None;
+        }
+    };
+    let mut profile = built_in.cloned().unwrap_or_else(|| Profile::unknown(name, chain_id));
+    profile.chain_id = chain_id;
+    if let Some(setting) = set(reader, name, "block_time_ms") {
+        profile.block_time = Duration::from_millis(reader.number(&setting, 1..=3_600_000)?);
+    }
+    if let Some(setting) = set(reader, name, "finality_depth") {
+        profile.finality_depth = reader.number(&setting, 1..=1_000_000)?;
+    }
+    if let Some(setting) = set(reader, name, "state_sync_logs") {
+        profile.state_sync_logs = flag(reader, &setting)?;
+    }
+    if let Some(setting) = set(reader, name, "empty_without_transactions") {
+        profile.empty_without_transactions = flag(reader, &setting)?;
+    }
+    if let Some(setting) = set(reader, name, "VERIFY") {
+        let must = "receipts_root, bloom or structure";
+        profile.verify = reader.parse(&setting, must, |text| text.parse().ok())?;
+    }
+    Some(profile)
+}
+
+/// A value that is set: the table's default is not the profile's.
+fn set(reader: &Reader<'_>, chain: &str, name: &str) -> Option<Setting> {
+    let setting = reader.settings.chain(chain, name);
+    (setting.origin != Origin::Default).then_some(setting)
+}
+
+fn flag(reader: &mut Reader<'_>, setting: &Setting) -> Option<bool> {
+    reader.parse(setting, "true or false", |text| text.parse().ok())
+}
+
+/// Whether a chain is on: it has a URL, right or wrong.
+pub(crate) fn is_on(reader: &Reader<'_>, chain: &str) -> bool {
+    keys::CHAIN.iter().filter(|key| key.secret).any(|key| {
+        reader.settings.chain(chain, key.name).given().is_some()
+            || reader.settings.file_of(Some(chain), key).is_some()
+    })
+}
+
+/// All chains that are on and well described.
+pub(crate) fn read(reader: &mut Reader<'_>, known: &[Profile]) -> Vec<ChainConfig> {
+    let on: Vec<String> =
+        reader.settings.chains.iter().filter(|name| is_on(reader, name)).cloned().collect();
+    if on.is_empty() {
+        let names: Vec<String> = reader.settings.chains.iter().map(|n| n.to_uppercase()).collect();
+        reader.problems.push(Problem::new(
+            "no chain is set",
+            format!(
+                "set <NAME>_WS_URL or <NAME>_HTTP_URL, as in ETHEREUM_WS_URL=wss://...; NAME is \
+                 one of {}, or a [chains.NAME] of ethhook.toml",
+                names.join(", ")
+            ),
+        ));
+    }
+    let mut chains: Vec<ChainConfig> = Vec::new();
+    for name in on {
+        let profile = known.iter().find(|profile| profile.name == name);
+        // What can be read of a chain is read even if its profile is wrong: all errors at once.
+        let Some(chain) = chain(reader, &name, profile) else { continue };
+        if let Some(same) = chains.iter().find(|c| c.profile.chain_id == chain.profile.chain_id) {
+            let id = chain.profile.chain_id;
+            let other = &same.profile.name;
+            reader.problems.push(Problem::new(
+                env_name(Some(&name), "*"),
+                format!("chain {name} has the chain id {id} of chain {other}; keep one of them"),
+            ));
+        }
+        chains.push(chain);
+    }
+    chains
+}
+
+fn chain(reader: &mut Reader<'_>, name: &str, profile: Option<&Profile>) -> Option<ChainConfig> {
+    let endpoints = endpoints(reader, name);
+    let start = reader.chain(name, "START_BLOCK")?;
+    let start_block = reader.parse(&start, "latest or a block number", |text| match text {
+        "latest" => Some(StartBlock::Latest),
+        text => text.parse().ok().map(StartBlock::Number),
+    });
+    let end_block = match reader.chain(name, "END_BLOCK") {
+        None => Some(None),
+        Some(end) => {
+            let number = reader.parse(&end, "a block number", |text| text.parse().ok());
+            if let (Some(number), Some(StartBlock::Number(first))) = (number, start_block)
+                && number < first
+            {
+                let text = format!("must not be below {}={first}", start.key);
+                reader.problems.push(end.problem(text));
+            }
+            number.map(Some)
+        }
+    };
+    let contracts = reader.chain(name, "CONTRACTS");
+    let contracts = reader.hex_list(contracts.as_ref(), 40);
+    let topics = reader.chain(name, "TOPICS");
+    let topics = reader.hex_list(topics.as_ref(), 64);
+    let confirmations = reader.chain(name, "CONFIRMATIONS")?;
+    let confirmations = reader.number(&confirmations, 0..=MAX_CONFIRMATIONS);
+    let requests_per_second = match reader.chain(name, "RPS") {
+        Some(setting) => reader.number(&setting, 1..=MAX_RPS).map(NonZeroU32::new),
+        None => Some(None),
+    };
+    let profile = profile?.clone();
+    reader.resolve_verify(name, &profile);
+    Some(ChainConfig {
+        profile,
+        endpoints: endpoints?,
+        start: start_block?,
+        end_block: end_block?,
+        filter: Filter {
+            contracts: contracts?.into_iter().collect(),
+            topics: topics?.into_iter().collect(),
+        },
+        confirmations: confirmations?,
+        requests_per_second: requests_per_second?,
+    })
+}
+
+/// The first WebSocket URL and the first HTTP URL are one endpoint, and so on.
+fn endpoints(reader: &mut Reader<'_>, name: &str) -> Option<Vec<EndpointConfig>> {
+    let ws = reader.secret(Some(name), "WS_URL");
+    let ws = reader.urls(ws.as_ref(), ["ws", "wss"]);
+    let http = reader.secret(Some(name), "HTTP_URL");
+    let http = reader.urls(http.as_ref(), ["http", "https"]);
+    let (ws, http): (Vec<Secret>, Vec<Secret>) = (ws?, http?);
+    let at = |list: &[Secret], i: usize| list.get(i).cloned();
+    let endpoints = (0..ws.len().max(http.len()))
+        .map(|i| EndpointConfig { http: at(&http, i), ws: at(&ws, i) })
+        .collect();
+    Some(endpoints)
+}

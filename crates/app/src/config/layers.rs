@@ -1,0 +1,508 @@
+//! From environment, `.env` and `ethhook.toml` to one set of settings: the `config` crate lays the
+//! layers over each other and remembers where each value came from.
+//!
+//! Values are read key by key, by the table in [`super::keys`], instead of into a derived struct:
+//! serde would stop at the first error and forget the origin.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use config::{File, FileFormat, FileSourceString, Map, Source, Value, ValueKind};
+use ethhook_domain::{Profile, Secret};
+
+use super::keys::{self, FILE_SUFFIX, Key};
+use super::problem::Problem;
+use super::spelling;
+
+/// Where a value came from; the first wins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Origin {
+    /// The process environment.
+    Env,
+    /// The `.env` file.
+    EnvFile,
+    /// `ethhook.toml`.
+    Toml,
+    /// The table of keys.
+    Default,
+}
+
+impl Origin {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Env => "env",
+            Self::EnvFile => ".env",
+            Self::Toml => "toml",
+            Self::Default => "default",
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What there is to read, before anything is understood.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Inputs {
+    /// The environment, values that are not UTF-8 replaced.
+    pub(crate) env: Vec<(String, Secret)>,
+    /// Text of the `.env` file.
+    pub(crate) env_file: Option<Secret>,
+    /// Text of `ethhook.toml`.
+    pub(crate) toml: Option<Secret>,
+    /// The host's name, the default of `INSTANCE_ID`.
+    pub(crate) host_name: String,
+}
+
+impl Inputs {
+    /// Reads the environment and both files; a file that is not named and not there is left out.
+    ///
+    /// # Errors
+    /// A problem for each file that cannot be read.
+    pub(crate) fn of_process(
+        toml: Option<&Path>,
+        env_file: Option<&Path>,
+    ) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let mut read = |named: Option<&Path>, usual: &str| {
+            let path = named.map_or_else(|| PathBuf::from(usual), Path::to_owned);
+            match std::fs::read_to_string(&path) {
+                Ok(text) => Some(Secret::new(text)),
+                Err(e) if named.is_none() && e.kind() == std::io::ErrorKind::NotFound => None,
+                Err(e) => {
+                    problems.push(Problem::new(
+                        path.display().to_string(),
+                        format!("cannot be read: {e}"),
+                    ));
+                    None
+                }
+            }
+        };
+        let toml = read(toml, "ethhook.toml");
+        let env_file = read(env_file, ".env");
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let env = std::env::vars_os()
+            .map(|(name, value)| {
+                (name.to_string_lossy().into_owned(), Secret::new(value.to_string_lossy()))
+            })
+            .collect();
+        let host_name = gethostname::gethostname().to_string_lossy().into_owned();
+        Ok(Self { env, env_file, toml, host_name })
+    }
+}
+
+/// One value as it was set.
+#[derive(Debug, Clone)]
+pub(crate) struct Setting {
+    /// The key by which its origin knows it: `ETHEREUM_WS_URL` or `chains.ethereum.ws_url`.
+    pub(crate) key: String,
+    /// The text, trimmed; empty if nothing is set and there is no default.
+    pub(crate) text: String,
+    /// Where it came from.
+    pub(crate) origin: Origin,
+    /// Never show the text.
+    pub(crate) secret: bool,
+}
+
+impl Setting {
+    /// None if nothing is set and there is no default.
+    pub(crate) fn given(self) -> Option<Self> {
+        (!self.text.is_empty()).then_some(self)
+    }
+
+    /// What is wrong with it.
+    pub(crate) fn problem(&self, text: impl Into<String>) -> Problem {
+        let problem = Problem::new(&self.key, text);
+        let problem =
+            if self.origin == Origin::Default { problem } else { problem.from(self.origin) };
+        if self.secret { problem } else { problem.value(&self.text) }
+    }
+}
+
+/// A key of the process (no chain) or of a chain (its name in lower case), in lower case.
+type Place = (Option<String>, String);
+
+/// One layer, understood as far as its names go.
+#[derive(Debug, Clone)]
+struct Layer {
+    origin: Origin,
+    values: BTreeMap<Place, Secret>,
+}
+
+impl Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
+        let origin = self.origin.as_str().to_owned();
+        let entry = |(place, value): (&Place, &Secret)| {
+            (path(place), Value::new(Some(&origin), value.reveal().to_owned()))
+        };
+        Ok(self.values.iter().map(entry).collect())
+    }
+}
+
+fn path((chain, key): &Place) -> String {
+    match chain {
+        Some(chain) => format!("chains.{chain}.{key}"),
+        None => key.clone(),
+    }
+}
+
+/// All layers laid over each other.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    merged: config::Config,
+    /// Names of all chains that are known, built-in ones first, lower case.
+    pub(crate) chains: Vec<String>,
+    host_name: String,
+}
+
+impl Settings {
+    /// Understands the names in all layers.
+    ///
+    /// # Errors
+    /// Beside the settings, a problem for each name that is not known.
+    pub(crate) fn read(inputs: &Inputs) -> (Self, Vec<Problem>) {
+        let mut problems = Vec::new();
+        let mut chains: Vec<String> = Profile::built_in().into_iter().map(|p| p.name).collect();
+        let toml = inputs.toml.as_ref().map_or_else(BTreeMap::new, |text| {
+            read_toml(text.reveal(), &mut chains, &mut problems)
+        });
+        let places = places_by_name(&chains);
+        let env_file = inputs.env_file.as_ref().map_or_else(BTreeMap::new, |text| {
+            read_env_file(text.reveal(), &places, &chains, &mut problems)
+        });
+        let env = read_env(&inputs.env, &places, &chains, &mut problems);
+
+        let mut layers = [(Origin::Env, env), (Origin::EnvFile, env_file), (Origin::Toml, toml)]
+            .map(|(origin, values)| Layer { origin, values });
+        hide_other_forms(&mut layers);
+        // The builder takes the lowest layer first.
+        let builder = layers
+            .into_iter()
+            .rev()
+            .fold(config::Config::builder(), |builder, layer| builder.add_source(layer));
+        let merged = builder.build().unwrap_or_else(|e| {
+            problems.push(Problem::new("configuration", e.to_string()));
+            config::Config::default()
+        });
+        (Self { merged, chains, host_name: inputs.host_name.clone() }, problems)
+    }
+
+    /// The value of a key of the process.
+    pub(crate) fn global(&self, name: &str) -> Setting {
+        let Some(key) = keys::GLOBAL.iter().find(|key| key.name == name) else {
+            unreachable!("{name} is not in the table of keys")
+        };
+        let default = if name == "INSTANCE_ID" { &self.host_name } else { key.default };
+        self.get(None, key.name, default, key.secret)
+    }
+
+    /// The value of a key of a chain.
+    pub(crate) fn chain(&self, chain: &str, name: &str) -> Setting {
+        let table = keys::CHAIN.iter().chain(keys::PROFILE);
+        let Some(key) = table.into_iter().find(|key| key.name == name) else {
+            unreachable!("{name} is not in the table of keys")
+        };
+        self.get(Some(chain), key.name, key.default, key.secret)
+    }
+
+    /// The path that `<KEY>_FILE` holds for a secret key, if it is set.
+    pub(crate) fn file_of(&self, chain: Option<&str>, key: &Key) -> Option<Setting> {
+        self.get(chain, &format!("{}{FILE_SUFFIX}", key.name), "", false).given()
+    }
+
+    /// Whether anything is set for a chain.
+    pub(crate) fn is_mentioned(&self, chain: &str) -> bool {
+        keys::names(keys::CHAIN).any(|name| !self.get(Some(chain), &name, "", true).text.is_empty())
+    }
+
+    /// `config`'s own getters go through serde, which drops the origin.
+    fn lookup(&self, (chain, key): &Place) -> Option<&Value> {
+        fn step<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
+            match &value.kind {
+                ValueKind::Table(table) => table.get(key),
+                _ => None,
+            }
+        }
+        match chain {
+            Some(chain) => step(step(step(&self.merged.cache, "chains")?, chain)?, key),
+            None => step(&self.merged.cache, key),
+        }
+    }
+
+    fn get(&self, chain: Option<&str>, name: &str, default: &str, secret: bool) -> Setting {
+        let place = (chain.map(str::to_owned), name.to_lowercase());
+        let found = self.lookup(&place);
+        let origin = found.and_then(Value::origin);
+        let text = match found.map(|value| &value.kind) {
+            Some(ValueKind::String(text)) => text.as_str(),
+            _ => "",
+        };
+        let text = text.trim();
+        if text.is_empty() {
+            let key = chain.map_or_else(|| name.to_owned(), |chain| env_name(Some(chain), name));
+            return Setting { key, text: default.to_owned(), origin: Origin::Default, secret };
+        }
+        let origin = [Origin::Env, Origin::EnvFile, Origin::Toml]
+            .into_iter()
+            .find(|known| origin == Some(known.as_str()))
+            .unwrap_or(Origin::Default);
+        let key = if origin == Origin::Toml { path(&place) } else { env_name(chain, name) };
+        Setting { key, text: text.to_owned(), origin, secret }
+    }
+}
+
+/// The name of a key in the environment.
+pub(crate) fn env_name(chain: Option<&str>, key: &str) -> String {
+    chain.map_or_else(|| key.to_owned(), |chain| format!("{}_{key}", chain.to_uppercase()))
+}
+
+/// Every name that the environment may hold, and where its value belongs.
+fn places_by_name(chains: &[String]) -> BTreeMap<String, Place> {
+    let global = keys::names(keys::GLOBAL).map(|key| (key.clone(), (None, key.to_lowercase())));
+    let of_chains = chains.iter().flat_map(|chain| {
+        keys::names(keys::CHAIN).map(move |key| {
+            (env_name(Some(chain), &key), (Some(chain.clone()), key.to_lowercase()))
+        })
+    });
+    global.chain(of_chains).collect()
+}
+
+/// Most of the environment is of no concern to us; a near miss of one of our names is.
+fn read_env(
+    env: &[(String, Secret)],
+    places: &BTreeMap<String, Place>,
+    chains: &[String],
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<Place, Secret> {
+    let mut values = BTreeMap::new();
+    for (name, value) in env {
+        if let Some(place) = places.get(name) {
+            values.insert(place.clone(), value.clone());
+        } else if let Some(meant) = spelling::nearest(name, chains) {
+            problems.push(
+                Problem::new(name, format!("is not a key; did you mean {meant}?"))
+                    .from(Origin::Env),
+            );
+        }
+    }
+    values
+}
+
+/// The file is ours alone, so that every name in it must be known.
+fn read_env_file(
+    text: &str,
+    places: &BTreeMap<String, Place>,
+    chains: &[String],
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<Place, Secret> {
+    let mut values = BTreeMap::new();
+    for line in dotenvy::from_read_iter(text.as_bytes()) {
+        let (name, value) = match line {
+            Ok(pair) => pair,
+            Err(error) => {
+                problems.push(env_file_problem(text, &error));
+                continue;
+            }
+        };
+        let Some(place) = places.get(&name) else {
+            let meant = spelling::nearest(&name, chains)
+                .map_or_else(|| unknown_hint(&name), |meant| format!("did you mean {meant}?"));
+            problems
+                .push(Problem::new(&name, format!("is not a key; {meant}")).from(Origin::EnvFile));
+            continue;
+        };
+        if values.insert(place.clone(), Secret::new(value)).is_some() {
+            problems.push(
+                Problem::new(&name, "is set twice; keep one of the lines").from(Origin::EnvFile),
+            );
+        }
+    }
+    values
+}
+
+/// A chain's key before which no known chain stands is probably a chain to describe.
+fn unknown_hint(name: &str) -> String {
+    let chain = keys::names(keys::CHAIN)
+        .find_map(|key| Some(name.strip_suffix(&key)?.strip_suffix('_')?.to_lowercase()));
+    match chain {
+        Some(chain) if !chain.is_empty() => format!(
+            "a chain that is not built in needs [chains.{chain}] with chain_id in ethhook.toml"
+        ),
+        _ => "all keys stand in .env.example".to_owned(),
+    }
+}
+
+/// The library's own words repeat the line, which may hold a secret.
+fn env_file_problem(text: &str, error: &dotenvy::Error) -> Problem {
+    let dotenvy::Error::LineParse(bad, _) = error else {
+        return Problem::new(".env", "cannot be read as text");
+    };
+    let bad = bad.lines().next().unwrap_or_default();
+    let number = text
+        .lines()
+        .position(|line| !bad.is_empty() && line.ends_with(bad.trim_end()))
+        .map(|i| i + 1);
+    let at = number.map_or_else(|| ".env".to_owned(), |number| format!(".env line {number}"));
+    Problem::new(at, "must be KEY=value; put a value with spaces, quotes, # or $ in single quotes")
+}
+
+/// Adds the chains that the file describes to `chains`.
+fn read_toml(
+    text: &str,
+    chains: &mut Vec<String>,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<Place, Secret> {
+    let mut values = BTreeMap::new();
+    let file: File<FileSourceString, FileFormat> = File::from_str(text, FileFormat::Toml);
+    let table = match file.collect() {
+        Ok(table) => table,
+        Err(error) => {
+            problems.push(toml_problem(&error));
+            return values;
+        }
+    };
+    for (name, value) in sorted(table) {
+        match value.kind {
+            ValueKind::Table(tables) if name == "chains" => {
+                for (chain, value) in sorted(tables) {
+                    read_toml_chain(&chain, value, chains, &mut values, problems);
+                }
+            }
+            _ if name == "chains" => {
+                problems.push(toml_unknown(&name, "must hold tables, as in [chains.NAME]"));
+            }
+            kind => {
+                let known = keys::names(keys::GLOBAL).map(|key| key.to_lowercase());
+                read_toml_value(&name, (None, name.clone()), kind, known, &mut values, problems);
+            }
+        }
+    }
+    values
+}
+
+fn read_toml_chain(
+    name: &str,
+    value: Value,
+    chains: &mut Vec<String>,
+    values: &mut BTreeMap<Place, Secret>,
+    problems: &mut Vec<Problem>,
+) {
+    let shown = format!("chains.{name}");
+    let chain = name.to_lowercase();
+    let well_formed = chain.starts_with(|c: char| c.is_ascii_lowercase())
+        && chain.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if !well_formed {
+        let text = "a chain's name starts with a letter; letters, digits and _ may follow";
+        problems.push(toml_unknown(&shown, text));
+        return;
+    }
+    let ValueKind::Table(table) = value.kind else {
+        problems.push(toml_unknown(&shown, "must be a table, as in [chains.NAME]"));
+        return;
+    };
+    if values.keys().any(|(known, _)| known.as_deref() == Some(&chain)) {
+        problems.push(toml_unknown(&shown, "is described twice"));
+        return;
+    }
+    if !chains.contains(&chain) {
+        chains.push(chain.clone());
+    }
+    for (key, value) in sorted(table) {
+        let known = keys::names(keys::CHAIN).chain(keys::names(keys::PROFILE));
+        let known = known.map(|key| key.to_lowercase());
+        let place = (Some(chain.clone()), key.clone());
+        read_toml_value(&format!("{shown}.{key}"), place, value.kind, known, values, problems);
+    }
+}
+
+fn read_toml_value(
+    shown: &str,
+    place: Place,
+    kind: ValueKind,
+    known: impl Iterator<Item = String>,
+    values: &mut BTreeMap<Place, Secret>,
+    problems: &mut Vec<Problem>,
+) {
+    let known: BTreeSet<String> = known.collect();
+    if !known.contains(&place.1) {
+        let meant = spelling::nearest_key(&place.1, known);
+        let hint = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
+        problems.push(toml_unknown(shown, &format!("is not a key{hint}")));
+        return;
+    }
+    match toml_text(kind) {
+        Some(text) => {
+            values.insert(place, Secret::new(text));
+        }
+        None => problems.push(toml_unknown(shown, "must be one value, or a list of texts")),
+    }
+}
+
+/// The library's tables have no order of their own; what is told must.
+fn sorted(table: Map<String, Value>) -> BTreeMap<String, Value> {
+    table.into_iter().collect()
+}
+
+/// The value as the environment would hold it: lists with commas.
+fn toml_text(kind: ValueKind) -> Option<String> {
+    match kind {
+        ValueKind::Boolean(value) => Some(value.to_string()),
+        ValueKind::I64(value) => Some(value.to_string()),
+        ValueKind::Float(value) => Some(value.to_string()),
+        ValueKind::String(value) => Some(value),
+        ValueKind::Array(items) => {
+            let items = items.into_iter().map(|item| match item.kind {
+                ValueKind::String(text) => Some(text),
+                _ => None,
+            });
+            Some(items.collect::<Option<Vec<_>>>()?.join(","))
+        }
+        _ => None,
+    }
+}
+
+fn toml_unknown(key: &str, text: &str) -> Problem {
+    Problem::new(key, text).from(Origin::Toml)
+}
+
+/// The library's own words repeat the line, which may hold a secret.
+fn toml_problem(error: &config::ConfigError) -> Problem {
+    let text = match error {
+        config::ConfigError::FileParse { cause, .. } => cause.to_string(),
+        other => other.to_string(),
+    };
+    let place = text.lines().next().and_then(|line| line.split_once(" at ")).map(|(_, at)| at);
+    let place = place.map(|at| format!(" ({at})")).unwrap_or_default();
+    Problem::new("ethhook.toml", format!("is not valid TOML{place}"))
+}
+
+/// A layer that sets a secret by value hides the `_FILE` form in the layers below, and the other
+/// way round: whoever overrides a secret need not know in which form it was set.
+fn hide_other_forms(layers: &mut [Layer]) {
+    let suffix = FILE_SUFFIX.to_lowercase();
+    for upper in 0..layers.len() {
+        let others: Vec<Place> = layers[upper]
+            .values
+            .keys()
+            .map(|(chain, key)| {
+                let other = key.strip_suffix(&suffix).map(str::to_owned);
+                (chain.clone(), other.unwrap_or_else(|| format!("{key}{suffix}")))
+            })
+            .collect();
+        for layer in &mut layers[upper + 1..] {
+            for other in &others {
+                layer.values.remove(other);
+            }
+        }
+    }
+}

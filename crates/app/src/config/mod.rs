@@ -1,0 +1,146 @@
+//! The configuration: environment over `.env` over `ethhook.toml` over defaults.
+//!
+//! [`layers`] lays them over each other, [`redis`], [`service`] and [`chains`] turn the texts into
+//! types, and everything that is wrong is told at once, a [`Problem`] each.
+
+mod chains;
+mod example;
+mod keys;
+mod layers;
+mod problem;
+mod read;
+mod redis;
+mod service;
+mod spelling;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+
+use ethhook_domain::Profile;
+use ethhook_ingest::ChainConfig;
+
+pub(crate) use example::render as example;
+pub(crate) use layers::{Inputs, Origin};
+pub(crate) use problem::Problem;
+pub(crate) use read::Resolved;
+pub(crate) use redis::RedisSettings;
+pub(crate) use service::{LogFormat, Logging, Service};
+
+use layers::Settings;
+use read::Reader;
+
+/// Everything `ethhook ingest` needs.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) redis: RedisSettings,
+    pub(crate) service: Service,
+    pub(crate) logging: Logging,
+    pub(crate) chains: Vec<ChainConfig>,
+    /// Every key in force, for `check-config`.
+    pub(crate) resolved: Vec<Resolved>,
+    /// Chains of which something is set, but no URL.
+    pub(crate) off: Vec<String>,
+}
+
+/// What `tail` and `reset` need: Redis, and which chains there are.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) redis: RedisSettings,
+    pub(crate) logging: Logging,
+    /// Built in, or described in `ethhook.toml`.
+    pub(crate) known: Vec<Profile>,
+    /// Those of them that have a URL.
+    pub(crate) on: Vec<Profile>,
+}
+
+/// What `healthcheck` needs: where the service listens.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    /// The address to ask; loopback if the service listens on all.
+    pub(crate) health: SocketAddr,
+}
+
+/// Nothing starts with this.
+#[derive(Debug)]
+pub(crate) struct Invalid {
+    /// At least one.
+    pub(crate) problems: Vec<Problem>,
+    /// Where Redis is, if that much is well told: it can be tried, so that its faults are told
+    /// in the same breath.
+    pub(crate) redis: Option<RedisSettings>,
+}
+
+impl Config {
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub(crate) fn load(inputs: &Inputs) -> Result<Self, Invalid> {
+        let (settings, problems) = Settings::read(inputs);
+        let mut reader = Reader { settings: &settings, problems, resolved: Vec::new() };
+        let redis = redis::read(&mut reader);
+        let service = service::read(&mut reader);
+        let logging = service::read_logging(&mut reader);
+        let known = chains::known(&mut reader);
+        let chains = chains::read(&mut reader, &known);
+        let is_off = |name: &&String| settings.is_mentioned(name) && !chains::is_on(&reader, name);
+        let off = settings.chains.iter().filter(is_off).cloned().collect();
+        let Reader { problems, resolved, .. } = reader;
+        match (problems.is_empty(), redis, service, logging) {
+            (true, Some(redis), Some(service), Some(logging)) => {
+                Ok(Self { redis, service, logging, chains, resolved, off })
+            }
+            (_, redis, _, _) => Err(Invalid { problems, redis }),
+        }
+    }
+}
+
+impl Client {
+    /// The chain of this name, in whatever case.
+    ///
+    /// # Errors
+    /// If there is none; names those there are.
+    pub(crate) fn chain(&self, name: &str) -> anyhow::Result<&Profile> {
+        self.known.iter().find(|chain| chain.name.eq_ignore_ascii_case(name)).ok_or_else(|| {
+            let names = || self.known.iter().map(|chain| chain.name.clone());
+            let meant = spelling::nearest_chain(&name.to_lowercase(), names());
+            let hint = meant.map(|meant| format!("; did you mean {meant}?"));
+            let hint = hint.unwrap_or_else(|| {
+                format!("; there are {}", names().collect::<Vec<_>>().join(", "))
+            });
+            anyhow::anyhow!("there is no chain {name}{hint}")
+        })
+    }
+
+    /// Reads what a client of the streams needs; wrong settings of nodes do not hinder it.
+    ///
+    /// # Errors
+    /// All that is wrong with the rest.
+    pub(crate) fn load(inputs: &Inputs) -> Result<Self, Vec<Problem>> {
+        let (settings, problems) = Settings::read(inputs);
+        let mut reader = Reader { settings: &settings, problems, resolved: Vec::new() };
+        let redis = redis::read(&mut reader);
+        let logging = service::read_logging(&mut reader);
+        let known = chains::known(&mut reader);
+        let on = known.iter().filter(|p| chains::is_on(&reader, &p.name)).cloned().collect();
+        match (reader.problems.is_empty(), redis, logging) {
+            (true, Some(redis), Some(logging)) => Ok(Self { redis, logging, known, on }),
+            _ => Err(reader.problems),
+        }
+    }
+}
+
+impl Probe {
+    /// Reads only what it needs: the service itself tells what is wrong with the rest.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub(crate) fn load(inputs: &Inputs) -> Result<Self, Vec<Problem>> {
+        let (settings, _) = Settings::read(inputs);
+        let mut reader = Reader { settings: &settings, problems: Vec::new(), resolved: Vec::new() };
+        let health = service::health_address(&mut reader);
+        health.map(|health| Self { health }).ok_or(reader.problems)
+    }
+}

@@ -1,0 +1,71 @@
+//! What is wrong with the configuration, a line each.
+
+use std::fmt;
+
+use super::layers::Origin;
+
+/// One thing that is wrong, shown as `KEY=value (from): what would be right`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Problem {
+    key: String,
+    value: Option<String>,
+    origin: Option<Origin>,
+    text: String,
+}
+
+/// Longer values are cut: the line must stay one line.
+const SHOWN_CHARS: usize = 80;
+
+impl Problem {
+    /// A problem of no single value.
+    pub(crate) fn new(key: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { key: key.into(), value: None, origin: None, text: text.into() }
+    }
+
+    /// A line that says all by itself.
+    pub(crate) fn line(text: impl Into<String>) -> Self {
+        Self::new("", text)
+    }
+
+    /// Where the key was set.
+    pub(crate) fn from(mut self, origin: Origin) -> Self {
+        self.origin = Some(origin);
+        self
+    }
+
+    /// The value, which the caller knows to be no secret. A URL is hidden all the same: whoever
+    /// puts one where none belongs has put its password there too.
+    pub(crate) fn value(mut self, value: &str) -> Self {
+        let shown = if may_hold_credentials(value) {
+            "<redacted>".to_owned()
+        } else if value.chars().count() > SHOWN_CHARS {
+            let cut: String = value.chars().take(SHOWN_CHARS).collect();
+            format!("{}...", cut.escape_debug())
+        } else {
+            value.escape_debug().to_string()
+        };
+        self.value = Some(shown);
+        self
+    }
+}
+
+/// Whether a value that should be no secret has the look of a URL or of `user:password@host`.
+pub(crate) fn may_hold_credentials(value: &str) -> bool {
+    value.contains("://") || value.contains('@')
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.key)?;
+        if let Some(value) = &self.value {
+            write!(f, "={value}")?;
+        }
+        if let Some(origin) = self.origin {
+            write!(f, " (from {origin})")?;
+        }
+        if !self.key.is_empty() {
+            f.write_str(": ")?;
+        }
+        f.write_str(&self.text)
+    }
+}

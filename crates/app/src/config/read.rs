@@ -1,0 +1,201 @@
+//! One value at a time: from text to a type, or a problem.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use ethhook_domain::{Profile, Secret};
+use url::Url;
+
+use super::keys::{self, Key};
+use super::layers::{Origin, Setting, Settings, env_name};
+use super::problem::{Problem, may_hold_credentials};
+
+/// One key as it was resolved, for `check-config`: `KEY=value`, a secret's value redacted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Resolved {
+    key: String,
+    shown: String,
+    origin: Origin,
+}
+
+impl fmt::Display for Resolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = format!("{}={}", self.key, self.shown);
+        write!(f, "{line:<60} # {}", self.origin)
+    }
+}
+
+/// Reads values off the settings and collects what is wrong and what was resolved.
+#[derive(Debug)]
+pub(crate) struct Reader<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) problems: Vec<Problem>,
+    pub(crate) resolved: Vec<Resolved>,
+}
+
+impl Reader<'_> {
+    /// A key of the process.
+    pub(crate) fn global(&mut self, name: &str) -> Setting {
+        let setting = self.settings.global(name);
+        self.resolve(name, &setting);
+        setting
+    }
+
+    /// A key of a chain; none if it is not set and has no default.
+    pub(crate) fn chain(&mut self, chain: &str, name: &str) -> Option<Setting> {
+        let setting = self.settings.chain(chain, name).given()?;
+        self.resolve(&env_name(Some(chain), name), &setting);
+        Some(setting)
+    }
+
+    /// A secret, from its key or from the file that `<KEY>_FILE` names; none if neither is set or
+    /// the file is no use, which is a problem.
+    pub(crate) fn secret(&mut self, chain: Option<&str>, name: &str) -> Option<Setting> {
+        let table = if chain.is_some() { keys::CHAIN } else { keys::GLOBAL };
+        let key: &Key = table.iter().find(|key| key.name == name && key.secret)?;
+        let direct = match chain {
+            Some(chain) => self.settings.chain(chain, name),
+            None => self.settings.global(name),
+        }
+        .given();
+        let file = self.settings.file_of(chain, key);
+        match (direct, file) {
+            (Some(direct), Some(file)) => {
+                let text = format!("{} is set as well; keep one of the two", direct.key);
+                self.problems.push(file.problem(text));
+                None
+            }
+            (Some(direct), None) => {
+                self.resolve(&env_name(chain, name), &direct);
+                Some(direct)
+            }
+            (None, Some(file)) => self.read_file(chain, key, file),
+            (None, None) => None,
+        }
+    }
+
+    fn read_file(&mut self, chain: Option<&str>, key: &Key, file: Setting) -> Option<Setting> {
+        let name = format!("{}{}", env_name(chain, key.name), keys::FILE_SUFFIX);
+        self.resolve(&name, &file);
+        match std::fs::read_to_string(&file.text) {
+            Ok(text) if text.trim().is_empty() => {
+                self.problems.push(file.problem("this file is empty"));
+                None
+            }
+            Ok(text) => Some(Setting { text: text.trim().to_owned(), secret: true, ..file }),
+            Err(e) => {
+                self.problems.push(file.problem(format!("this file cannot be read: {e}")));
+                None
+            }
+        }
+    }
+
+    /// The check that holds for a chain, whether it was set or is the profile's.
+    pub(crate) fn resolve_verify(&mut self, chain: &str, profile: &Profile) {
+        let set = self.settings.chain(chain, "VERIFY");
+        self.resolved.push(Resolved {
+            key: env_name(Some(chain), "VERIFY"),
+            shown: profile.verify.to_string(),
+            origin: set.origin,
+        });
+    }
+
+    fn resolve(&mut self, key: &str, setting: &Setting) {
+        let shown = match (setting.secret, setting.text.as_str()) {
+            (true, text) => vec!["<redacted>"; text.split(',').count()].join(","),
+            (false, text) if may_hold_credentials(text) => "<redacted>".to_owned(),
+            (false, text) => text.to_owned(),
+        };
+        let key = key.to_owned();
+        self.resolved.push(Resolved { key, shown, origin: setting.origin });
+    }
+
+    /// The value, or a problem that says what it `must` be.
+    pub(crate) fn parse<T>(
+        &mut self,
+        setting: &Setting,
+        must: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Option<T> {
+        let value = parse(&setting.text);
+        if value.is_none() {
+            self.problems.push(setting.problem(format!("must be {must}")));
+        }
+        value
+    }
+
+    /// A whole number in `range`.
+    pub(crate) fn number<T>(&mut self, setting: &Setting, range: RangeInclusive<T>) -> Option<T>
+    where
+        T: FromStr + PartialOrd + fmt::Display,
+    {
+        let must = format!("a whole number from {} to {}", range.start(), range.end());
+        self.parse(setting, &must, |text| text.parse().ok().filter(|number| range.contains(number)))
+    }
+
+    /// A comma-separated list of 0x-hex values of one length.
+    pub(crate) fn hex_list<T: FromStr>(
+        &mut self,
+        setting: Option<&Setting>,
+        digits: usize,
+    ) -> Option<Vec<T>> {
+        let Some(setting) = setting else { return Some(Vec::new()) };
+        let read = |item: &str| {
+            let hex = item.strip_prefix("0x")?;
+            let whole = hex.len() == digits && hex.chars().all(|c| c.is_ascii_hexdigit());
+            whole.then(|| item.parse().ok()).flatten()
+        };
+        let mut values = Vec::new();
+        let mut whole = true;
+        for (i, item) in setting.text.split(',').map(str::trim).enumerate() {
+            if let Some(value) = read(item) {
+                values.push(value);
+            } else {
+                whole = false;
+                let text = format!("item {} must be 0x and {digits} hex digits", i + 1);
+                self.problems.push(setting.problem(text));
+            }
+        }
+        whole.then_some(values)
+    }
+
+    /// A comma-separated list of URLs with one of two schemes; none for a list that is wrong.
+    pub(crate) fn urls(
+        &mut self,
+        setting: Option<&Setting>,
+        schemes: [&str; 2],
+    ) -> Option<Vec<Secret>> {
+        let Some(setting) = setting else { return Some(Vec::new()) };
+        let items: Vec<&str> = setting.text.split(',').map(str::trim).collect();
+        let before = self.problems.len();
+        for (i, item) in items.iter().enumerate() {
+            if let Err(why) = check_url(item, &schemes) {
+                let which = if items.len() == 1 {
+                    "the URL".to_owned()
+                } else {
+                    format!("URL {} of {}", i + 1, items.len())
+                };
+                self.problems.push(setting.problem(format!("{which} {why}")));
+            }
+        }
+        (self.problems.len() == before).then(|| items.into_iter().map(Secret::new).collect())
+    }
+}
+
+/// Says what a URL lacks, never what it holds.
+pub(crate) fn check_url(text: &str, schemes: &[&str]) -> Result<Url, String> {
+    if text.is_empty() {
+        return Err("is empty".to_owned());
+    }
+    let scheme = text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+    if !scheme.is_some_and(|scheme| schemes.contains(&scheme.as_str())) {
+        return Err(format!("must start with {}://", schemes.join(":// or ")));
+    }
+    match Url::parse(text) {
+        Ok(url) if url.host_str().is_some_and(|host| !host.is_empty()) => Ok(url),
+        Ok(_) => Err("has no host".to_owned()),
+        // The parser's messages name the kind of error alone, never the text.
+        Err(e) => Err(format!("is not a URL: {e}")),
+    }
+}

@@ -1,0 +1,175 @@
+//! Ports, retention, lease and logging: what all chains share.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use ethhook_ingest::Options;
+use tracing_subscriber::EnvFilter;
+
+use super::read::Reader;
+
+/// What all chains share.
+#[derive(Debug, Clone)]
+pub(crate) struct Service {
+    pub(crate) bind_address: IpAddr,
+    /// 0: any free one.
+    pub(crate) metrics_port: u16,
+    /// 0: any free one.
+    pub(crate) health_port: u16,
+    instance_id: String,
+    lease_ttl: Duration,
+    max_chains: Option<NonZeroU32>,
+    dedup_ttl: Duration,
+    retention: Duration,
+    group_idle_alarm: Duration,
+    /// None: a share of Redis' memory.
+    stream_max_bytes: Option<u64>,
+    ready_max_lag: Duration,
+}
+
+impl Service {
+    /// What the ingestor is told, once it is known what Redis has: `maxmemory` in bytes, none if it
+    /// sets no bound, shared by so many `chains`.
+    pub(crate) fn options(&self, maxmemory: Option<u64>, chains: usize) -> Options {
+        let all = maxmemory.unwrap_or(UNBOUNDED_MAXMEMORY) / 100 * STREAMS_PERCENT;
+        let share = all / u64::try_from(chains.max(1)).unwrap_or(u64::MAX);
+        Options {
+            instance_id: self.instance_id.clone(),
+            lease_ttl: self.lease_ttl,
+            max_chains: self.max_chains,
+            dedup_ttl: self.dedup_ttl,
+            retention: self.retention,
+            group_idle_alarm: self.group_idle_alarm,
+            stream_max_bytes: self.stream_max_bytes.unwrap_or(share),
+            ready_max_lag: self.ready_max_lag,
+        }
+    }
+}
+
+/// Which log lines are written, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Logging {
+    /// Directives that [`EnvFilter`] has accepted.
+    pub(crate) filter: String,
+    pub(crate) format: LogFormat,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The most that a period of time may be: 100 years.
+const MAX_HOURS: u64 = 24 * 366 * 100;
+
+/// What event streams may take of Redis' memory; the rest is for markers, dedup records, copies
+/// while it forks, and whatever else lives there.
+const STREAMS_PERCENT: u64 = 60;
+
+/// What a Redis without `maxmemory` is taken to have: 512 MB.
+const UNBOUNDED_MAXMEMORY: u64 = 512 * 1024 * 1024;
+
+/// More than there are chains worth following.
+const MAX_CHAINS: u32 = 1_000;
+
+/// The longest name of an instance; it stands in Redis beside every cursor.
+const MAX_INSTANCE_ID: usize = 128;
+
+/// None if something is wrong, which `reader` then knows.
+pub(crate) fn read(reader: &mut Reader<'_>) -> Option<Service> {
+    let bind_address = bind_address(reader);
+    let (metrics_port, health_port) = ports(reader);
+    let dedup_ttl = number(reader, "DEDUP_TTL_SECONDS", 1, MAX_HOURS * 3600);
+    let retention = number(reader, "RETENTION_HOURS", 1, MAX_HOURS);
+    let group_idle_alarm = number(reader, "GROUP_IDLE_ALARM_HOURS", 1, MAX_HOURS);
+    let ready_max_lag = number(reader, "READY_MAX_LAG_SECONDS", 1, MAX_HOURS * 3600);
+    let lease_ttl = number(reader, "LEASE_TTL_MS", 1_000, 600_000);
+    let max_chains = match reader.global("MAX_CHAINS_PER_INSTANCE").given() {
+        Some(setting) => reader.number(&setting, 1..=MAX_CHAINS).map(NonZeroU32::new),
+        None => Some(None),
+    };
+    let stream_max_bytes = match reader.global("STREAM_MAX_BYTES").given() {
+        None => Some(None),
+        Some(setting) => reader.number(&setting, 1_000_000..=u64::MAX).map(Some),
+    };
+    let instance_id = reader.global("INSTANCE_ID");
+    let must = "1 to 128 characters without spaces";
+    let instance_id = reader.parse(&instance_id, must, |text| {
+        let fits = (1..=MAX_INSTANCE_ID).contains(&text.len());
+        (fits && text.chars().all(|c| c.is_ascii_graphic())).then(|| text.to_owned())
+    });
+    Some(Service {
+        bind_address: bind_address?,
+        metrics_port: metrics_port?,
+        health_port: health_port?,
+        instance_id: instance_id?,
+        lease_ttl: Duration::from_millis(lease_ttl?),
+        max_chains: max_chains?,
+        dedup_ttl: Duration::from_secs(dedup_ttl?),
+        retention: Duration::from_secs(retention? * 3600),
+        group_idle_alarm: Duration::from_secs(group_idle_alarm? * 3600),
+        stream_max_bytes: stream_max_bytes?,
+        ready_max_lag: Duration::from_secs(ready_max_lag?),
+    })
+}
+
+/// Where to ask `/health` on this host; none if something is wrong, which `reader` then knows.
+pub(crate) fn health_address(reader: &mut Reader<'_>) -> Option<SocketAddr> {
+    let address = bind_address(reader);
+    let setting = reader.global("HEALTH_PORT");
+    // Port 0 would be any free one, which only the service knows.
+    let port = reader.number(&setting, 1..=u16::MAX);
+    let address = match address? {
+        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        address => address,
+    };
+    Some(SocketAddr::new(address, port?))
+}
+
+fn bind_address(reader: &mut Reader<'_>) -> Option<IpAddr> {
+    let setting = reader.global("BIND_ADDRESS");
+    reader.parse(&setting, "an IP address, as 127.0.0.1 or 0.0.0.0", |text| text.parse().ok())
+}
+
+fn number(reader: &mut Reader<'_>, name: &str, least: u64, most: u64) -> Option<u64> {
+    let setting = reader.global(name);
+    reader.number(&setting, least..=most)
+}
+
+fn ports(reader: &mut Reader<'_>) -> (Option<u16>, Option<u16>) {
+    let metrics = reader.global("METRICS_PORT");
+    let metrics_port = reader.number(&metrics, 0..=u16::MAX);
+    let health = reader.global("HEALTH_PORT");
+    let health_port = reader.number(&health, 0..=u16::MAX);
+    if metrics_port.is_some_and(|port| port != 0) && metrics_port == health_port {
+        let text = format!("must differ from {}", metrics.key);
+        reader.problems.push(health.problem(text));
+    }
+    (metrics_port, health_port)
+}
+
+/// None if something is wrong, which `reader` then knows.
+pub(crate) fn read_logging(reader: &mut Reader<'_>) -> Option<Logging> {
+    let filter = reader.global("RUST_LOG");
+    let filter = match EnvFilter::try_new(&filter.text) {
+        Ok(_) => Some(filter.text),
+        Err(e) => {
+            let must = "must be a level or directives, as info or info,ethhook_ingest=debug";
+            reader.problems.push(filter.problem(format!("{must}: {e}")));
+            None
+        }
+    };
+    let format = reader.global("LOG_FORMAT");
+    let format = reader.parse(&format, "text or json", |text| match text {
+        "text" => Some(LogFormat::Text),
+        "json" => Some(LogFormat::Json),
+        _ => None,
+    });
+    Some(Logging { filter: filter?, format: format? })
+}

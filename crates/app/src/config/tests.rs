@@ -1,0 +1,541 @@
+//! Tables: what is set, and what comes of it, word for word.
+
+use std::time::Duration;
+
+use ethhook_domain::{Proof, Secret};
+use ethhook_ingest::{EndpointConfig, StartBlock};
+
+use super::*;
+
+/// Marks a secret; it must not be found in anything that is shown.
+const CANARY: &str = "c4n4ry";
+
+const CHAIN_ON: (&str, &str) = ("LOCAL_WS_URL", "ws://127.0.0.1:8545");
+
+fn inputs(env: &[(&str, &str)], env_file: &str, toml: &str) -> Inputs {
+    Inputs {
+        env: env.iter().map(|(k, v)| ((*k).to_owned(), Secret::new(*v))).collect(),
+        env_file: (!env_file.is_empty()).then(|| Secret::new(env_file)),
+        toml: (!toml.is_empty()).then(|| Secret::new(toml)),
+        host_name: "host-1".to_owned(),
+    }
+}
+
+fn load(env: &[(&str, &str)], env_file: &str, toml: &str) -> Config {
+    match Config::load(&inputs(env, env_file, toml)) {
+        Ok(config) => config,
+        Err(invalid) => panic!("{:#?}", lines(&invalid.problems)),
+    }
+}
+
+/// What is wrong, with one good chain beside it.
+fn wrong(env: &[(&str, &str)], env_file: &str, toml: &str) -> Vec<String> {
+    let env: Vec<_> = env.iter().copied().chain([CHAIN_ON]).collect();
+    let found = match Config::load(&inputs(&env, env_file, toml)) {
+        Ok(_) => Vec::new(),
+        Err(invalid) => lines(&invalid.problems),
+    };
+    assert!(!found.iter().any(|line| line.contains(CANARY)), "a secret is shown: {found:#?}");
+    found
+}
+
+fn lines(problems: &[Problem]) -> Vec<String> {
+    problems.iter().map(ToString::to_string).collect()
+}
+
+fn resolved(config: &Config) -> Vec<String> {
+    let squeeze =
+        |line: String| line.split_whitespace().collect::<Vec<_>>().join(" ").replace(" # ", " | ");
+    config.resolved.iter().map(|line| squeeze(line.to_string())).collect()
+}
+
+/// Key, value, and the first line that it leads to.
+const WRONG_VALUES: &[(&str, &str, &str)] = &[
+    (
+        "METRICS_PORT",
+        "99999",
+        "METRICS_PORT=99999 (from env): must be a whole number from 0 to 65535",
+    ),
+    ("METRICS_PORT", "-1", "METRICS_PORT=-1 (from env): must be a whole number from 0 to 65535"),
+    ("METRICS_PORT", "8080", "HEALTH_PORT=8080: must differ from METRICS_PORT"),
+    ("HEALTH_PORT", "9090", "HEALTH_PORT=9090 (from env): must differ from METRICS_PORT"),
+    (
+        "BIND_ADDRESS",
+        "localhost",
+        "BIND_ADDRESS=localhost (from env): must be an IP address, as 127.0.0.1 or 0.0.0.0",
+    ),
+    (
+        "DEDUP_TTL_SECONDS",
+        "1d",
+        "DEDUP_TTL_SECONDS=1d (from env): must be a whole number from 1 to 3162240000",
+    ),
+    (
+        "RETENTION_HOURS",
+        "0",
+        "RETENTION_HOURS=0 (from env): must be a whole number from 1 to 878400",
+    ),
+    (
+        "READY_MAX_LAG_SECONDS",
+        "1.5",
+        "READY_MAX_LAG_SECONDS=1.5 (from env): must be a whole number from 1 to 3162240000",
+    ),
+    (
+        "STREAM_MAX_BYTES",
+        "1G",
+        "STREAM_MAX_BYTES=1G (from env): must be a whole number from 1000000 to 18446744073709551615",
+    ),
+    (
+        "LEASE_TTL_MS",
+        "10",
+        "LEASE_TTL_MS=10 (from env): must be a whole number from 1000 to 600000",
+    ),
+    (
+        "INSTANCE_ID",
+        "a b",
+        "INSTANCE_ID=a b (from env): must be 1 to 128 characters without spaces",
+    ),
+    (
+        "INSTANCE_ID",
+        "a\nb",
+        "INSTANCE_ID=a\\nb (from env): must be 1 to 128 characters without spaces",
+    ),
+    ("LOG_FORMAT", "xml", "LOG_FORMAT=xml (from env): must be text or json"),
+    ("REDIS_POOL_SIZE", "0", "REDIS_POOL_SIZE=0 (from env): must be a whole number from 1 to 1024"),
+    ("REDIS_PORT", "0", "REDIS_PORT=0 (from env): must be a whole number from 1 to 65535"),
+    (
+        "REDIS_HOST",
+        "a b",
+        "REDIS_HOST=a b (from env): must be a host name or an IP address, without port",
+    ),
+    (
+        "REDIS_HOST",
+        "redis://:c4n4ry@h",
+        "REDIS_HOST=<redacted> (from env): must be a host name or an IP address, without port",
+    ),
+    (
+        "REDIS_HOST",
+        "u:c4n4ry@h",
+        "REDIS_HOST=<redacted> (from env): must be a host name or an IP address, without port",
+    ),
+    ("REDIS_URL", "c4n4ry", "REDIS_URL (from env): the URL must start with redis:// or rediss://"),
+    ("REDIS_URL", "redis://:c4n4ry@", "REDIS_URL (from env): the URL is not a URL: empty host"),
+    (
+        "REDIS_URL",
+        "redis://:c4n4ry@h:99999",
+        "REDIS_URL (from env): the URL is not a URL: invalid port number",
+    ),
+    (
+        "REDIS_URL",
+        "redis://h/c4n4ry",
+        "REDIS_URL (from env): the URL must end in the number of a database, if any",
+    ),
+    (
+        "REDIS_URL_FILE",
+        "/nowhere/at/all",
+        "REDIS_URL_FILE=/nowhere/at/all (from env): this file cannot be read: No such file or directory (os error 2)",
+    ),
+    (
+        "REDIS_PASSWRD",
+        "c4n4ry",
+        "REDIS_PASSWRD (from env): is not a key; did you mean REDIS_PASSWORD?",
+    ),
+    (
+        "ETHERUM_WS_URL",
+        "wss://h/c4n4ry",
+        "ETHERUM_WS_URL (from env): is not a key; did you mean ETHEREUM_WS_URL?",
+    ),
+    (
+        "ETHEREUM_WS_URI",
+        "wss://h/c4n4ry",
+        "ETHEREUM_WS_URI (from env): is not a key; did you mean ETHEREUM_WS_URL?",
+    ),
+    (
+        "ETHEREUM_WS_URL",
+        "h/c4n4ry",
+        "ETHEREUM_WS_URL (from env): the URL must start with ws:// or wss://",
+    ),
+    (
+        "ETHEREUM_WS_URL",
+        "https://h/c4n4ry",
+        "ETHEREUM_WS_URL (from env): the URL must start with ws:// or wss://",
+    ),
+    ("ETHEREUM_WS_URL", "wss://", "ETHEREUM_WS_URL (from env): the URL is not a URL: empty host"),
+    (
+        "ETHEREUM_HTTP_URL",
+        "http://h/c4n4ry,,ftp://c4n4ry",
+        "ETHEREUM_HTTP_URL (from env): URL 2 of 3 is empty",
+    ),
+    (
+        "LOCAL_START_BLOCK",
+        "newest",
+        "LOCAL_START_BLOCK=newest (from env): must be latest or a block number",
+    ),
+    ("LOCAL_END_BLOCK", "latest", "LOCAL_END_BLOCK=latest (from env): must be a block number"),
+    (
+        "LOCAL_CONFIRMATIONS",
+        "5000",
+        "LOCAL_CONFIRMATIONS=5000 (from env): must be a whole number from 0 to 4096",
+    ),
+    (
+        "LOCAL_VERIFY",
+        "none",
+        "LOCAL_VERIFY=none (from env): must be receipts_root, bloom or structure",
+    ),
+    (
+        "LOCAL_CONTRACTS",
+        "0x12",
+        "LOCAL_CONTRACTS=0x12 (from env): item 1 must be 0x and 40 hex digits",
+    ),
+    (
+        "LOCAL_TOPICS",
+        "transfer",
+        "LOCAL_TOPICS=transfer (from env): item 1 must be 0x and 64 hex digits",
+    ),
+];
+
+#[test]
+fn each_wrong_value_in_the_environment_is_told_in_one_line() {
+    for &(key, value, line) in WRONG_VALUES {
+        assert_eq!(
+            wrong(&[(key, value)], "", "").first().map(String::as_str),
+            Some(line),
+            "{key}={value}"
+        );
+    }
+}
+
+#[test]
+fn a_wrong_log_filter_is_told() {
+    let found = wrong(&[("RUST_LOG", "info,=x=")], "", "");
+    assert_eq!(found.len(), 1);
+    assert!(found[0].starts_with("RUST_LOG=info,=x= (from env): must be a level or"), "{found:?}");
+}
+
+#[test]
+fn values_that_contradict_each_other_are_told() {
+    for (env, line) in [
+        (
+            vec![
+                ("REDIS_URL", "redis://:c4n4ry@h"),
+                ("REDIS_HOST", "h"),
+                ("REDIS_PASSWORD", "c4n4ry"),
+            ],
+            "REDIS_URL (from env): REDIS_HOST, REDIS_PASSWORD is set as well; keep one of the two forms",
+        ),
+        (
+            vec![("REDIS_PASSWORD", "c4n4ry"), ("REDIS_PASSWORD_FILE", "/dev/null")],
+            "REDIS_PASSWORD_FILE=/dev/null (from env): REDIS_PASSWORD is set as well; keep one of the two",
+        ),
+        (
+            vec![("REDIS_PASSWORD_FILE", "/dev/null")],
+            "REDIS_PASSWORD_FILE=/dev/null (from env): this file is empty",
+        ),
+        (
+            vec![("LOCAL_START_BLOCK", "10"), ("LOCAL_END_BLOCK", "9")],
+            "LOCAL_END_BLOCK=9 (from env): must not be below LOCAL_START_BLOCK=10",
+        ),
+    ] {
+        assert_eq!(wrong(&env, "", ""), [line], "{env:?}");
+    }
+}
+
+#[test]
+fn the_env_file_is_strict_and_told_by_line() {
+    for (text, line) in [
+        ("METRICS_PORT=x", "METRICS_PORT=x (from .env): must be a whole number from 0 to 65535"),
+        ("FOO=c4n4ry", "FOO (from .env): is not a key; all keys stand in .env.example"),
+        ("REDIS_PORTS=1", "REDIS_PORTS (from .env): is not a key; did you mean REDIS_PORT?"),
+        (
+            "GNOSIS_WS_URL=wss://h/c4n4ry",
+            "GNOSIS_WS_URL (from .env): is not a key; a chain that is not built in needs [chains.gnosis] with chain_id in ethhook.toml",
+        ),
+        (
+            "LOG_FORMAT=text\nLOG_FORMAT=json",
+            "LOG_FORMAT (from .env): is set twice; keep one of the lines",
+        ),
+        (
+            "LOG_FORMAT=text\nREDIS_PASSWORD=c4n4ry with spaces\n",
+            ".env line 2: must be KEY=value; put a value with spaces, quotes, # or $ in single quotes",
+        ),
+    ] {
+        assert_eq!(wrong(&[], text, ""), [line], "{text}");
+    }
+}
+
+#[test]
+fn toml_keys_are_told_by_their_full_path() {
+    for (text, line) in [
+        (
+            "metrics_port = 70000",
+            "metrics_port=70000 (from toml): must be a whole number from 0 to 65535",
+        ),
+        ("METRICS_PORT = 1", "METRICS_PORT (from toml): is not a key"),
+        ("metric_port = 1", "metric_port (from toml): is not a key; did you mean metrics_port?"),
+        ("[redis]\nurl = 'c4n4ry'", "redis (from toml): is not a key"),
+        ("chains = 1", "chains (from toml): must hold tables, as in [chains.NAME]"),
+        (
+            "[chains]\nethereum = 1",
+            "chains.ethereum (from toml): must be a table, as in [chains.NAME]",
+        ),
+        (
+            "[chains.ethereum]\nws_ulr = 'wss://c4n4ry'",
+            "chains.ethereum.ws_ulr (from toml): is not a key; did you mean ws_url?",
+        ),
+        (
+            "[chains.gnosis]\nws_url = 'wss://h/c4n4ry'",
+            "chains.gnosis.chain_id (from toml): is missing: a chain that is not built in needs its chain id",
+        ),
+        (
+            "[chains.gnosis]\nchain_id = 0",
+            "chains.gnosis.chain_id=0 (from toml): must be a whole number from 1 to 9223372036854775807",
+        ),
+        (
+            "[chains.gno-sis]\nchain_id = 100",
+            "chains.gno-sis (from toml): a chain's name starts with a letter; letters, digits and _ may follow",
+        ),
+        (
+            "[chains.gnosis]\nchain_id = 100\n[chains.GNOSIS]\nchain_id = 100",
+            "chains.gnosis (from toml): is described twice",
+        ),
+        (
+            "[chains.gnosis]\nchain_id = 100\nblock_time_ms = 0",
+            "chains.gnosis.block_time_ms=0 (from toml): must be a whole number from 1 to 3600000",
+        ),
+        (
+            "[chains.gnosis]\nchain_id = 100\nstate_sync_logs = 'yes'",
+            "chains.gnosis.state_sync_logs=yes (from toml): must be true or false",
+        ),
+        (
+            "[chains.gnosis]\nchain_id = { a = 1 }",
+            "chains.gnosis.chain_id (from toml): must be one value, or a list of texts",
+        ),
+        (
+            "[chains.gnosis]\nchain_id = 31337\nhttp_url = 'http://h/c4n4ry'",
+            "GNOSIS_*: chain gnosis has the chain id 31337 of chain local; keep one of them",
+        ),
+        ("redis_password = c4n4ry", "ethhook.toml: is not valid TOML (line 1, column 18)"),
+    ] {
+        let found = wrong(&[], "", text);
+        assert_eq!(found.first().map(String::as_str), Some(line), "{text}");
+    }
+}
+
+#[test]
+fn all_that_is_wrong_is_told_at_once() {
+    let found = wrong(
+        &[("METRICS_PORT", "x"), ("ETHERUM_WS_URL", "wss://c4n4ry"), ("LOCAL_VERIFY", "y")],
+        "HEALTH_PORT=z",
+        "log_format = 'w'\nunknown = 1\nother = 2",
+    );
+    let keys: Vec<&str> = found.iter().map(|line| line.split(['=', ' ']).next().unwrap()).collect();
+    for key in [
+        "METRICS_PORT",
+        "ETHERUM_WS_URL",
+        "LOCAL_VERIFY",
+        "HEALTH_PORT",
+        "log_format",
+        "unknown",
+        "other",
+    ] {
+        assert!(keys.contains(&key), "{key} is missing in {found:#?}");
+    }
+    assert_eq!(found.len(), 7, "{found:#?}");
+}
+
+#[test]
+fn no_chain_is_told_with_how_to_set_one() {
+    let Err(invalid) = Config::load(&inputs(&[], "", "")) else { panic!("started with nothing") };
+    assert_eq!(
+        lines(&invalid.problems),
+        ["no chain is set: set <NAME>_WS_URL or <NAME>_HTTP_URL, as in \
+          ETHEREUM_WS_URL=wss://...; NAME is one of ETHEREUM, ARBITRUM, OPTIMISM, BASE, POLYGON, \
+          BSC, SEPOLIA, LOCAL, or a [chains.NAME] of ethhook.toml"]
+    );
+    assert!(invalid.redis.is_some(), "Redis can be tried all the same");
+}
+
+#[test]
+fn defaults_hold_where_nothing_is_set() {
+    let config = load(&[CHAIN_ON, ("UNRELATED", "x"), ("PATH", "/bin")], "", "");
+    assert_eq!(config.redis.url.reveal(), "redis://127.0.0.1:6379");
+    assert_eq!((config.service.metrics_port, config.service.health_port), (9090, 8080));
+    assert_eq!(config.service.bind_address.to_string(), "127.0.0.1");
+    let options = config.service.options(None, 1);
+    assert_eq!(options.instance_id, "host-1");
+    assert_eq!(options.dedup_ttl, Duration::from_secs(86_400));
+    assert_eq!(options.retention, Duration::from_secs(24 * 3600));
+    assert_eq!(options.lease_ttl, Duration::from_secs(10));
+    assert_eq!(options.ready_max_lag, Duration::from_secs(60));
+    assert_eq!(options.stream_max_bytes, 322_122_540, "60 % of 512 MB");
+    assert_eq!(config.service.options(Some(1_000_000_000), 4).stream_max_bytes, 150_000_000);
+    assert_eq!(config.logging.format, LogFormat::Text);
+    let chain = &config.chains[0];
+    assert_eq!((chain.profile.name.as_str(), chain.profile.chain_id), ("local", 31_337));
+    assert_eq!((chain.start, chain.end_block, chain.confirmations), (StartBlock::Latest, None, 0));
+    assert!(chain.filter.contracts.is_empty() && chain.filter.topics.is_empty());
+}
+
+#[test]
+fn the_environment_wins_over_env_file_over_toml_over_defaults() {
+    let toml = "metrics_port = 1\nhealth_port = 2\nlog_format = 'json'\nredis_port = 7000\n\
+                [chains.local]\nstart_block = 5\nconfirmations = 3\nws_url = 'ws://c4n4ry/'";
+    let config = load(
+        &[("METRICS_PORT", "11"), ("LOCAL_CONFIRMATIONS", "1"), ("REDIS_PORT", "")],
+        "HEALTH_PORT=22\nMETRICS_PORT=12\nLOCAL_CONFIRMATIONS=2\n",
+        toml,
+    );
+    assert_eq!((config.service.metrics_port, config.service.health_port), (11, 22));
+    assert_eq!(config.logging.format, LogFormat::Json);
+    assert_eq!(config.chains[0].confirmations, 1);
+    assert_eq!(config.chains[0].start, StartBlock::Number(5));
+    assert_eq!(config.redis.url.reveal(), "redis://127.0.0.1:6379", "empty means not set");
+    let found = resolved(&config);
+    for line in [
+        "METRICS_PORT=11 | env",
+        "HEALTH_PORT=22 | .env",
+        "LOG_FORMAT=json | toml",
+        "RETENTION_HOURS=24 | default",
+        "LOCAL_WS_URL=<redacted> | toml",
+        "LOCAL_CONFIRMATIONS=1 | env",
+        "LOCAL_START_BLOCK=5 | toml",
+        "LOCAL_VERIFY=receipts_root | default",
+    ] {
+        assert!(found.iter().any(|l| l == line), "{line} is missing in {found:#?}");
+    }
+    assert!(!found.iter().any(|line| line.contains(CANARY)));
+}
+
+#[test]
+fn urls_pair_up_into_endpoints() {
+    let config = load(
+        &[
+            ("BASE_WS_URL", "wss://a/1, wss://b/2"),
+            ("BASE_HTTP_URL", "https://a/1,https://b/2,http://c"),
+            ("POLYGON_HTTP_URL", "http://d"),
+        ],
+        "",
+        "",
+    );
+    let reveal =
+        |url: &Option<Secret>| url.as_ref().map_or("-".to_owned(), |u| u.reveal().to_owned());
+    let shape: Vec<String> = config
+        .chains
+        .iter()
+        .flat_map(|chain| {
+            let line = |e: &EndpointConfig| {
+                format!("{} {} {}", chain.profile.name, reveal(&e.ws), reveal(&e.http))
+            };
+            chain.endpoints.iter().map(line).collect::<Vec<_>>()
+        })
+        .collect();
+    assert_eq!(
+        shape,
+        [
+            "base wss://a/1 https://a/1",
+            "base wss://b/2 https://b/2",
+            "base - http://c",
+            "polygon - http://d",
+        ]
+    );
+}
+
+#[test]
+fn a_chain_of_the_toml_file_is_described_there_and_set_anywhere() {
+    let toml = "[chains.Gnosis]\nchain_id = 100\nblock_time_ms = 5000\nfinality_depth = 20\n\
+                state_sync_logs = true\nempty_without_transactions = true\nverify = 'structure'\n\
+                contracts = ['0x00000000000000000000000000000000000000aa', '0x00000000000000000000000000000000000000bb']\n\
+                [chains.local]\nchain_id = 1337\n";
+    let config = load(&[("GNOSIS_WS_URL", "wss://g"), CHAIN_ON], "GNOSIS_END_BLOCK=9", toml);
+    let names: Vec<_> =
+        config.chains.iter().map(|c| (c.profile.name.as_str(), c.profile.chain_id)).collect();
+    assert_eq!(names, [("local", 1337), ("gnosis", 100)]);
+    let gnosis = &config.chains[1];
+    assert_eq!(gnosis.profile.block_time, Duration::from_secs(5));
+    assert_eq!(gnosis.profile.finality_depth, 20);
+    assert_eq!(gnosis.profile.verify, Proof::Structure);
+    assert!(gnosis.profile.state_sync_logs && gnosis.profile.empty_without_transactions);
+    assert_eq!(gnosis.filter.contracts.len(), 2);
+    assert_eq!(gnosis.end_block, Some(9));
+}
+
+#[test]
+fn redis_by_parts_is_a_url_whatever_the_password_holds() {
+    let env = [CHAIN_ON, ("REDIS_HOST", "::1"), ("REDIS_PASSWORD", "p@ss/w:rd#%?")];
+    let config = load(&env, "REDIS_PORT=7000", "");
+    let url = url::Url::parse(config.redis.url.reveal()).unwrap();
+    assert_eq!(url.host_str(), Some("[::1]"));
+    assert_eq!(url.port(), Some(7000));
+    assert_eq!(url.username(), "");
+    assert_eq!(url.password(), Some("p%40ss%2Fw%3Ard%23%%3F"));
+}
+
+#[test]
+fn a_secret_may_come_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("url");
+    std::fs::write(&path, "redis://:c4n4ry@h:1\n").unwrap();
+    let path = path.to_str().unwrap();
+    let config = load(&[CHAIN_ON, ("REDIS_URL_FILE", path)], "", "");
+    assert_eq!(config.redis.url.reveal(), "redis://:c4n4ry@h:1");
+    // Whoever overrides it need not know that it was set by file further down.
+    let config =
+        load(&[CHAIN_ON, ("REDIS_URL", "redis://other")], &format!("REDIS_URL_FILE={path}"), "");
+    assert_eq!(config.redis.url.reveal(), "redis://other");
+    // Wrong content is told by the file's key, without the content.
+    std::fs::write(path, "c4n4ry").unwrap();
+    let line = "REDIS_URL_FILE (from env): the URL must start with redis:// or rediss://";
+    assert_eq!(wrong(&[("REDIS_URL_FILE", path)], "", ""), [line]);
+}
+
+#[test]
+fn a_client_of_the_streams_needs_no_chain() {
+    let client = Client::load(&inputs(&[("LOCAL_WS_URL", "nonsense")], "", "")).unwrap();
+    assert_eq!(client.on.len(), 1);
+    assert_eq!(client.known.len(), ethhook_domain::Profile::built_in().len());
+}
+
+/// The file is the table of keys, rendered; both ways and defaults included.
+#[test]
+fn env_example_is_what_the_table_of_keys_says() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.env.example");
+    let found = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        found == example(),
+        "write it anew: cargo run -p ethhook -- check-config --example > .env.example"
+    );
+}
+
+#[test]
+fn env_example_names_every_key_and_can_be_used_as_it_is() {
+    let text = example();
+    let set: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix('#')?.split_once('=').map(|(key, _)| key))
+        .filter(|key| key.chars().all(|c| c.is_ascii_uppercase() || c == '_'))
+        .collect();
+    for key in keys::names(keys::GLOBAL)
+        .chain(keys::names(keys::CHAIN).map(|key| format!("ETHEREUM_{key}")))
+    {
+        assert!(set.contains(&key.as_str()), "{key} is missing");
+    }
+    // With every # taken off, the file is still well formed, and says only that no chain is set.
+    let bare: String = text
+        .lines()
+        .map(|line| {
+            line.strip_prefix('#').filter(|rest| !rest.starts_with([' ', '-'])).unwrap_or(line)
+        })
+        .filter(|line| !line.starts_with("#"))
+        .fold(String::new(), |text, line| text + line + "\n");
+    let Err(invalid) = Config::load(&inputs(&[], &bare, "")) else { panic!("no chain is set") };
+    let found = lines(&invalid.problems);
+    let twice = |line: &&String| !line.contains("is set twice");
+    assert_eq!(found.iter().filter(twice).count(), 1, "{found:#?}");
+}
+
+#[test]
+fn the_toml_example_is_one_that_works() {
+    let text = include_str!("../../../../docs/ethhook.example.toml");
+    let config = load(&[], "", text);
+    let names: Vec<&str> = config.chains.iter().map(|c| c.profile.name.as_str()).collect();
+    assert_eq!(names, ["ethereum", "gnosis"]);
+}

@@ -1,0 +1,87 @@
+//! `/health`: the process answers. `/ready`: Redis answers and every chain is at its head.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ethhook_ingest::StatusBoard;
+use ethhook_streams::Streams;
+use hyper::StatusCode;
+use serde_json::json;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::http::Answer;
+
+/// How long an answer of Redis counts, so that probes cost it no more than one PING a second.
+const PING_AGE: Duration = Duration::from_secs(1);
+/// How long Redis may take: less than the usual patience of a probe.
+const PING_TIMEOUT: Duration = Duration::from_millis(900);
+
+/// An answer of Redis, or why there was none.
+struct Ping {
+    at: Instant,
+    answer: Result<(), String>,
+}
+
+/// What `/health` and `/ready` go by; clones share it.
+#[derive(Clone)]
+pub(crate) struct Health {
+    streams: Streams,
+    status: StatusBoard,
+    max_lag: Duration,
+    stopping: CancellationToken,
+    last_ping: Arc<Mutex<Option<Ping>>>,
+}
+
+impl Health {
+    /// Not ready any more once `stopping` is cancelled.
+    pub(crate) fn new(
+        streams: Streams,
+        status: StatusBoard,
+        max_lag: Duration,
+        stopping: CancellationToken,
+    ) -> Self {
+        Self { streams, status, max_lag, stopping, last_ping: Arc::default() }
+    }
+
+    /// The answer for `path`; none if there is nothing.
+    pub(crate) async fn answer(self, path: String) -> Option<Answer> {
+        match path.as_str() {
+            "/health" => Some(Answer::json(StatusCode::OK, &json!({ "alive": true }))),
+            "/ready" => Some(self.ready().await),
+            _ => None,
+        }
+    }
+
+    async fn ready(&self) -> Answer {
+        let mut why = Vec::new();
+        let no_chain = |why: String| json!({ "chain": null, "why": why });
+        if self.stopping.is_cancelled() {
+            why.push(no_chain("shutting down".to_owned()));
+        } else {
+            if let Err(error) = self.ping().await {
+                why.push(no_chain(error));
+            }
+            why.extend(self.status.not_ready(self.max_lag).into_iter().map(|not| json!(not)));
+        }
+        let ready = why.is_empty();
+        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        Answer::json(status, &json!({ "ready": ready, "why": why }))
+    }
+
+    /// Probes that come together wait for one PING.
+    async fn ping(&self) -> Result<(), String> {
+        let mut last = self.last_ping.lock().await;
+        if let Some(ping) = &*last
+            && ping.at.elapsed() < PING_AGE
+        {
+            return ping.answer.clone();
+        }
+        let answer = match tokio::time::timeout(PING_TIMEOUT, self.streams.ping()).await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_) => Err("Redis: no answer in time".to_owned()),
+        };
+        *last = Some(Ping { at: Instant::now(), answer: answer.clone() });
+        answer
+    }
+}

@@ -1,0 +1,49 @@
+//! `ethhook healthcheck`: asks the service on this host how it is, for a container without a shell.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::config::{Inputs, Probe, Problem};
+use crate::{Exit, tell};
+
+/// How long the answer may take: `/ready` itself waits for Redis less than a second.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// More than `/ready` says of a hundred chains.
+const MAX_REPLY: u64 = 64 * 1024;
+
+/// Asks `/health`, or `/ready`, and prints the answer.
+pub(crate) async fn run(inputs: Result<Inputs, Vec<Problem>>, ready: bool) -> anyhow::Result<Exit> {
+    let probe = match inputs.and_then(|inputs| Probe::load(&inputs)) {
+        Ok(probe) => probe,
+        Err(problems) => {
+            tell(&problems);
+            return Ok(Exit::BadConfiguration);
+        }
+    };
+    let path = if ready { "/ready" } else { "/health" };
+    let url = format!("http://{}{path}", probe.health);
+    let reply = tokio::time::timeout(PATIENCE, get(probe.health, path))
+        .await
+        .with_context(|| format!("{url} does not answer within {} s", PATIENCE.as_secs()))?
+        .with_context(|| format!("{url} cannot be asked"))?;
+    let (head, body) = reply.split_once("\r\n\r\n").unwrap_or((&reply, ""));
+    match head.split(' ').nth(1) {
+        Some("200") => println!("{}", body.trim()),
+        Some(status) => bail!("{url} answers {status}: {}", body.trim()),
+        None => bail!("{url} does not speak HTTP"),
+    }
+    Ok(Exit::Done)
+}
+
+async fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut reply = String::new();
+    stream.take(MAX_REPLY).read_to_string(&mut reply).await?;
+    Ok(reply)
+}

@@ -1,0 +1,228 @@
+//! `ethhook ingest`: everything is checked and told at once, then started, then drained on a
+//! signal.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use ethhook_ingest::{Metrics, StatusBoard};
+use ethhook_streams::{ServerInfo, Streams};
+use hyper::StatusCode;
+use prometheus::{Registry, TextEncoder};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, Inputs, Problem, RedisSettings, Service};
+use crate::health::Health;
+use crate::http::{self, Answer};
+use crate::process_metrics::ProcessMetrics;
+use crate::signals::Signals;
+use crate::{Exit, logging, progress, redis, tell};
+
+/// The time for what is on the wire to Redis; the rest of the 8 s that an exit may take is spare.
+const DRAIN: Duration = Duration::from_secs(7);
+
+/// Runs until a signal; what is wrong beforehand is told on standard error, a line each.
+pub(crate) async fn run(
+    inputs: Result<Inputs, Vec<Problem>>,
+    with_progress: bool,
+) -> anyhow::Result<Exit> {
+    // Before anything else, so that no signal finds us without.
+    let mut signals = Signals::new()?;
+    let ready = tokio::select! {
+        ready = Ready::prepare(inputs) => ready,
+        () = signals.next() => return Ok(Exit::Done),
+    };
+    match ready {
+        Ok(ready) => ready.run(signals, with_progress).await,
+        Err(NotReady { problems, exit }) => {
+            tell(&problems);
+            Ok(exit)
+        }
+    }
+}
+
+/// Everything that can fail has been tried; nothing runs yet.
+struct Ready {
+    config: Config,
+    streams: Streams,
+    server: ServerInfo,
+    metrics_listener: TcpListener,
+    health_listener: TcpListener,
+}
+
+/// Why nothing was started.
+struct NotReady {
+    problems: Vec<Problem>,
+    exit: Exit,
+}
+
+impl Ready {
+    /// Tries configuration, Redis and ports; one's fault does not hide another's.
+    async fn prepare(inputs: Result<Inputs, Vec<Problem>>) -> Result<Self, NotReady> {
+        let bad = |problems| NotReady { problems, exit: Exit::BadConfiguration };
+        let inputs = inputs.map_err(bad)?;
+        let config = match Config::load(&inputs) {
+            Ok(config) => config,
+            Err(mut invalid) => {
+                if let Some(settings) = invalid.redis {
+                    invalid.problems.extend(try_redis(&settings).await.err().map(|(p, _)| p));
+                }
+                return Err(bad(invalid.problems));
+            }
+        };
+        if let Err(error) = logging::start(&config.logging) {
+            return Err(bad(vec![Problem::new("RUST_LOG", format!("{error:#}"))]));
+        }
+        let mut problems = Vec::new();
+        let mut exit = Exit::Failed;
+        let metrics = listen(&config.service, "METRICS_PORT", config.service.metrics_port).await;
+        let health = listen(&config.service, "HEALTH_PORT", config.service.health_port).await;
+        let streams = try_redis(&config.redis).await;
+        let metrics_listener = metrics.map_err(|problem| problems.push(problem)).ok();
+        let health_listener = health.map_err(|problem| problems.push(problem)).ok();
+        let streams = streams
+            .map_err(|(problem, is_retryable)| {
+                problems.push(problem);
+                if !is_retryable {
+                    exit = Exit::BadConfiguration;
+                }
+            })
+            .ok();
+        match (streams, metrics_listener, health_listener) {
+            (Some((streams, server)), Some(metrics_listener), Some(health_listener)) => {
+                Ok(Self { config, streams, server, metrics_listener, health_listener })
+            }
+            _ => Err(NotReady { problems, exit }),
+        }
+    }
+
+    async fn run(self, mut signals: Signals, with_progress: bool) -> anyhow::Result<Exit> {
+        let Self { config, streams, server, metrics_listener, health_listener } = self;
+        let options = config.service.options(server.maxmemory, config.chains.len());
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry)?;
+        let process = ProcessMetrics::register(&registry)?;
+        let status = StatusBoard::default();
+        for chain in &config.chains {
+            // On the board before its task first writes there: a chain that is not there would
+            // count as ready.
+            status.update(&chain.profile.name, |_| {});
+        }
+        let stopping = CancellationToken::new();
+        announce(&metrics_listener, &health_listener);
+
+        // Both servers answer to the very end.
+        let mut servers = JoinSet::new();
+        let health =
+            Health::new(streams.clone(), status.clone(), options.ready_max_lag, stopping.clone());
+        let end = CancellationToken::new();
+        servers.spawn(http::serve(
+            health_listener,
+            move |path| health.clone().answer(path),
+            end.clone(),
+        ));
+        servers.spawn(http::serve(
+            metrics_listener,
+            move |path| std::future::ready(scrape(&path, &registry, &process)),
+            end.clone(),
+        ));
+        if with_progress {
+            servers.spawn(progress::print(status.clone()));
+        }
+        let mut ingestor = JoinSet::new();
+        ingestor.spawn(ethhook_ingest::run(
+            config.chains,
+            options,
+            streams,
+            metrics,
+            status,
+            stopping.clone(),
+        ));
+
+        let exit = tokio::select! {
+            () = signals.next() => {
+                tracing::info!("stopping: what is on the wire to Redis is awaited");
+                stopping.cancel();
+                drain(&mut ingestor, &mut signals).await
+            }
+            ended = ingestor.join_next() => {
+                tracing::error!(?ended, "the ingestor ended by itself");
+                Exit::Failed
+            }
+        };
+        end.cancel();
+        Ok(exit)
+    }
+}
+
+/// Waits for the ingestor, but not for ever: the cursor makes an abrupt end safe.
+async fn drain(ingestor: &mut JoinSet<()>, signals: &mut Signals) -> Exit {
+    tokio::select! {
+        ended = ingestor.join_next() => {
+            if let Some(Err(error)) = ended {
+                tracing::error!(%error, "the ingestor failed while stopping");
+            }
+            tracing::info!("stopped");
+        }
+        () = tokio::time::sleep(DRAIN) => {
+            tracing::warn!("Redis has not answered in time; the next start goes on from its cursor");
+        }
+        () = signals.next() => tracing::warn!("stopped at once, at the second signal"),
+    }
+    Exit::Done
+}
+
+async fn listen(service: &Service, key: &'static str, port: u16) -> Result<TcpListener, Problem> {
+    let address = service.bind_address;
+    TcpListener::bind((address, port)).await.map_err(|error| match error.kind() {
+        ErrorKind::AddrInUse => {
+            Problem::new(key, format!("{port} is already in use: choose another"))
+        }
+        ErrorKind::PermissionDenied => {
+            Problem::new(key, format!("{port} is not for this user: choose one above 1023"))
+        }
+        ErrorKind::AddrNotAvailable => {
+            Problem::new("BIND_ADDRESS", format!("{address} is no address of this machine"))
+        }
+        _ => Problem::new(key, format!("{address}:{port} cannot be listened on: {error}")),
+    })
+}
+
+/// With port 0 in the configuration, this line is the only place that tells.
+fn announce(metrics: &TcpListener, health: &TcpListener) {
+    let url = |listener: &TcpListener, path| {
+        listener.local_addr().map_or_else(|e| e.to_string(), |at| format!("http://{at}/{path}"))
+    };
+    tracing::info!(
+        metrics = url(metrics, "metrics"),
+        health = url(health, "health"),
+        ready = url(health, "ready"),
+        "listening"
+    );
+}
+
+/// The problem, and whether trying again may help.
+async fn try_redis(settings: &RedisSettings) -> Result<(Streams, ServerInfo), (Problem, bool)> {
+    let streams = redis::open(settings).map_err(|e| (e, false))?;
+    match streams.preflight().await {
+        Ok(server) => Ok((streams, server)),
+        Err(error) => Err((Problem::line(error.to_string()), error.is_retryable())),
+    }
+}
+
+fn scrape(path: &str, registry: &Registry, process: &ProcessMetrics) -> Option<Answer> {
+    if path != "/metrics" {
+        return None;
+    }
+    process.refresh();
+    let text = TextEncoder::new().encode_to_string(&registry.gather());
+    Some(match text {
+        Ok(body) => Answer {
+            status: StatusCode::OK,
+            content_type: "text/plain; version=0.0.4; charset=utf-8",
+            body,
+        },
+        Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    })
+}

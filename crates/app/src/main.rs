@@ -1,0 +1,97 @@
+//! The binary `ethhook`: reads environment, files and arguments, and puts the crates together.
+
+mod check_config;
+mod cli;
+mod config;
+mod health;
+mod healthcheck;
+mod http;
+mod ingest;
+mod logging;
+mod operator;
+mod process_metrics;
+mod progress;
+mod redis;
+mod reset;
+mod signals;
+mod simulate;
+mod tail;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use config::{Inputs, Problem};
+use operator::Order;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Done.
+    Done,
+    /// Failed; trying again may help.
+    Failed,
+    /// The configuration is wrong (`EX_CONFIG` of `sysexits.h`): trying again does not help.
+    BadConfiguration,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::BadConfiguration => 78,
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("ethhook: {error:#}");
+            Exit::Failed.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<Exit> {
+    let files = cli.files;
+    let inputs = || Inputs::of_process(files.config.as_deref(), files.env_file.as_deref());
+    match cli.command {
+        Command::CheckConfig { example: true } => Ok(check_config::example()),
+        Command::CheckConfig { example: false } => Ok(check_config::run(inputs())),
+        Command::Ingest { progress } => in_runtime(ingest::run(inputs(), progress)),
+        Command::Simulate(options) => in_runtime(simulate::run(options)),
+        Command::Healthcheck { ready } => in_runtime(healthcheck::run(inputs(), ready)),
+        Command::Tail { chain, from } => in_runtime(tail::run(inputs(), chain.as_deref(), &from)),
+        Command::Rewind { chain, to, yes } => {
+            in_runtime(operator::rewind::run(inputs(), Order { chain: &chain, yes }, to))
+        }
+        Command::Skip { chain, to, yes } => {
+            in_runtime(operator::skip::run(inputs(), Order { chain: &chain, yes }, to))
+        }
+        Command::ClearAlarm { chain, yes } => {
+            in_runtime(operator::clear_alarm::run(inputs(), Order { chain: &chain, yes }))
+        }
+        Command::Reset { chain, yes } => in_runtime(reset::run(inputs(), &chain, yes)),
+    }
+}
+
+/// Runs `command` on a runtime of its own, which it does not wait for: a read of standard input or
+/// a lookup of a name that hangs must not hold the exit.
+fn in_runtime(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let exit = runtime.block_on(command);
+    runtime.shutdown_background();
+    exit
+}
+
+/// Tells everything that is wrong, a line each.
+pub(crate) fn tell(problems: &[Problem]) {
+    for problem in problems {
+        eprintln!("ethhook: {problem}");
+    }
+}

@@ -1,0 +1,127 @@
+//! `ethhook rewind`: takes back what stands above a block, so that the ingestor publishes it anew.
+
+use anyhow::{bail, ensure};
+use ethhook_domain::Cursor;
+use ethhook_streams::PublishedBlock;
+
+use super::{Order, Target, bad_configuration, events};
+use crate::Exit;
+use crate::config::{Inputs, Problem};
+
+/// Says what will be taken back, asks, and takes it back block by block.
+///
+/// # Errors
+/// If an ingestor writes the chain, `to` is out of reach, nobody can be asked, or Redis fails.
+pub(crate) async fn run(
+    inputs: Result<Inputs, Vec<Problem>>,
+    order: Order<'_>,
+    to: u64,
+) -> anyhow::Result<Exit> {
+    let Some(target) = Target::load(inputs, order)? else { return bad_configuration() };
+    let cursor = target.cursor().await?;
+    let window = target.streams.window(target.id(), &cursor).await?;
+    let above = above(&cursor, &window, to)?;
+    println!(
+        "Chain {} stands at block {}: {} blocks with {} events will be taken back, down to block {to}.",
+        target.name(),
+        cursor.number,
+        above.len(),
+        events(above),
+    );
+    if above.is_empty() {
+        return Ok(Exit::Done);
+    }
+    if !target.confirmed(order)? {
+        println!("Nothing was taken back.");
+        return Ok(Exit::Done);
+    }
+    let mut writer = target.open("rewind", &cursor).await?;
+    tracing::warn!(chain = target.name(), from = cursor.number, to, "rewinding, as ordered");
+    let result = writer.take_back(above).await;
+    let at = writer.publisher.cursor().number;
+    writer.publisher.release().await;
+    result?;
+    tracing::warn!(chain = target.name(), at, events = events(above), "rewound");
+    println!("Done. The ingestor publishes what follows anew.");
+    Ok(Exit::Done)
+}
+
+/// The blocks above `to`, if all of them may be taken back.
+fn above<'a>(
+    cursor: &Cursor,
+    window: &'a [PublishedBlock],
+    to: u64,
+) -> anyhow::Result<&'a [PublishedBlock]> {
+    if !cursor.alarm.is_empty() {
+        bail!("the chain is stopped by an alarm ({}): `ethhook clear-alarm` first", cursor.alarm);
+    }
+    ensure!(
+        cursor.finalized_hash.is_none() || to >= cursor.finalized_number,
+        "block {} is final: nothing at or below it is taken back",
+        cursor.finalized_number
+    );
+    ensure!(
+        to.saturating_add(1) >= cursor.start_number,
+        "the stream begins with block {}: --to must not be below {}",
+        cursor.start_number,
+        cursor.start_number.saturating_sub(1)
+    );
+    let above = &window[window.partition_point(|block| block.block.number <= to)..];
+    let lowest = above.first().map_or(cursor.number + 1, |first| first.block.number);
+    ensure!(
+        to >= cursor.number || lowest == to + 1,
+        "the blocks below {lowest} were skipped: --to must not be below {}",
+        lowest.saturating_sub(1)
+    );
+    Ok(above)
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy_primitives::B256;
+    use ethhook_domain::{BlockRef, Proof};
+
+    use super::*;
+
+    /// Blocks 10 to 14 stand, 11 is final.
+    fn chain(finalized: Option<u64>, first: u64) -> (Cursor, Vec<PublishedBlock>) {
+        let hash = |n: u64| B256::left_padding_from(&n.to_be_bytes());
+        let block = |n| PublishedBlock {
+            block: BlockRef { number: n, hash: hash(n), parent_hash: hash(n - 1), timestamp: n },
+            events: 2,
+            first_id: String::new(),
+            last_id: String::new(),
+            proof: Proof::Bloom,
+        };
+        let cursor = Cursor {
+            number: 14,
+            hash: Some(hash(14)),
+            finalized_number: finalized.unwrap_or(0),
+            finalized_hash: finalized.map(hash),
+            ..Cursor::starting_at(10, None, String::new())
+        };
+        (cursor, (first..=14).map(block).collect())
+    }
+
+    fn lowest(finalized: Option<u64>, first: u64, to: u64) -> Result<Option<u64>, String> {
+        let (cursor, window) = chain(finalized, first);
+        let above = above(&cursor, &window, to).map_err(|error| error.to_string())?;
+        Ok(above.first().map(|block| block.block.number))
+    }
+
+    #[test]
+    fn what_is_final_before_the_start_or_skipped_is_out_of_reach() {
+        assert_eq!(lowest(None, 10, 12), Ok(Some(13)));
+        assert_eq!(lowest(None, 10, 9), Ok(Some(10)), "all of it");
+        assert_eq!(lowest(None, 10, 14), Ok(None));
+        assert_eq!(lowest(None, 10, u64::MAX), Ok(None));
+        assert!(lowest(None, 10, 8).unwrap_err().contains("must not be below 9"));
+        assert_eq!(lowest(Some(11), 11, 11), Ok(Some(12)));
+        assert!(lowest(Some(11), 11, 10).unwrap_err().contains("block 11 is final"));
+        assert_eq!(lowest(None, 13, 12), Ok(Some(13)), "a gap ends at 12");
+        assert!(lowest(None, 13, 11).unwrap_err().contains("skipped"));
+        let (mut cursor, window) = chain(None, 10);
+        cursor.alarm = "a reorg".into();
+        assert!(above(&cursor, &window, 12).unwrap_err().to_string().contains("clear-alarm"));
+    }
+}

@@ -1,0 +1,122 @@
+//! `ethhook skip`: an order to go on above blocks that are never published.
+
+use std::str::FromStr;
+
+use anyhow::{Context, bail, ensure};
+use ethhook_domain::{Cursor, Header};
+use ethhook_ingest::inquiry::{Inquiry, Which};
+use ethhook_streams::Step;
+
+use super::{Order, Target, bad_configuration};
+use crate::Exit;
+use crate::config::{Inputs, Problem};
+
+/// The last block to skip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum To {
+    /// Where the tip would be: the node's head, less the chain's confirmations.
+    Latest,
+    /// At this height.
+    Number(u64),
+}
+
+impl FromStr for To {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "latest" => Ok(Self::Latest),
+            text => text
+                .parse()
+                .map(Self::Number)
+                .map_err(|_| "must be latest or a block number".into()),
+        }
+    }
+}
+
+/// Says what will be skipped, asks, and writes the gap.
+///
+/// # Errors
+/// If an ingestor writes the chain, the order would go backwards, the node does not answer, nobody
+/// can be asked, or Redis fails.
+pub(crate) async fn run(
+    inputs: Result<Inputs, Vec<Problem>>,
+    order: Order<'_>,
+    to: To,
+) -> anyhow::Result<Exit> {
+    let Some(target) = Target::load(inputs, order)? else { return bad_configuration() };
+    let cursor = target.cursor().await?;
+    if !cursor.alarm.is_empty() {
+        bail!("the chain is stopped by an alarm ({}): `ethhook clear-alarm` first", cursor.alarm);
+    }
+    let header = resolve(&target, to).await?;
+    let first = first_skipped(&cursor, header.block.number)?;
+    let (last, count) = (header.block, header.block.number - first + 1);
+    println!(
+        "Chain {}: blocks {first} to {last} ({count} in all) will never be published.",
+        target.name()
+    );
+    if !target.confirmed(order)? {
+        println!("Nothing was skipped.");
+        return Ok(Exit::Done);
+    }
+    let mut writer = target.open("skip", &cursor).await?;
+    let step = Step::Gap { block: &last };
+    let result = writer.step(async |publisher| publisher.apply(&step).await).await;
+    writer.publisher.release().await;
+    result?;
+    tracing::warn!(chain = target.name(), from = first, to = %last, "skipped, as ordered");
+    println!("Done. A `gap` marker tells the readers; the ingestor goes on above it.");
+    Ok(Exit::Done)
+}
+
+/// The header of the block to skip to.
+async fn resolve(target: &Target, to: To) -> anyhow::Result<Header> {
+    let inquiry = Inquiry::open(&target.chain)?;
+    let number = match to {
+        To::Number(number) => number,
+        To::Latest => {
+            let head = inquiry.header(Which::Latest).await?.context("the node shows no head")?;
+            if target.chain.confirmations == 0 {
+                return Ok(head);
+            }
+            head.block.number.saturating_sub(target.chain.confirmations)
+        }
+    };
+    let header = inquiry.header(Which::Number(number)).await?;
+    header.with_context(|| format!("the node has no block {number}"))
+}
+
+/// The first block that an order to skip to `last` leaves out.
+fn first_skipped(cursor: &Cursor, last: u64) -> anyhow::Result<u64> {
+    let next = cursor.next_number();
+    ensure!(
+        last >= next,
+        "block {last} is not above the stream, whose next block is {next}: `ethhook rewind` goes back"
+    );
+    Ok(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy_primitives::B256;
+
+    use super::*;
+
+    #[test]
+    fn a_gap_begins_with_the_next_block_and_never_goes_back() {
+        let mut cursor = Cursor::starting_at(10, None, String::new());
+        assert_eq!(first_skipped(&cursor, 10).ok(), Some(10), "nothing is published yet");
+        assert!(first_skipped(&cursor, 9).is_err());
+        (cursor.number, cursor.hash) = (20, Some(B256::ZERO));
+        assert_eq!(first_skipped(&cursor, 21).ok(), Some(21));
+        assert!(first_skipped(&cursor, 20).unwrap_err().to_string().contains("next block is 21"));
+    }
+
+    #[test]
+    fn targets_are_latest_or_a_number() {
+        assert_eq!("latest".parse(), Ok(To::Latest));
+        assert_eq!("7".parse(), Ok(To::Number(7)));
+        assert!("newest".parse::<To>().is_err() && "-1".parse::<To>().is_err());
+    }
+}

@@ -1,0 +1,26 @@
+//! How this program reaches Redis.
+
+use std::time::Duration;
+
+use ethhook_streams::{RedisConfig, Streams};
+
+use crate::config::{Problem, RedisSettings};
+
+/// Redis is near; one that takes longer than this to take a connection is as good as away.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A step of 10,000 entries holds Redis for some 50 ms; a disk that stalls takes far longer.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The way to Redis; nothing is sent yet.
+///
+/// # Errors
+/// If there can be no such way.
+pub(crate) fn open(settings: &RedisSettings) -> Result<Streams, Problem> {
+    Streams::new(RedisConfig {
+        url: settings.url.clone(),
+        pool_size: settings.pool_size,
+        connect_timeout: CONNECT_TIMEOUT,
+        response_timeout: RESPONSE_TIMEOUT,
+    })
+    .map_err(|error| Problem::line(error.to_string()))
+}

@@ -1,0 +1,82 @@
+//! `ethhook reset`: deletes what Redis holds of a chain.
+
+use std::fmt::Write;
+
+use anyhow::bail;
+use ethhook_domain::Profile;
+use ethhook_streams::Inventory;
+
+use crate::config::{Client, Inputs, Problem};
+use crate::{Exit, logging, operator, redis, tell};
+
+/// Says what there is, asks unless `yes`, and deletes it.
+///
+/// # Errors
+/// If an ingestor writes the chain, nobody can be asked, or Redis fails.
+pub(crate) async fn run(
+    inputs: Result<Inputs, Vec<Problem>>,
+    chain: &str,
+    yes: bool,
+) -> anyhow::Result<Exit> {
+    let client = match inputs.and_then(|inputs| Client::load(&inputs)) {
+        Ok(client) => client,
+        Err(problems) => {
+            tell(&problems);
+            return Ok(Exit::BadConfiguration);
+        }
+    };
+    logging::start(&client.logging)?;
+    let chain = client.chain(chain)?;
+    let streams = match redis::open(&client.redis) {
+        Ok(streams) => streams,
+        Err(problem) => {
+            tell(&[problem]);
+            return Ok(Exit::BadConfiguration);
+        }
+    };
+    match streams.inventory(chain.chain_id).await {
+        Ok(inventory) => {
+            print!("{}", describe(chain, &streams.address(), &inventory));
+            if let Some(owner) = &inventory.lease {
+                bail!("`{owner}` holds the lease of {}: stop it first", chain.name);
+            }
+        }
+        // What cannot be understood is a reason to delete it, and no reason to refuse.
+        Err(error) if !error.is_retryable() => {
+            println!("The keys of {} cannot be understood: {error}", chain.name);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    if !yes && !operator::confirm(&chain.name, "delete all of this")? {
+        println!("Nothing was deleted.");
+        return Ok(Exit::Done);
+    }
+    streams.reset(chain.chain_id).await?;
+    println!("Deleted. The next start of the ingestor begins {} anew.", chain.name);
+    Ok(Exit::Done)
+}
+
+fn describe(chain: &Profile, address: &str, inventory: &Inventory) -> String {
+    let id = chain.chain_id;
+    let mut text = format!("Chain {} ({id}) in Redis at {address}:\n", chain.name);
+    let _ = writeln!(text, "  events:{id}           {} entries", inventory.events_len);
+    let _ = writeln!(text, "  blocks:{{events:{id}}}  {} markers", inventory.blocks_len);
+    let _ = match &inventory.cursor {
+        Some(cursor) => writeln!(
+            text,
+            "  cursor:{{events:{id}}}  at block {}, started at {}, written by {}",
+            cursor.number, cursor.start_number, cursor.writer
+        ),
+        None => writeln!(text, "  cursor:{{events:{id}}}  none"),
+    };
+    let _ = writeln!(text, "  seen:{{events:{id}}}:*  {} records", inventory.dedup_records);
+    for group in &inventory.groups {
+        let lag = group.lag.map_or_else(|| "an unknown number".to_owned(), |lag| lag.to_string());
+        let _ = writeln!(
+            text,
+            "  group {}: {} pending, {lag} not yet read; it is deleted too",
+            group.name, group.pending
+        );
+    }
+    text
+}

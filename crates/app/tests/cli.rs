@@ -1,0 +1,163 @@
+//! The binary as a user meets it, without Redis or a node: help, configuration, exit codes.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Marks a secret; it must not be found in anything that is printed.
+const CANARY: &str = "c4n4ry";
+
+/// Runs the binary in an empty folder with nothing but `env` in its environment.
+fn ethhook(folder: &Path, env: &[(&str, &str)], args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ethhook"))
+        .args(args)
+        .current_dir(folder)
+        .env_clear()
+        .envs(env.iter().copied())
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn help_shows_commands_examples_and_exit_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = ethhook(folder.path(), &[], &["--help"]);
+    assert!(output.status.success());
+    let text = stdout(&output);
+    for part in ["ingest", "simulate", "check-config", "tail", "reset", "Examples:", "78"] {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+    for command in ["ingest", "simulate", "check-config", "tail", "reset"] {
+        assert!(ethhook(folder.path(), &[], &[command, "--help"]).status.success(), "{command}");
+    }
+    assert_eq!(ethhook(folder.path(), &[], &["nonsense"]).status.code(), Some(2));
+}
+
+#[test]
+fn check_config_prints_what_holds_and_where_it_came_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret_file = folder.path().join("redis-password");
+    std::fs::write(&secret_file, CANARY).unwrap();
+    std::fs::write(
+        folder.path().join(".env"),
+        format!("METRICS_PORT=1111\nHEALTH_PORT=2222\nBASE_WS_URL=wss://node/{CANARY}\n"),
+    )
+    .unwrap();
+    std::fs::write(
+        folder.path().join("ethhook.toml"),
+        format!("health_port = 3333\nlog_format = 'json'\n[chains.gnosis]\nchain_id = 100\nhttp_url = 'https://u:{CANARY}@node'\n"),
+    )
+    .unwrap();
+    let env = [("METRICS_PORT", "4444"), ("REDIS_PASSWORD_FILE", secret_file.to_str().unwrap())];
+    let output = ethhook(folder.path(), &env, &["check-config"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    let squeezed: Vec<String> =
+        text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    for line in [
+        "METRICS_PORT=4444 # env",
+        "HEALTH_PORT=2222 # .env",
+        "LOG_FORMAT=json # toml",
+        "RETENTION_HOURS=24 # default",
+        "BASE_WS_URL=<redacted> # .env",
+        "GNOSIS_HTTP_URL=<redacted> # toml",
+        "# base: chain id 8453, stream events:8453",
+        "# gnosis: chain id 100, stream events:100",
+    ] {
+        assert!(squeezed.iter().any(|l| l == line), "{line} is missing in:\n{text}");
+    }
+    assert!(!text.contains(CANARY) && !stderr(&output).contains(CANARY));
+}
+
+#[test]
+fn every_error_is_told_at_once_and_ends_with_78() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("ethhook.toml"), "[chains.base]\nws_ulr = 'wss://c4n4ry'\n")
+        .unwrap();
+    let env = [
+        ("ETHERUM_WS_URL", "wss://node/c4n4ry"),
+        ("ETHEREUM_HTTP_URL", "node/c4n4ry"),
+        ("REDIS_URL", "http://:c4n4ry@host"),
+        ("METRICS_PORT", "80800"),
+        ("ETHEREUM_CONTRACTS", "0x1"),
+    ];
+    for command in ["check-config", "ingest"] {
+        let output = ethhook(folder.path(), &env, &[command]);
+        assert_eq!(output.status.code(), Some(78), "{command}");
+        assert!(output.stdout.is_empty());
+        let text = stderr(&output);
+        assert_eq!(
+            text.lines().collect::<Vec<_>>(),
+            [
+                "ethhook: chains.base.ws_ulr (from toml): is not a key; did you mean ws_url?",
+                "ethhook: ETHERUM_WS_URL (from env): is not a key; did you mean ETHEREUM_WS_URL?",
+                "ethhook: REDIS_URL (from env): the URL must start with redis:// or rediss://",
+                "ethhook: METRICS_PORT=80800 (from env): must be a whole number from 0 to 65535",
+                "ethhook: ETHEREUM_HTTP_URL (from env): the URL must start with http:// or https://",
+                "ethhook: ETHEREUM_CONTRACTS=0x1 (from env): item 1 must be 0x and 40 hex digits",
+            ],
+            "{command}"
+        );
+        assert!(!text.contains(CANARY));
+    }
+}
+
+#[test]
+fn a_named_file_must_be_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = ethhook(
+        folder.path(),
+        &[],
+        &["check-config", "--config", "no.toml", "--env-file", "no.env"],
+    );
+    assert_eq!(output.status.code(), Some(78));
+    let text = stderr(&output);
+    assert!(
+        text.contains("no.toml: cannot be read") && text.contains("no.env: cannot be read"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_example_is_the_one_in_the_repository() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = ethhook(folder.path(), &[], &["check-config", "--example"]);
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.env.example");
+    assert_eq!(stdout(&output), std::fs::read_to_string(file).unwrap());
+    // As it stands, it sets nothing.
+    std::fs::write(folder.path().join(".env"), stdout(&output)).unwrap();
+    let output = ethhook(folder.path(), &[], &["check-config"]);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(stderr(&output).starts_with("ethhook: no chain is set"), "{}", stderr(&output));
+}
+
+#[test]
+fn an_unknown_chain_is_told_with_the_known_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = ethhook(folder.path(), &[], &["reset", "--chain", "etherum", "--yes"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(stderr(&output), "ethhook: there is no chain etherum; did you mean ethereum?\n");
+}
+
+#[test]
+fn an_output_that_nobody_reads_is_no_failure() {
+    use std::process::Stdio;
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ethhook"))
+        .args(["check-config", "--example"])
+        .current_dir(folder.path())
+        .env_clear()
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}

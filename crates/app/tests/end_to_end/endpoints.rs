@@ -1,0 +1,143 @@
+//! Several endpoints of one chain, each with faults of its own (G6).
+
+use std::time::Duration;
+
+use ethhook_simulator::{Chain, Contents, Fault, ManualChain, ManualSpec, Node, RunningNode};
+use ethhook_testkit::node_rpc::NodeRpc;
+
+use crate::rig::{Rig, SETTLE, until};
+
+const LOCAL: u64 = 31337;
+const RECEIPTS: &str = "eth_getBlockReceipts";
+
+/// One chain behind two endpoints; the second is honest and quick throughout.
+struct Scene {
+    chain: ManualChain,
+    first: Chain,
+    second: Chain,
+    nodes: [RunningNode; 2],
+    rig: Rig,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let chain = Chain::manual(ManualSpec { events_per_block: 30, ..ManualSpec::new(LOCAL) });
+        let (first, second) = (Chain::from(chain.clone()), chain.view());
+        let serve = async |view: &Chain| {
+            Node::bind(([127, 0, 0, 1], 0).into(), [view.clone()]).await.unwrap().spawn()
+        };
+        let nodes = [serve(&first).await, serve(&second).await];
+        let mut rig = Rig::new().await;
+        let urls = [nodes[0].ws_url(LOCAL), nodes[1].ws_url(LOCAL)].join(",");
+        rig.set("LOCAL_WS_URL", urls).set("LOCAL_START_BLOCK", 0);
+        rig.start();
+        Self { chain, first, second, nodes, rig }
+    }
+
+    async fn check(&self) {
+        let node = NodeRpc::at_url(self.nodes[1].http_url(LOCAL));
+        self.rig.checker(node, LOCAL).await.settle_and_check(SETTLE).await.unwrap();
+    }
+
+    async fn metric(&self, name: &str, labels: &str) -> f64 {
+        let line = format!("{name}{{chain=\"local\"{labels}}}");
+        self.rig.metric(&line).await.unwrap_or_default()
+    }
+}
+
+#[tokio::test]
+async fn a_slow_answer_is_asked_of_the_next_endpoint_too() {
+    let scene = Scene::new().await;
+    // Enough quick answers for a percentile.
+    for _ in 0..12 {
+        scene.chain.mine(1);
+        scene.check().await;
+    }
+    assert_eq!(scene.second.stats().requests(RECEIPTS), 0, "the first is preferred");
+    scene.first.faults().push(RECEIPTS, Fault::Delay(Duration::from_secs(10)), 2);
+    scene.chain.mine(2);
+    scene.check().await;
+    assert_eq!(scene.second.stats().requests(RECEIPTS), 2);
+    assert!(scene.metric("ethhook_rpc_hedges_total", ",endpoint=\"0\"").await >= 2.0);
+    // An endpoint that became slow for good goes last, and is spared.
+    scene.first.faults().push(RECEIPTS, Fault::Delay(Duration::from_millis(300)), 1_000);
+    until("the slow endpoint goes last", async || {
+        let before = scene.first.stats().requests(RECEIPTS);
+        scene.chain.mine(2);
+        scene.check().await;
+        scene.first.stats().requests(RECEIPTS) == before
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_liar_is_set_aside_only_when_another_proved_it() {
+    let scene = Scene::new().await;
+    scene.chain.mine(2);
+    scene.check().await;
+    // Both lie in the same way: the check is suspect, the chain waits, nobody is set aside.
+    for view in [&scene.first, &scene.second] {
+        view.faults().push(RECEIPTS, Fault::AlterLog, 1_000_000);
+    }
+    scene.chain.mine(1);
+    let body = scene.rig.wait_for("ready", |status, body| status == 503 && body.contains("check"));
+    assert!(body.await.contains("receipts_root"));
+    for endpoint in ["0", "1"] {
+        let label = format!(",endpoint=\"{endpoint}\"");
+        assert_eq!(scene.metric("ethhook_breaker_state", &label).await, 0.0, "endpoint {endpoint}");
+        let label = format!(",check=\"receipts_root\"{label}");
+        assert!(scene.metric("ethhook_checks_failed_total", &label).await >= 1.0);
+    }
+    // One turns honest: the block is published, and the other is known for a liar.
+    scene.second.behave();
+    scene.check().await;
+    assert_eq!(scene.metric("ethhook_breaker_state", ",endpoint=\"0\"").await, 2.0);
+    let asked = scene.first.stats().requests(RECEIPTS);
+    scene.chain.mine(5);
+    scene.check().await;
+    assert_eq!(scene.first.stats().requests(RECEIPTS), asked, "a liar is left alone");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_lags_or_limits_or_dies_is_replaced_by_the_next() {
+    let mut scene = Scene::new().await;
+    scene.chain.mine(2);
+    scene.check().await;
+    // A node that stands 3 blocks behind, its heads with it.
+    scene.first.faults().push("eth_getBlockByNumber", Fault::Behind(3), 20);
+    scene.first.faults().push(RECEIPTS, Fault::Behind(3), 20);
+    scene.chain.mine(3);
+    scene.check().await;
+    scene.chain.reorg(2, 3, Contents::Fresh);
+    scene.check().await;
+    scene.first.behave();
+    // Patience is asked for, and given.
+    scene.first.faults().push(RECEIPTS, Fault::Error(-32005, "slow down".into()), 1);
+    scene.chain.mine(3);
+    scene.check().await;
+    let limited = r#",endpoint="0",method="eth_getBlockReceipts",outcome="rate_limited""#;
+    assert_eq!(scene.metric("ethhook_rpc_requests_total", limited).await, 1.0);
+    // Gone altogether.
+    scene.nodes[0].pause();
+    scene.nodes[0].kill_connections();
+    scene.chain.mine(5);
+    scene.check().await;
+    scene.rig.terminate().await;
+}
+
+#[tokio::test]
+async fn requests_keep_to_the_operators_rate() {
+    let mut scene = Scene::new().await;
+    scene.rig.terminate().await;
+    scene.rig.set("LOCAL_RPS", 20).set("LOCAL_WS_URL", scene.nodes[0].ws_url(LOCAL));
+    scene.chain.mine(60);
+    let before = scene.first.stats().total_requests();
+    let started = tokio::time::Instant::now();
+    scene.rig.start();
+    scene.check().await;
+    let (requests, seconds) =
+        (scene.first.stats().total_requests() - before, started.elapsed().as_secs_f64());
+    // A full bucket at the start, then 20 a second; subscriptions are not counted by the bucket.
+    assert!(requests as f64 <= 20.0 + 20.0 * seconds + 5.0, "{requests} in {seconds:.1} s");
+    assert!(requests >= 120, "a header and receipts for each of 60 blocks: {requests}");
+}

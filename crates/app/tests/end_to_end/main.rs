@@ -1,0 +1,12 @@
+//! The real binary between a real Redis and a real node, under faults. After each fault the checker
+//! folds the stream and compares it with the node's canonical chain (the fold test of
+//! ARCHITECTURE.md).
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod anvil;
+mod endpoints;
+mod operator;
+mod recorded;
+mod rig;
+mod several;
+mod simulated;

@@ -1,0 +1,267 @@
+//! What an operator orders on a live stream, with the real binary.
+
+use std::process::Output;
+
+use ethhook_domain::Op;
+use ethhook_domain::fold::Problem;
+use ethhook_simulator::{Chain, Contents, ManualChain, ManualSpec, Node, RunningNode};
+use ethhook_testkit::checker::Checker;
+use ethhook_testkit::node_rpc::NodeRpc;
+
+use crate::rig::{Rig, SETTLE, until};
+
+const LOCAL: u64 = 31337;
+
+/// A chain that is moved by hand, its node, and a rig that points to it.
+async fn manual() -> (ManualChain, RunningNode, Rig) {
+    let chain = Chain::manual(ManualSpec { events_per_block: 10, ..ManualSpec::new(LOCAL) });
+    let node = Node::bind(([127, 0, 0, 1], 0).into(), vec![chain.clone()]).await.unwrap().spawn();
+    let mut rig = Rig::new().await;
+    rig.set("LOCAL_WS_URL", node.ws_url(LOCAL)).set("LOCAL_START_BLOCK", 0);
+    (chain, node, rig)
+}
+
+async fn checker(rig: &Rig, node: &RunningNode) -> Checker {
+    rig.checker(NodeRpc::at_url(node.http_url(LOCAL)), LOCAL).await
+}
+
+/// Standard output of a command that must succeed.
+fn done(output: &Output) -> String {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Standard error of a command that must be refused.
+fn refused(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test]
+async fn a_rewound_chain_is_published_anew_and_equal() {
+    let (chain, node, mut rig) = manual().await;
+    let rewind = ["rewind", "--chain", "local", "--to", "12", "--yes"];
+    rig.start();
+    chain.mine(30);
+    let checker = checker(&rig, &node).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    let told = refused(&rig.command(&rewind).await);
+    assert!(told.contains("`rig` holds the lease") && told.contains("stop it first"), "{told}");
+
+    rig.terminate().await;
+    let unasked = refused(&rig.command(&rewind[..5]).await);
+    assert!(unasked.contains("--yes"), "{unasked}");
+    assert_eq!(checker.cursor().await.unwrap().unwrap().number, 30);
+    let told = done(&rig.command(&rewind).await);
+    assert!(told.contains("18 blocks with 180 events"), "{told}");
+    let cursor = checker.cursor().await.unwrap().unwrap();
+    assert_eq!(cursor.number, 12);
+    let report = checker.check().await.unwrap();
+    assert_eq!((report.violations.len(), report.cursor.len()), (0, 0), "{report}");
+    assert_eq!(report.removed, 180);
+
+    // Meanwhile the chain went another way, above and below where we stand.
+    chain.reorg(20, 22, Contents::Fresh);
+    rig.start();
+    let report = checker.settle_and_check(SETTLE).await.unwrap();
+    assert_eq!((report.blocks, report.removed), (33, 200), "{report}");
+    rig.terminate().await;
+    // Down to nothing, and up again.
+    rig.command(&["rewind", "--chain", "LOCAL", "--to", "0", "--yes"]).await;
+    assert_eq!(checker.cursor().await.unwrap().unwrap().number, 0);
+    rig.start();
+    checker.settle_and_check(SETTLE).await.unwrap();
+    let markers = checker.markers().await.unwrap();
+    assert!(markers.iter().all(|(_, marker)| matches!(marker.op, Op::Add | Op::Remove)));
+}
+
+#[tokio::test]
+async fn skipped_blocks_are_a_gap_and_the_chain_goes_on_above() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(10);
+    let checker = checker(&rig, &node).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    let skip = ["skip", "--chain", "local", "--yes", "--to"];
+    let command = |to: &'static str| [&skip[..], &[to]].concat();
+    let told = refused(&rig.command(&command("latest")).await);
+    assert!(told.contains("`rig` holds the lease") || told.contains("next block is 11"), "{told}");
+
+    rig.terminate().await;
+    chain.mine(15);
+    for to in ["3", "10"] {
+        let told = refused(&rig.command(&command(to)).await);
+        assert!(told.contains("next block is 11"), "{told}");
+    }
+    let told = refused(&rig.command(&command("26")).await);
+    assert!(told.contains("no block 26"), "{told}");
+    let told = done(&rig.command(&command("20")).await);
+    assert!(told.contains("blocks 11 to 20") && told.contains("10 in all"), "{told}");
+    let (_, gap) = checker.markers().await.unwrap().pop().unwrap();
+    assert_eq!((gap.op, gap.number, gap.events), (Op::Gap, 20, 0));
+    assert_eq!(gap.hash, chain.block(20).unwrap().hash());
+    assert_eq!(gap.parent_hash, Some(chain.block(10).unwrap().hash()));
+    rig.start();
+    let report = checker.settle_and_check(SETTLE).await.unwrap();
+    assert_eq!((report.events, report.removed), (150, 0), "{report}");
+
+    // A reorg down to the gap, and a rewind down to it, but not below.
+    chain.reorg(5, 6, Contents::Fresh);
+    let report = checker.settle_and_check(SETTLE).await.unwrap();
+    assert_eq!(report.removed, 50, "{report}");
+    rig.terminate().await;
+    let told = refused(&rig.command(&["rewind", "--chain", "local", "--to", "19", "--yes"]).await);
+    assert!(told.contains("skipped"), "{told}");
+    done(&rig.command(&["rewind", "--chain", "local", "--to", "20", "--yes"]).await);
+    // With the gap as the tip, another one, to the head; the chain goes on from there.
+    let told = done(&rig.command(&command("latest")).await);
+    assert!(told.contains("blocks 21 to 26"), "{told}");
+    rig.start();
+    rig.wait_for("ready", |status, _| status == 200).await;
+    chain.mine(2);
+    let report = checker.settle_and_check(SETTLE).await.unwrap();
+    assert_eq!((report.events, report.removed), (120, 110), "{report}");
+}
+
+/// A chain whose block 980 and all above it were orphaned below a finalized block of 1,000 at least,
+/// and its ingestor, which stands still.
+async fn alarmed() -> (ManualChain, RunningNode, Rig, Checker) {
+    let chain = Chain::manual(ManualSpec { events_per_block: 3, ..ManualSpec::new(LOCAL) });
+    let node = Node::bind(([127, 0, 0, 1], 0).into(), vec![chain.clone()]).await.unwrap().spawn();
+    let mut rig = Rig::new().await;
+    let toml = "[chains.tiny]\nchain_id = 31337\nblock_time_ms = 100\nfinality_depth = 4\n\
+                verify = 'receipts_root'\n";
+    let _ = rig.write_toml(toml);
+    rig.set("TINY_WS_URL", node.ws_url(LOCAL)).set("TINY_START_BLOCK", 0);
+    rig.set("LEASE_TTL_MS", 1_000);
+    chain.set_finalized(1030);
+    rig.start();
+    chain.mine(1040);
+    let checker = checker(&rig, &node).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    until("a finalized block", async || {
+        checker.cursor().await.unwrap().unwrap().finalized_number >= 1_000
+    })
+    .await;
+    chain.reorg(60, 70, Contents::Fresh);
+    rig.wait_for("ready", |status, body| status == 503 && body.contains("alarm")).await;
+    (chain, node, rig, checker)
+}
+
+/// Runs `clear-alarm` once the lease of the session that stopped has run out.
+async fn clear_alarm(rig: &Rig, chain: &str) -> String {
+    let mut told = String::new();
+    until("the lease to run out", async || {
+        let output = rig.command(&["clear-alarm", "--chain", chain, "--yes"]).await;
+        if !output.status.success() {
+            assert!(refused(&output).contains("holds the lease"), "{output:?}");
+            return false;
+        }
+        told = done(&output);
+        true
+    })
+    .await;
+    told
+}
+
+#[tokio::test]
+async fn g10_a_cleared_alarm_takes_back_what_is_retained() {
+    let (chain, _node, mut rig, checker) = alarmed().await;
+    for command in [&["rewind", "--to", "1035"], &["skip", "--to", "1045"]] {
+        let arguments = [&command[..], &["--chain", "tiny", "--yes"]].concat();
+        let told = refused(&rig.command(&arguments).await);
+        assert!(told.contains("clear-alarm"), "{told}");
+    }
+    let told = clear_alarm(&rig, "tiny").await;
+    assert!(told.contains("block 980, is retained: 60 blocks with 180 events"), "{told}");
+    // The ingestor, which was never stopped, goes on.
+    checker.settle(SETTLE).await.unwrap();
+    let report = checker.check().await.unwrap();
+    assert!(report.differences.is_empty() && report.cursor.is_empty(), "{report}");
+    assert_eq!((report.removed, report.blocks), (180, 1_051), "{report}");
+    let problems: Vec<_> = report.violations.iter().map(|v| v.problem).collect();
+    assert_eq!(problems, [Problem::Finalized], "finality moved back once, by order: {report}");
+    rig.wait_for("ready", |status, _| status == 200).await;
+    rig.terminate().await;
+    assert!(done(&rig.command(&["clear-alarm", "--chain", "tiny"]).await).contains("no alarm"));
+    assert_eq!(checker.cursor().await.unwrap().unwrap().hash, chain.block(1_050).map(|b| b.hash()));
+}
+
+#[tokio::test]
+async fn g10_a_cleared_alarm_skips_where_the_fork_point_is_gone() {
+    let (chain, _node, rig, checker) = alarmed().await;
+    // Retention takes all up to block 990, and of 991 one entry.
+    let markers = checker.markers().await.unwrap();
+    let (id, marker) = markers.iter().find(|(_, m)| m.number == 991 && m.op == Op::Add).unwrap();
+    let mut redis = rig.redis.connection().await.unwrap();
+    let mut trim = async |key: &str, id: &str| {
+        let mut command = redis::cmd("XTRIM");
+        command.arg(key).arg("MINID").arg("=").arg(id);
+        command.exec_async(&mut redis).await.unwrap();
+    };
+    trim("blocks:{events:31337}", id).await;
+    let (ms, seq) = marker.first_id.split_once('-').unwrap();
+    let second = format!("{ms}-{}", seq.parse::<u64>().unwrap() + 1);
+    trim("events:31337", &second).await;
+
+    let told = clear_alarm(&rig, "tiny").await;
+    assert!(told.contains("older than what is retained: 49 blocks with 147 events"), "{told}");
+    assert!(told.contains("down to block 991") && told.contains("node's block 1030"), "{told}");
+    checker.settle(SETTLE).await.unwrap();
+    let markers = checker.markers().await.unwrap();
+    let (_, gap) = markers.iter().find(|(_, marker)| marker.op == Op::Gap).unwrap();
+    assert_eq!((gap.number, Some(gap.hash)), (1_030, chain.block(1_030).map(|b| b.hash())));
+    let cursor = checker.cursor().await.unwrap().unwrap();
+    assert_eq!((cursor.number, cursor.alarm.as_str()), (1_050, ""));
+    assert!(cursor.finalized_number >= 1_030);
+    rig.wait_for("ready", |status, _| status == 200).await;
+}
+
+#[tokio::test]
+async fn g8_how_far_a_group_is_behind_is_a_metric() {
+    let (chain, node, mut rig) = manual().await;
+    chain.mine(5);
+    rig.start();
+    checker(&rig, &node).await.settle(SETTLE).await.unwrap();
+    let mut redis = rig.redis.connection().await.unwrap();
+    let mut create = redis::cmd("XGROUP");
+    create.arg("CREATE").arg("events:31337").arg("readers").arg("0");
+    create.exec_async(&mut redis).await.unwrap();
+    let line = |name: &str| format!(r#"ethhook_group_{name}{{chain="local",group="readers"}}"#);
+    until("the group's lag", async || {
+        rig.metric(&line("lag_entries")).await == Some(50.0)
+            && rig.metric(&line("lag_seconds")).await > Some(0.0)
+    })
+    .await;
+    assert_eq!(rig.metric(&line("idle")).await, Some(0.0));
+}
+
+#[tokio::test]
+async fn g10_a_reorg_of_the_block_skipped_to_is_an_alarm_that_can_be_cleared() {
+    let (chain, node, mut rig) = manual().await;
+    rig.set("LEASE_TTL_MS", 1_000);
+    rig.start();
+    chain.mine(10);
+    let checker = checker(&rig, &node).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    rig.terminate().await;
+    chain.mine(10);
+    done(&rig.command(&["skip", "--chain", "local", "--to", "latest", "--yes"]).await);
+    chain.mine(5);
+    rig.start();
+    checker.settle_and_check(SETTLE).await.unwrap();
+    chain.reorg(8, 10, Contents::Fresh);
+    rig.wait_for("ready", |status, body| status == 503 && body.contains("alarm")).await;
+    let told = clear_alarm(&rig, "local").await;
+    assert!(
+        told.contains("5 blocks with 50 events will be taken back, down to block 20"),
+        "{told}"
+    );
+    let report = checker.settle_and_check(SETTLE).await.unwrap();
+    assert_eq!(report.removed, 50, "{report}");
+    let markers = checker.markers().await.unwrap();
+    let gaps: Vec<_> =
+        markers.iter().filter(|(_, m)| m.op == Op::Gap).map(|(_, m)| m.number).collect();
+    assert!(gaps.len() == 2 && gaps[0] == 20 && gaps[1] > 20, "{gaps:?}");
+}

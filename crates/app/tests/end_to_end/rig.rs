@@ -1,0 +1,123 @@
+//! One ingestor process with a Redis of its own.
+
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
+use std::process::Output;
+use std::time::Duration;
+
+use ethhook_testkit::checker::Checker;
+use ethhook_testkit::ingestor::Ingestor;
+use ethhook_testkit::node_rpc::NodeRpc;
+use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
+use tokio::time::{Instant, sleep};
+
+/// How long the stream may take to reach the head, after whatever fault.
+pub(crate) const SETTLE: Duration = Duration::from_secs(60);
+/// SIGTERM to exit, whatever is away.
+const EXIT: Duration = Duration::from_secs(8);
+
+/// A Redis and an ingestor; both end when dropped, and the log is shown if the test failed.
+pub(crate) struct Rig {
+    pub(crate) redis: RedisServer,
+    ingestor: Ingestor,
+}
+
+impl Rig {
+    pub(crate) async fn new() -> Self {
+        Self::with_redis(RedisOptions::default()).await
+    }
+
+    pub(crate) async fn with_redis(options: RedisOptions) -> Self {
+        let redis = RedisServer::spawn(options).await.unwrap();
+        let ingestor = ingestor(&redis, "rig");
+        Self { redis, ingestor }
+    }
+
+    /// Starts the ingestor; does not wait for anything.
+    pub(crate) fn start(&mut self) {
+        self.ingestor.start().unwrap();
+    }
+
+    /// SIGKILL, and gone.
+    pub(crate) async fn kill(&mut self) {
+        self.ingestor.kill().await.unwrap();
+    }
+
+    /// SIGTERM; it must exit with 0 in time.
+    pub(crate) async fn terminate(&mut self) {
+        self.ingestor.terminate(EXIT).await.unwrap();
+    }
+
+    /// Runs another command of the program in the same folder and environment.
+    pub(crate) async fn command(&self, arguments: &[&str]) -> Output {
+        self.ingestor.command(arguments).await.unwrap()
+    }
+
+    pub(crate) async fn checker(&self, node: NodeRpc, chain_id: u64) -> Checker {
+        Checker::connect(&self.redis.url(), node, chain_id).await.unwrap()
+    }
+
+    /// Polls a page until `holds` of it.
+    pub(crate) async fn wait_for(&self, page: &str, holds: impl Fn(u16, &str) -> bool) -> String {
+        wait_for(&self.ingestor, page, holds).await
+    }
+}
+
+impl Deref for Rig {
+    type Target = Ingestor;
+
+    fn deref(&self) -> &Ingestor {
+        &self.ingestor
+    }
+}
+
+impl DerefMut for Rig {
+    fn deref_mut(&mut self) -> &mut Ingestor {
+        &mut self.ingestor
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let last: Vec<_> = log.lines().rev().take(60).collect();
+            eprintln!("---- the end of the ingestor's log");
+            last.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+/// An ingestor beside others on one Redis.
+pub(crate) fn ingestor(redis: &RedisServer, instance: &str) -> Ingestor {
+    let program = Path::new(env!("CARGO_BIN_EXE_ethhook"));
+    Ingestor::new(program, &redis.url(), instance).unwrap()
+}
+
+/// Polls a page of an ingestor until `holds` of it.
+pub(crate) async fn wait_for(
+    ingestor: &Ingestor,
+    page: &str,
+    holds: impl Fn(u16, &str) -> bool,
+) -> String {
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        let got = ingestor.get(page).await;
+        if let Some((status, body)) = &got
+            && holds(*status, body)
+        {
+            return body.clone();
+        }
+        assert!(Instant::now() < deadline, "/{page} never became what was expected: {got:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Polls until `holds`, with a deadline.
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + SETTLE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "{what}: not within {SETTLE:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,366 @@
+//! Against the simulator: what a real dev node does not do.
+
+use std::time::Duration;
+
+use ethhook_domain::Proof;
+use ethhook_simulator::{
+    Chain, ChainSpec, Contents, Fault, ManualChain, ManualSpec, Node, RunningNode,
+};
+use ethhook_testkit::checker::Report;
+use ethhook_testkit::node_rpc::NodeRpc;
+
+use crate::rig::{Rig, SETTLE, until};
+
+const LOCAL: u64 = 31337;
+const RECEIPTS: &str = "eth_getBlockReceipts";
+
+async fn serve<C: Into<Chain>>(chains: Vec<C>) -> RunningNode {
+    Node::bind(([127, 0, 0, 1], 0).into(), chains).await.unwrap().spawn()
+}
+
+/// A chain that is moved by hand, its node, and a rig that points to it.
+async fn manual() -> (ManualChain, RunningNode, Rig) {
+    let chain = Chain::manual(ManualSpec { events_per_block: 40, ..ManualSpec::new(LOCAL) });
+    let node = serve(vec![chain.clone()]).await;
+    let mut rig = Rig::new().await;
+    rig.set("LOCAL_WS_URL", node.ws_url(LOCAL)).set("LOCAL_START_BLOCK", 0);
+    (chain, node, rig)
+}
+
+async fn check(rig: &Rig, node: &RunningNode) -> Report {
+    let checker = rig.checker(NodeRpc::at_url(node.http_url(LOCAL)), LOCAL).await;
+    checker.settle_and_check(SETTLE).await.unwrap()
+}
+
+#[tokio::test]
+async fn g6_lies_and_failures_at_the_head_are_never_published() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(3);
+    check(&rig, &node).await;
+    let faults = [
+        Fault::Null,
+        Fault::Empty,
+        Fault::DropReceipt,
+        Fault::DropLog,
+        Fault::AlterLog,
+        Fault::Error(-32000, "header not found".into()),
+        Fault::Html,
+        Fault::InvalidJson,
+        Fault::WrongId,
+        Fault::Cut,
+        Fault::Delay(Duration::from_millis(300)),
+    ];
+    for fault in faults {
+        chain.faults().push(RECEIPTS, fault.clone(), 2);
+        chain.mine(2);
+        check(&rig, &node).await;
+        eprintln!("{fault:?}: equal");
+        assert_eq!(chain.faults().left(), 0, "{fault:?} was not played");
+    }
+    for check in ["receipts_root", "indices", "empty"] {
+        let line =
+            format!(r#"ethhook_checks_failed_total{{chain="local",check="{check}",endpoint="0"}}"#);
+        assert!(rig.metric(&line).await >= Some(2.0), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn g6_a_chain_whose_only_node_lies_waits_and_says_so() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(2);
+    check(&rig, &node).await;
+    chain.faults().push(RECEIPTS, Fault::DropLog, 1_000_000);
+    chain.mine(1);
+    let body = rig.wait_for("ready", |status, body| status == 503 && body.contains("check")).await;
+    assert!(body.contains("`indices`") && body.contains("block 3"), "{body}");
+    chain.faults().clear();
+    check(&rig, &node).await;
+    rig.wait_for("ready", |status, _| status == 200).await;
+}
+
+#[tokio::test]
+async fn g6_a_lie_is_made_good_by_the_next_endpoint() {
+    let (chain, liar, mut rig) = manual().await;
+    let honest = serve(vec![chain.clone()]).await;
+    // Both nodes serve the same chain; a fault hits one call only, and the first is asked first.
+    rig.set("LOCAL_WS_URL", format!("{},{}", liar.ws_url(LOCAL), honest.ws_url(LOCAL)));
+    rig.start();
+    chain.mine(2);
+    check(&rig, &liar).await;
+    chain.faults().push(RECEIPTS, Fault::AlterLog, 1);
+    chain.mine(1);
+    check(&rig, &liar).await;
+    let lies = r#"ethhook_checks_failed_total{chain="local",check="receipts_root",endpoint="0"}"#;
+    assert_eq!(rig.metric(lies).await, Some(1.0));
+    // The liar is set aside, the other goes on.
+    liar.pause();
+    liar.kill_connections();
+    chain.mine(3);
+    check(&rig, &honest).await;
+}
+
+#[tokio::test]
+async fn g3_branches_that_come_and_go() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(20);
+    check(&rig, &node).await;
+    for depth in [1, 2, 5, 12] {
+        chain.reorg(depth, depth, Contents::Fresh);
+        check(&rig, &node).await;
+        chain.switch_back();
+        check(&rig, &node).await;
+        chain.reorg(depth, depth + 1, Contents::SameTransactions);
+        check(&rig, &node).await;
+    }
+    // Lower than it was, and staying there: believed when the node insists.
+    chain.reorg(4, 2, Contents::Fresh);
+    let report = check(&rig, &node).await;
+    assert!(report.removed > 0);
+}
+
+#[tokio::test]
+async fn g1_heads_late_doubled_skipped_or_never() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(5);
+    check(&rig, &node).await;
+    chain.set_announcing(false);
+    let blocks = chain.mine(6);
+    for i in [5, 1, 1, 3, 0, 5] {
+        chain.announce(blocks[i].hash());
+    }
+    check(&rig, &node).await;
+    // A late head of an orphaned branch changes nothing.
+    let orphan = chain.mine(1)[0].hash();
+    chain.reorg(1, 2, Contents::Fresh);
+    chain.announce(chain.block(13).unwrap().hash());
+    let report = check(&rig, &node).await;
+    chain.announce(orphan);
+    chain.announce(orphan);
+    let later = chain.mine(1)[0].hash();
+    chain.announce(later);
+    assert_eq!(check(&rig, &node).await.removed, report.removed);
+    // Nothing is announced at all: the poll finds it.
+    chain.mine(2);
+    check(&rig, &node).await;
+}
+
+#[tokio::test]
+async fn g10_a_reorg_below_finalized_stops_the_chain_with_an_alarm() {
+    let (chain, node, mut rig) = manual().await;
+    rig.unset("LOCAL_WS_URL");
+    rig.unset("LOCAL_START_BLOCK");
+    rig.write_toml(
+        "[chains.tiny]\nchain_id = 31337\nblock_time_ms = 100\nfinality_depth = 4\nverify = 'receipts_root'\n",
+    ).unwrap();
+    rig.set("TINY_WS_URL", node.ws_url(LOCAL)).set("TINY_START_BLOCK", 0);
+    chain.set_finalized(1030);
+    rig.start();
+    // While catching up, finality is asked for every 1,024 blocks.
+    chain.mine(1040);
+    until("a finalized block", async || {
+        rig.metric(r#"ethhook_finalized_block{chain="tiny"}"#).await >= Some(1000.0)
+    })
+    .await;
+    check(&rig, &node).await;
+    let finalized = rig.metric(r#"ethhook_finalized_block{chain="tiny"}"#).await.unwrap();
+    chain.reorg(60, 62, Contents::Fresh);
+    let body =
+        rig.wait_for("ready", |status, body| status == 503 && body.contains("finalized")).await;
+    assert!(body.contains("alarm"), "{body}");
+    let checker = rig.checker(NodeRpc::at_url(node.http_url(LOCAL)), LOCAL).await;
+    let cursor = checker.cursor().await.unwrap().unwrap();
+    assert!(cursor.alarm.contains("finalized"), "{cursor:?}");
+    assert_eq!((cursor.number, cursor.finalized_number as f64), (1040, finalized));
+    assert_eq!(rig.metric(r#"ethhook_alarm{chain="tiny"}"#).await, Some(1.0));
+    // The alarm is latched: a restart does not clear it.
+    rig.terminate().await;
+    rig.start();
+    rig.wait_for("ready", |status, body| status == 503 && body.contains("alarm")).await;
+}
+
+#[tokio::test]
+async fn g9_four_scheduled_chains_with_reorgs_and_a_dead_one() {
+    const CHAINS: [(&str, u64); 4] =
+        [("ETHEREUM", 1), ("ARBITRUM", 42161), ("OPTIMISM", 10), ("BASE", 8453)];
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let chains = CHAINS.map(|(_, chain_id)| {
+        Chain::scheduled(ChainSpec {
+            chain_id,
+            block_time: Duration::from_millis(250),
+            events_per_block: 50,
+            empty_every: 0,
+            reorg_every: 5,
+            reorg_depth: 4,
+            seed: 7,
+            genesis_time: now,
+        })
+        .unwrap()
+    });
+    let node = serve(chains.to_vec()).await;
+    let mut rig = Rig::new().await;
+    for (name, id) in CHAINS {
+        rig.set(&format!("{name}_WS_URL"), node.ws_url(id)).set(&format!("{name}_START_BLOCK"), 0);
+    }
+    rig.set("POLYGON_WS_URL", "ws://127.0.0.1:9/none"); // nobody listens there
+    rig.start();
+    for (name, id) in CHAINS {
+        let chain = name.to_lowercase();
+        until("forty blocks and reorgs", async || {
+            rig.metric(&format!(r#"ethhook_published_block{{chain="{chain}"}}"#)).await
+                >= Some(40.0)
+        })
+        .await;
+        let reorgs = format!(r#"ethhook_reorg_depth_blocks_count{{chain="{chain}"}}"#);
+        assert!(rig.metric(&reorgs).await >= Some(3.0), "{chain} had no reorgs");
+        let _ = id;
+    }
+    let body =
+        rig.wait_for("ready", |status, body| status == 503 && body.contains("polygon")).await;
+    assert!(!body.contains("ethereum"), "{body}");
+    rig.terminate().await;
+    // The chains go on without us; what is in the stream must be canonical up to the tip, less what
+    // was reorganised since: start again and let it settle between two blocks.
+    rig.start();
+    for (_, id) in CHAINS {
+        let checker = rig.checker(NodeRpc::at_url(node.http_url(id)), id).await;
+        until("stream equals chain", async || {
+            checker.settle(SETTLE).await.unwrap();
+            checker.check().await.is_ok_and(|report| report.is_clean() && report.removed > 0)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn live_blocks_cost_one_request_each() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(2);
+    check(&rig, &node).await;
+    let before = chain.stats().total_requests();
+    for _ in 0..100 {
+        let block = chain.mine(1)[0].clone();
+        until("the block is published", async || {
+            rig.metric(r#"ethhook_published_block{chain="local"}"#).await
+                >= Some(block.number() as f64)
+        })
+        .await;
+    }
+    let requests = chain.stats().total_requests() - before;
+    assert!(
+        (100..=110).contains(&requests),
+        "{requests} requests: {:?}",
+        chain.stats().by_method()
+    );
+}
+
+#[tokio::test]
+async fn a_block_without_transactions_costs_no_request() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(2);
+    check(&rig, &node).await;
+    let before = chain.stats().requests(RECEIPTS);
+    for _ in 0..5 {
+        chain.mine_events(0);
+    }
+    let report = check(&rig, &node).await;
+    assert_eq!((report.blocks, chain.stats().requests(RECEIPTS)), (8, before));
+}
+
+#[tokio::test]
+async fn g6_without_receipts_the_logs_prove_the_bloom_at_most() {
+    let (chain, node, mut rig) = manual().await;
+    chain.faults().push(RECEIPTS, Fault::Error(-32601, "no such method".into()), 1_000_000);
+    rig.start();
+    chain.mine(3);
+    let body = rig.wait_for("ready", |status, body| status == 503 && body.contains("unprovable"));
+    assert!(body.await.contains("receipts"));
+    // The operator lowers the check for this chain, which shows.
+    rig.terminate().await;
+    rig.set("LOCAL_VERIFY", "bloom");
+    rig.start();
+    chain.mine(3);
+    check(&rig, &node).await;
+    assert_eq!(rig.metric(r#"ethhook_verify_lowered{chain="local"}"#).await, Some(1.0));
+    let checker = rig.checker(NodeRpc::at_url(node.http_url(LOCAL)), LOCAL).await;
+    let markers = checker.markers().await.unwrap();
+    let weak = markers.iter().filter(|(_, marker)| marker.proof == Proof::Bloom).count();
+    assert_eq!(weak, 6, "{markers:?}"); // the genesis has no transactions: proven
+}
+
+#[tokio::test]
+async fn confirmations_hold_blocks_back_and_an_end_block_ends() {
+    let (chain, node, mut rig) = manual().await;
+    rig.set("LOCAL_CONFIRMATIONS", 3).set("LOCAL_END_BLOCK", 12);
+    rig.start();
+    chain.mine(10);
+    let checker =
+        rig.checker(NodeRpc::at_url(node.http_url(LOCAL)), LOCAL).await.with_confirmations(3);
+    let report = checker.settle_and_check(SETTLE).await.unwrap();
+    assert_eq!(report.blocks, 8); // 0 to 7
+    // A reorg among what is held back is never seen in the stream.
+    chain.reorg(3, 4, Contents::Fresh);
+    assert_eq!(checker.settle_and_check(SETTLE).await.unwrap().removed, 0);
+    chain.mine(10);
+    let body = rig.wait_for("metrics", |_, body| {
+        body.contains(r#"ethhook_published_block{chain="local"} 12"#)
+    });
+    body.await;
+    rig.wait_for("ready", |status, _| status == 200).await;
+    assert_eq!(checker.cursor().await.unwrap().unwrap().number, 12);
+}
+
+#[tokio::test]
+async fn g11_no_secret_is_ever_shown() {
+    const CANARY: &str = "c4n4ry";
+    let (chain, node, mut rig) = manual().await;
+    let with_key = |url: String| format!("{url}?key={CANARY}");
+    rig.set("LOCAL_WS_URL", with_key(node.ws_url(LOCAL)));
+    rig.set("LOCAL_HTTP_URL", with_key(node.http_url(LOCAL)));
+    rig.set("POLYGON_WS_URL", format!("ws://user:{CANARY}@127.0.0.1:9/{CANARY}"));
+    rig.set("BASE_HTTP_URL", format!("http://127.0.0.1:9/v2/{CANARY}"));
+    rig.set("RUST_LOG", "debug");
+    rig.start();
+    chain.mine(3);
+    chain.faults().push(
+        RECEIPTS,
+        Fault::Error(-32000, format!("see https://rpc/{CANARY} for limits")),
+        2,
+    );
+    chain.mine(2);
+    check(&rig, &node).await;
+    node.pause();
+    node.kill_connections();
+    rig.wait_for("ready", |status, body| status == 503 && body.contains("base")).await;
+    // Failures enough to be told of: the breaker of an endpoint that refuses has opened.
+    until("the breaker opens", async || {
+        rig.metric(r#"ethhook_breaker_state{chain="base",endpoint="0"}"#).await == Some(2.0)
+    })
+    .await;
+    node.resume();
+    for page in ["metrics", "ready", "health"] {
+        assert!(!rig.get(page).await.unwrap().1.contains(CANARY), "/{page}");
+    }
+    assert!(rig.log().len() > 1000 && !rig.log().contains(CANARY));
+}
+
+#[tokio::test]
+async fn past_the_end_block_headers_are_followed_only_until_it_is_final() {
+    let (chain, _node, mut rig) = manual().await;
+    chain.mine(400);
+    rig.set("LOCAL_END_BLOCK", 12);
+    rig.start();
+    rig.wait_for("metrics", |_, body| {
+        body.contains("ethhook_published_block{chain=\"local\"} 12\n")
+    })
+    .await;
+    rig.wait_for("ready", |status, _| status == 200).await;
+    // 13 blocks, and the 64 above the last that make it final; a few questions beside them.
+    let asked = chain.stats().requests("eth_getBlockByNumber");
+    assert!((77..=90).contains(&asked), "{asked} headers were asked for");
+}

@@ -1,0 +1,233 @@
+//! The event, as it stands in `events:<chain_id>`: one entry a log.
+
+use alloy_primitives::{Address, B256, Bytes, hex};
+
+use crate::{BlockRef, ChainId, Log};
+
+/// The fields of an entry, always all of them and always in this order: Redis stores entries with
+/// the same field names as their predecessor without repeating the names.
+pub const FIELDS: [&str; 11] = [
+    "chain_id",
+    "block_number",
+    "block_hash",
+    "tx_hash",
+    "tx_index",
+    "log_index",
+    "contract",
+    "topics",
+    "data",
+    "timestamp",
+    "removed",
+];
+
+/// One log of one block, ready for the stream or read back from it.
+///
+/// Its identity is (`block_hash`, `log_index`); [`ProcessedEvent::event_id`] is a reference for
+/// people and logs, for a transaction that is mined again bears the same one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessedEvent {
+    /// EIP-155 chain id.
+    pub chain_id: ChainId,
+    /// Height of the block.
+    pub block_number: u64,
+    /// Hash of the block.
+    pub block_hash: B256,
+    /// Hash of the transaction. No check against the header proves it.
+    pub tx_hash: B256,
+    /// Position of the transaction in the block.
+    pub tx_index: u64,
+    /// Position of the log in the block.
+    pub log_index: u64,
+    /// The contract that emitted the log.
+    pub contract: Address,
+    /// Zero to four topics, 32 bytes each.
+    pub topics: Vec<B256>,
+    /// The part that is not indexed.
+    pub data: Bytes,
+    /// Time of the block, unix seconds.
+    pub timestamp: u64,
+    /// `true` takes an earlier entry back, as in Ethereum's own log object.
+    pub removed: bool,
+}
+
+/// An entry that is not one of ours: which field, and what was wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("field `{field}` {problem}")]
+pub struct CodecError {
+    /// The field's name.
+    pub field: &'static str,
+    /// What is wrong with its value.
+    pub problem: String,
+}
+
+impl CodecError {
+    pub(crate) fn missing(field: &'static str) -> Self {
+        Self { field, problem: "is missing".into() }
+    }
+
+    pub(crate) fn invalid(field: &'static str, value: &[u8]) -> Self {
+        let shown: String = String::from_utf8_lossy(value).chars().take(80).collect();
+        Self { field, problem: format!("has the value `{shown}`") }
+    }
+}
+
+impl ProcessedEvent {
+    /// The event of `log` in `block`.
+    #[must_use]
+    pub fn new(chain_id: ChainId, block: &BlockRef, log: Log) -> Self {
+        Self {
+            chain_id,
+            block_number: block.number,
+            block_hash: block.hash,
+            tx_hash: log.tx_hash,
+            tx_index: log.tx_index,
+            log_index: log.log_index,
+            contract: log.address,
+            topics: log.topics,
+            data: log.data,
+            timestamp: block.timestamp,
+            removed: false,
+        }
+    }
+
+    /// `event:<chain_id>:<tx_hash>:<log_index>`: a reference, not an idempotency key.
+    #[must_use]
+    pub fn event_id(&self) -> String {
+        format!("event:{}:{:#x}:{}", self.chain_id, self.tx_hash, self.log_index)
+    }
+
+    /// The key of the chain's event stream, `events:<chain_id>`.
+    #[must_use]
+    pub fn stream_name(&self) -> String {
+        stream_name(self.chain_id)
+    }
+
+    /// The values of [`FIELDS`], in that order: numbers decimal, bytes 0x lower case.
+    #[must_use]
+    pub fn to_values(&self) -> [String; FIELDS.len()] {
+        let mut topics = String::with_capacity(2 + self.topics.len() * 69);
+        topics.push('[');
+        for (i, topic) in self.topics.iter().enumerate() {
+            if i > 0 {
+                topics.push(',');
+            }
+            topics.push_str("\"0x");
+            topics.push_str(&hex::encode(topic));
+            topics.push('"');
+        }
+        topics.push(']');
+        [
+            self.chain_id.to_string(),
+            self.block_number.to_string(),
+            hex::encode_prefixed(self.block_hash),
+            hex::encode_prefixed(self.tx_hash),
+            self.tx_index.to_string(),
+            self.log_index.to_string(),
+            hex::encode_prefixed(self.contract),
+            topics,
+            hex::encode_prefixed(&self.data),
+            self.timestamp.to_string(),
+            self.removed.to_string(),
+        ]
+    }
+
+    /// Reads an entry back from its fields, in whatever order they come.
+    ///
+    /// # Errors
+    /// Names the first field that is missing or malformed.
+    pub fn from_fields<'a>(
+        fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> Result<Self, CodecError> {
+        let record = Record::new(FIELDS, fields);
+        Ok(Self {
+            chain_id: record.number("chain_id")?,
+            block_number: record.number("block_number")?,
+            block_hash: record.hash("block_hash")?,
+            tx_hash: record.hash("tx_hash")?,
+            tx_index: record.number("tx_index")?,
+            log_index: record.number("log_index")?,
+            contract: record.parse("contract", |v| {
+                (v.len() == 42)
+                    .then(|| hex::decode(v).ok())
+                    .flatten()
+                    .map(|b| Address::from_slice(&b))
+            })?,
+            topics: record.parse("topics", |v| serde_json::from_str(v).ok())?,
+            data: record.parse("data", |v| {
+                v.starts_with("0x").then(|| hex::decode(v).ok()).flatten().map(Bytes::from)
+            })?,
+            timestamp: record.number("timestamp")?,
+            removed: record.parse("removed", |v| v.parse().ok())?,
+        })
+    }
+}
+
+/// The key of a chain's event stream, `events:<chain_id>`.
+#[must_use]
+pub fn stream_name(chain_id: ChainId) -> String {
+    format!("events:{chain_id}")
+}
+
+/// The named fields of one stored record while it is read.
+pub(crate) struct Record<'a, const N: usize> {
+    names: [&'static str; N],
+    values: [Option<&'a [u8]>; N],
+}
+
+impl<'a, const N: usize> Record<'a, N> {
+    pub(crate) fn new(
+        names: [&'static str; N],
+        fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> Self {
+        let mut values = [None; N];
+        for (name, value) in fields {
+            if let Some(i) = names.iter().position(|n| n.as_bytes() == name) {
+                values[i] = Some(value);
+            }
+        }
+        Self { names, values }
+    }
+
+    pub(crate) fn parse<T>(
+        &self,
+        name: &'static str,
+        read: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<T, CodecError> {
+        let value = self
+            .names
+            .iter()
+            .position(|n| *n == name)
+            .and_then(|i| self.values[i])
+            .ok_or_else(|| CodecError::missing(name))?;
+        std::str::from_utf8(value)
+            .ok()
+            .and_then(read)
+            .ok_or_else(|| CodecError::invalid(name, value))
+    }
+
+    pub(crate) fn number(&self, name: &'static str) -> Result<u64, CodecError> {
+        self.parse(name, |v| v.parse().ok())
+    }
+
+    pub(crate) fn text(&self, name: &'static str) -> Result<String, CodecError> {
+        self.parse(name, |v| Some(v.to_owned()))
+    }
+
+    pub(crate) fn hash(&self, name: &'static str) -> Result<B256, CodecError> {
+        self.parse(name, read_hash)
+    }
+
+    /// A hash that may be empty, as `cursor` has it before the first block.
+    pub(crate) fn optional_hash(&self, name: &'static str) -> Result<Option<B256>, CodecError> {
+        self.parse(name, |v| if v.is_empty() { Some(None) } else { read_hash(v).map(Some) })
+    }
+}
+
+fn read_hash(value: &str) -> Option<B256> {
+    (value.len() == 66).then(|| value.parse().ok()).flatten()
+}
+
+/// `0x…` or the empty string.
+pub(crate) fn write_optional_hash(hash: Option<B256>) -> String {
+    hash.map(hex::encode_prefixed).unwrap_or_default()
+}

@@ -1,0 +1,40 @@
+//! Which logs become events.
+
+use std::collections::BTreeSet;
+
+use alloy_primitives::{Address, B256, hex, keccak256};
+
+use crate::Log;
+
+/// Contracts and first topics that a log must have; an empty set lets everything pass.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Emitting contracts.
+    pub contracts: BTreeSet<Address>,
+    /// First topics (`topics[0]`, the event signature's hash).
+    pub topics: BTreeSet<B256>,
+}
+
+impl Filter {
+    /// Whether `log` becomes an event.
+    #[must_use]
+    pub fn passes(&self, log: &Log) -> bool {
+        (self.contracts.is_empty() || self.contracts.contains(&log.address))
+            && (self.topics.is_empty()
+                || log.topics.first().is_some_and(|topic| self.topics.contains(topic)))
+    }
+
+    /// Sixteen hex digits that name this filter in markers and the cursor; `all` if it lets
+    /// everything pass.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        if self.contracts.is_empty() && self.topics.is_empty() {
+            return "all".to_owned();
+        }
+        let mut bytes = Vec::new();
+        self.contracts.iter().for_each(|c| bytes.extend_from_slice(c.as_slice()));
+        bytes.push(b'/');
+        self.topics.iter().for_each(|t| bytes.extend_from_slice(t.as_slice()));
+        hex::encode(&keccak256(bytes)[..8])
+    }
+}

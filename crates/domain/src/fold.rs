@@ -1,0 +1,646 @@
+//! Replays a chain's two streams and says whether they are whole (G1 to G5): the checker's core.
+//!
+//! Entries and markers go in, each in the order of its stream; every broken promise of the contract
+//! comes out as a [`Violation`], and the events that are not taken back as [`Fold::canonical`],
+//! which [`Fold::compare`] holds against the chain. Nothing here trusts the publisher: a marker's
+//! count and ID range must agree with the entries, and an entry with its marker.
+//!
+//! ```
+//! # use ethhook_domain::{Marker, ProcessedEvent, fold::Fold};
+//! # let entries: Vec<(String, ProcessedEvent)> = Vec::new();
+//! # let markers: Vec<(String, Marker)> = Vec::new();
+//! let mut fold = Fold::from_start(1);
+//! for (id, event) in entries { // all up to the last marker's `last_id`
+//!     fold.entry(&id, event);
+//! }
+//! for (id, marker) in &markers {
+//!     fold.marker(id, marker);
+//! }
+//! fold.finish();
+//! assert!(fold.violations().is_empty());
+//! ```
+//!
+//! A long stream need not be in memory at once: before each marker, give the entries up to its
+//! `last_id`.
+
+use std::collections::{HashSet, VecDeque};
+use std::fmt;
+
+use alloy_primitives::B256;
+
+use crate::{ChainId, Log, Marker, Op, ProcessedEvent};
+
+/// Of violations, and of differences, only this many are kept: one fault can cause many.
+pub const MAX_REPORTED: usize = 1_000;
+
+/// What a stream must never show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Problem {
+    /// A log, or a block, was added while it was live already (G2).
+    Duplicate,
+    /// A log was taken back that was not live (G2).
+    NotLive,
+    /// A log was taken back by an entry with other content.
+    TakenBackDiffers,
+    /// A block was taken back, but not this log of it (G2).
+    NotTakenBack,
+    /// Entries or blocks stand in the wrong order (G3).
+    Order,
+    /// A block was added whose parent is not the tip (G3).
+    Parent,
+    /// A block was taken back that is not the tip (G3).
+    NotTip,
+    /// `seq` is not its predecessor's plus one (G4).
+    Seq,
+    /// An entry belongs to no marker (G4).
+    OutsideMarker,
+    /// A marker's count or ID range does not agree with the entries (G4).
+    Range,
+    /// An entry does not agree with its marker: chain, block, time, or the `removed` flag.
+    EntryDiffersFromMarker,
+    /// The finalized block moved back, or is not one of the stream's (G10).
+    Finalized,
+    /// A finalized block was taken back (G10).
+    BelowFinalized,
+    /// An ID that Redis would not give: malformed, or not above its predecessor.
+    Id,
+}
+
+/// One broken promise, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// ID of the entry or marker.
+    pub at: String,
+    /// What is wrong.
+    pub problem: Problem,
+    /// What was expected and what was found.
+    pub detail: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} at {}: {}", self.problem, self.at, self.detail)
+    }
+}
+
+/// A block that no marker took back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoldedBlock {
+    /// Height.
+    pub number: u64,
+    /// Hash.
+    pub hash: B256,
+    /// Hash of the parent; for a gap that of the tip before it.
+    pub parent_hash: Option<B256>,
+    /// Unix seconds.
+    pub timestamp: u64,
+    /// Its live events, in the order of the stream.
+    pub events: Vec<ProcessedEvent>,
+    /// For an operator's gap: the first skipped block; `number` is the last.
+    pub skipped_from: Option<u64>,
+}
+
+/// A block of the chain, with the logs that should be live in the stream, by `log_index`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpectedBlock {
+    /// Height.
+    pub number: u64,
+    /// Hash.
+    pub hash: B256,
+    /// Unix seconds.
+    pub timestamp: u64,
+    /// Its logs that pass the chain's filter.
+    pub logs: Vec<Log>,
+}
+
+/// Where stream and chain differ.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Difference {
+    /// The stream lacks a block of the chain.
+    #[error("block {number} {hash} is missing in the stream")]
+    BlockMissing {
+        /// Height.
+        number: u64,
+        /// Hash.
+        hash: B256,
+    },
+    /// The stream has a block that the chain has not.
+    #[error("block {number} {hash} is in the stream but not in the chain")]
+    BlockUnexpected {
+        /// Height.
+        number: u64,
+        /// Hash.
+        hash: B256,
+    },
+    /// The stream lacks a log.
+    #[error("block {number}: log {log_index} is missing in the stream")]
+    LogMissing {
+        /// Height.
+        number: u64,
+        /// Position in the block.
+        log_index: u64,
+    },
+    /// The stream has a log that the chain has not, or has it twice.
+    #[error("block {number}: log {log_index} is in the stream but not in the chain")]
+    LogUnexpected {
+        /// Height.
+        number: u64,
+        /// Position in the block.
+        log_index: u64,
+    },
+    /// The same log, with other content.
+    #[error("block {number}: log {log_index}: {field} is {stream}, the chain has {chain}")]
+    Field {
+        /// Height.
+        number: u64,
+        /// Position in the block.
+        log_index: u64,
+        /// The field's name in an entry.
+        field: &'static str,
+        /// Its value in the stream.
+        stream: String,
+        /// Its value in the chain.
+        chain: String,
+    },
+}
+
+/// An entry ID: milliseconds and a number among them.
+type Id = (u64, u64);
+
+fn parse_id(text: &str) -> Option<Id> {
+    let (ms, n) = text.split_once('-')?;
+    Some((ms.parse().ok()?, n.parse().ok()?))
+}
+
+/// The replay of one chain's streams.
+#[derive(Debug)]
+pub struct Fold {
+    chain_id: ChainId,
+    /// The streams' beginnings may be gone.
+    may_be_trimmed: bool,
+    /// A marker with all its entries was seen: nothing after it may be gone.
+    is_whole: bool,
+    /// Entries that no marker has claimed yet.
+    pending: VecDeque<(String, Id, ProcessedEvent)>,
+    last_entry_id: Option<Id>,
+    /// What the last marker said: its ID, `seq` and `last_id`.
+    last_marker: Option<(Option<Id>, u64, Id)>,
+    blocks: Vec<FoldedBlock>,
+    /// Hashes of `blocks`, and the identities of their events.
+    live_blocks: HashSet<B256>,
+    live: HashSet<(B256, u64)>,
+    /// The block on which the next is to stand; none where any parent will do.
+    tip: Option<(u64, B256)>,
+    /// Height of the first block that was added.
+    start_number: Option<u64>,
+    finalized: Option<(u64, B256)>,
+    violations: Vec<Violation>,
+}
+
+impl Fold {
+    /// The replay of streams that are there from their beginning: the first marker has `seq` 1.
+    #[must_use]
+    pub fn from_start(chain_id: ChainId) -> Self {
+        Self {
+            chain_id,
+            may_be_trimmed: false,
+            is_whole: true,
+            pending: VecDeque::new(),
+            last_entry_id: None,
+            last_marker: None,
+            blocks: Vec::new(),
+            live_blocks: HashSet::new(),
+            live: HashSet::new(),
+            tip: None,
+            start_number: None,
+            finalized: None,
+            violations: Vec::new(),
+        }
+    }
+
+    /// The replay of streams whose beginnings retention may have trimmed: what stands before the
+    /// first marker with whole entries is passed over, and a block from before it may be taken back
+    /// unseen.
+    #[must_use]
+    pub fn from_first_whole_marker(chain_id: ChainId) -> Self {
+        Self { may_be_trimmed: true, is_whole: false, ..Self::from_start(chain_id) }
+    }
+
+    /// Takes the next entry of `events:<chain_id>`.
+    pub fn entry(&mut self, id: &str, event: ProcessedEvent) {
+        let Some(parsed) = parse_id(id) else {
+            return self.report(id, Problem::Id, "is no entry ID".to_owned());
+        };
+        if self.last_entry_id.is_some_and(|last| parsed <= last) {
+            self.report(id, Problem::Id, "is not above the entry before".to_owned());
+        }
+        self.last_entry_id = Some(parsed);
+        self.pending.push_back((id.to_owned(), parsed, event));
+    }
+
+    /// Takes the next marker of `blocks:{events:<chain_id>}`; the entries up to its `last_id` must
+    /// have been given before.
+    pub fn marker(&mut self, id: &str, marker: &Marker) {
+        let last_id = parse_id(&marker.last_id).unwrap_or_default();
+        let claimed = self.pending.iter().take_while(|(_, id, _)| *id <= last_id).count();
+        let mut entries: Vec<_> = self.pending.drain(..claimed).collect();
+        self.check_sequence(id, marker, last_id);
+        if !self.is_whole {
+            // Retention cuts at the beginning: entries of markers that are gone may be left.
+            let first_id = parse_id(&marker.first_id);
+            entries.retain(|(_, id, _)| first_id.is_some_and(|first| *id >= first));
+            if marker.events > 0 && entries.first().map(|(_, id, _)| *id) != first_id {
+                return self.forget();
+            }
+            self.is_whole = marker.events > 0;
+        }
+        let entries = self.claim(id, marker, entries);
+        self.apply(id, marker, entries);
+    }
+
+    /// Says that the streams are at their end: what is left over belongs to no marker.
+    pub fn finish(&mut self) {
+        for (id, _, event) in std::mem::take(&mut self.pending) {
+            self.report(&id, Problem::OutsideMarker, describe(&event));
+        }
+    }
+
+    /// The blocks that are not taken back, by height, with their live events: the canonical chain
+    /// as the streams tell it.
+    #[must_use]
+    pub fn canonical(&self) -> &[FoldedBlock] {
+        &self.blocks
+    }
+
+    /// The newest block that the streams call final.
+    #[must_use]
+    pub fn finalized(&self) -> Option<(u64, B256)> {
+        self.finalized
+    }
+
+    /// The first [`MAX_REPORTED`] broken promises, in the order of the streams.
+    #[must_use]
+    pub fn violations(&self) -> &[Violation] {
+        &self.violations
+    }
+
+    /// Holds [`Fold::canonical`] against the chain's blocks, given by height, on block hash,
+    /// transaction hash, log index, contract, topics, data and timestamp. Blocks that an operator
+    /// ordered to skip are passed over; where the stream is trimmed, leave out what is below its
+    /// first block. Returns the first [`MAX_REPORTED`] differences.
+    #[must_use]
+    pub fn compare(&self, expected: &[ExpectedBlock]) -> Vec<Difference> {
+        let mut differences = Vec::new();
+        let mut chain = expected.iter().peekable();
+        let missing = |block: &ExpectedBlock| Difference::BlockMissing {
+            number: block.number,
+            hash: block.hash,
+        };
+        for block in &self.blocks {
+            let first = block.skipped_from.unwrap_or(block.number);
+            while let Some(before) = chain.next_if(|e| e.number < first) {
+                differences.push(missing(before));
+            }
+            if block.skipped_from.is_some() {
+                while chain.next_if(|e| e.number <= block.number).is_some() {}
+                continue;
+            }
+            match chain.next_if(|e| e.number == block.number) {
+                Some(same) if same.hash == block.hash => {
+                    compare_events(block, same, &mut differences);
+                }
+                other => {
+                    let (number, hash) = (block.number, block.hash);
+                    differences.push(Difference::BlockUnexpected { number, hash });
+                    differences.extend(other.map(missing));
+                }
+            }
+            if differences.len() >= MAX_REPORTED {
+                break;
+            }
+        }
+        differences.extend(chain.map(missing));
+        differences.truncate(MAX_REPORTED);
+        differences
+    }
+
+    /// History is not whole yet: whatever markers without entries said so far is of no use.
+    fn forget(&mut self) {
+        self.blocks.clear();
+        self.live_blocks.clear();
+        (self.tip, self.start_number) = (None, None);
+    }
+
+    fn check_sequence(&mut self, id: &str, marker: &Marker, last_id: Id) {
+        let marker_id = parse_id(id);
+        let before_all =
+            (None, if self.is_whole { 0 } else { marker.seq.saturating_sub(1) }, (0, 0));
+        let (previous_id, previous_seq, previous_last_id) = self.last_marker.unwrap_or(before_all);
+        if marker_id.is_none() || marker_id <= previous_id {
+            self.report(id, Problem::Id, "is not above the marker before".to_owned());
+        }
+        if marker.seq != previous_seq + 1 {
+            let detail = format!("seq {} follows {previous_seq}", marker.seq);
+            self.report(id, Problem::Seq, detail);
+        }
+        let is_empty = marker.events == 0;
+        if last_id < previous_last_id || (!is_empty && last_id == previous_last_id) {
+            let detail = format!("last_id {} does not go on", marker.last_id);
+            self.report(id, Problem::Range, detail);
+        }
+        self.last_marker = Some((marker_id, marker.seq, last_id.max(previous_last_id)));
+    }
+
+    /// The entries of this marker, once its count and range agree with them.
+    fn claim(
+        &mut self,
+        id: &str,
+        marker: &Marker,
+        entries: Vec<(String, Id, ProcessedEvent)>,
+    ) -> Vec<(String, ProcessedEvent)> {
+        let first_id = parse_id(&marker.first_id);
+        let mut claimed = Vec::with_capacity(entries.len());
+        for (entry_id, parsed, event) in entries {
+            if first_id.is_some_and(|first| parsed >= first) {
+                claimed.push((entry_id, event));
+            } else {
+                self.report(&entry_id, Problem::OutsideMarker, describe(&event));
+            }
+        }
+        let range = claimed.first().zip(claimed.last()).map(|(a, b)| (a.0.as_str(), b.0.as_str()));
+        let agrees = match range {
+            Some(range) => range == (&marker.first_id, &marker.last_id),
+            None => marker.first_id.is_empty(),
+        };
+        if !agrees || claimed.len() as u64 != marker.events {
+            let (from, to) = range.unwrap_or_default();
+            let detail = format!(
+                "says {} events in `{}` to `{}`, there are {} in `{from}` to `{to}`",
+                marker.events,
+                marker.first_id,
+                marker.last_id,
+                claimed.len(),
+            );
+            self.report(id, Problem::Range, detail);
+        }
+        claimed
+    }
+
+    fn apply(&mut self, id: &str, marker: &Marker, entries: Vec<(String, ProcessedEvent)>) {
+        if matches!(marker.op, Op::Finalized | Op::Gap) && !entries.is_empty() {
+            self.report(id, Problem::Range, format!("`{}` has entries", marker.op));
+        }
+        match marker.op {
+            Op::Add => self.add(id, marker, entries),
+            Op::Remove => self.remove(id, marker, entries),
+            Op::Finalized => self.finalize(id, marker),
+            Op::Gap => self.skip(id, marker),
+        }
+    }
+
+    fn add(&mut self, id: &str, marker: &Marker, entries: Vec<(String, ProcessedEvent)>) {
+        match self.tip {
+            Some((number, hash)) => {
+                if marker.parent_hash != Some(hash) || marker.number != number + 1 {
+                    let parent = marker.parent_hash.unwrap_or_default();
+                    let detail =
+                        format!("block {} on {parent}, the tip is {number} {hash}", marker.number);
+                    self.report(id, Problem::Parent, detail);
+                }
+            }
+            // The first block has a free parent, also when another takes its place.
+            None => {
+                let start = *self.start_number.get_or_insert(marker.number);
+                if marker.number != start {
+                    let detail = format!("block {} is the first, not {start}", marker.number);
+                    self.report(id, Problem::Parent, detail);
+                }
+            }
+        }
+        if !self.live_blocks.insert(marker.hash) {
+            let detail = format!("block {} {} is live already", marker.number, marker.hash);
+            self.report(id, Problem::Duplicate, detail);
+        }
+        let mut previous: Option<u64> = None;
+        let mut events = Vec::with_capacity(entries.len());
+        for (entry_id, event) in entries {
+            self.check_entry(&entry_id, marker, &event, previous.map(|p| event.log_index > p));
+            if !self.live.insert((event.block_hash, event.log_index)) {
+                self.report(&entry_id, Problem::Duplicate, describe(&event));
+            }
+            previous = Some(event.log_index);
+            events.push(event);
+        }
+        self.tip = Some((marker.number, marker.hash));
+        self.blocks.push(folded(marker, events, None));
+    }
+
+    fn remove(&mut self, id: &str, marker: &Marker, entries: Vec<(String, ProcessedEvent)>) {
+        if self.finalized.is_some_and(|(number, _)| marker.number <= number) {
+            let detail = format!("block {} {} is taken back", marker.number, marker.hash);
+            self.report(id, Problem::BelowFinalized, detail);
+        }
+        let is_before_fold = self.blocks.is_empty()
+            && self.may_be_trimmed
+            && self.tip.is_none_or(|tip| tip == (marker.number, marker.hash));
+        let orphaned = if is_before_fold { None } else { self.pop(id, marker) };
+        let mut left = orphaned.map(|block| block.events).unwrap_or_default();
+        let mut previous: Option<u64> = None;
+        for (entry_id, event) in entries {
+            self.check_entry(&entry_id, marker, &event, previous.map(|p| event.log_index < p));
+            previous = Some(event.log_index);
+            if is_before_fold {
+                continue;
+            }
+            let taken_back = left.iter().rposition(|added| {
+                (added.block_hash, added.log_index) == (event.block_hash, event.log_index)
+            });
+            let Some(added) = taken_back.map(|i| left.remove(i)) else {
+                self.report(&entry_id, Problem::NotLive, describe(&event));
+                continue;
+            };
+            self.live.remove(&(event.block_hash, event.log_index));
+            if (ProcessedEvent { removed: true, ..added.clone() }) != event {
+                let detail = format!("takes back {added:?} by {event:?}");
+                self.report(&entry_id, Problem::TakenBackDiffers, detail);
+            }
+        }
+        for event in left {
+            self.live.remove(&(event.block_hash, event.log_index));
+            self.report(id, Problem::NotTakenBack, describe(&event));
+        }
+        self.tip = match self.blocks.last() {
+            // Below a gap the parent is not one height lower.
+            Some(block) => Some((block.number, block.hash)),
+            None if self.may_be_trimmed => {
+                marker.parent_hash.map(|hash| (marker.number.saturating_sub(1), hash))
+            }
+            None => None,
+        };
+    }
+
+    /// The block that `marker` takes back. If it is not the tip, those above it go with it, so that
+    /// one fault is reported once.
+    fn pop(&mut self, id: &str, marker: &Marker) -> Option<FoldedBlock> {
+        let position = self.blocks.iter().rposition(|block| block.hash == marker.hash);
+        if position.is_none() || position != self.blocks.len().checked_sub(1) {
+            let detail = format!("block {} {} is taken back", marker.number, marker.hash);
+            self.report(id, Problem::NotTip, detail);
+        }
+        let mut dropped = self.blocks.drain(position?..);
+        let block = dropped.next()?;
+        self.live_blocks.remove(&block.hash);
+        for above in dropped {
+            self.live_blocks.remove(&above.hash);
+            for event in above.events {
+                self.live.remove(&(event.block_hash, event.log_index));
+            }
+        }
+        let said = (marker.number, marker.parent_hash, marker.timestamp);
+        if said != (block.number, block.parent_hash, block.timestamp) {
+            let detail = format!("takes block {} back with other values", block.number);
+            self.report(id, Problem::TakenBackDiffers, detail);
+        }
+        Some(block)
+    }
+
+    /// Holds an entry against its marker; `in_order` is none for the first of a block.
+    fn check_entry(
+        &mut self,
+        id: &str,
+        marker: &Marker,
+        event: &ProcessedEvent,
+        in_order: Option<bool>,
+    ) {
+        let said = (event.chain_id, event.block_number, event.block_hash, event.timestamp);
+        if said != (self.chain_id, marker.number, marker.hash, marker.timestamp)
+            || event.removed != (marker.op == Op::Remove)
+        {
+            let detail = format!(
+                "{} stands in `{}` of block {} {} of chain {} at {}",
+                describe(event),
+                marker.op,
+                marker.number,
+                marker.hash,
+                self.chain_id,
+                marker.timestamp
+            );
+            self.report(id, Problem::EntryDiffersFromMarker, detail);
+        }
+        if in_order == Some(false) {
+            self.report(id, Problem::Order, describe(event));
+        }
+    }
+
+    fn finalize(&mut self, id: &str, marker: &Marker) {
+        if let Some((number, hash)) = self.finalized {
+            let is_same = marker.number == number && marker.hash == hash;
+            if marker.number <= number && !is_same {
+                let detail = format!("from {number} {hash} to {} {}", marker.number, marker.hash);
+                // An operator's order; what follows is held against it.
+                self.report(id, Problem::Finalized, detail);
+            }
+        }
+        let (number, hash) = (marker.number, marker.hash);
+        // Below the first block that is known here, any may be final.
+        let first = self.blocks.first().map(|b| b.skipped_from.unwrap_or(b.number));
+        let is_ours = first.is_none_or(|first| number < first)
+            || self.blocks.iter().rev().any(|b| match b.skipped_from {
+                Some(from) => (from..b.number).contains(&number) || b.hash == hash,
+                None => b.hash == hash && b.number == number,
+            });
+        if !is_ours {
+            let detail = format!("block {number} {hash} is not in the stream");
+            self.report(id, Problem::Finalized, detail);
+        }
+        self.finalized = Some((number, hash));
+    }
+
+    fn skip(&mut self, id: &str, marker: &Marker) {
+        if let Some((number, hash)) = self.tip
+            && (marker.number <= number || marker.parent_hash != Some(hash))
+        {
+            let detail = format!("gap to {}, the tip is {number} {hash}", marker.number);
+            self.report(id, Problem::Parent, detail);
+        }
+        let from = self.tip.map_or(marker.number, |(number, _)| number + 1);
+        self.tip = Some((marker.number, marker.hash));
+        self.blocks.push(folded(marker, Vec::new(), Some(from)));
+    }
+
+    fn report(&mut self, at: &str, problem: Problem, detail: String) {
+        if self.violations.len() < MAX_REPORTED {
+            self.violations.push(Violation { at: at.to_owned(), problem, detail });
+        }
+    }
+}
+
+fn folded(marker: &Marker, events: Vec<ProcessedEvent>, skipped_from: Option<u64>) -> FoldedBlock {
+    FoldedBlock {
+        number: marker.number,
+        hash: marker.hash,
+        parent_hash: marker.parent_hash,
+        timestamp: marker.timestamp,
+        events,
+        skipped_from,
+    }
+}
+
+fn describe(event: &ProcessedEvent) -> String {
+    format!(
+        "{} log {} of block {} {}",
+        if event.removed { "removed" } else { "new" },
+        event.log_index,
+        event.block_number,
+        event.block_hash
+    )
+}
+
+fn compare_events(block: &FoldedBlock, expected: &ExpectedBlock, out: &mut Vec<Difference>) {
+    let number = block.number;
+    let missing = |log: &Log| Difference::LogMissing { number, log_index: log.log_index };
+    let mut logs = expected.logs.iter().peekable();
+    for event in &block.events {
+        while let Some(before) = logs.next_if(|log| log.log_index < event.log_index) {
+            out.push(missing(before));
+        }
+        match logs.next_if(|log| log.log_index == event.log_index) {
+            Some(log) => compare_event(event, log, expected.timestamp, out),
+            None => out.push(Difference::LogUnexpected { number, log_index: event.log_index }),
+        }
+    }
+    out.extend(logs.map(missing));
+}
+
+fn compare_event(event: &ProcessedEvent, log: &Log, timestamp: u64, out: &mut Vec<Difference>) {
+    let mut field = |field, stream: &dyn fmt::Debug, chain: &dyn fmt::Debug| {
+        out.push(Difference::Field {
+            number: event.block_number,
+            log_index: event.log_index,
+            field,
+            stream: format!("{stream:?}"),
+            chain: format!("{chain:?}"),
+        });
+    };
+    if event.block_hash != log.block_hash {
+        field("block_hash", &event.block_hash, &log.block_hash);
+    }
+    if event.tx_hash != log.tx_hash {
+        field("tx_hash", &event.tx_hash, &log.tx_hash);
+    }
+    if event.tx_index != log.tx_index {
+        field("tx_index", &event.tx_index, &log.tx_index);
+    }
+    if event.contract != log.address {
+        field("contract", &event.contract, &log.address);
+    }
+    if event.topics != log.topics {
+        field("topics", &event.topics, &log.topics);
+    }
+    if event.data != log.data {
+        field("data", &event.data, &log.data);
+    }
+    if event.timestamp != timestamp {
+        field("timestamp", &event.timestamp, &timestamp);
+    }
+}

@@ -1,0 +1,151 @@
+//! The marker, as it stands in `blocks:{events:<chain_id>}`: one entry a block.
+
+use std::fmt;
+use std::str::FromStr;
+
+use alloy_primitives::{B256, hex};
+
+use crate::event::{CodecError, Record, write_optional_hash};
+
+/// The fields of a marker, in this order.
+pub const FIELDS: [&str; 11] = [
+    "seq",
+    "op",
+    "number",
+    "hash",
+    "parent_hash",
+    "timestamp",
+    "events",
+    "first_id",
+    "last_id",
+    "proof",
+    "filter",
+];
+
+/// What a marker says happened to its block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// The block joined the canonical chain; its events stand in `first_id..=last_id`.
+    Add,
+    /// The block was orphaned; its events are taken back in `first_id..=last_id`.
+    Remove,
+    /// The block is final: nothing at or below it will be taken back.
+    Finalized,
+    /// An operator's order to skip up to this block.
+    Gap,
+}
+
+/// The strongest check that a block passed, strongest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Proof {
+    /// The trie of receipts was rebuilt and its root is the header's.
+    ReceiptsRoot,
+    /// The bloom of the logs is the header's.
+    Bloom,
+    /// Hashes and indices agree with each other.
+    Structure,
+}
+
+macro_rules! names {
+    ($type:ty { $($variant:ident = $name:literal),+ $(,)? }) => {
+        impl $type {
+            /// As it is stored and configured.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+        }
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+        impl FromStr for $type {
+            type Err = ();
+            fn from_str(s: &str) -> Result<Self, ()> {
+                match s { $($name => Ok(Self::$variant),)+ _ => Err(()) }
+            }
+        }
+    };
+}
+
+names!(Op { Add = "add", Remove = "remove", Finalized = "finalized", Gap = "gap" });
+names!(Proof { ReceiptsRoot = "receipts_root", Bloom = "bloom", Structure = "structure" });
+
+impl Proof {
+    /// Whether this proves less than `other`.
+    #[must_use]
+    pub fn is_weaker_than(self, other: Self) -> bool {
+        self > other // declared strongest first
+    }
+}
+
+/// One step of the chain as it was published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Marker {
+    /// Position among the chain's markers: each is its predecessor's plus one.
+    pub seq: u64,
+    /// What happened.
+    pub op: Op,
+    /// Height of the block.
+    pub number: u64,
+    /// Hash of the block.
+    pub hash: B256,
+    /// Hash of its parent; none for a `finalized` marker below the first block.
+    pub parent_hash: Option<B256>,
+    /// Time of the block, unix seconds.
+    pub timestamp: u64,
+    /// How many entries this step wrote.
+    pub events: u64,
+    /// The first of them; empty if none.
+    pub first_id: String,
+    /// The event stream's last ID after the step.
+    pub last_id: String,
+    /// The strongest check the block passed.
+    pub proof: Proof,
+    /// Digest of the filter in force.
+    pub filter: String,
+}
+
+impl Marker {
+    /// The values of [`FIELDS`], in that order.
+    #[must_use]
+    pub fn to_values(&self) -> [String; FIELDS.len()] {
+        [
+            self.seq.to_string(),
+            self.op.to_string(),
+            self.number.to_string(),
+            hex::encode_prefixed(self.hash),
+            write_optional_hash(self.parent_hash),
+            self.timestamp.to_string(),
+            self.events.to_string(),
+            self.first_id.clone(),
+            self.last_id.clone(),
+            self.proof.to_string(),
+            self.filter.clone(),
+        ]
+    }
+
+    /// Reads a marker back from its fields.
+    ///
+    /// # Errors
+    /// Names the first field that is missing or malformed.
+    pub fn from_fields<'a>(
+        fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> Result<Self, CodecError> {
+        let record = Record::new(FIELDS, fields);
+        Ok(Self {
+            seq: record.number("seq")?,
+            op: record.parse("op", |v| v.parse().ok())?,
+            number: record.number("number")?,
+            hash: record.hash("hash")?,
+            parent_hash: record.optional_hash("parent_hash")?,
+            timestamp: record.number("timestamp")?,
+            events: record.number("events")?,
+            first_id: record.text("first_id")?,
+            last_id: record.text("last_id")?,
+            proof: record.parse("proof", |v| v.parse().ok())?,
+            filter: record.text("filter")?,
+        })
+    }
+}

@@ -1,0 +1,69 @@
+//! What differs between chains.
+
+use std::time::Duration;
+
+use crate::{ChainId, Proof};
+
+/// The knowledge about one chain that its blocks do not carry themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Profile {
+    /// The name in configuration (upper case there), logs and metrics (lower case, as here).
+    pub name: String,
+    /// EIP-155 chain id, checked against the node's.
+    pub chain_id: ChainId,
+    /// Usual time between blocks: polls and watchdogs derive from it.
+    pub block_time: Duration,
+    /// A block is final only when at least this many blocks stand above it, whatever a node's
+    /// `finalized` tag says; where there is no such tag, this depth alone decides.
+    pub finality_depth: u64,
+    /// The weakest proof with which a block may be published.
+    pub verify: Proof,
+    /// Polygon before PIP-74: receipts of state-sync transactions stand outside the header's bloom
+    /// and receipts root.
+    pub state_sync_logs: bool,
+    /// A header without transactions means a block without logs, so that nothing need be fetched.
+    pub empty_without_transactions: bool,
+}
+
+impl Profile {
+    /// A chain that nothing is known of but its id.
+    #[must_use]
+    pub fn unknown(name: &str, chain_id: ChainId) -> Self {
+        Self {
+            name: name.to_owned(),
+            chain_id,
+            block_time: Duration::from_secs(2),
+            finality_depth: 128,
+            verify: Proof::Bloom,
+            state_sync_logs: false,
+            empty_without_transactions: false,
+        }
+    }
+
+    /// The chains that need no description: those named in the README.
+    #[must_use]
+    pub fn built_in() -> Vec<Self> {
+        let chain = |name: &str, chain_id, block_time_ms, finality_depth| Self {
+            block_time: Duration::from_millis(block_time_ms),
+            finality_depth,
+            verify: Proof::ReceiptsRoot,
+            empty_without_transactions: true,
+            ..Self::unknown(name, chain_id)
+        };
+        vec![
+            chain("ethereum", 1, 12_000, 64),
+            chain("arbitrum", 42161, 250, 1_200),
+            chain("optimism", 10, 2_000, 450),
+            chain("base", 8453, 2_000, 450),
+            // A state-sync log may stand in a block without transactions.
+            Self {
+                state_sync_logs: true,
+                empty_without_transactions: false,
+                ..chain("polygon", 137, 2_000, 128)
+            },
+            chain("bsc", 56, 750, 32),
+            chain("sepolia", 11_155_111, 12_000, 64),
+            chain("local", 31_337, 1_000, 64),
+        ]
+    }
+}

@@ -1,0 +1,443 @@
+//! Pure checks of a block against its header (G6): nothing that fails one is published.
+//!
+//! The header is the root of trust: its hash is recomputed from its fields, and it commits to the
+//! receipts by `receiptsRoot` and, more weakly, to the logs by `logsBloom`. A block's logs are
+//! proven by rebuilding the trie of receipts, else by the bloom alone, else only by the agreement
+//! of hashes and indices with each other; [`Profile::verify`] names the weakest proof that may be
+//! published. Two things are proven by none of these: a log's transaction hash, and Polygon's old
+//! state-sync logs, which stand outside both commitments.
+//!
+//! Sources: yellow paper 4.3; EIP-2718 and EIP-658 (receipts); OP stack specification, "Deposited
+//! transaction receipt"; Polygon PIP-74 (state-sync transactions).
+
+use std::fmt;
+
+use alloy_consensus::constants::EMPTY_ROOT_HASH;
+use alloy_primitives::{B256, Bloom, keccak256};
+use alloy_rlp::{BufMut, Encodable, Header as RlpHeader, length_of_length};
+use alloy_trie::root::ordered_trie_root_with_encoder;
+
+use crate::block::{Body, Seal};
+use crate::{Header, Log, Profile, Proof, Receipt};
+
+/// EIP-2718 type of an OP stack deposit.
+const OP_DEPOSIT: u64 = 0x7e;
+
+/// What was held against the header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Check {
+    /// The header's hash follows from its fields.
+    HeaderHash,
+    /// Every receipt and log carries the block's hash and number.
+    BlockHash,
+    /// No log is marked as taken back.
+    Removed,
+    /// Receipts and logs are numbered from 0 without holes, and agree on their transactions.
+    Indices,
+    /// An empty answer for a block that is not empty: most often a node that has not caught up, so
+    /// worth asking again before it counts as a lie.
+    Empty,
+    /// Gas used by the last transaction is the header's.
+    GasUsed,
+    /// The bloom of the logs is the header's.
+    Bloom,
+    /// The root of the trie of receipts is the header's.
+    ReceiptsRoot,
+    /// Nothing is wrong with the answer, but it is of a kind that cannot carry the proof that the
+    /// chain asks for: logs without their receipts.
+    Unprovable,
+}
+
+impl Check {
+    /// Every check, for metrics that list their labels beforehand.
+    pub const ALL: [Self; 9] = [
+        Self::HeaderHash,
+        Self::BlockHash,
+        Self::Removed,
+        Self::Indices,
+        Self::Empty,
+        Self::GasUsed,
+        Self::Bloom,
+        Self::ReceiptsRoot,
+        Self::Unprovable,
+    ];
+
+    /// The check's name as a metric label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::HeaderHash => "header_hash",
+            Self::BlockHash => "block_hash",
+            Self::Removed => "removed",
+            Self::Indices => "indices",
+            Self::Empty => "empty",
+            Self::GasUsed => "gas_used",
+            Self::Bloom => "bloom",
+            Self::ReceiptsRoot => "receipts_root",
+            Self::Unprovable => "unprovable",
+        }
+    }
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The first check that a block failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("check `{check}` failed: {detail}")]
+pub struct Failure {
+    /// Which check.
+    pub check: Check,
+    /// What was asked for and what came.
+    pub detail: String,
+}
+
+/// A block that may be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// All logs of the block, by `log_index`.
+    pub logs: Vec<Log>,
+    /// The strongest check they passed.
+    pub proof: Proof,
+    /// The header's hash was not proven by its fields: it has fields that we do not know how to
+    /// hash (or the chain's level is `structure`, where that is not asked for).
+    pub unhashed: bool,
+}
+
+/// Holds a header against its own hash, as soon as it arrives.
+///
+/// # Errors
+/// [`Check::HeaderHash`] if every field is known and the hash does not follow from them, unless the
+/// chain's level is `structure`.
+pub fn verify_header(profile: &Profile, header: &Header) -> Result<(), Failure> {
+    if header.seal == Seal::Differs && profile.verify != Proof::Structure {
+        return fail(Check::HeaderHash, || {
+            format!(
+                "block {}: the fields do not hash to {}",
+                header.block.number, header.block.hash
+            )
+        });
+    }
+    Ok(())
+}
+
+/// Whether the header alone says that its block has no logs, so that nothing need be fetched: it
+/// has no transactions, no receipts, no gas and no bloom, its hash proves it, and on this chain
+/// that is conclusive.
+#[must_use]
+pub fn has_no_logs_for_free(profile: &Profile, header: &Header) -> bool {
+    profile.empty_without_transactions
+        && header.seal == Seal::Matches
+        && header.transactions_root == EMPTY_ROOT_HASH
+        && header.receipts_root == EMPTY_ROOT_HASH
+        && header.logs_bloom.is_zero()
+        && header.gas_used == 0
+}
+
+/// Holds the logs of a block against its header, by the strongest proof they allow.
+///
+/// # Errors
+/// The first check that fails, in the order of [`Check`]; the proofs only where the chain's level
+/// asks for them.
+pub fn verify(profile: &Profile, header: &Header, body: Body) -> Result<Verified, Failure> {
+    verify_header(profile, header)?;
+    let state_sync = profile.state_sync_logs.then(|| state_sync_hash(header));
+    let (logs, proof) = match body {
+        Body::Receipts(receipts) => {
+            check_receipts(header, &receipts)?;
+            let committed = committed_receipts(&receipts, state_sync);
+            check_not_empty(profile, header, committed.is_empty(), true)?;
+            check_gas(header, committed)?;
+            let proof = prove_receipts(profile, header, committed)?;
+            (receipts.into_iter().flat_map(|r| r.logs).collect(), proof)
+        }
+        Body::Logs(logs) => {
+            check_logs(header, &logs)?;
+            let committed = committed_logs(&logs, state_sync);
+            check_not_empty(profile, header, committed.is_empty(), false)?;
+            let proof = prove_logs(profile, header, committed)?;
+            (logs, proof)
+        }
+    };
+    Ok(Verified { logs, proof, unhashed: header.seal != Seal::Matches })
+}
+
+/// The hash under which Polygon (before PIP-74) reports the state-sync logs of a block.
+fn state_sync_hash(header: &Header) -> B256 {
+    const PREFIX: &[u8] = b"matic-bor-receipt-";
+    let mut bytes = Vec::with_capacity(PREFIX.len() + 8 + 32);
+    bytes.extend_from_slice(PREFIX);
+    bytes.extend_from_slice(&header.block.number.to_be_bytes());
+    bytes.extend_from_slice(header.block.hash.as_slice());
+    keccak256(bytes)
+}
+
+/// The receipts that the header commits to: all, but for an untyped state-sync receipt at the end.
+fn committed_receipts(receipts: &[Receipt], state_sync: Option<B256>) -> &[Receipt] {
+    match receipts.split_last() {
+        Some((last, rest)) if Some(last.tx_hash) == state_sync && last.tx_type == 0 => rest,
+        _ => receipts,
+    }
+}
+
+/// The logs that the header commits to: all, but for those of a state-sync receipt at the end.
+fn committed_logs(logs: &[Log], state_sync: Option<B256>) -> &[Log] {
+    let outside = logs.iter().rev().take_while(|log| Some(log.tx_hash) == state_sync).count();
+    &logs[..logs.len() - outside]
+}
+
+fn check_receipts(header: &Header, receipts: &[Receipt]) -> Result<(), Failure> {
+    let mut next_log_index = 0;
+    for (i, receipt) in (0u64..).zip(receipts) {
+        if receipt.block_hash != header.block.hash {
+            return fail(Check::BlockHash, || {
+                format!("receipt {i} is of block {}, not {}", receipt.block_hash, header.block.hash)
+            });
+        }
+        if receipt.tx_index != i {
+            return fail(Check::Indices, || format!("receipt {i} has index {}", receipt.tx_index));
+        }
+        for log in &receipt.logs {
+            check_log(header, log, next_log_index)?;
+            if (log.tx_index, log.tx_hash) != (receipt.tx_index, receipt.tx_hash) {
+                return fail(Check::Indices, || {
+                    format!(
+                        "log {next_log_index} is of transaction {} {}, its receipt of {i} {}",
+                        log.tx_index, log.tx_hash, receipt.tx_hash
+                    )
+                });
+            }
+            next_log_index += 1;
+        }
+    }
+    Ok(())
+}
+
+fn check_logs(header: &Header, logs: &[Log]) -> Result<(), Failure> {
+    let mut previous: Option<&Log> = None;
+    for (i, log) in (0u64..).zip(logs) {
+        check_log(header, log, i)?;
+        if let Some(before) = previous {
+            let same_index = log.tx_index == before.tx_index;
+            if log.tx_index < before.tx_index || same_index != (log.tx_hash == before.tx_hash) {
+                return fail(Check::Indices, || {
+                    format!(
+                        "log {i} is of transaction {} {}, the one before of {} {}",
+                        log.tx_index, log.tx_hash, before.tx_index, before.tx_hash
+                    )
+                });
+            }
+        }
+        previous = Some(log);
+    }
+    Ok(())
+}
+
+fn check_log(header: &Header, log: &Log, log_index: u64) -> Result<(), Failure> {
+    let block = &header.block;
+    if (log.block_hash, log.block_number) != (block.hash, block.number) {
+        return fail(Check::BlockHash, || {
+            format!(
+                "log {log_index} is of block {} {}, not {} {}",
+                log.block_number, log.block_hash, block.number, block.hash
+            )
+        });
+    }
+    if log.removed {
+        return fail(Check::Removed, || format!("log {log_index} is marked as removed"));
+    }
+    if log.log_index != log_index {
+        return fail(Check::Indices, || format!("log {log_index} has index {}", log.log_index));
+    }
+    Ok(())
+}
+
+/// At level `structure` the roots of the header are not trusted: there only gas tells that an
+/// empty list of receipts cannot be whole.
+fn check_not_empty(
+    profile: &Profile,
+    header: &Header,
+    is_empty: bool,
+    are_receipts: bool,
+) -> Result<(), Failure> {
+    let trusted = profile.verify != Proof::Structure;
+    let shows_receipts =
+        header.gas_used > 0 || (trusted && header.receipts_root != EMPTY_ROOT_HASH);
+    let shows_logs = trusted && !header.logs_bloom.is_zero();
+    if is_empty && ((are_receipts && shows_receipts) || shows_logs) {
+        let what = if are_receipts { "receipts" } else { "logs" };
+        return fail(Check::Empty, || {
+            format!(
+                "no {what} for block {}, whose header says: receiptsRoot {}, gasUsed {}, logsBloom \
+                 {}",
+                header.block.hash,
+                header.receipts_root,
+                header.gas_used,
+                if header.logs_bloom.is_zero() { "zero" } else { "not zero" }
+            )
+        });
+    }
+    Ok(())
+}
+
+fn check_gas(header: &Header, receipts: &[Receipt]) -> Result<(), Failure> {
+    let mut used = 0;
+    for receipt in receipts {
+        if receipt.cumulative_gas_used < used {
+            return fail(Check::GasUsed, || {
+                format!(
+                    "receipt {} has cumulativeGasUsed {}, the one before {used}",
+                    receipt.tx_index, receipt.cumulative_gas_used
+                )
+            });
+        }
+        used = receipt.cumulative_gas_used;
+    }
+    if used != header.gas_used {
+        return fail(Check::GasUsed, || {
+            format!("the receipts use {used} gas, the header says {}", header.gas_used)
+        });
+    }
+    Ok(())
+}
+
+fn prove_receipts(
+    profile: &Profile,
+    header: &Header,
+    receipts: &[Receipt],
+) -> Result<Proof, Failure> {
+    let root = ordered_trie_root_with_encoder(receipts, encode_receipt);
+    if root == header.receipts_root {
+        return Ok(Proof::ReceiptsRoot);
+    }
+    if profile.verify == Proof::ReceiptsRoot {
+        return fail(Check::ReceiptsRoot, || {
+            format!("the receipts' root is {root}, the header says {}", header.receipts_root)
+        });
+    }
+    prove_bloom(profile, header, receipts.iter().flat_map(|r| &r.logs))
+}
+
+fn prove_logs(profile: &Profile, header: &Header, logs: &[Log]) -> Result<Proof, Failure> {
+    if logs.is_empty() && header.receipts_root == EMPTY_ROOT_HASH && header.logs_bloom.is_zero() {
+        return Ok(Proof::ReceiptsRoot);
+    }
+    let proof = prove_bloom(profile, header, logs.iter())?;
+    if profile.verify == Proof::ReceiptsRoot {
+        return fail(Check::Unprovable, || {
+            format!("{} logs without receipts prove no receiptsRoot", logs.len())
+        });
+    }
+    Ok(proof)
+}
+
+fn prove_bloom<'a>(
+    profile: &Profile,
+    header: &Header,
+    logs: impl Iterator<Item = &'a Log>,
+) -> Result<Proof, Failure> {
+    let bloom = bloom_of(logs);
+    if bloom == *header.logs_bloom {
+        return Ok(Proof::Bloom);
+    }
+    if profile.verify == Proof::Structure {
+        return Ok(Proof::Structure);
+    }
+    fail(Check::Bloom, || {
+        let missing = count_ones(&header.logs_bloom, &bloom);
+        let extra = count_ones(&bloom, &header.logs_bloom);
+        format!(
+            "the logs' bloom lacks {missing} bits of the header's and has {extra} that are not in \
+             it"
+        )
+    })
+}
+
+/// How many bits of `a` are not in `b`.
+fn count_ones(a: &Bloom, b: &Bloom) -> u32 {
+    a.iter().zip(b.iter()).map(|(a, b)| (a & !b).count_ones()).sum()
+}
+
+fn bloom_of<'a>(logs: impl Iterator<Item = &'a Log>) -> Bloom {
+    let mut bloom = Bloom::ZERO;
+    for log in logs {
+        bloom.accrue_raw_log(log.address, &log.topics);
+    }
+    bloom
+}
+
+/// The receipt as a value of the trie: `type || rlp([status or root, cumulativeGasUsed, bloom,
+/// logs])`, the type left out for legacy transactions. The bloom is computed, not believed. Foreign
+/// types are encoded the same way; one that differs fails the root, not the parser.
+fn encode_receipt(receipt: &Receipt, out: &mut Vec<u8>) {
+    let first_type_byte = receipt.tx_type.leading_zeros() as usize / 8;
+    out.put_slice(&receipt.tx_type.to_be_bytes()[first_type_byte..]);
+
+    let bloom = bloom_of(receipt.logs.iter());
+    let logs_length = receipt.logs.iter().map(log_length).sum::<usize>();
+    let outcome: &dyn Encodable = match (&receipt.status, &receipt.root) {
+        (Some(status), _) => status,
+        (None, Some(root)) => root,
+        (None, None) => &NoOutcome,
+    };
+    // OP stack: before Canyon the nonce is in the JSON but not in the encoding.
+    let version = receipt.deposit_receipt_version.filter(|_| receipt.tx_type == OP_DEPOSIT);
+    let deposit = version.map(|version| (receipt.deposit_nonce.unwrap_or_default(), version));
+
+    let payload_length = outcome.length()
+        + receipt.cumulative_gas_used.length()
+        + bloom.length()
+        + list_length(logs_length)
+        + deposit.map_or(0, |(nonce, version)| nonce.length() + version.length());
+    RlpHeader { list: true, payload_length }.encode(out);
+    outcome.encode(out);
+    receipt.cumulative_gas_used.encode(out);
+    bloom.encode(out);
+    RlpHeader { list: true, payload_length: logs_length }.encode(out);
+    receipt.logs.iter().for_each(|log| encode_log(log, out));
+    if let Some((nonce, version)) = deposit {
+        nonce.encode(out);
+        version.encode(out);
+    }
+}
+
+/// A receipt with neither status nor root: nothing is encoded, so that no root can match.
+struct NoOutcome;
+
+impl Encodable for NoOutcome {
+    fn encode(&self, _out: &mut dyn BufMut) {}
+
+    fn length(&self) -> usize {
+        0
+    }
+}
+
+fn encode_log(log: &Log, out: &mut Vec<u8>) {
+    RlpHeader { list: true, payload_length: log_payload_length(log) }.encode(out);
+    log.address.encode(out);
+    RlpHeader { list: true, payload_length: log.topics.len() * TOPIC_LENGTH }.encode(out);
+    log.topics.iter().for_each(|topic| topic.encode(out));
+    log.data.encode(out);
+}
+
+/// A topic in RLP: a byte of length and 32 bytes.
+const TOPIC_LENGTH: usize = 33;
+
+fn log_payload_length(log: &Log) -> usize {
+    log.address.length() + list_length(log.topics.len() * TOPIC_LENGTH) + log.data.length()
+}
+
+fn log_length(log: &Log) -> usize {
+    list_length(log_payload_length(log))
+}
+
+fn list_length(payload_length: usize) -> usize {
+    length_of_length(payload_length) + payload_length
+}
+
+fn fail<T>(check: Check, detail: impl FnOnce() -> String) -> Result<T, Failure> {
+    Err(Failure { check, detail: detail() })
+}

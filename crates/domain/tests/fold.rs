@@ -1,0 +1,548 @@
+//! The checker is itself tried: whatever is broken in a stream must be reported (G1 to G4, G10).
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+
+use alloy_primitives::{Address, B256, Bytes, keccak256};
+use ethhook_domain::fold::{Difference, ExpectedBlock, Fold, Problem};
+use ethhook_domain::{BlockRef, Log, Marker, Op, ProcessedEvent, Proof};
+use proptest::prelude::*;
+
+const CHAIN: u64 = 5;
+
+/// The two streams of a chain, as an ingestor without faults writes them.
+#[derive(Clone, Default)]
+struct Streams {
+    entries: Vec<(String, ProcessedEvent)>,
+    markers: Vec<(String, Marker)>,
+    clock: u64,
+}
+
+/// A block named like `4a`: height and fork letter. Its parent is told by [`parents`].
+fn block(name: &str, parent: &str) -> BlockRef {
+    BlockRef {
+        number: number(name),
+        hash: hash(name),
+        parent_hash: hash(parent),
+        timestamp: 1_000 + number(name),
+    }
+}
+
+fn number(name: &str) -> u64 {
+    name.trim_end_matches(char::is_alphabetic).parse().unwrap()
+}
+
+fn hash(name: &str) -> B256 {
+    keccak256(name)
+}
+
+/// As many logs as the height says, modulo 4: so that some blocks have none.
+fn logs(name: &str) -> Vec<Log> {
+    (0..number(name) % 4)
+        .map(|i| Log {
+            address: Address::repeat_byte(7),
+            topics: vec![hash(&format!("topic {i} of {name}"))],
+            data: Bytes::from(name.as_bytes().to_vec()),
+            block_hash: hash(name),
+            block_number: number(name),
+            tx_hash: hash(&format!("tx of {name}")),
+            tx_index: 0,
+            log_index: i,
+            removed: false,
+        })
+        .collect()
+}
+
+impl Streams {
+    /// Steps like `+4a<3a`, `-4a<3a`, `=2a` (finalized) and `~9a<4a` (a gap to 9a).
+    fn of(script: &str) -> Self {
+        let mut streams = Self::default();
+        for step in script.split_whitespace() {
+            let (name, parent) = step[1..].split_once('<').unwrap_or((&step[1..], ""));
+            match &step[..1] {
+                "+" => streams.publish(Op::Add, name, parent, false),
+                "-" => streams.publish(Op::Remove, name, parent, true),
+                "=" => streams.mark(Op::Finalized, name, None, String::new(), 0),
+                "~" => streams.mark(Op::Gap, name, Some(hash(parent)), String::new(), 0),
+                other => panic!("{other}"),
+            }
+        }
+        streams
+    }
+
+    fn next_id(&mut self) -> String {
+        self.clock += 1;
+        format!("{}-{}", self.clock / 3, self.clock % 3)
+    }
+
+    fn publish(&mut self, op: Op, name: &str, parent: &str, removed: bool) {
+        let mut logs = logs(name);
+        if removed {
+            logs.reverse();
+        }
+        let (mut first_id, count) = (String::new(), logs.len() as u64);
+        for log in logs {
+            let event = ProcessedEvent::new(CHAIN, &block(name, parent), log);
+            let id = self.next_id();
+            if first_id.is_empty() {
+                first_id.clone_from(&id);
+            }
+            self.entries.push((id, ProcessedEvent { removed, ..event }));
+        }
+        self.mark(op, name, Some(hash(parent)), first_id, count);
+    }
+
+    fn mark(
+        &mut self,
+        op: Op,
+        name: &str,
+        parent_hash: Option<B256>,
+        first_id: String,
+        events: u64,
+    ) {
+        let last_id = self.entries.last().map_or("0-0", |(id, _)| id).to_owned();
+        let marker = Marker {
+            seq: self.markers.len() as u64 + 1,
+            op,
+            number: number(name),
+            hash: hash(name),
+            parent_hash,
+            timestamp: 1_000 + number(name),
+            events,
+            first_id,
+            last_id,
+            proof: Proof::ReceiptsRoot,
+            filter: "all".to_owned(),
+        };
+        self.markers.push((format!("{}-0", marker.seq), marker));
+    }
+
+    fn folded_by(&self, mut fold: Fold) -> Fold {
+        let mut entries = self.entries.iter().peekable();
+        for (id, marker) in &self.markers {
+            // Marker by marker, as a reader of a long stream would.
+            while let Some((entry_id, event)) =
+                entries.next_if(|(entry_id, _)| parsed(entry_id) <= parsed_or_zero(&marker.last_id))
+            {
+                fold.entry(entry_id, event.clone());
+            }
+            fold.marker(id, marker);
+        }
+        entries.for_each(|(id, event)| fold.entry(id, event.clone()));
+        fold.finish();
+        fold
+    }
+
+    fn fold(&self) -> Fold {
+        self.folded_by(Fold::from_start(CHAIN))
+    }
+
+    fn problems(&self) -> BTreeSet<Problem> {
+        self.fold().violations().iter().map(|v| v.problem).collect()
+    }
+}
+
+fn parsed(id: &str) -> (u64, u64) {
+    let (ms, n) = id.split_once('-').unwrap();
+    (ms.parse().unwrap(), n.parse().unwrap())
+}
+
+fn chain(names: &str) -> Vec<ExpectedBlock> {
+    names
+        .split_whitespace()
+        .map(|name| ExpectedBlock {
+            number: number(name),
+            hash: hash(name),
+            timestamp: 1_000 + number(name),
+            logs: logs(name),
+        })
+        .collect()
+}
+
+/// Two reorgs, one of them there and back, and finality: nothing wrong with it.
+const SOUND: &str = "+1a<0a +2a<1a +3a<2a -3a<2a -2a<1a +2b<1a +3b<2b =1a +4b<3b -4b<3b +4c<3b \
+                     -4c<3b +4b<3b +5b<4b =3b +6b<5b +7b<6b";
+const SOUND_CHAIN: &str = "1a 2b 3b 4b 5b 6b 7b";
+
+#[test]
+fn a_sound_stream_is_the_chain() {
+    let fold = Streams::of(SOUND).fold();
+    assert_eq!(fold.violations(), []);
+    assert_eq!(fold.compare(&chain(SOUND_CHAIN)), []);
+    assert_eq!(fold.finalized(), Some((3, hash("3b"))));
+    let names: Vec<u64> = fold.canonical().iter().map(|b| b.number).collect();
+    assert_eq!(names, [1, 2, 3, 4, 5, 6, 7]);
+    let events: usize = fold.canonical().iter().map(|b| b.events.len()).sum();
+    assert_eq!(events, 1 + 2 + 3 + 1 + 2 + 3);
+}
+
+/// The problems that a script of steps must cause, exactly.
+#[track_caller]
+fn check(script: &str, expected: &[Problem]) {
+    let streams = Streams::of(script);
+    assert_eq!(
+        streams.problems(),
+        expected.iter().copied().collect(),
+        "{:#?}",
+        streams.fold().violations()
+    );
+}
+
+#[test]
+fn steps_in_the_wrong_order_are_reported() {
+    use Problem::*;
+    check("+1a<0a +3a<2a", &[Parent]);
+    check("+1a<0a +2a<1b", &[Parent]);
+    check("+1a<0a +2a<1a +2a<1a", &[Parent, Duplicate]);
+    check("+1a<0a +2a<1a +3a<2a -2a<1a", &[NotTip]);
+    check("+4a<3a +4a<3a", &[Parent, Duplicate]); // a block without logs
+    check("+1a<0a +2a<1a -2a<1a -2a<1a", &[NotTip, NotLive]);
+    check("+1a<0a +2a<1a -2a<1b", &[TakenBackDiffers]);
+    check("+1a<0a +2a<1a =3a", &[Finalized]);
+    check("+1a<0a +2a<1a =1b", &[Finalized]);
+    check("+1a<0a +2a<1a =2a =1a", &[Finalized]);
+    check("+1a<0a +2a<1a =2a =2a =2b", &[Finalized]);
+    check("+1a<0a +2a<1a =2a -2a<1a", &[BelowFinalized]);
+    // The first block's parent is free, its height is not.
+    check("+5a<4a -5a<4a +5b<4b +6b<5b", &[]);
+    check("+5a<4a -5a<4a +4b<3b", &[Parent]);
+}
+
+#[test]
+fn an_operators_gap_is_a_fact_and_not_a_fault() {
+    let streams = Streams::of("+1a<0a +2a<1a ~9a<2a +10a<9a =5a -10a<9a +10b<9a");
+    let fold = streams.fold();
+    assert_eq!(fold.violations(), []);
+    assert_eq!(fold.compare(&chain("1a 2a 3a 4a 5a 6a 7a 8a 9a 10b")), []);
+    assert_eq!(fold.compare(&chain("1a 2a 3a 9a 10a")).len(), 2, "10b for 10a");
+    check("+1a<0a +2a<1a ~9a<1a +10a<9a", &[Problem::Parent]);
+    check("+1a<0a +2a<1a ~9a<2a +11a<9a", &[Problem::Parent]);
+    check("+1a<0a +2a<1a ~8a<2a -8a<2a +3a<2a", &[]);
+}
+
+/// Alters a sound stream at every place and says at which nothing was reported.
+#[track_caller]
+fn assert_all_reported(places: usize, alter: impl Fn(&mut Streams, usize) -> bool) {
+    let sound = Streams::of(SOUND);
+    let mut tried = 0;
+    for place in 0..places {
+        let mut streams = sound.clone();
+        if !alter(&mut streams, place) {
+            continue;
+        }
+        tried += 1;
+        let fold = streams.fold();
+        let differences = fold.compare(&chain(SOUND_CHAIN));
+        assert!(!fold.violations().is_empty() || !differences.is_empty(), "unseen at {place}");
+    }
+    assert!(tried > 3, "tried at {tried} places only");
+}
+
+#[test]
+fn one_entry_missing_doubled_or_swapped_is_reported() {
+    let count = Streams::of(SOUND).entries.len();
+    assert_all_reported(count, |streams, i| {
+        streams.entries.remove(i);
+        true
+    });
+    assert_all_reported(count, |streams, i| {
+        let doubled = streams.entries[i].1.clone();
+        let id = format!("{}5", streams.entries[i].0);
+        streams.entries.insert(i + 1, (id, doubled));
+        true
+    });
+    assert_all_reported(count - 1, |streams, i| {
+        let (a, b) = (streams.entries[i].1.clone(), streams.entries[i + 1].1.clone());
+        (streams.entries[i].1, streams.entries[i + 1].1) = (b, a);
+        true
+    });
+}
+
+#[test]
+fn an_entry_missing_doubled_or_swapped_is_reported_even_if_its_marker_agrees() {
+    let live = |streams: &Streams, marker: usize| {
+        let marker = &streams.markers[marker].1;
+        marker.events > 1 && marker.op == Op::Add
+    };
+    let range = |streams: &Streams, marker: usize| {
+        let first = &streams.markers[marker].1.first_id;
+        let at = streams.entries.iter().position(|(id, _)| id == first).unwrap();
+        (at, at + usize::try_from(streams.markers[marker].1.events).unwrap())
+    };
+    let count = Streams::of(SOUND).markers.len();
+    assert_all_reported(count, |streams, m| {
+        let whole = live(streams, m);
+        if whole {
+            let (from, _) = range(streams, m);
+            streams.entries.remove(from);
+            streams.markers[m].1.first_id = streams.entries[from].0.clone();
+            streams.markers[m].1.events -= 1;
+        }
+        whole
+    });
+    assert_all_reported(count, |streams, m| {
+        let whole = live(streams, m);
+        if whole {
+            let (from, to) = range(streams, m);
+            let first = streams.entries[from].1.clone();
+            streams.entries[to - 1].1 = first;
+        }
+        whole
+    });
+    assert_all_reported(count, |streams, m| {
+        let whole = live(streams, m);
+        if whole {
+            let (from, _) = range(streams, m);
+            let first = streams.entries[from].1.clone();
+            streams.entries[from].1 = streams.entries[from + 1].1.clone();
+            streams.entries[from + 1].1 = first;
+        }
+        whole
+    });
+}
+
+/// One way to alter an entry's content.
+type Alter = fn(&mut ProcessedEvent);
+
+#[test]
+fn every_altered_field_of_an_entry_is_reported() {
+    let alterations: [Alter; 11] = [
+        |e| e.chain_id += 1,
+        |e| e.block_number += 1,
+        |e| e.block_hash = B256::ZERO,
+        |e| e.tx_hash = B256::ZERO,
+        |e| e.tx_index += 1,
+        |e| e.log_index += 1,
+        |e| e.contract = Address::ZERO,
+        |e| e.topics.push(B256::ZERO),
+        |e| e.data = Bytes::new(),
+        |e| e.timestamp += 1,
+        |e| e.removed = !e.removed,
+    ];
+    let count = Streams::of(SOUND).entries.len();
+    for alter in alterations {
+        assert_all_reported(count, |streams, i| {
+            alter(&mut streams.entries[i].1);
+            true
+        });
+    }
+}
+
+#[test]
+fn a_block_or_a_log_not_taken_back_is_reported() {
+    let count = Streams::of(SOUND).markers.len();
+    // The marker says that nothing, or one log less, was to be taken back.
+    for keep in [0, 1] {
+        let mut tried = 0;
+        for m in 0..count {
+            let mut streams = Streams::of(SOUND);
+            let marker = &mut streams.markers[m].1;
+            if marker.op != Op::Remove || marker.events <= keep {
+                continue;
+            }
+            let at = streams.entries.iter().position(|(id, _)| *id == marker.first_id).unwrap();
+            let taken = usize::try_from(marker.events - keep).unwrap();
+            streams.entries.drain(at..at + taken);
+            marker.events = keep;
+            marker.first_id = if keep == 0 { String::new() } else { streams.entries[at].0.clone() };
+            marker.last_id = streams.entries[at + usize::try_from(keep).unwrap() - 1].0.clone();
+            let problems = streams.problems();
+            assert!(problems.contains(&Problem::NotTakenBack), "{problems:?}");
+            tried += 1;
+        }
+        assert!(tried > 0, "keeping {keep}");
+    }
+}
+
+#[test]
+fn one_marker_missing_doubled_or_altered_is_reported() {
+    let count = Streams::of(SOUND).markers.len();
+    assert_all_reported(count, |streams, i| {
+        streams.markers.remove(i);
+        true
+    });
+    assert_all_reported(count - 1, |streams, i| {
+        streams.markers.swap(i, i + 1);
+        true
+    });
+    // Missing, and no hole shows in `seq`.
+    assert_all_reported(count, |streams, i| {
+        let is_finality = streams.markers[i].1.op == Op::Finalized;
+        streams.markers.remove(i);
+        for (seq, (_, marker)) in (1..).zip(&mut streams.markers) {
+            marker.seq = seq;
+        }
+        !is_finality
+    });
+    let alterations: [fn(&mut Marker); 6] = [
+        |m| m.seq += 1,
+        |m| m.number += 1,
+        |m| m.hash = B256::ZERO,
+        |m| m.events += 1,
+        |m| m.first_id = "9999-0".to_owned(),
+        |m| m.op = if m.op == Op::Add { Op::Remove } else { Op::Add },
+    ];
+    for alter in alterations {
+        assert_all_reported(count, |streams, i| {
+            alter(&mut streams.markers[i].1);
+            true
+        });
+    }
+    for last_id in ["0-0", "", "99999-0"] {
+        assert_all_reported(count, |streams, i| {
+            let marker = &mut streams.markers[i].1;
+            let differs = parsed_or_zero(&marker.last_id) != parsed_or_zero(last_id);
+            marker.last_id = last_id.to_owned();
+            // The last marker may be followed by a lifted last ID only where it has no entries.
+            differs && marker.events > 0
+        });
+    }
+}
+
+fn parsed_or_zero(id: &str) -> (u64, u64) {
+    if id.is_empty() { (0, 0) } else { parsed(id) }
+}
+
+#[test]
+fn an_entry_of_no_marker_is_reported() {
+    let count = Streams::of(SOUND).entries.len();
+    for i in 0..count {
+        let mut streams = Streams::of(SOUND);
+        let id = format!("{}5", streams.entries[i].0);
+        let foreign = ProcessedEvent { block_hash: B256::ZERO, ..streams.entries[i].1.clone() };
+        streams.entries.insert(i + 1, (id, foreign));
+        let problems = streams.problems();
+        let expected = [Problem::OutsideMarker, Problem::EntryDiffersFromMarker];
+        assert!(expected.iter().any(|p| problems.contains(p)), "{problems:?}");
+    }
+    let mut streams = Streams::of(SOUND);
+    streams.entries[0].0 = "yesterday".to_owned();
+    let mut fold = Fold::from_start(CHAIN);
+    fold.entry("yesterday", streams.entries[0].1.clone());
+    assert_eq!(fold.violations()[0].problem, Problem::Id);
+}
+
+#[test]
+fn a_log_that_is_live_twice_is_a_duplicate() {
+    let mut streams = Streams::of("+1a<0a +2a<1a");
+    streams.entries[2].1 = streams.entries[1].1.clone();
+    assert_eq!(streams.problems(), BTreeSet::from([Problem::Order, Problem::Duplicate]));
+}
+
+#[test]
+fn ids_that_redis_would_not_give_are_reported() {
+    let mut streams = Streams::of("+1a<0a +4a<3a");
+    streams.markers[1].1.parent_hash = Some(hash("1a"));
+    streams.markers[1].1.number = 2;
+    assert_eq!(streams.problems(), BTreeSet::new());
+    streams.markers[1].0 = streams.markers[0].0.clone();
+    assert_eq!(streams.problems(), BTreeSet::from([Problem::Id]));
+
+    let streams = Streams::of("+1a<0a");
+    let (id, event) = &streams.entries[0];
+    let mut fold = Fold::from_start(CHAIN);
+    fold.entry(id, event.clone());
+    fold.entry(id, event.clone());
+    assert_eq!(fold.violations()[0].problem, Problem::Id);
+}
+
+#[test]
+fn differences_name_block_log_and_field() {
+    let fold = Streams::of("+1a<0a +2a<1a +3a<2a").fold();
+    assert_eq!(
+        fold.compare(&chain("1a 2a 3a 4a")),
+        [Difference::BlockMissing { number: 4, hash: hash("4a") }]
+    );
+    assert_eq!(
+        fold.compare(&chain("1a 2a")),
+        [Difference::BlockUnexpected { number: 3, hash: hash("3a") }]
+    );
+    assert_eq!(
+        fold.compare(&chain("1a 2b 3a")),
+        [
+            Difference::BlockUnexpected { number: 2, hash: hash("2a") },
+            Difference::BlockMissing { number: 2, hash: hash("2b") },
+        ]
+    );
+    let mut expected = chain("1a 2a 3a");
+    let log = expected[2].logs.remove(1);
+    assert_eq!(fold.compare(&expected), [Difference::LogUnexpected { number: 3, log_index: 1 }]);
+    expected[2].logs = vec![log.clone(), Log { log_index: 3, ..log }];
+    assert_eq!(
+        fold.compare(&expected),
+        [
+            Difference::LogUnexpected { number: 3, log_index: 0 },
+            Difference::LogUnexpected { number: 3, log_index: 2 },
+            Difference::LogMissing { number: 3, log_index: 3 },
+        ]
+    );
+    let mut expected = chain("1a 2a 3a");
+    expected[0].logs[0].data = Bytes::from_static(b"!");
+    let differences = fold.compare(&expected);
+    assert_eq!(differences.len(), 1);
+    assert_eq!(differences[0].to_string(), "block 1: log 0: data is 0x3161, the chain has 0x21");
+    let mut expected = chain("1a 2a 3a");
+    expected[1].timestamp += 1;
+    let fields: Vec<_> = fold.compare(&expected).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        fields,
+        [0, 1].map(|i| format!("block 2: log {i}: timestamp is 1002, the chain has 1003"))
+    );
+}
+
+/// Retention cuts entries and markers at the beginning, each at a place of its own, but keeps the
+/// markers of all entries.
+#[test]
+fn a_trimmed_stream_is_whole_from_some_marker_on() {
+    let sound = Streams::of(SOUND);
+    let mut whole = 0;
+    for cut_entries in 0..sound.entries.len() {
+        for cut_markers in 0..sound.markers.len() {
+            let mut streams = sound.clone();
+            streams.entries.drain(..cut_entries);
+            streams.markers.drain(..cut_markers);
+            let fold = streams.folded_by(Fold::from_first_whole_marker(CHAIN));
+            assert_eq!(fold.violations(), [], "cut {cut_entries} {cut_markers}");
+            let Some(first) = fold.canonical().first() else { continue };
+            let expected: Vec<_> =
+                chain(SOUND_CHAIN).into_iter().filter(|b| b.number >= first.number).collect();
+            assert_eq!(fold.compare(&expected), [], "cut {cut_entries} {cut_markers}");
+            whole += 1;
+
+            let mut broken = streams.clone();
+            broken.entries.pop();
+            let fold = broken.folded_by(Fold::from_first_whole_marker(CHAIN));
+            let seen = !fold.violations().is_empty() || !fold.compare(&expected).is_empty();
+            assert!(seen, "cut {cut_entries} {cut_markers}, the last entry missing");
+        }
+    }
+    assert!(whole > 100, "{whole}");
+    let mut cut = sound;
+    cut.markers.remove(0);
+    assert!(cut.problems().contains(&Problem::Seq), "from the start nothing may be gone");
+}
+
+proptest! {
+    /// Whatever reorgs an ingestor follows, a sound stream folds to the chain at its end.
+    #[test]
+    fn random_reorgs_fold_to_the_chain(depths in proptest::collection::vec(0_usize..4, 1..30)) {
+        let (mut script, mut names) = (String::new(), vec!["0a".to_owned()]);
+        for (fork, depth) in depths.into_iter().enumerate() {
+            for _ in 0..depth.min(names.len() - 1) {
+                let orphaned = names.pop().unwrap();
+                script += &format!("-{orphaned}<{} ", names.last().unwrap());
+            }
+            for _ in 0..=depth {
+                let parent = names.last().unwrap().clone();
+                let letters: String =
+                    fork.to_string().bytes().map(|d| char::from(b'a' + d - b'0')).collect();
+                let name = format!("{}{letters}", number(&parent) + 1);
+                script += &format!("+{name}<{parent} ");
+                names.push(name);
+            }
+        }
+        let fold = Streams::of(&script).fold();
+        prop_assert_eq!(fold.violations(), []);
+        prop_assert_eq!(fold.compare(&chain(&names[1..].join(" "))), []);
+    }
+}

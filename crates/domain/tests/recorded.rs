@@ -1,0 +1,608 @@
+//! The checks (G6) on real blocks: all of them pass, and no alteration of them does.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+
+use alloy_primitives::{B256, Bytes, keccak256};
+use ethhook_domain::block::{Body, Seal};
+use ethhook_domain::verify::{Check, verify, verify_header};
+use ethhook_domain::{Header, Log, Profile, Proof, Receipt};
+use ethhook_testkit::chain_data::{self, RecordedBlock};
+use serde_json::{Value, json};
+
+/// Of a large block only this many receipts and logs are altered, each in every way.
+const SAMPLES: usize = 3;
+
+fn profile(chain_id: u64) -> Profile {
+    Profile::built_in()
+        .into_iter()
+        .find(|profile| profile.chain_id == chain_id)
+        .unwrap_or_else(|| Profile::unknown("unknown", chain_id))
+}
+
+fn strict(chain_id: u64) -> Profile {
+    Profile { verify: Proof::ReceiptsRoot, ..profile(chain_id) }
+}
+
+fn receipts_of(block: &RecordedBlock) -> Vec<Receipt> {
+    match block.body().unwrap() {
+        Some(Body::Receipts(receipts)) => receipts,
+        _ => panic!("{} has no receipts", block.name),
+    }
+}
+
+/// Whether the header does not commit to this receipt: an old Polygon state-sync one.
+fn is_state_sync(header: &Header, receipt: &Receipt) -> bool {
+    let number = header.block.number.to_be_bytes();
+    receipt.tx_hash
+        == keccak256([b"matic-bor-receipt-", &number[..], &header.block.hash[..]].concat())
+}
+
+/// All places of a short list; of a long one some, the first and the last among them.
+fn sample(length: usize) -> Vec<usize> {
+    if length <= 2 * SAMPLES {
+        return (0..length).collect();
+    }
+    let step = length / SAMPLES;
+    let mut picked: BTreeSet<_> = (0..SAMPLES).map(|i| i * step).collect();
+    picked.insert(length - 1);
+    picked.into_iter().collect()
+}
+
+#[test]
+fn every_recorded_block_passes_at_receipts_root() {
+    let Some(dir) = chain_data::dir() else { return };
+    let mut counts: BTreeMap<u64, [usize; 3]> = BTreeMap::new();
+    for block in chain_data::blocks(&dir).unwrap() {
+        let block = block.unwrap();
+        let header = block.header().unwrap();
+        assert_eq!(header.seal, Seal::Matches, "{}", block.name);
+        let receipts = receipts_of(&block);
+        let (profile, count) = (strict(block.chain_id), receipts.len());
+        let expected: Vec<Log> = receipts.iter().flat_map(|r| r.logs.clone()).collect();
+        let verified = verify(&profile, &header, Body::Receipts(receipts))
+            .unwrap_or_else(|e| panic!("{}: {e}", block.name));
+        assert_eq!(verified.proof, Proof::ReceiptsRoot);
+        assert!(!verified.unhashed);
+        assert_eq!(verified.logs, expected, "{}", block.name);
+
+        let total = counts.entry(block.chain_id).or_default();
+        total[0] += 1;
+        total[1] += count;
+        total[2] += expected.len();
+    }
+    for (chain_id, [blocks, receipts, logs]) in &counts {
+        println!("chain {chain_id}: {blocks} blocks, {receipts} receipts, {logs} logs");
+    }
+    assert_eq!(counts.values().map(|c| c[0]).sum::<usize>(), 89);
+    assert_eq!(counts.values().map(|c| c[2]).sum::<usize>(), 35_712);
+}
+
+#[test]
+fn logs_alone_prove_the_bloom_and_no_more() {
+    let Some(dir) = chain_data::dir() else { return };
+    let (mut by_bloom, mut empty, mut unseen, mut logs_seen) = (0, 0, 0, 0);
+    for block in chain_data::blocks(&dir).unwrap() {
+        let block = block.unwrap();
+        let header = block.header().unwrap();
+        let logs: Vec<Log> = receipts_of(&block).into_iter().flat_map(|r| r.logs).collect();
+        let weak = Profile { verify: Proof::Bloom, ..profile(block.chain_id) };
+        let verified = verify(&weak, &header, Body::Logs(logs.clone())).unwrap();
+        assert_eq!(verified.logs, logs);
+        let strict = verify(&strict(block.chain_id), &header, Body::Logs(logs.clone()));
+        match verified.proof {
+            Proof::Bloom => {
+                assert_eq!(strict.unwrap_err().check, Check::Unprovable);
+                by_bloom += 1;
+            }
+            Proof::ReceiptsRoot => {
+                strict.unwrap();
+                empty += 1;
+            }
+            Proof::Structure => panic!("{} is proven by nothing", block.name),
+        }
+        for i in sample(logs.len()) {
+            logs_seen += 1;
+            unseen += usize::from(verify(&weak, &header, without_log(&logs, i)).is_ok());
+        }
+    }
+    println!("{by_bloom} blocks by bloom, {empty} proven empty");
+    println!("a log dropped: unseen by the bloom in {unseen} of {logs_seen} tries");
+    assert_eq!(by_bloom + empty, 89);
+}
+
+fn without_log(logs: &[Log], i: usize) -> Body {
+    let mut logs = logs.to_vec();
+    logs.remove(i);
+    (0..).zip(&mut logs).for_each(|(index, log)| log.log_index = index);
+    Body::Logs(logs)
+}
+
+#[test]
+fn every_altered_header_field_fails() {
+    let Some(dir) = chain_data::dir() else { return };
+    let (mut altered, mut dropped) = (0, 0);
+    for block in chain_data::blocks(&dir).unwrap() {
+        let block = block.unwrap();
+        let profile = strict(block.chain_id);
+        for field in HEADER_FIELDS {
+            let Some(value) = block.block.get(field).filter(|v| !v.is_null()) else { continue };
+            let mut json = block.block.clone();
+            json[field] = alter_hex(value);
+            assert_header_fails(&profile, &json, &format!("{} {field} altered", block.name));
+            altered += 1;
+
+            json.as_object_mut().unwrap().remove(field);
+            // What every header has is missed by the parser already.
+            if serde_json::from_value::<Header>(json.clone()).is_ok() {
+                let zero = value.as_str().unwrap()[2..].bytes().all(|b| b == b'0');
+                if !(zero && (field == "nonce" || field == "mixHash")) {
+                    assert_header_fails(&profile, &json, &format!("{} no {field}", block.name));
+                }
+            }
+            dropped += 1;
+        }
+    }
+    println!("{altered} header fields altered, {dropped} dropped: all seen");
+    assert!(altered >= 89 * 16);
+}
+
+const HEADER_FIELDS: [&str; 24] = [
+    "hash",
+    "parentHash",
+    "sha3Uncles",
+    "miner",
+    "stateRoot",
+    "transactionsRoot",
+    "receiptsRoot",
+    "logsBloom",
+    "difficulty",
+    "number",
+    "gasLimit",
+    "gasUsed",
+    "timestamp",
+    "extraData",
+    "mixHash",
+    "nonce",
+    "baseFeePerGas",
+    "withdrawalsRoot",
+    "blobGasUsed",
+    "excessBlobGas",
+    "parentBeaconBlockRoot",
+    "requestsHash",
+    "blockAccessListHash",
+    "slotNumber",
+];
+
+fn assert_header_fails(profile: &Profile, json: &Value, what: &str) {
+    let header: Header = serde_json::from_value(json.clone()).unwrap();
+    assert_eq!(header.seal, Seal::Differs, "{what}");
+    assert_eq!(verify_header(profile, &header).unwrap_err().check, Check::HeaderHash, "{what}");
+    let body = Body::Logs(Vec::new());
+    assert_eq!(verify(profile, &header, body).unwrap_err().check, Check::HeaderHash, "{what}");
+}
+
+/// The same hex text with its last digit changed; `0x` becomes `0x00`.
+fn alter_hex(value: &Value) -> Value {
+    let text = value.as_str().unwrap();
+    let Some(last) = text.strip_prefix("0x").unwrap().chars().last() else { return json!("0x00") };
+    let digit = char::from_digit(last.to_digit(16).unwrap() ^ 1, 16).unwrap();
+    json!(format!("{}{digit}", &text[..text.len() - 1]))
+}
+
+#[test]
+fn a_field_we_do_not_know_is_skipped_and_reported() {
+    let Some(dir) = chain_data::dir() else { return };
+    let block = chain_data::blocks(&dir).unwrap().next().unwrap().unwrap();
+    let profile = strict(block.chain_id);
+    let mut json = block.block.clone();
+    json["hash"] = alter_hex(&json["hash"]);
+    json["someFutureRoot"] = Value::Null;
+    let header: Header = serde_json::from_value(json.clone()).unwrap();
+    assert_eq!(header.seal, Seal::Differs, "a null is no part of the hash");
+    json["someFutureRoot"] = json!(B256::ZERO);
+    let header: Header = serde_json::from_value(json).unwrap();
+    assert_eq!(header.seal, Seal::UnknownFields);
+    verify_header(&profile, &header).unwrap();
+}
+
+/// One way to alter what a node said; `None` where it does not apply at this place.
+type Alteration = (&'static str, fn(&mut Vec<Receipt>, Place) -> Option<()>);
+
+/// Where to alter: a receipt, and one of its logs for alterations of logs.
+#[derive(Clone, Copy)]
+struct Place {
+    receipt: usize,
+    log: usize,
+}
+
+fn log_at(receipts: &mut [Receipt], at: Place) -> Option<&mut Log> {
+    receipts.get_mut(at.receipt)?.logs.get_mut(at.log)
+}
+
+/// Numbers receipts and logs anew, so that only the commitments can tell.
+fn renumber(receipts: &mut [Receipt]) {
+    let mut log_index = 0;
+    for (i, receipt) in (0..).zip(receipts) {
+        receipt.tx_index = i;
+        for log in &mut receipt.logs {
+            (log.tx_index, log.log_index) = (i, log_index);
+            log_index += 1;
+        }
+    }
+}
+
+fn flip(hash: &mut B256) {
+    hash.0[31] ^= 1;
+}
+
+const RECEIPT_ALTERATIONS: &[Alteration] = &[
+    ("status or root", |receipts, at| {
+        let receipt = &mut receipts[at.receipt];
+        match (&mut receipt.status, &mut receipt.root) {
+            (Some(status), _) => *status ^= 1,
+            (None, root) => flip(root.as_mut()?),
+        }
+        Some(())
+    }),
+    ("no status and no root", |receipts, at| {
+        (receipts[at.receipt].status, receipts[at.receipt].root) = (None, None);
+        Some(())
+    }),
+    ("cumulative gas up", |receipts, at| {
+        receipts[at.receipt].cumulative_gas_used += 1;
+        Some(())
+    }),
+    ("cumulative gas down", |receipts, at| {
+        let gas = &mut receipts[at.receipt].cumulative_gas_used;
+        *gas = gas.checked_sub(1)?;
+        Some(())
+    }),
+    ("type", |receipts, at| {
+        receipts[at.receipt].tx_type ^= 2;
+        Some(())
+    }),
+    ("type of two bytes", |receipts, at| {
+        receipts[at.receipt].tx_type |= 0x100;
+        Some(())
+    }),
+    ("deposit nonce", |receipts, at| {
+        let receipt = &mut receipts[at.receipt];
+        receipt.deposit_receipt_version?;
+        *receipt.deposit_nonce.as_mut()? += 1;
+        Some(())
+    }),
+    ("deposit version", |receipts, at| {
+        receipts[at.receipt].deposit_receipt_version.take().map(|_| ())
+    }),
+    ("block hash", |receipts, at| {
+        flip(&mut receipts[at.receipt].block_hash);
+        Some(())
+    }),
+    ("transaction hash", |receipts, at| {
+        // Of a receipt without logs nothing is published, and nothing proves its hash.
+        let receipt = &mut receipts[at.receipt];
+        receipt.logs.first()?;
+        flip(&mut receipt.tx_hash);
+        Some(())
+    }),
+    ("transaction index", |receipts, at| {
+        receipts[at.receipt].tx_index += 1;
+        Some(())
+    }),
+    ("dropped", |receipts, at| {
+        receipts.remove(at.receipt);
+        Some(())
+    }),
+    ("dropped, renumbered", |receipts, at| {
+        receipts.remove(at.receipt);
+        renumber(receipts);
+        Some(())
+    }),
+    ("doubled, renumbered", |receipts, at| {
+        receipts.insert(at.receipt, receipts[at.receipt].clone());
+        renumber(receipts);
+        Some(())
+    }),
+    ("order", |receipts, at| {
+        (at.receipt + 1 < receipts.len()).then(|| receipts.swap(at.receipt, at.receipt + 1))
+    }),
+    ("order, renumbered, gas kept", |receipts, at| {
+        let next = at.receipt + 1;
+        receipts.get(next)?;
+        receipts.swap(at.receipt, next);
+        let gas = receipts[at.receipt].cumulative_gas_used;
+        receipts[at.receipt].cumulative_gas_used = receipts[next].cumulative_gas_used;
+        receipts[next].cumulative_gas_used = gas;
+        renumber(receipts);
+        let (a, b) = (&receipts[at.receipt], &receipts[next]);
+        let essence = |r: &Receipt| (r.tx_type, r.status, r.root, essence_of_logs(r));
+        (essence(a) != essence(b)).then_some(())
+    }),
+];
+
+fn essence_of_logs(receipt: &Receipt) -> Vec<(Vec<u8>, Vec<B256>, Bytes)> {
+    receipt.logs.iter().map(essence).collect()
+}
+
+/// What the header commits to of a log.
+fn essence(log: &Log) -> (Vec<u8>, Vec<B256>, Bytes) {
+    (log.address.to_vec(), log.topics.clone(), log.data.clone())
+}
+
+const LOG_ALTERATIONS: &[Alteration] = &[
+    ("address", |receipts, at| {
+        log_at(receipts, at)?.address.0[19] ^= 1;
+        Some(())
+    }),
+    ("first topic", |receipts, at| {
+        flip(log_at(receipts, at)?.topics.first_mut()?);
+        Some(())
+    }),
+    ("last topic", |receipts, at| {
+        flip(log_at(receipts, at)?.topics.last_mut()?);
+        Some(())
+    }),
+    ("topic dropped", |receipts, at| log_at(receipts, at)?.topics.pop().map(|_| ())),
+    ("topic added", |receipts, at| {
+        log_at(receipts, at)?.topics.push(B256::ZERO);
+        Some(())
+    }),
+    ("topic order", |receipts, at| {
+        let topics = &mut log_at(receipts, at)?.topics;
+        (topics.len() > 1 && topics[0] != topics[1]).then(|| topics.swap(0, 1))
+    }),
+    ("data", |receipts, at| {
+        let log = log_at(receipts, at)?;
+        let mut data = log.data.to_vec();
+        *data.first_mut()? ^= 1;
+        log.data = data.into();
+        Some(())
+    }),
+    ("data longer", |receipts, at| {
+        let log = log_at(receipts, at)?;
+        log.data = [&log.data[..], &[0]].concat().into();
+        Some(())
+    }),
+    ("block hash", |receipts, at| {
+        flip(&mut log_at(receipts, at)?.block_hash);
+        Some(())
+    }),
+    ("block number", |receipts, at| {
+        log_at(receipts, at)?.block_number += 1;
+        Some(())
+    }),
+    ("transaction hash", |receipts, at| {
+        flip(&mut log_at(receipts, at)?.tx_hash);
+        Some(())
+    }),
+    ("transaction index", |receipts, at| {
+        log_at(receipts, at)?.tx_index += 1;
+        Some(())
+    }),
+    ("log index", |receipts, at| {
+        log_at(receipts, at)?.log_index += 1;
+        Some(())
+    }),
+    ("removed", |receipts, at| {
+        log_at(receipts, at)?.removed = true;
+        Some(())
+    }),
+    ("dropped", |receipts, at| {
+        log_at(receipts, at)?;
+        receipts[at.receipt].logs.remove(at.log);
+        Some(())
+    }),
+    ("dropped, renumbered", |receipts, at| {
+        log_at(receipts, at)?;
+        receipts[at.receipt].logs.remove(at.log);
+        renumber(receipts);
+        Some(())
+    }),
+    ("doubled", |receipts, at| {
+        let log = log_at(receipts, at)?.clone();
+        receipts[at.receipt].logs.insert(at.log, log);
+        Some(())
+    }),
+    ("doubled, renumbered", |receipts, at| {
+        let log = log_at(receipts, at)?.clone();
+        receipts[at.receipt].logs.insert(at.log, log);
+        renumber(receipts);
+        Some(())
+    }),
+    ("order", |receipts, at| {
+        let logs = &mut receipts[at.receipt].logs;
+        (at.log + 1 < logs.len()).then(|| logs.swap(at.log, at.log + 1))
+    }),
+    ("order, renumbered", |receipts, at| {
+        let logs = &mut receipts[at.receipt].logs;
+        let next = logs.get(at.log + 1)?;
+        if essence(&logs[at.log]) == essence(next) {
+            return None;
+        }
+        logs.swap(at.log, at.log + 1);
+        renumber(receipts);
+        Some(())
+    }),
+    ("moved to the next receipt", |receipts, at| {
+        log_at(receipts, at)?;
+        let tx_hash = receipts.get(at.receipt + 1)?.tx_hash;
+        let mut log = receipts[at.receipt].logs.pop()?;
+        log.tx_hash = tx_hash;
+        receipts[at.receipt + 1].logs.insert(0, log);
+        renumber(receipts);
+        Some(())
+    }),
+];
+
+#[derive(Default)]
+struct Seen {
+    tried: usize,
+    by_check: BTreeMap<&'static str, usize>,
+}
+
+#[test]
+fn every_altered_receipt_and_log_fails() {
+    let Some(dir) = chain_data::dir() else { return };
+    let blocks: Mutex<Vec<RecordedBlock>> =
+        Mutex::new(chain_data::blocks(&dir).unwrap().collect::<Result<_, _>>().unwrap());
+    let seen: Mutex<Seen> = Mutex::default();
+    let work = || {
+        loop {
+            let Some(block) = blocks.lock().unwrap().pop() else { return };
+            alter_block(&block, &seen);
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+        scope.spawn(work);
+    });
+    let seen = seen.into_inner().unwrap();
+    println!("{} alterations of receipts and logs, all seen: {:?}", seen.tried, seen.by_check);
+    assert!(seen.tried > 5_000);
+}
+
+fn alter_block(block: &RecordedBlock, seen: &Mutex<Seen>) {
+    let profile = strict(block.chain_id);
+    let header = block.header().unwrap();
+    let receipts = receipts_of(block);
+    let mut places: Vec<(&[Alteration], Place)> = Vec::new();
+    for receipt in sample(receipts.len()) {
+        places.push((RECEIPT_ALTERATIONS, Place { receipt, log: 0 }));
+    }
+    let logs: Vec<Place> = (0..receipts.len())
+        .flat_map(|receipt| {
+            (0..receipts[receipt].logs.len()).map(move |log| Place { receipt, log })
+        })
+        .collect();
+    places.extend(sample(logs.len()).into_iter().map(|i| (LOG_ALTERATIONS, logs[i])));
+
+    for (alterations, at) in places {
+        if is_state_sync(&header, &receipts[at.receipt]) {
+            continue;
+        }
+        for (name, alter) in alterations {
+            let mut altered = receipts.clone();
+            if alter(&mut altered, at).is_none() {
+                continue;
+            }
+            let result = verify(&profile, &header, Body::Receipts(altered));
+            let check = match result {
+                Err(failure) => failure.check,
+                Ok(_) => panic!(
+                    "{}: unseen: {name} at receipt {} log {}",
+                    block.name, at.receipt, at.log
+                ),
+            };
+            let mut seen = seen.lock().unwrap();
+            seen.tried += 1;
+            *seen.by_check.entry(check.as_str()).or_default() += 1;
+        }
+    }
+}
+
+/// Polygon's old state-sync receipts are outside the header: what they hold is as good as the node
+/// that gave it. Only where they stand, and of which block they are, can be seen.
+#[test]
+fn what_cannot_be_seen_of_old_state_sync_logs() {
+    let Some(dir) = chain_data::dir() else { return };
+    let unseen = [
+        "status or root",
+        "no status and no root",
+        "cumulative gas up",
+        "dropped",
+        "dropped, renumbered",
+        "address",
+        "first topic",
+        "last topic",
+        "topic dropped",
+        "topic added",
+        "topic order",
+        "data",
+        "data longer",
+        "doubled, renumbered",
+        "order, renumbered",
+    ];
+    let mut found = 0;
+    for block in chain_data::blocks(&dir).unwrap() {
+        let block = block.unwrap();
+        let (profile, receipts) = (strict(block.chain_id), receipts_of(&block));
+        let header = block.header().unwrap();
+        if !receipts.last().is_some_and(|last| is_state_sync(&header, last)) {
+            continue;
+        }
+        found += 1;
+        let at = Place { receipt: receipts.len() - 1, log: 0 };
+        let on_receipt = RECEIPT_ALTERATIONS.iter().filter(|a| a.0 != "doubled, renumbered");
+        for (name, alter) in on_receipt.chain(LOG_ALTERATIONS.iter().filter(|a| a.0 != "dropped")) {
+            let mut altered = receipts.clone();
+            if alter(&mut altered, at).is_none() {
+                continue;
+            }
+            let result = verify(&profile, &header, Body::Receipts(altered));
+            assert_eq!(result.is_ok(), unseen.contains(name), "{}: {name}: {result:?}", block.name);
+        }
+        println!("{}: {} state-sync logs", block.name, receipts[at.receipt].logs.len());
+    }
+    println!("seen by nothing, where it is altered in an old state-sync receipt: {unseen:?}");
+    assert_eq!(found, 2);
+}
+
+#[test]
+fn receipts_without_headers_parse() {
+    let Some(dir) = chain_data::dir() else { return };
+    let (mut files, mut receipts, mut logs) = (0, 0, 0);
+    for block in chain_data::receipts_only(&dir).unwrap() {
+        let block = block.unwrap();
+        let parsed = receipts_of(&block);
+        files += 1;
+        receipts += parsed.len();
+        logs += parsed.iter().map(|r| r.logs.len()).sum::<usize>();
+    }
+    println!("{files} files, {receipts} receipts, {logs} logs");
+    assert_eq!((files, receipts, logs), (12, 1726, 2814));
+}
+
+#[test]
+fn the_blocks_of_the_polygon_reorgs_pass_by_their_bloom() {
+    let Some(dir) = chain_data::dir() else { return };
+    let profile = Profile { verify: Proof::Bloom, ..profile(137) };
+    let (mut passed, mut not_asked, mut logs) = (0, 0, 0);
+    for block in chain_data::polygon_reorg(&dir).unwrap() {
+        let block = block.unwrap();
+        let header = block.header().unwrap();
+        assert_eq!(header.seal, Seal::Matches, "{}", block.name);
+        let Some(body) = block.body().unwrap() else {
+            not_asked += 1;
+            continue;
+        };
+        let verified =
+            verify(&profile, &header, body).unwrap_or_else(|e| panic!("{}: {e}", block.name));
+        assert_ne!(verified.proof, Proof::Structure);
+        passed += 1;
+        logs += verified.logs.len();
+    }
+    println!("{passed} blocks, {logs} logs; of {not_asked} no logs were recorded");
+    assert_eq!((passed + not_asked, logs), (240, 6789));
+}
+
+#[test]
+fn an_empty_answer_for_a_block_that_is_not_empty_is_told_apart() {
+    let Some(dir) = chain_data::dir() else { return };
+    let (mut told, mut empty) = (0, 0);
+    for block in chain_data::blocks(&dir).unwrap() {
+        let block = block.unwrap();
+        let (header, profile) = (block.header().unwrap(), strict(block.chain_id));
+        let result = verify(&profile, &header, Body::Receipts(Vec::new()));
+        if receipts_of(&block).is_empty() {
+            assert_eq!(result.unwrap().proof, Proof::ReceiptsRoot);
+            empty += 1;
+        } else {
+            assert_eq!(result.unwrap_err().check, Check::Empty, "{}", block.name);
+            told += 1;
+        }
+    }
+    println!("{told} told apart, {empty} really empty");
+    assert_eq!(told + empty, 89);
+}

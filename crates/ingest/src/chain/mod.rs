@@ -1,0 +1,176 @@
+//! One chain: from its endpoints' heads to its stream.
+//!
+//! [`Chain::run`] opens a session on what Redis holds, drives it until it ends, and opens the next:
+//! the chain is the log, so whatever happened to Redis, the lease or the process, the cursor says
+//! where to go on (G4).
+
+mod open;
+mod queue;
+mod session;
+mod write;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ethhook_domain::{ChainId, Profile};
+use ethhook_streams::Streams;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span, error, info, warn};
+
+use crate::config::{ChainConfig, Options};
+use crate::metrics::ChainMetrics;
+use crate::node::Node;
+use crate::rpc::{Endpoint, Head};
+use crate::{Metrics, StatusBoard};
+
+/// Heads that may wait for the chain: more are known by the gap they leave.
+const MAX_HEADS: usize = 64;
+
+/// Waits between two sessions.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// Why a session ended.
+enum End {
+    /// The process stops.
+    Cancelled,
+    /// Redis does not hold what we believed: it was rolled back, wiped, or taken over.
+    Reopen(&'static str),
+    /// Redis refused what should have been fine; why.
+    Refused(String),
+    /// Somebody wrote under our own `INSTANCE_ID` and a later epoch.
+    Namesake,
+}
+
+/// One chain's task: everything it needs, and nothing that another chain shares but Redis.
+pub(crate) struct Chain {
+    config: ChainConfig,
+    options: Options,
+    streams: Streams,
+    node: Node,
+    metrics: ChainMetrics,
+    status: StatusBoard,
+    /// The start this process resolved: a Redis that was wiped starts there again.
+    resolved_start: Option<u64>,
+    /// A place among the chains that this process may hold, taken before the lease.
+    places: Arc<Semaphore>,
+}
+
+impl Chain {
+    /// Ingests until `cancel`.
+    pub(crate) async fn run(
+        config: ChainConfig,
+        options: Options,
+        streams: Streams,
+        metrics: Metrics,
+        status: StatusBoard,
+        places: Arc<Semaphore>,
+        cancel: CancellationToken,
+    ) {
+        let metrics = ChainMetrics::new(&metrics, &config.profile.name);
+        let usual = Profile::built_in().into_iter().find(|p| p.chain_id == config.profile.chain_id);
+        let lowered = usual.is_some_and(|usual| config.profile.verify.is_weaker_than(usual.verify));
+        metrics.verify_lowered.set(lowered.into());
+        let (heads_in, mut heads) = mpsc::channel(MAX_HEADS);
+        let mut endpoints = Vec::new();
+        let mut sockets = JoinSet::new();
+        for (position, endpoint) in config.endpoints.iter().enumerate() {
+            let (id, rate) = (config.profile.chain_id, config.requests_per_second);
+            let (endpoint, socket) =
+                Endpoint::new(endpoint, id, heads_in.clone(), rate, metrics.endpoint(position));
+            endpoints.push(endpoint);
+            if let Some(socket) = socket {
+                sockets.spawn(socket.run().instrument(Span::current()));
+            }
+        }
+        let node = Node::new(config.profile.clone(), endpoints);
+        let mut chain =
+            Self { config, options, streams, node, metrics, status, resolved_start: None, places };
+        let sessions = chain.sessions(&mut heads, &cancel);
+        tokio::select! {
+            () = sessions => {}
+            // A socket's task never ends by itself.
+            Some(ended) = sockets.join_next() => error!(?ended, "a WebSocket task ended: the chain restarts"),
+        }
+    }
+
+    async fn sessions(&mut self, heads: &mut mpsc::Receiver<Head>, cancel: &CancellationToken) {
+        let mut wait = FIRST_WAIT;
+        let mut last_namesake: Option<Instant> = None;
+        let mut refused = false;
+        loop {
+            let opened = tokio::select! {
+                opened = self.open(refused) => opened,
+                () = cancel.cancelled() => return,
+            };
+            let started = Instant::now();
+            refused = false;
+            let cursor = opened.publisher.cursor();
+            info!(
+                tip = cursor.number,
+                start = cursor.start_number,
+                epoch = cursor.epoch,
+                "session opened"
+            );
+            let cause = match self.drive(opened, heads, cancel).await {
+                End::Cancelled => return,
+                End::Reopen(cause) => cause,
+                End::Refused(why) => {
+                    self.trouble(Some(why));
+                    refused = true;
+                    "refused"
+                }
+                End::Namesake => {
+                    // Once may be a request of our own that came late; twice is another process.
+                    let window = 3 * self.options.lease_ttl;
+                    if last_namesake.is_some_and(|at| at.elapsed() < window) {
+                        self.trouble(Some(format!(
+                            "another process runs under INSTANCE_ID `{}` and has taken this chain: \
+                             give each its own",
+                            self.options.instance_id
+                        )));
+                        return cancel.cancelled().await;
+                    }
+                    last_namesake = Some(Instant::now());
+                    "namesake"
+                }
+            };
+            warn!(cause, "session ended: going on from what Redis holds");
+            self.metrics.restart(cause);
+            // Not a hot loop, whatever the cause turns out to be.
+            wait = if started.elapsed() > LONGEST_WAIT {
+                FIRST_WAIT
+            } else {
+                (2 * wait).min(LONGEST_WAIT)
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = cancel.cancelled() => return,
+            }
+        }
+    }
+
+    fn id(&self) -> ChainId {
+        self.config.profile.chain_id
+    }
+
+    fn name(&self) -> &str {
+        &self.config.profile.name
+    }
+
+    /// Says why the chain stands still, once for each new reason; none: it goes on.
+    fn trouble(&self, reason: Option<String>) {
+        self.status.update(self.name(), |status| {
+            if status.trouble != reason {
+                if let Some(reason) = &reason {
+                    warn!(reason, "the chain stands still");
+                } else {
+                    info!("the chain goes on");
+                }
+                status.trouble = reason;
+            }
+        });
+    }
+}

@@ -1,0 +1,188 @@
+//! Opening a session: lease, cursor and the published window, or the reason why not.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use alloy_primitives::B256;
+use backon::{BackoffBuilder, ExponentialBuilder};
+use ethhook_domain::{BlockRef, CanonicalChain, Cursor};
+use ethhook_streams::{OpenError, PublishedBlock, Publisher};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::Chain;
+use crate::config::StartBlock;
+use crate::node::NodeError;
+
+/// How often a chain that only an operator can free looks whether it was.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// All that a session starts from.
+pub(super) struct Opened {
+    pub(super) publisher: Publisher,
+    pub(super) chain: CanonicalChain,
+    pub(super) published: Vec<PublishedBlock>,
+    /// Given back when the session ends, so that another chain can be opened in its place.
+    pub(super) _place: OwnedSemaphorePermit,
+}
+
+/// Why a session could not be opened, and when to try again.
+struct NotYet {
+    why: String,
+    again_in: Option<Duration>,
+}
+
+impl NotYet {
+    fn passing(why: impl ToString) -> Self {
+        Self { why: why.to_string(), again_in: None }
+    }
+}
+
+impl Chain {
+    /// Tries until a session is open. After a refusal, only a step that is taken shows that the
+    /// trouble is over.
+    pub(super) async fn open(&mut self, after_refusal: bool) -> Opened {
+        let mut backoff = ExponentialBuilder::new()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(LOOK_AGAIN)
+            .with_jitter()
+            .without_max_times()
+            .build();
+        loop {
+            let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+                self.trouble(Some(
+                    "standing by: this instance holds as many chains as it may".into(),
+                ));
+                tokio::time::sleep(self.options.lease_ttl / 3).await;
+                continue;
+            };
+            match self.try_open(place).await {
+                Ok(opened) => {
+                    if !after_refusal {
+                        self.trouble(None);
+                    }
+                    return opened;
+                }
+                Err(NotYet { why, again_in }) => {
+                    self.trouble(Some(why));
+                    let wait = again_in.or_else(|| backoff.next()).unwrap_or(LOOK_AGAIN);
+                    tokio::time::sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    async fn try_open(&mut self, place: OwnedSemaphorePermit) -> Result<Opened, NotYet> {
+        let held = self.streams.cursor(self.id()).await.map_err(|error| {
+            self.metrics.redis_error(error.kind());
+            NotYet::passing(error)
+        })?;
+        let genesis = self.node.genesis_hash().await.map_err(|e| node_away(&e))?;
+        self.status.update(self.name(), |status| status.last_answer = Some(Instant::now()));
+        let first = match &held {
+            Some(cursor) => {
+                self.check_held(cursor, genesis)?;
+                None
+            }
+            None => {
+                let start = self.resolve_start().await?;
+                Some(Cursor::starting_at(start, genesis, self.config.filter.digest()))
+            }
+        };
+        let publisher = Publisher::open(
+            &self.streams,
+            self.id(),
+            &self.options.instance_id,
+            self.options.lease_ttl,
+            self.options.dedup_ttl,
+            first,
+        )
+        .await
+        .map_err(|error| self.not_open(&error))?;
+        let cursor = publisher.cursor();
+        self.resolved_start = Some(cursor.start_number);
+        let published = self.streams.window(self.id(), cursor).await.map_err(NotYet::passing)?;
+        let base = base(cursor, published.first().map(|first| first.block));
+        let chain = CanonicalChain::new(
+            cursor.start_number,
+            base.into_iter().chain(published.iter().map(|p| p.block)),
+            cursor.finalized_hash.is_some() || base.is_some(),
+        );
+        let tip = published.last().map(|p| (p.block.number, p.block.timestamp));
+        self.status.update(self.name(), |status| status.tip = tip);
+        Ok(Opened { publisher, chain, published, _place: place })
+    }
+
+    /// What must hold of a cursor before we go on from it.
+    fn check_held(
+        &self,
+        cursor: &Cursor,
+        genesis: Option<alloy_primitives::B256>,
+    ) -> Result<(), NotYet> {
+        let for_operator = |why| NotYet { why, again_in: Some(LOOK_AGAIN) };
+        self.metrics.alarm.set(i64::from(!cursor.alarm.is_empty()));
+        if !cursor.alarm.is_empty() {
+            return Err(for_operator(format!("stopped by an alarm: {}", cursor.alarm)));
+        }
+        if let (Some(held), Some(node)) = (cursor.genesis_hash, genesis)
+            && held != node
+        {
+            return Err(for_operator(format!(
+                "the node's genesis block is {node}, but the stream holds a chain with genesis {held}: \
+                 a dev node that started anew? `ethhook reset --chain {}` deletes the old stream",
+                self.name()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Where the stream begins; resolved once and kept.
+    async fn resolve_start(&mut self) -> Result<u64, NotYet> {
+        let start = match (self.resolved_start, self.config.start) {
+            (Some(start), _) => {
+                tracing::warn!(start, "Redis holds nothing of this chain any more: starting anew");
+                start
+            }
+            (None, StartBlock::Number(number)) => number,
+            (None, StartBlock::Latest) => {
+                self.node.latest().await.map_err(|e| node_away(&e))?.block.number
+            }
+        };
+        self.resolved_start = Some(start);
+        Ok(start)
+    }
+
+    fn not_open(&self, error: &OpenError) -> NotYet {
+        let (why, again_in) = match error {
+            OpenError::LeaseHeld { owner, remaining } => (
+                format!("standing by: `{owner}` holds the lease"),
+                remaining
+                    .map(|left| left.clamp(Duration::from_millis(100), self.options.lease_ttl / 3)),
+            ),
+            error => {
+                self.metrics.redis_error("open");
+                let why =
+                    error.to_string().replace("--chain NAME", &format!("--chain {}", self.name()));
+                (why, (!error.is_retryable()).then_some(LOOK_AGAIN))
+            }
+        };
+        NotYet { why, again_in }
+    }
+}
+
+/// The block that the published window stands on, where that is neither the first nor the finalized
+/// one: the last that an operator skipped, or a finalized one that retention took. It can no more be
+/// taken back than a finalized block.
+fn base(cursor: &Cursor, first: Option<BlockRef>) -> Option<BlockRef> {
+    let (number, hash) = match first {
+        None => (cursor.number, cursor.hash?),
+        Some(first) if first.number == cursor.start_number => return None,
+        Some(first) if cursor.finalized_hash == Some(first.hash) => return None,
+        Some(first) => (first.number.checked_sub(1)?, first.parent_hash),
+    };
+    // Nothing is ever asked of its parent and time.
+    Some(BlockRef { number, hash, parent_hash: B256::ZERO, timestamp: 0 })
+}
+
+fn node_away(error: &NodeError) -> NotYet {
+    NotYet::passing(format!("no endpoint answers: {error}"))
+}

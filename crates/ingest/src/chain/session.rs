@@ -1,0 +1,625 @@
+//! A session: heads, questions, fetches and steps of one chain in one loop.
+//!
+//! All state is owned here and changed only between two waits, so that no order of events needs a
+//! lock: the canonical chain says what is wanted, the queue holds it until it is fetched and its
+//! turn has come, and one step at a time is with the publisher.
+
+mod upkeep;
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use alloy_primitives::B256;
+use ethhook_domain::canonical::{Ask, Change, Violation};
+use ethhook_domain::verify::Verified;
+use ethhook_domain::{BlockRef, CanonicalChain, Header};
+use ethhook_streams::{PublishedBlock, Publisher, ReadError, Retained, StepError};
+use futures_util::future::{Aborted, BoxFuture, abortable, pending};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::{sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::open::Opened;
+use super::queue::{Next, Queue};
+use super::write::{Done, Work, Writer};
+use super::{Chain, End};
+use crate::node::NodeError;
+use crate::rpc::{Head, RpcError};
+
+/// Headers asked for with one question.
+const NUMBERS_AT_ONCE: u64 = 32;
+/// Failed fetches of one block after which the chain is asked whether it still wants it.
+const DOUBT_AFTER: u32 = 3;
+/// Failed fetches of one block after which the chain counts as standing still.
+const TROUBLE_AFTER: u32 = 8;
+/// Polls in a row without a head after which the subscriptions are suspected.
+const STALLED_POLLS: u32 = 2;
+/// Where there are no subscriptions, one poll in so many asks every endpoint.
+const ALL_EVERY: u32 = 8;
+/// A node that shows a branch we do not believe yet is asked again after a block time, or this.
+const UNEASY_POLL: Duration = Duration::from_secs(5);
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// How long a step on the wire is waited for when the process stops.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// One thing at a time of its kind; taken out when it is done.
+type Running<'a, T> = Option<BoxFuture<'a, T>>;
+type Asked = (Ask, Result<Vec<Header>, NodeError>);
+type Fetched = (B256, u64, Result<Result<Verified, NodeError>, Aborted>);
+type Written = (Publisher, Result<Done, StepError>);
+
+struct Session<'a> {
+    chain: &'a Chain,
+    _place: OwnedSemaphorePermit,
+    writer: Writer,
+    canonical: CanonicalChain,
+    /// From the finalized block, or the first, to the tip of the stream.
+    published: VecDeque<PublishedBlock>,
+    queue: Queue,
+    /// Height and time of the newest head.
+    head: Option<(u64, u64)>,
+    /// Here while no step is under way.
+    publisher: Option<Publisher>,
+    writing: Running<'a, Written>,
+    fetches: FuturesUnordered<BoxFuture<'a, Fetched>>,
+    asking: Running<'a, Asked>,
+    finality: Running<'a, Result<Option<Header>, NodeError>>,
+    retention: Running<'a, Result<Retained, ReadError>>,
+    /// The consumer groups of the last sweep, and whether each counted as idle.
+    groups: HashMap<String, bool>,
+    finalize: Option<BlockRef>,
+    alarm: Option<String>,
+    due: Due,
+    /// Polls in a row that no head interrupted.
+    silent_polls: u32,
+    since_finality: u64,
+    /// The byte cap is reached and a group holds the trim: a backfill waits.
+    waits_for_room: bool,
+}
+
+/// When something is to be done next.
+struct Due {
+    poll: Instant,
+    ask: Instant,
+    renew: Instant,
+    finality: Instant,
+    retention: Instant,
+}
+
+impl Chain {
+    /// Drives a session until it ends.
+    pub(super) async fn drive(
+        &self,
+        opened: Opened,
+        heads: &mut mpsc::Receiver<Head>,
+        cancel: &CancellationToken,
+    ) -> End {
+        let mut session = Session::new(self, opened);
+        loop {
+            session.start_what_can_be();
+            session.report();
+            let wake = sleep_until(session.next_due().into());
+            let ended = tokio::select! {
+                // Steps first: they free what all else waits for. Heads before fetches: what is no
+                // longer wanted should not be published.
+                biased;
+                () = cancel.cancelled() => return session.drain().await,
+                written = finished(&mut session.writing) => session.written(written),
+                Some(head) = heads.recv() => { session.heard(head); None }
+                asked = finished(&mut session.asking) => { session.answered(asked); None }
+                Some(fetched) = session.fetches.next() => { session.fetched(fetched); None }
+                tag = finished(&mut session.finality) => { session.tagged(tag); None }
+                retained = finished(&mut session.retention) => { session.retained(retained); None }
+                () = wake => None,
+            };
+            if let Some(end) = ended {
+                return end;
+            }
+        }
+    }
+}
+
+impl<'a> Session<'a> {
+    fn new(chain: &'a Chain, opened: Opened) -> Self {
+        let now = Instant::now();
+        let writer = Writer {
+            chain_id: chain.id(),
+            filter: chain.config.filter.clone(),
+            digest: chain.config.filter.digest(),
+            metrics: chain.metrics.clone(),
+        };
+        let cursor = opened.publisher.cursor();
+        chain.metrics.finalized.set(gauge(cursor.finalized_number));
+        Self {
+            chain,
+            _place: opened._place,
+            writer,
+            canonical: opened.chain,
+            published: opened.published.into(),
+            queue: Queue::default(),
+            head: None,
+            publisher: Some(opened.publisher),
+            writing: None,
+            fetches: FuturesUnordered::new(),
+            asking: None,
+            finality: None,
+            retention: None,
+            groups: HashMap::new(),
+            finalize: None,
+            alarm: None,
+            due: Due {
+                poll: now + chain.poll_every(),
+                ask: now,
+                renew: now + chain.options.lease_ttl / 3,
+                finality: now + chain.finality_every(),
+                retention: now + Duration::from_secs(1),
+            },
+            silent_polls: 0,
+            since_finality: 0,
+            waits_for_room: false,
+        }
+    }
+
+    /// The highest block that may be published now.
+    fn up_to(&self) -> Option<u64> {
+        let tip = self.canonical.tip()?.number.checked_sub(self.chain.config.confirmations)?;
+        Some(self.chain.config.end_block.map_or(tip, |end| tip.min(end)))
+    }
+
+    fn next_due(&self) -> Instant {
+        // Only what could start then: what waits for something else is woken by that.
+        let due = &self.due;
+        let mut next = due.poll;
+        let mut consider = |at: Instant, could_start: bool| {
+            if could_start {
+                next = next.min(at);
+            }
+        };
+        consider(due.renew, self.publisher.is_some());
+        consider(due.finality, self.finality.is_none());
+        consider(due.retention, self.retention.is_none());
+        consider(due.ask, self.asks_something());
+        if let Some(fetch) = self.queue.next_due() {
+            consider(fetch, true);
+        }
+        next.max(Instant::now() + Duration::from_millis(1))
+    }
+
+    /// The last header that is of interest: past the end block only until that is final.
+    fn last_header(&self) -> u64 {
+        let config = &self.chain.config;
+        config.end_block.map_or(u64::MAX, |end| {
+            end.saturating_add(config.confirmations).saturating_add(config.profile.finality_depth)
+        })
+    }
+
+    /// The question of the canonical chain, less what lies past the last header.
+    fn ask(&self) -> Option<Ask> {
+        match self.canonical.ask()? {
+            Ask::Numbers(numbers) => {
+                let last = self.last_header().min(*numbers.end());
+                (*numbers.start() <= last).then(|| Ask::Numbers(*numbers.start()..=last))
+            }
+            ask => Some(ask),
+        }
+    }
+
+    fn asks_something(&self) -> bool {
+        self.asking.is_none()
+            && match self.ask() {
+                Some(Ask::Numbers(_)) => self.queue.room(self.chain.config.confirmations) > 0,
+                Some(_) => true,
+                None => false,
+            }
+    }
+
+    // ---- starting -------------------------------------------------------------------------
+
+    fn start_what_can_be(&mut self) {
+        let now = Instant::now();
+        if now >= self.due.poll {
+            self.canonical.doubt();
+            self.silent_polls += 1;
+            self.due.poll = now + self.chain.poll_every();
+        }
+        if let Some(up_to) = self.up_to() {
+            self.start_fetches(up_to, now);
+        }
+        self.start_writing(now);
+        self.start_asking(now);
+        self.start_upkeep(now);
+    }
+
+    fn start_fetches(&mut self, up_to: u64, now: Instant) {
+        let chain = self.chain;
+        while let Some(pending) = self.queue.next_fetch(up_to, now) {
+            let header = pending.header.clone();
+            let (hash, number) = (header.block.hash, header.block.number);
+            let (fetch, abort) = abortable(async move { chain.node.block(&header).await });
+            self.fetches.push(fetch.map(move |result| (hash, number, result)).boxed());
+            self.queue.fetching(hash, abort);
+        }
+    }
+
+    fn start_writing(&mut self, now: Instant) {
+        let Some(publisher) = self.publisher.take() else { return };
+        let work = self.next_work(now);
+        match work {
+            Some(work) => self.writing = Some(self.writer.clone().write(publisher, work).boxed()),
+            None => self.publisher = Some(publisher),
+        }
+    }
+
+    fn next_work(&mut self, now: Instant) -> Option<Work> {
+        if let Some(text) = self.alarm.clone() {
+            return Some(Work::Alarm(text));
+        }
+        if now >= self.due.renew {
+            self.due.renew = now + self.chain.options.lease_ttl / 3;
+            return Some(Work::Renew);
+        }
+        // What was orphaned since it was to be marked final is not.
+        if let Some(block) = self.finalize.take()
+            && self.published.iter().any(|published| published.block == block)
+        {
+            return Some(Work::Finalize(block));
+        }
+        if self.waits_for_room && self.is_backfilling() {
+            return None;
+        }
+        // An undo comes before any height limit.
+        match self.queue.pop_ready(self.up_to().unwrap_or(0)) {
+            Some(Next::Add(pending, verified)) => Some(Work::Add(pending, verified)),
+            Some(Next::Undo(block)) => match self.published.pop_back() {
+                Some(published) if published.block.hash == block.hash => {
+                    Some(Work::Undo(published))
+                }
+                other => {
+                    let found = other.map_or("nothing".to_owned(), |p| p.block.to_string());
+                    self.alarm =
+                        Some(format!("to take back {block}, but {found} is the tip: a defect"));
+                    self.alarm.clone().map(Work::Alarm)
+                }
+            },
+            None => None,
+        }
+    }
+
+    fn start_asking(&mut self, now: Instant) {
+        if !self.asks_something() || now < self.due.ask {
+            return;
+        }
+        let node = &self.chain.node;
+        let asking = match self.ask() {
+            Some(Ask::Latest) => {
+                // The best endpoint may have fallen behind the others without an error.
+                let all = if self.chain.has_socket() {
+                    self.silent_polls >= STALLED_POLLS
+                } else {
+                    self.silent_polls.is_multiple_of(ALL_EVERY)
+                };
+                async move {
+                    let latest =
+                        if all { node.highest_latest().await } else { node.latest().await };
+                    (Ask::Latest, latest.map(|header| vec![header]))
+                }
+                .boxed()
+            }
+            Some(Ask::Hash(hash)) => async move {
+                (Ask::Hash(hash), node.by_hash(hash).await.map(|header| vec![header]))
+            }
+            .boxed(),
+            Some(Ask::Numbers(numbers)) => {
+                let room = self.queue.room(self.chain.config.confirmations).min(NUMBERS_AT_ONCE);
+                let last = (*numbers.end()).min(numbers.start() + room - 1);
+                let numbers = *numbers.start()..=last;
+                async move { (Ask::Numbers(numbers.clone()), node.by_numbers(numbers).await) }
+                    .boxed()
+            }
+            None => return,
+        };
+        self.asking = Some(asking);
+    }
+
+    // ---- taking in ------------------------------------------------------------------------
+
+    fn heard(&mut self, head: Head) {
+        let next = self.canonical.next_number();
+        let is_news = match head {
+            Head::Subscribed => {
+                self.canonical.doubt();
+                false
+            }
+            Head::Number(number) => {
+                self.canonical.heard_of(number);
+                number >= next
+            }
+            // Past the end there is nothing to follow.
+            Head::Header(header) if header.block.number > self.last_header() => false,
+            Head::Header(header) => {
+                let number = header.block.number;
+                let change = self.canonical.heard(*header);
+                self.follow(change, Some(Instant::now()));
+                number >= next
+            }
+        };
+        // A head that says nothing new must not hold back the poll behind it.
+        if is_news {
+            self.silent_polls = 0;
+            self.due.poll = Instant::now() + self.chain.poll_every();
+            self.note_answer();
+        }
+    }
+
+    fn answered(&mut self, (ask, answer): Asked) {
+        self.asking = None;
+        let headers = match answer {
+            Ok(headers) => headers,
+            Err(NodeError::Unknown) => Vec::new(),
+            Err(error) => {
+                if !matches!(error, NodeError::Rpc(RpcError::SetAside(_))) {
+                    warn!(%error, "a question to the node has no answer: asking again");
+                }
+                self.due.ask = Instant::now() + ASK_AGAIN;
+                return;
+            }
+        };
+        self.note_answer();
+        if headers.is_empty() {
+            self.canonical.unanswered();
+        }
+        for header in headers {
+            let (number, timestamp) = (header.block.number, header.block.timestamp);
+            let result = if ask == Ask::Latest {
+                self.head = Some((number, timestamp));
+                if number > self.last_header() && self.canonical.next_number() > self.last_header()
+                {
+                    return self.canonical.unanswered();
+                }
+                self.canonical.told(header)
+            } else {
+                self.canonical.answered(header)
+            };
+            match result {
+                Ok(change) => {
+                    if !change.is_empty()
+                        && self.chain.has_socket()
+                        && self.silent_polls >= STALLED_POLLS
+                    {
+                        warn!("blocks arrive but no heads: subscribing anew");
+                        self.chain.metrics.stalls.inc();
+                        self.chain.node.resubscribe();
+                        self.silent_polls = 0;
+                    }
+                    self.follow(change, None);
+                }
+                Err(violation) => return self.violated(&violation),
+            }
+        }
+        if self.canonical.is_uneasy() {
+            let soon = self.chain.config.profile.block_time.min(UNEASY_POLL);
+            self.due.poll = self.due.poll.min(Instant::now() + soon);
+        }
+    }
+
+    fn violated(&mut self, violation: &Violation) {
+        error!(%violation, "finality violation: the chain stops");
+        self.alarm = Some(violation.to_string());
+    }
+
+    fn follow(&mut self, mut change: Change, heard: Option<Instant>) {
+        if let Some(end) = self.chain.config.end_block {
+            change.undo.retain(|block| block.number <= end);
+            change.new.retain(|header| header.block.number <= end);
+        }
+        if change.is_empty() {
+            return;
+        }
+        if let Some(tip) = self.canonical.tip() {
+            // A head counts once it joined the chain, not when somebody claimed it.
+            if self.head.is_none_or(|(number, _)| number < tip.number) {
+                self.head = Some((tip.number, tip.timestamp));
+            }
+        }
+        if let (Some(top), Some(lowest)) = (change.undo.first(), change.undo.last()) {
+            let depth = change.undo.len();
+            info!(depth, from = %top, to = %lowest, "reorg");
+            self.chain.metrics.reorg_depth.observe(u32::try_from(depth).unwrap_or(u32::MAX).into());
+            self.chain.status.update(self.chain.name(), |status| status.reorgs += 1);
+        }
+        for _ in 0..self.queue.follow(change, heard) {
+            self.chain.metrics.block("skipped");
+        }
+    }
+
+    fn fetched(&mut self, (hash, number, result): Fetched) {
+        match result {
+            Err(Aborted) => {} // wanted no longer
+            Ok(Ok(verified)) => {
+                self.note_answer();
+                if verified.unhashed {
+                    self.chain.metrics.unhashed.inc();
+                }
+                self.queue.fetched(hash, verified);
+                self.chain.trouble(None);
+            }
+            Ok(Err(error)) => {
+                let Some(attempts) = self.queue.failed(hash, Instant::now()) else { return };
+                if matches!(error, NodeError::Check(_)) {
+                    self.chain.metrics.block("refused");
+                }
+                if attempts >= DOUBT_AFTER {
+                    self.canonical.doubt();
+                }
+                if matches!(error, NodeError::Rpc(RpcError::SetAside(_))) {
+                    return; // says less than what was said before
+                }
+                if attempts >= TROUBLE_AFTER {
+                    self.chain.trouble(Some(format!("block {number} cannot be had: {error}")));
+                }
+            }
+        }
+    }
+
+    fn written(&mut self, (publisher, result): Written) -> Option<End> {
+        self.writing = None;
+        self.publisher = Some(publisher);
+        match result {
+            Ok(done) => self.done(done),
+            Err(error) => Some(self.refused(&error)),
+        }
+    }
+
+    fn done(&mut self, done: Done) -> Option<End> {
+        let metrics = &self.chain.metrics;
+        match done {
+            Done::Added { duplicates: duplicates @ 1.., .. } => {
+                metrics.duplicates.inc_by(duplicates);
+                return Some(End::Reopen("duplicate"));
+            }
+            Done::Added { block, heard, .. } => {
+                metrics.published.inc_by(block.events);
+                metrics.block("added");
+                if let Some(heard) = heard {
+                    metrics.head_to_stream.observe(heard.elapsed().as_secs_f64());
+                }
+                let (tip, events) = ((block.block.number, block.block.timestamp), block.events);
+                self.chain.status.update(self.chain.name(), |status| {
+                    status.tip = Some(tip);
+                    status.events += events;
+                });
+                self.published.push_back(block);
+                self.since_finality += 1;
+                self.chain.trouble(None);
+            }
+            Done::Removed { block } => {
+                metrics.removed.inc_by(block.events);
+                metrics.block("removed");
+                let tip = self.published.back().map(|p| (p.block.number, p.block.timestamp));
+                self.chain.status.update(self.chain.name(), |status| {
+                    status.tip = tip;
+                    status.removed += block.events;
+                });
+            }
+            Done::Finalized(block) => {
+                if self.canonical.at(block.number).is_some_and(|ours| ours.hash != block.hash) {
+                    self.alarm =
+                        Some(format!("a reorg orphaned {block} while it was marked final"));
+                    return None;
+                }
+                self.canonical.finalize(block.number);
+                while self.published.front().is_some_and(|p| p.block.number < block.number) {
+                    self.published.pop_front();
+                }
+                metrics.finalized.set(gauge(block.number));
+            }
+            Done::Alarmed => return Some(End::Reopen("alarm")),
+            Done::Renewed => {}
+            Done::LeaseLost => return Some(End::Reopen("lease")),
+        }
+        None
+    }
+
+    fn refused(&mut self, error: &StepError) -> End {
+        self.chain.metrics.redis_error(error.kind());
+        error!(%error, "Redis refused a step");
+        match error {
+            StepError::Moved { .. } => End::Reopen("moved"),
+            // Our own name under a lower epoch is a Redis that lost its latest writes.
+            StepError::Fenced { writer, epoch }
+                if *writer == self.chain.options.instance_id
+                    && self.publisher.as_ref().is_some_and(|ours| ours.cursor().epoch < *epoch) =>
+            {
+                End::Namesake
+            }
+            StepError::Fenced { .. } => End::Reopen("fenced"),
+            _ => End::Refused(error.to_string()),
+        }
+    }
+
+    // ---- telling --------------------------------------------------------------------------
+
+    fn note_answer(&self) {
+        self.chain.status.update(self.chain.name(), |s| s.last_answer = Some(Instant::now()));
+    }
+
+    /// Whether all that the node has shown and the configuration lets through is published.
+    fn is_at_head(&self) -> bool {
+        self.head.is_some()
+            && self.writing.is_none()
+            && self.ask().is_none()
+            && self.up_to().is_none_or(|up_to| !self.queue.wants_any(up_to))
+    }
+
+    /// Whether the tip is so far behind the head that nobody waits for its newest block.
+    fn is_backfilling(&self) -> bool {
+        let tip = self.published.back().map_or(0, |published| published.block.number);
+        let depth = self.chain.config.profile.finality_depth;
+        self.head.is_some_and(|(head, _)| head.saturating_sub(tip) > depth)
+    }
+
+    fn report(&self) {
+        let metrics = &self.chain.metrics;
+        let (head, at_head) = (self.head, self.is_at_head());
+        metrics.queue.set(gauge(self.queue.len() as u64));
+        if let Some((number, _)) = head {
+            metrics.head.set(gauge(number));
+        }
+        if let Some(tip) = self.published.back().map(|p| p.block) {
+            metrics.tip.set(gauge(tip.number));
+            let (number, time) = head.unwrap_or((tip.number, tip.timestamp));
+            metrics.lag_blocks.set(gauge(number.saturating_sub(tip.number)));
+            let seconds = u32::try_from(time.saturating_sub(tip.timestamp)).unwrap_or(u32::MAX);
+            metrics.lag_seconds.set(seconds.into());
+        }
+        self.chain.status.update(self.chain.name(), |status| {
+            status.head = head.or(status.head);
+            status.at_head = at_head;
+        });
+    }
+
+    /// Awaits the step that is on the wire and gives the lease back; the cursor makes it safe to
+    /// drop the rest.
+    async fn drain(mut self) -> End {
+        if let Some(writing) = self.writing.take()
+            && let Ok((publisher, _)) = timeout(DRAIN, writing).await
+        {
+            self.publisher = Some(publisher);
+        }
+        if let Some(mut publisher) = self.publisher.take() {
+            timeout(Duration::from_secs(1), publisher.release()).await.ok(); // it expires by itself
+        }
+        End::Cancelled
+    }
+}
+
+impl Chain {
+    fn has_socket(&self) -> bool {
+        self.config.endpoints.iter().any(|endpoint| endpoint.ws.is_some())
+    }
+
+    /// How long no head may come before the node is asked for one.
+    fn poll_every(&self) -> Duration {
+        let block_time = self.config.profile.block_time;
+        if self.has_socket() {
+            (3 * block_time).clamp(Duration::from_secs(5), Duration::from_secs(30))
+        } else {
+            block_time.clamp(Duration::from_millis(250), Duration::from_secs(12))
+        }
+    }
+}
+
+/// The outcome of what runs, once it is there; never, where nothing runs.
+async fn finished<T>(running: &mut Running<'_, T>) -> T {
+    match running {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}
+
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,152 @@
+//! What a session does now and then beside publishing: finality and retention.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use ethhook_domain::Header;
+use ethhook_streams::{GroupLag, ReadError, Retained, Retention};
+use futures_util::FutureExt;
+use tracing::{error, info, warn};
+
+use super::{Session, gauge};
+use crate::chain::Chain;
+use crate::node::NodeError;
+
+/// Published blocks between two questions for the finalized block while catching up.
+const FINALITY_BLOCKS: u64 = 1024;
+/// A `finalized` tag this many times the profile's depth behind the head has stalled.
+const STALLED_DEPTHS: u64 = 8;
+const RETENTION_EVERY: Duration = Duration::from_secs(10);
+
+impl Session<'_> {
+    pub(super) fn start_upkeep(&mut self, now: Instant) {
+        let chain = self.chain;
+        let catching_up = self.since_finality >= FINALITY_BLOCKS;
+        if self.finality.is_none() && (now >= self.due.finality || catching_up) {
+            self.due.finality = now + chain.finality_every();
+            self.since_finality = 0;
+            self.finality = Some(async { chain.node.finalized().await }.boxed());
+        }
+        if self.retention.is_none() && now >= self.due.retention {
+            self.due.retention = now + RETENTION_EVERY;
+            // Nothing that is not final may be removed.
+            let finalized = self.canonical.is_finalized().then(|| self.published.front()).flatten();
+            let finalized_number = finalized.map_or(0, |first| first.block.number);
+            let policy = Retention {
+                keep: chain.options.retention,
+                max_bytes: chain.options.stream_max_bytes,
+                finalized_number,
+                following_head: !self.is_backfilling(),
+            };
+            let (id, streams) = (chain.id(), &chain.streams);
+            self.retention = Some(async move { streams.retain(id, &policy).await }.boxed());
+        }
+    }
+
+    pub(super) fn tagged(&mut self, tag: Result<Option<Header>, NodeError>) {
+        self.finality = None;
+        let tag = match tag {
+            Ok(tag) => tag.map(|header| header.block),
+            Err(_) => return, // counted where it happened; the next turn comes
+        };
+        let depth = self.chain.config.profile.finality_depth;
+        let (Some(tip), Some(published)) = (self.canonical.tip(), self.published.back()) else {
+            return;
+        };
+        let Some(mut number) = tip.number.checked_sub(depth) else { return };
+        number = number.min(published.block.number);
+        if let Some(tag) =
+            tag.filter(|tag| tip.number.saturating_sub(tag.number) <= STALLED_DEPTHS * depth)
+        {
+            if self.canonical.at(tag.number).is_some_and(|ours| ours.hash != tag.hash) {
+                warn!(%tag, "the node's finalized block is not on our chain: not accepted");
+                self.canonical.doubt();
+                return;
+            }
+            number = number.min(tag.number);
+        }
+        let held = self.published.front().map_or(0, |first| first.block.number);
+        let newer = number > held || !self.canonical.is_finalized();
+        self.finalize = self.canonical.at(number).copied().filter(|_| newer);
+    }
+
+    pub(super) fn retained(&mut self, retained: Result<Retained, ReadError>) {
+        self.retention = None;
+        let metrics = &self.chain.metrics;
+        match retained {
+            Ok(retained) => {
+                metrics.trimmed.inc_by(retained.trimmed_entries);
+                metrics.stream_entries.set(gauge(retained.len));
+                metrics.stream_bytes.set(gauge(retained.bytes));
+                let full = retained.bytes > self.chain.options.stream_max_bytes;
+                self.waits_for_room = full && retained.held_by_group.is_some();
+                if self.waits_for_room && self.is_backfilling() {
+                    let group = retained.held_by_group.as_deref().unwrap_or_default();
+                    warn!(
+                        group,
+                        "the byte cap is reached and the group has not read: the backfill waits"
+                    );
+                }
+                for (group, entries) in &retained.lost_unread_by_group {
+                    error!(
+                        group,
+                        entries, "the byte cap removed entries that the group had not acknowledged"
+                    );
+                    metrics.lost_unread(group, *entries);
+                }
+                self.look_at_groups(&retained.groups);
+            }
+            Err(error) => {
+                metrics.redis_error(error.kind());
+                warn!(%error, "retention did not run");
+            }
+        }
+    }
+
+    /// Shows how far each consumer group is behind, and tells once of one that has stopped reading:
+    /// it holds the trim.
+    fn look_at_groups(&mut self, lags: &[GroupLag]) {
+        let metrics = &self.chain.metrics;
+        let mut groups = HashMap::new();
+        for lag in lags {
+            let is_idle = is_idle(lag, self.chain.options.group_idle_alarm);
+            let was_idle = self.groups.remove(&lag.group).unwrap_or(false);
+            let (group, hours) = (&lag.group, lag.idle.as_secs() / 3600);
+            if is_idle && !was_idle {
+                warn!(group, hours, "the consumer group does not read: what waits for it is kept");
+            } else if was_idle && !is_idle {
+                info!(group, "the consumer group reads again");
+            }
+            metrics.group(lag, is_idle);
+            groups.insert(lag.group.clone(), is_idle);
+        }
+        self.groups.keys().for_each(|gone| metrics.group_gone(gone));
+        self.groups = groups;
+    }
+}
+
+/// Whether entries have waited, and nobody has read, for so long.
+fn is_idle(lag: &GroupLag, alarm_after: Duration) -> bool {
+    lag.waiting >= alarm_after && lag.idle >= alarm_after
+}
+
+impl Chain {
+    /// How often the finalized block is asked for: every 32 blocks, but not every few seconds.
+    pub(super) fn finality_every(&self) -> Duration {
+        (32 * self.config.profile.block_time).max(Duration::from_secs(30))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_idle_only_if_entries_wait_and_nobody_reads() {
+        const HOUR: Duration = Duration::from_secs(3_600);
+        let lag = |waiting, idle| GroupLag { group: "g".into(), entries: None, waiting, idle };
+        assert!(is_idle(&lag(HOUR, HOUR), HOUR));
+        assert!(!is_idle(&lag(HOUR, HOUR / 2), HOUR), "it reads, and is slow");
+        assert!(!is_idle(&lag(HOUR / 2, 9 * HOUR), HOUR), "there was nothing to read for long");
+    }
+}

@@ -1,0 +1,173 @@
+//! The writing side of a session: one step after the other, each tried until it is in.
+
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use ethhook_domain::verify::Verified;
+use ethhook_domain::{BlockRef, ChainId, Filter, ProcessedEvent};
+use ethhook_streams::{Outcome, PublishedBlock, Publisher, Step, StepError, fail_point};
+use tracing::warn;
+
+use super::queue::Pending;
+use crate::metrics::ChainMetrics;
+
+/// What the publisher is sent off to do.
+pub(super) enum Work {
+    Add(Box<Pending>, Verified),
+    Undo(PublishedBlock),
+    Finalize(BlockRef),
+    Alarm(String),
+    Renew,
+}
+
+/// What it comes back with.
+pub(super) enum Done {
+    Added { block: PublishedBlock, heard: Option<Instant>, duplicates: u64 },
+    Removed { block: PublishedBlock },
+    Finalized(BlockRef),
+    Alarmed,
+    Renewed,
+    LeaseLost,
+}
+
+/// What a writer needs beside the publisher.
+#[derive(Clone)]
+pub(super) struct Writer {
+    pub(super) chain_id: ChainId,
+    pub(super) filter: Filter,
+    pub(super) digest: String,
+    pub(super) metrics: ChainMetrics,
+}
+
+impl Writer {
+    /// Does `work`, however long Redis is away, and gives the publisher back.
+    pub(super) async fn write(
+        self,
+        mut publisher: Publisher,
+        work: Work,
+    ) -> (Publisher, Result<Done, StepError>) {
+        let started = Instant::now();
+        let result = match work {
+            Work::Add(pending, verified) => self.add(&mut publisher, *pending, verified).await,
+            Work::Undo(block) => self.undo(&mut publisher, block).await,
+            Work::Finalize(block) => self
+                .apply(&mut publisher, &Step::Finalized { block: &block })
+                .await
+                .map(|_| Done::Finalized(block)),
+            Work::Alarm(text) => self
+                .apply(&mut publisher, &Step::Alarm { text: &text })
+                .await
+                .map(|_| Done::Alarmed),
+            Work::Renew => {
+                let done = self.renew(&mut publisher).await;
+                return (publisher, Ok(done));
+            }
+        };
+        self.metrics.publish_seconds.observe(started.elapsed().as_secs_f64());
+        (publisher, result)
+    }
+
+    async fn add(
+        &self,
+        publisher: &mut Publisher,
+        pending: Pending,
+        verified: Verified,
+    ) -> Result<Done, StepError> {
+        fail_point("block", "in-flight");
+        let block = pending.header.block;
+        let events: Vec<_> = verified
+            .logs
+            .into_iter()
+            .filter(|log| self.filter.passes(log))
+            .map(|log| ProcessedEvent::new(self.chain_id, &block, log))
+            .collect();
+        self.metrics.ingested.inc_by(events.len() as u64);
+        let proof = verified.proof;
+        let step = Step::Add { block: &block, events: &events, proof, filter: &self.digest };
+        let (first_id, last_id, duplicates) = match self.apply(publisher, &step).await? {
+            Outcome::Published { first_id, last_id, .. } => (first_id, last_id, 0),
+            Outcome::Duplicate { events } => (String::new(), String::new(), events),
+        };
+        let count = events.len() as u64;
+        let block = PublishedBlock { block, events: count, first_id, last_id, proof };
+        Ok(Done::Added { block, heard: pending.heard, duplicates })
+    }
+
+    /// Takes a block back, however long Redis is away.
+    async fn undo(
+        &self,
+        publisher: &mut Publisher,
+        block: PublishedBlock,
+    ) -> Result<Done, StepError> {
+        let mut patience = self.patience();
+        loop {
+            match publisher.take_back(&block).await {
+                Err(error) if error.is_retryable() => patience.wait_after(&error).await,
+                Err(error) => return Err(error),
+                Ok(_) => return Ok(Done::Removed { block }),
+            }
+        }
+    }
+
+    /// Tries a step until it is in or refused.
+    async fn apply(
+        &self,
+        publisher: &mut Publisher,
+        step: &Step<'_>,
+    ) -> Result<Outcome, StepError> {
+        let mut patience = self.patience();
+        loop {
+            match publisher.apply(step).await {
+                Err(error) if error.is_retryable() => patience.wait_after(&error).await,
+                result => return result,
+            }
+        }
+    }
+
+    fn patience(&self) -> Patience<'_> {
+        // 50 ms growing to 2 s, for ever.
+        let waits = ExponentialBuilder::new()
+            .with_min_delay(Duration::from_millis(50))
+            .with_max_delay(Duration::from_secs(2))
+            .with_jitter()
+            .without_max_times()
+            .build();
+        Patience { metrics: &self.metrics, waits, tries: 0 }
+    }
+
+    /// A renewal that failed comes again at the next turn; a lease that another took is lost.
+    async fn renew(&self, publisher: &mut Publisher) -> Done {
+        match publisher.renew().await {
+            Ok(()) => Done::Renewed,
+            Err(error) if error.is_retryable() => {
+                self.metrics.redis_error("lease");
+                warn!(%error, "the lease was not renewed");
+                Done::Renewed
+            }
+            Err(error) => {
+                self.metrics.redis_error("lease");
+                warn!(%error, "the lease is lost");
+                Done::LeaseLost
+            }
+        }
+    }
+}
+
+/// The tries of one step while Redis is away.
+struct Patience<'a> {
+    metrics: &'a ChainMetrics,
+    waits: ExponentialBackoff,
+    tries: u32,
+}
+
+impl Patience<'_> {
+    async fn wait_after(&mut self, error: &StepError) {
+        self.metrics.redis_error(error.kind());
+        self.tries += 1;
+        if self.tries.is_power_of_two() {
+            let tries = self.tries;
+            warn!(tries, %error, "Redis did not take the step: holding it and trying again");
+        }
+        tokio::time::sleep(self.waits.next().unwrap_or_default()).await;
+    }
+}

@@ -1,0 +1,242 @@
+//! Every metric of the service. Labels: `chain` is the chain's name, `endpoint` the position of an
+//! endpoint in its list (never its address), the rest are short fixed words.
+
+use std::time::Duration;
+
+use ethhook_streams::GroupLag;
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
+};
+
+use crate::rpc::BreakerState;
+
+/// 1 ms to 10 s, fine enough to tell 3 ms from 4.
+const LATENCY_BUCKETS: [f64; 24] = [
+    0.001, 0.002, 0.003, 0.004, 0.005, 0.0065, 0.008, 0.01, 0.0125, 0.015, 0.02, 0.03, 0.04, 0.05,
+    0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0,
+];
+const DEPTH_BUCKETS: [f64; 9] = [1.0, 2.0, 3.0, 5.0, 8.0, 16.0, 32.0, 64.0, 256.0];
+
+macro_rules! metrics {
+    ($($field:ident: $type:ident($name:literal, $help:literal, [$($label:literal),*] $(, $buckets:expr)?);)+) => {
+        /// Handles to all metrics; cheap to clone.
+        #[derive(Debug, Clone)]
+        pub struct Metrics { $(pub(crate) $field: metrics!(@type $type),)+ }
+
+        impl Metrics {
+            /// Registers every metric.
+            ///
+            /// # Errors
+            /// If a name is registered already.
+            pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+                Ok(Self { $($field: {
+                    let metric = metrics!(@new $type, $name, $help, [$($label),*] $(, $buckets)?)?;
+                    registry.register(Box::new(metric.clone()))?;
+                    metric
+                },)+ })
+            }
+
+            /// The names of all metrics that carry labels of a chain, as a scrape shows them.
+            pub const NAMES: &[&str] = &[$($name),+];
+        }
+    };
+    (@type counter) => { IntCounterVec };
+    (@type gauge) => { IntGaugeVec };
+    (@type seconds) => { GaugeVec };
+    (@type histogram) => { HistogramVec };
+    (@new counter, $n:literal, $h:literal, [$($l:literal),*]) => { IntCounterVec::new(Opts::new($n, $h), &[$($l),*]) };
+    (@new gauge, $n:literal, $h:literal, [$($l:literal),*]) => { IntGaugeVec::new(Opts::new($n, $h), &[$($l),*]) };
+    (@new seconds, $n:literal, $h:literal, [$($l:literal),*]) => { GaugeVec::new(Opts::new($n, $h), &[$($l),*]) };
+    (@new histogram, $n:literal, $h:literal, [$($l:literal),*], $b:expr) => {
+        HistogramVec::new(HistogramOpts::new($n, $h).buckets($b.to_vec()), &[$($l),*])
+    };
+}
+
+metrics! {
+    ingested: counter("events_ingested_total", "Logs that passed the chain's checks and filter.", ["chain"]);
+    published: counter("events_published_total", "Entries added to the event stream, taken-back ones left out.", ["chain"]);
+    duplicates: counter("deduplication_hits_total", "Events that the dedup record showed to be published already.", ["chain"]);
+    reconnects: counter("websocket_reconnects_total", "WebSocket connections that broke or could not be made.", ["chain"]);
+    removed: counter("ethhook_events_removed_total", "Entries that took an earlier one back.", ["chain"]);
+    blocks: counter("ethhook_blocks_total", "Blocks by what became of them.", ["chain", "outcome"]);
+    head: gauge("ethhook_head_block", "Newest height that an endpoint showed.", ["chain"]);
+    tip: gauge("ethhook_published_block", "Height of the newest published block.", ["chain"]);
+    finalized: gauge("ethhook_finalized_block", "Height of the newest block marked final.", ["chain"]);
+    lag_blocks: gauge("ethhook_head_lag_blocks", "Blocks between head and tip.", ["chain"]);
+    lag_seconds: seconds("ethhook_head_lag_seconds", "Block time between head and tip.", ["chain"]);
+    reorg_depth: histogram("ethhook_reorg_depth_blocks", "Blocks orphaned by a reorg.", ["chain"], DEPTH_BUCKETS);
+    checks_failed: counter("ethhook_checks_failed_total", "Answers that failed a check.", ["chain", "endpoint", "check"]);
+    headers_unhashed: counter("ethhook_headers_unhashed_total", "Headers with unknown fields, whose hash could not be recomputed.", ["chain"]);
+    rpc_requests: counter("ethhook_rpc_requests_total", "Requests by what became of them.", ["chain", "endpoint", "method", "outcome"]);
+    rpc_seconds: histogram("ethhook_rpc_request_seconds", "Time from request to parsed answer.", ["chain", "endpoint", "method"], LATENCY_BUCKETS);
+    hedges: counter("ethhook_rpc_hedges_total", "Requests that were also sent to the next endpoint, for the answer was slow.", ["chain", "endpoint"]);
+    stalls: counter("ethhook_stalls_total", "Subscriptions that fell silent while the chain moved.", ["chain"]);
+    breaker: gauge("ethhook_breaker_state", "0 closed, 1 half-open, 2 open.", ["chain", "endpoint"]);
+    socket: gauge("ethhook_websocket_up", "1 while subscribed to newHeads.", ["chain", "endpoint"]);
+    heads_dropped: counter("ethhook_heads_dropped_total", "Heads that found the queue full; their blocks are fetched all the same.", ["chain"]);
+    publish_seconds: histogram("ethhook_publish_seconds", "Time of a publish step, retries included.", ["chain"], LATENCY_BUCKETS);
+    head_to_stream: histogram("ethhook_head_to_stream_seconds", "From the head's arrival to the block's last entry in the stream, of blocks whose head was heard.", ["chain"], LATENCY_BUCKETS);
+    redis_errors: counter("ethhook_redis_errors_total", "Failed calls to Redis by kind.", ["chain", "kind"]);
+    queue: gauge("ethhook_queue_blocks", "Blocks that are known but not published.", ["chain"]);
+    stream_entries: gauge("ethhook_stream_entries", "Length of the event stream.", ["chain"]);
+    stream_bytes: gauge("ethhook_stream_bytes", "Memory of the event stream in Redis, as MEMORY USAGE estimates it.", ["chain"]);
+    trimmed: counter("ethhook_entries_trimmed_total", "Entries that retention removed.", ["chain"]);
+    lost_unread: counter("ethhook_entries_lost_unread_total", "Entries that the byte cap removed before a group had acknowledged them.", ["chain", "group"]);
+    group_entries: seconds("ethhook_group_lag_entries", "Entries that a consumer group was not given or has not acknowledged; NaN where Redis cannot tell.", ["chain", "group"]);
+    group_seconds: seconds("ethhook_group_lag_seconds", "Age of the oldest entry that a consumer group was not given or has not acknowledged.", ["chain", "group"]);
+    group_idle: gauge("ethhook_group_idle", "1 if a consumer group has not read for GROUP_IDLE_ALARM_HOURS although entries wait.", ["chain", "group"]);
+    alarm: gauge("ethhook_alarm", "1 while the chain is stopped by a latched alarm.", ["chain"]);
+    verify_lowered: gauge("ethhook_verify_lowered", "1 if the operator lowered the chain's checks.", ["chain"]);
+    restarts: counter("ethhook_chain_restarts_total", "Chain tasks that were restarted, by cause.", ["chain", "cause"]);
+}
+
+impl Metrics {
+    pub(crate) fn restarted(&self, chain: &str, cause: &str) {
+        self.restarts.with_label_values(&[chain, cause]).inc();
+    }
+}
+
+/// The metrics of one chain.
+#[derive(Debug, Clone)]
+pub(crate) struct ChainMetrics {
+    all: Metrics,
+    chain: String,
+    pub(crate) ingested: IntCounter,
+    pub(crate) published: IntCounter,
+    pub(crate) duplicates: IntCounter,
+    pub(crate) removed: IntCounter,
+    pub(crate) unhashed: IntCounter,
+    pub(crate) head: IntGauge,
+    pub(crate) tip: IntGauge,
+    pub(crate) finalized: IntGauge,
+    pub(crate) lag_blocks: IntGauge,
+    pub(crate) lag_seconds: Gauge,
+    pub(crate) reorg_depth: Histogram,
+    pub(crate) publish_seconds: Histogram,
+    pub(crate) head_to_stream: Histogram,
+    pub(crate) queue: IntGauge,
+    pub(crate) stream_entries: IntGauge,
+    pub(crate) stream_bytes: IntGauge,
+    pub(crate) trimmed: IntCounter,
+    pub(crate) stalls: IntCounter,
+    pub(crate) alarm: IntGauge,
+    pub(crate) verify_lowered: IntGauge,
+}
+
+impl ChainMetrics {
+    pub(crate) fn new(all: &Metrics, chain: &str) -> Self {
+        let l = &[chain];
+        Self {
+            ingested: all.ingested.with_label_values(l),
+            published: all.published.with_label_values(l),
+            duplicates: all.duplicates.with_label_values(l),
+            removed: all.removed.with_label_values(l),
+            unhashed: all.headers_unhashed.with_label_values(l),
+            head: all.head.with_label_values(l),
+            tip: all.tip.with_label_values(l),
+            finalized: all.finalized.with_label_values(l),
+            lag_blocks: all.lag_blocks.with_label_values(l),
+            lag_seconds: all.lag_seconds.with_label_values(l),
+            reorg_depth: all.reorg_depth.with_label_values(l),
+            publish_seconds: all.publish_seconds.with_label_values(l),
+            head_to_stream: all.head_to_stream.with_label_values(l),
+            queue: all.queue.with_label_values(l),
+            stream_entries: all.stream_entries.with_label_values(l),
+            stream_bytes: all.stream_bytes.with_label_values(l),
+            trimmed: all.trimmed.with_label_values(l),
+            stalls: all.stalls.with_label_values(l),
+            alarm: all.alarm.with_label_values(l),
+            verify_lowered: all.verify_lowered.with_label_values(l),
+            all: all.clone(),
+            chain: chain.to_owned(),
+        }
+    }
+
+    /// A block was `added`, `removed`, `skipped` as wanted no longer, or `refused` by a check.
+    pub(crate) fn block(&self, outcome: &str) {
+        self.all.blocks.with_label_values(&[&self.chain, outcome]).inc();
+    }
+
+    pub(crate) fn redis_error(&self, kind: &str) {
+        self.all.redis_errors.with_label_values(&[&self.chain, kind]).inc();
+    }
+
+    pub(crate) fn lost_unread(&self, group: &str, entries: u64) {
+        self.all.lost_unread.with_label_values(&[&self.chain, group]).inc_by(entries);
+    }
+
+    /// Shows how far a group is behind and whether it counts as idle.
+    pub(crate) fn group(&self, lag: &GroupLag, is_idle: bool) {
+        let labels = [self.chain.as_str(), &lag.group];
+        // Far below 2^53: exact.
+        #[allow(clippy::cast_precision_loss, reason = "a metric")]
+        let entries = lag.entries.map_or(f64::NAN, |entries| entries as f64);
+        self.all.group_entries.with_label_values(&labels).set(entries);
+        self.all.group_seconds.with_label_values(&labels).set(lag.waiting.as_secs_f64());
+        self.all.group_idle.with_label_values(&labels).set(is_idle.into());
+    }
+
+    /// A group that is no longer there shows nothing.
+    pub(crate) fn group_gone(&self, group: &str) {
+        let labels = [self.chain.as_str(), group];
+        // An error says only that there was nothing to show.
+        self.all.group_entries.remove_label_values(&labels).ok();
+        self.all.group_seconds.remove_label_values(&labels).ok();
+        self.all.group_idle.remove_label_values(&labels).ok();
+    }
+
+    pub(crate) fn restart(&self, cause: &str) {
+        self.all.restarted(&self.chain, cause);
+    }
+
+    pub(crate) fn endpoint(&self, position: usize) -> EndpointMetrics {
+        let label = position.to_string();
+        EndpointMetrics {
+            position,
+            reconnects: self.all.reconnects.with_label_values(&[&self.chain]),
+            heads_dropped: self.all.heads_dropped.with_label_values(&[&self.chain]),
+            hedges: self.all.hedges.with_label_values(&[&self.chain, &label]),
+            breaker: self.all.breaker.with_label_values(&[&self.chain, &label]),
+            socket: self.all.socket.with_label_values(&[&self.chain, &label]),
+            all: self.all.clone(),
+            chain: self.chain.clone(),
+            label,
+        }
+    }
+}
+
+/// The metrics of one endpoint.
+#[derive(Debug, Clone)]
+pub(crate) struct EndpointMetrics {
+    all: Metrics,
+    chain: String,
+    label: String,
+    /// Its place in the list: its name in logs.
+    pub(crate) position: usize,
+    pub(crate) reconnects: IntCounter,
+    pub(crate) heads_dropped: IntCounter,
+    pub(crate) hedges: IntCounter,
+    breaker: IntGauge,
+    socket: IntGauge,
+}
+
+impl EndpointMetrics {
+    pub(crate) fn request(&self, method: &str, outcome: &str, took: Duration) {
+        let labels = [self.chain.as_str(), &self.label, method];
+        self.all.rpc_requests.with_label_values(&[labels[0], labels[1], method, outcome]).inc();
+        self.all.rpc_seconds.with_label_values(&labels).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn check_failed(&self, check: &str) {
+        self.all.checks_failed.with_label_values(&[&self.chain, &self.label, check]).inc();
+    }
+
+    pub(crate) fn breaker(&self, state: BreakerState) {
+        self.breaker.set(state as i64);
+    }
+
+    pub(crate) fn socket_up(&self, up: bool) {
+        self.socket.set(i64::from(up));
+    }
+}

@@ -1,0 +1,159 @@
+//! The circuit breaker of one endpoint, as a value that is told the time.
+//!
+//! Closed: traffic flows. Open: nothing is asked until a wait is over. Half-open: one probe is on
+//! its way; its success closes the breaker, its failure opens it again for twice as long.
+
+use std::time::{Duration, Instant};
+
+/// So many failures in a row open the breaker.
+const FAILURES: u32 = 5;
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// The longest that a provider may ask us to be patient.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(600);
+
+/// As the metric `ethhook_breaker_state` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Closed = 0,
+    HalfOpen = 1,
+    Open = 2,
+}
+
+#[derive(Debug)]
+pub(crate) struct Breaker {
+    state: State,
+    failures: u32,
+    wait: Duration,
+    until: Option<Instant>,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self { state: State::Closed, failures: 0, wait: FIRST_WAIT, until: None }
+    }
+}
+
+impl Breaker {
+    pub(crate) fn state(&self) -> State {
+        self.state
+    }
+
+    /// Whether a request may go out now; if not, how long to wait. A half-open breaker's probe that
+    /// was never reported back (its asker was dropped) counts as lost after the longest wait.
+    pub(crate) fn admit(&mut self, now: Instant) -> Result<(), Duration> {
+        let until = match (self.state, self.until) {
+            (State::Closed, _) | (_, None) => return Ok(()),
+            (_, Some(until)) => until,
+        };
+        if now < until {
+            return Err(until - now);
+        }
+        self.state = State::HalfOpen;
+        self.until = Some(now + LONGEST_WAIT);
+        Ok(())
+    }
+
+    /// An answer to a request that went out before the breaker opened does not close it.
+    pub(crate) fn success(&mut self) {
+        if self.state != State::Open {
+            *self = Self::default();
+        }
+    }
+
+    /// `jitter` in 0..1 spreads the waits of many by up to a half.
+    pub(crate) fn failure(&mut self, now: Instant, jitter: f64) {
+        match self.state {
+            State::Closed => {
+                self.failures += 1;
+                if self.failures >= FAILURES {
+                    self.open(now, jitter);
+                }
+            }
+            State::HalfOpen => {
+                self.wait = (self.wait * 2).min(LONGEST_WAIT);
+                self.open(now, jitter);
+            }
+            State::Open => {}
+        }
+    }
+
+    /// Opens at once: the endpoint lied, or asked for patience of at least `wait`.
+    pub(crate) fn set_aside(&mut self, now: Instant, wait: Duration) {
+        self.state = State::Open;
+        self.until = Some(now + wait.clamp(FIRST_WAIT, LONGEST_PATIENCE));
+    }
+
+    fn open(&mut self, now: Instant, jitter: f64) {
+        self.state = State::Open;
+        self.until = Some(now + self.wait.mul_f64(1.0 + jitter.clamp(0.0, 1.0) / 2.0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn opens_after_five_failures_in_a_row_and_not_before() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        for _ in 0..4 {
+            breaker.failure(now, 0.0);
+        }
+        breaker.success();
+        for _ in 0..4 {
+            breaker.failure(now, 0.0);
+            assert_eq!(breaker.admit(now), Ok(()));
+        }
+        breaker.failure(now, 0.0);
+        assert_eq!(breaker.admit(now), Err(seconds(1)));
+        assert_eq!(breaker.state(), State::Open);
+    }
+
+    #[test]
+    fn half_open_lets_one_probe_through_and_reopens_for_twice_as_long() {
+        let (mut breaker, mut now) = (Breaker::default(), Instant::now());
+        (0..5).for_each(|_| breaker.failure(now, 0.0));
+        for wait in [1, 2, 4, 8, 16, 32, 60, 60] {
+            assert_eq!(breaker.admit(now), Err(seconds(wait)));
+            now += seconds(wait);
+            assert_eq!(breaker.admit(now), Ok(()));
+            assert!(breaker.admit(now).is_err(), "a second request beside the probe");
+            breaker.failure(now, 0.0);
+        }
+        now += seconds(60);
+        assert_eq!(breaker.admit(now), Ok(()));
+        breaker.success();
+        assert_eq!((breaker.state(), breaker.admit(now)), (State::Closed, Ok(())));
+    }
+
+    #[test]
+    fn a_late_answer_does_not_end_a_set_aside() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        breaker.set_aside(now, seconds(30));
+        breaker.success();
+        breaker.failure(now, 0.0);
+        assert_eq!((breaker.state(), breaker.admit(now)), (State::Open, Err(seconds(30))));
+        assert_eq!(breaker.admit(now + seconds(30)), Ok(()));
+        breaker.success();
+        assert_eq!(breaker.state(), State::Closed);
+    }
+
+    #[test]
+    fn ten_minutes_of_refusal_cost_a_few_dozen_attempts() {
+        let (mut breaker, start) = (Breaker::default(), Instant::now());
+        let mut attempts = 0;
+        for tenth in 0..6_000 {
+            let now = start + Duration::from_millis(100 * tenth);
+            if breaker.admit(now).is_ok() {
+                attempts += 1;
+                breaker.failure(now, 0.5);
+            }
+        }
+        assert!((10..36).contains(&attempts), "{attempts} attempts");
+    }
+}

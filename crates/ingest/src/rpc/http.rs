@@ -1,0 +1,91 @@
+//! JSON-RPC over HTTP/1.1 with keep-alive and TLS.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use ethhook_domain::Secret;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
+use hyper::{Request, StatusCode};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+
+use super::{Answer, CONNECT_TIMEOUT, MAX_ANSWER_BYTES, RpcError};
+
+/// Idle connections are kept for the next block, and no longer than proxies tend to.
+const IDLE: Duration = Duration::from_secs(50);
+
+pub(crate) struct HttpClient {
+    url: Secret,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+}
+
+impl HttpClient {
+    pub(crate) fn new(url: Secret) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let tls = HttpsConnectorBuilder::new()
+            .with_webpki_roots()
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE)
+            .pool_timer(hyper_util::rt::TokioTimer::new())
+            .build(tls);
+        Self { url, client }
+    }
+
+    /// Posts `body` and returns the answer's body; the caller sets the time limit.
+    pub(crate) async fn post(&self, body: String) -> Answer {
+        let request = Request::post(self.url.reveal())
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::from(body))
+            .map_err(|_| RpcError::Connection("the URL is not usable for HTTP".into()))?;
+        let response = self
+            .client
+            .request(request)
+            .await
+            .map_err(|error| RpcError::Connection(reason(&error)))?;
+        let status = response.status();
+        let retry_after = response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| value.to_str().ok()?.parse().ok())
+            .map(Duration::from_secs);
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            return Err(RpcError::RateLimited(retry_after));
+        }
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await.map_err(
+            |error| {
+                if error.is::<LengthLimitError>() {
+                    RpcError::TooLarge
+                } else {
+                    RpcError::Connection("the answer was cut".into())
+                }
+            },
+        )?;
+        let body = body.to_bytes();
+        // Some providers send JSON-RPC errors with a status of their own.
+        if !status.is_success() && !body.trim_ascii_start().starts_with(b"{") {
+            return Err(RpcError::Status(status.as_u16()));
+        }
+        Ok(body)
+    }
+}
+
+/// The innermost cause, which names no address.
+fn reason(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    match cause.downcast_ref::<std::io::Error>() {
+        Some(io) => io.kind().to_string(),
+        None => cause.to_string().split("://").next().unwrap_or_default().to_owned(),
+    }
+}

@@ -1,0 +1,73 @@
+//! Keeps an endpoint's key out of what its provider says: some repeat the URL, or the key alone, in
+//! their errors (G11).
+
+use ethhook_domain::Secret;
+use url::Url;
+
+use super::RpcError;
+use crate::config::EndpointConfig;
+
+/// Shorter parts of a URL are words such as `v2` or `rpc`, not keys.
+const SHORTEST_KEY: usize = 6;
+const REDACTED: &str = "<redacted>";
+
+/// The parts of an endpoint's addresses that may be secret.
+#[derive(Clone, Default)]
+pub(super) struct Redaction(Vec<Secret>);
+
+impl Redaction {
+    pub(super) fn of(config: &EndpointConfig) -> Self {
+        let mut parts = Vec::new();
+        for url in config.http.iter().chain(&config.ws).filter_map(|u| Url::parse(u.reveal()).ok())
+        {
+            parts.extend(url.path_segments().into_iter().flatten().map(str::to_owned));
+            parts.extend(url.query_pairs().map(|(_, value)| value.into_owned()));
+            parts.extend(url.query().map(str::to_owned));
+            parts.push(url.username().to_owned());
+            parts.extend(url.password().map(str::to_owned));
+        }
+        parts.retain(|part| part.len() >= SHORTEST_KEY);
+        // A part that holds another goes first.
+        parts.sort_by_key(|part| std::cmp::Reverse(part.len()));
+        Self(parts.into_iter().map(Secret::new).collect())
+    }
+
+    pub(super) fn apply(&self, error: RpcError) -> RpcError {
+        let clean = |text: String| {
+            let text =
+                self.0.iter().fold(text, |text, secret| text.replace(secret.reveal(), REDACTED));
+            let words = text.split(' ');
+            words.map(|w| if w.contains("://") { "<url>" } else { w }).collect::<Vec<_>>().join(" ")
+        };
+        match error {
+            RpcError::Connection(text) => RpcError::Connection(clean(text)),
+            RpcError::NotOffered(text) => RpcError::NotOffered(clean(text)),
+            RpcError::Invalid(text) => RpcError::Invalid(clean(text)),
+            RpcError::Answer { code, message } => {
+                RpcError::Answer { code, message: clean(message) }
+            }
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn g11_keys_are_cut_out_of_whatever_a_provider_says() {
+        let config = EndpointConfig {
+            http: Some(Secret::new("https://user:passw0rd@node/v2/s3cretkey?token=0therkey")),
+            ws: None,
+        };
+        let redaction = Redaction::of(&config);
+        let said = "invalid key s3cretkey for node/v2/s3cretkey, token=0therkey, passw0rd; see \
+                    https://elsewhere/s3cretkey";
+        let error = redaction.apply(RpcError::Answer { code: 1, message: said.into() }).to_string();
+        for secret in ["s3cretkey", "0therkey", "passw0rd"] {
+            assert!(!error.contains(secret), "{error}");
+        }
+        assert!(error.contains("invalid key <redacted> for node/v2/<redacted>"), "{error}");
+    }
+}

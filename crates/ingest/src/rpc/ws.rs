@@ -1,0 +1,387 @@
+//! One WebSocket to one provider: heads come in by subscription, and requests go out where the
+//! endpoint has no HTTP address.
+//!
+//! 1. Connect, ask `eth_chainId` and subscribe to `newHeads`, all within [`CONNECT_TIMEOUT`].
+//! 2. Serve: the reader never waits for an answer; requests are matched by id; a head goes to the
+//!    chain's queue, and is dropped when that is full, for the next one makes the gap known.
+//! 3. On any fault all that is pending fails at once and step 1 comes again, after a wait that grows
+//!    from 1 to 60 seconds while it keeps failing. The gap is the chain's to fill.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use bytes::Bytes;
+use ethhook_domain::block::Quantity;
+use ethhook_domain::{Header, Secret};
+use futures_util::{SinkExt, StreamExt};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+use tracing::{info, warn};
+
+use super::breaker::Breaker;
+use super::redaction::Redaction;
+use super::{Answer, CONNECT_TIMEOUT, MAX_ANSWER_BYTES, RpcError, decode, encode, parse};
+use crate::metrics::EndpointMetrics;
+
+/// Requests that may wait for the socket, and for their answers.
+const MAX_PENDING: usize = 256;
+/// Silence after which a ping is sent, and after twice of which the connection is dead.
+const PING_AFTER: Duration = Duration::from_secs(15);
+/// The ids of the handshake; requests begin above.
+const CHAIN_ID: u64 = 1;
+const SUBSCRIBE: u64 = 2;
+pub(super) const FIRST_REQUEST: u64 = 16;
+
+/// A head as a subscription told of it.
+#[derive(Debug)]
+pub(crate) enum Head {
+    /// A complete header whose hash follows from its fields.
+    Header(Box<Header>),
+    /// Only the height could be used.
+    Number(u64),
+    /// The subscription is new: heads may have been missed.
+    Subscribed,
+}
+
+pub(super) struct Command {
+    pub(super) id: u64,
+    pub(super) text: String,
+    pub(super) reply: oneshot::Sender<Answer>,
+}
+
+/// The handle through which requests are sent.
+pub(super) struct WsClient {
+    commands: mpsc::Sender<Command>,
+    reconnect: Arc<Notify>,
+}
+
+/// The connection's own side: what its task needs.
+pub(super) struct Connection {
+    pub(super) url: Secret,
+    pub(super) chain_id: u64,
+    pub(super) heads: mpsc::Sender<Head>,
+    pub(super) metrics: EndpointMetrics,
+    redaction: Redaction,
+    /// The endpoint's, where this socket is its only address.
+    breaker: Option<Arc<Mutex<Breaker>>>,
+    /// Since it connected it gave an answer or a head.
+    served: bool,
+    /// Why it does not connect, where only an operator can help.
+    wrong_chain: Option<RpcError>,
+    commands: mpsc::Receiver<Command>,
+    reconnect: Arc<Notify>,
+}
+
+impl WsClient {
+    pub(super) fn new(
+        url: Secret,
+        chain_id: u64,
+        heads: mpsc::Sender<Head>,
+        metrics: EndpointMetrics,
+        redaction: Redaction,
+        breaker: Option<Arc<Mutex<Breaker>>>,
+    ) -> (Self, Connection) {
+        // One for each request that may be pending: a full queue means a dead socket.
+        let (sender, commands) = mpsc::channel(MAX_PENDING);
+        let reconnect = Arc::new(Notify::new());
+        let client = Self { commands: sender, reconnect: Arc::clone(&reconnect) };
+        (
+            client,
+            Connection {
+                url,
+                chain_id,
+                heads,
+                metrics,
+                redaction,
+                breaker,
+                served: false,
+                wrong_chain: None,
+                commands,
+                reconnect,
+            },
+        )
+    }
+
+    /// Sends a request; the caller sets the time limit.
+    pub(super) async fn request(&self, id: u64, text: String) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .try_send(Command { id, text, reply })
+            .map_err(|_| RpcError::Connection("too many requests wait for the WebSocket".into()))?;
+        answer.await.unwrap_or_else(|_| Err(RpcError::Connection("the WebSocket closed".into())))
+    }
+
+    /// Drops the connection and makes a new one: its subscription has fallen silent.
+    pub(super) fn reconnect(&self) {
+        self.reconnect.notify_waiters(); // one that is being made already needs no reminder
+    }
+}
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+#[derive(Deserialize)]
+struct Frame<'a> {
+    #[serde(default)]
+    id: Option<u64>,
+    #[serde(borrow, default)]
+    params: Option<Notification<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Notification<'a> {
+    #[serde(borrow)]
+    result: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct BareHead {
+    number: Quantity,
+}
+
+impl Connection {
+    /// Keeps a connection up until dropped.
+    pub(super) async fn run(mut self) {
+        let waits = ExponentialBuilder::new()
+            .with_min_delay(Duration::from_secs(1))
+            .with_max_delay(Duration::from_secs(60))
+            .with_jitter()
+            .without_max_times();
+        let mut backoff = waits.build();
+        loop {
+            match timeout(CONNECT_TIMEOUT, self.connect()).await {
+                Ok(Ok(socket)) => {
+                    (self.served, self.wrong_chain) = (false, None);
+                    self.note_health(true);
+                    self.metrics.socket_up(true);
+                    info!(endpoint = self.metrics.position, "subscribed to newHeads");
+                    // Full: the queue holds newer heads than this connection can know.
+                    self.heads.try_send(Head::Subscribed).ok();
+                    let error = self.serve(socket).await;
+                    self.metrics.socket_up(false);
+                    // One that connects and closes again and again is not well.
+                    if self.served {
+                        backoff = waits.build();
+                    }
+                    warn!(endpoint = self.metrics.position, %error, "WebSocket lost");
+                }
+                Ok(Err(error)) => {
+                    self.note_health(false);
+                    let error = self.redaction.apply(error);
+                    self.wrong_chain =
+                        matches!(error, RpcError::WrongChain { .. }).then(|| error.clone());
+                    warn!(endpoint = self.metrics.position, %error, "WebSocket not connected");
+                }
+                Err(_) => {
+                    self.note_health(false);
+                    let error = RpcError::Timeout(CONNECT_TIMEOUT);
+                    warn!(endpoint = self.metrics.position, %error, "WebSocket not connected");
+                }
+            }
+            self.metrics.reconnects.inc();
+            self.refuse_for(backoff.next().unwrap_or(Duration::from_secs(60))).await;
+        }
+    }
+
+    /// Where requests go over this socket, whether it connects is what the breaker should know.
+    fn note_health(&self, is_up: bool) {
+        if let Some(breaker) = &self.breaker {
+            let mut breaker = breaker.lock().unwrap_or_else(PoisonError::into_inner);
+            if is_up {
+                *breaker = Breaker::default();
+            } else {
+                breaker.failure(Instant::now(), rand::random());
+            }
+            self.metrics.breaker(breaker.state());
+        }
+    }
+
+    /// Waits, and fails at once whatever is asked meanwhile.
+    async fn refuse_for(&mut self, wait: Duration) {
+        let over = tokio::time::sleep(wait);
+        tokio::pin!(over);
+        loop {
+            tokio::select! {
+                () = &mut over => return,
+                Some(command) = self.commands.recv() => {
+                    let left = over.deadline() - tokio::time::Instant::now();
+                    let error = self.wrong_chain.clone().unwrap_or(RpcError::SetAside(left));
+                    command.reply.send(Err(error)).ok(); // the asker may have given up
+                }
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Socket, RpcError> {
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(MAX_ANSWER_BYTES))
+            .max_frame_size(Some(MAX_ANSWER_BYTES));
+        let (mut socket, _) = connect_async_with_config(self.url.reveal(), Some(config), true)
+            .await
+            .map_err(describe)?;
+        let none: [(); 0] = [];
+        for text in [
+            encode(CHAIN_ID, "eth_chainId", &none)?,
+            encode(SUBSCRIBE, "eth_subscribe", &["newHeads"])?,
+        ] {
+            socket.send(Message::text(text)).await.map_err(describe)?;
+        }
+        let (mut chain_ok, mut subscribed) = (false, false);
+        while !(chain_ok && subscribed) {
+            let frame = next_frame(&mut socket).await?;
+            match parse::<Frame<'_>>(&frame)?.id {
+                Some(CHAIN_ID) => {
+                    let got = decode::<Quantity>(&frame, CHAIN_ID)?.map_or(0, |q| q.0);
+                    if got != self.chain_id {
+                        return Err(RpcError::WrongChain { wanted: self.chain_id, got });
+                    }
+                    chain_ok = true;
+                }
+                Some(SUBSCRIBE) => {
+                    decode::<String>(&frame, SUBSCRIBE)?
+                        .ok_or_else(|| RpcError::Invalid("no subscription id".into()))?;
+                    subscribed = true;
+                }
+                _ => {} // a head that overtook the answer: the first poll makes up for it
+            }
+        }
+        Ok(socket)
+    }
+
+    /// Serves until the connection breaks.
+    async fn serve(&mut self, mut socket: Socket) -> RpcError {
+        let mut pending: HashMap<u64, oneshot::Sender<Answer>> = HashMap::new();
+        let mut highest_id = FIRST_REQUEST;
+        let mut last_frame = Instant::now();
+        let mut ticks = interval(PING_AFTER / 3);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let error = loop {
+            tokio::select! {
+                // Reading first: an answer that is here must not wait behind new requests.
+                biased;
+                message = socket.next() => {
+                    last_frame = Instant::now();
+                    let frame = match message {
+                        Some(Ok(Message::Text(text))) => Bytes::from(text),
+                        Some(Ok(Message::Binary(bytes))) => bytes,
+                        Some(Ok(Message::Close(_))) | None => break RpcError::Connection("closed by the node".into()),
+                        Some(Ok(_)) => continue,
+                        Some(Err(error)) => break describe(error),
+                    };
+                    if let Err(error) = self.take(frame, &mut pending, highest_id) {
+                        break error;
+                    }
+                }
+                Some(Command { id, text, reply }) = self.commands.recv() => {
+                    // Those whose asker gave up make room.
+                    if pending.len() >= MAX_PENDING {
+                        pending.retain(|_, reply| !reply.is_closed());
+                    }
+                    highest_id = highest_id.max(id);
+                    pending.insert(id, reply);
+                    match timeout(CONNECT_TIMEOUT, socket.send(Message::text(text))).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => break describe(error),
+                        Err(_) => break RpcError::Connection("the node does not read".into()),
+                    }
+                }
+                () = self.reconnect.notified() => break RpcError::Connection("subscription fell silent".into()),
+                _ = ticks.tick() => {
+                    let silence = last_frame.elapsed();
+                    if silence > 2 * PING_AFTER {
+                        break RpcError::Connection("no pong".into());
+                    }
+                    if silence > PING_AFTER
+                        && let Err(error) = socket.send(Message::Ping(Bytes::new())).await
+                    {
+                        break describe(error);
+                    }
+                }
+            }
+        };
+        for reply in pending.into_values() {
+            reply.send(Err(error.clone())).ok(); // the asker may have given up
+        }
+        error
+    }
+
+    fn take(
+        &mut self,
+        frame: Bytes,
+        pending: &mut HashMap<u64, oneshot::Sender<Answer>>,
+        highest_id: u64,
+    ) -> Result<(), RpcError> {
+        let parsed: Frame<'_> = parse(&frame)?;
+        match (parsed.id, parsed.params) {
+            (Some(id), _) => match pending.remove(&id) {
+                Some(reply) => {
+                    self.served = true;
+                    reply.send(Ok(frame)).ok(); // the asker may have given up
+                }
+                None if id <= highest_id => {} // its asker gave up long ago
+                None => {
+                    return Err(RpcError::Invalid("an answer to a question never asked".into()));
+                }
+            },
+            (None, Some(notification)) => {
+                self.served = true;
+                self.take_head(notification.result.get())?;
+            }
+            (None, None) => return Err(RpcError::Invalid("neither an answer nor a head".into())),
+        }
+        Ok(())
+    }
+
+    fn take_head(&self, json: &str) -> Result<(), RpcError> {
+        let head = match serde_json::from_str::<Header>(json) {
+            Ok(header) if header.seal != ethhook_domain::block::Seal::Differs => {
+                Head::Header(Box::new(header))
+            }
+            // Some subscriptions leave fields out: the block itself is asked for.
+            _ => Head::Number(parse::<BareHead>(json.as_bytes())?.number.0),
+        };
+        if self.heads.try_send(head).is_err() {
+            self.metrics.heads_dropped.inc();
+        }
+        Ok(())
+    }
+}
+
+async fn next_frame(socket: &mut Socket) -> Result<Bytes, RpcError> {
+    loop {
+        match socket.next().await {
+            Some(Ok(Message::Text(text))) => return Ok(Bytes::from(text)),
+            Some(Ok(Message::Close(_))) | None => {
+                return Err(RpcError::Connection("closed by the node".into()));
+            }
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(describe(error)),
+        }
+    }
+}
+
+/// The fault without the URL, which some of the library's texts hold.
+fn describe(error: Error) -> RpcError {
+    match error {
+        Error::Io(io) => RpcError::Connection(io.kind().to_string()),
+        Error::Http(response) => RpcError::Status(response.status().as_u16()),
+        Error::Capacity(_) => RpcError::TooLarge,
+        Error::ConnectionClosed | Error::AlreadyClosed => {
+            RpcError::Connection("closed by the node".into())
+        }
+        Error::Protocol(error) => RpcError::Connection(error.to_string()),
+        Error::Tls(_) => RpcError::Connection("TLS failed".into()),
+        Error::Url(_) | Error::HttpFormat(_) => {
+            RpcError::Connection("the URL is not usable".into())
+        }
+        Error::Utf8(_) => RpcError::Invalid("a text frame that is not UTF-8".into()),
+        _ => RpcError::Connection("the WebSocket broke".into()),
+    }
+}

@@ -1,0 +1,526 @@
+//! One chain of a node: its blocks, whichever kind they are of, and each view of them: who listens
+//! for heads, which faults are armed, and what was asked.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use alloy_primitives::B256;
+use tokio::sync::{broadcast, watch};
+
+use crate::block::Block;
+use crate::faults::{Faults, FinalizedLie};
+use crate::limits::{COUNTED_METHODS, HEADS_QUEUED, RENDERED_BYTES, RENDERED_RECEIPTS, SENT_TIMES};
+use crate::manual::{ManualChain, ManualSpec};
+use crate::methods::Vantage;
+use crate::mischief::{Mischief, Playing};
+use crate::recorded::{RecordedChain, RecordedError};
+use crate::scheduled::{ChainSpec, Scheduled, SpecError};
+
+/// Where a chain's blocks come from.
+pub(crate) trait Source: Send + Sync {
+    /// The heights behind the tags.
+    fn tips(&self) -> Tips;
+    /// The canonical block at a height.
+    fn at(&self, number: u64) -> Option<Arc<Block>>;
+    /// A block by hash, canonical or orphaned not too long ago.
+    fn by_hash(&self, hash: &B256) -> Option<Arc<Block>>;
+    /// Moves the chain on to `now`, unix microseconds.
+    fn advance(&self, now: u64) -> Advance;
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tips {
+    pub(crate) head: u64,
+    pub(crate) safe: Option<u64>,
+    pub(crate) finalized: Option<u64>,
+}
+
+pub(crate) struct Advance {
+    /// Blocks that became canonical, in the order in which a node announces them.
+    pub(crate) announce: Vec<Arc<Block>>,
+    /// When there is more, unix microseconds; none: never by itself.
+    pub(crate) next: Option<u64>,
+}
+
+/// How much one `eth_getLogs` by range may ask for. By block hash there is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RangeLimits {
+    /// Blocks in the range.
+    pub blocks: u64,
+    /// Logs in the answer.
+    pub logs: usize,
+}
+
+/// What a chain was asked, for tests that count.
+#[derive(Debug, Default)]
+pub struct Stats {
+    requests: Mutex<BTreeMap<String, u64>>,
+    faults: Mutex<BTreeMap<&'static str, u64>>,
+    bytes_sent: AtomicU64,
+    heads_sent: AtomicU64,
+}
+
+impl Stats {
+    /// Calls of this method, each call of a batch counted. `sim_` methods are never counted.
+    #[must_use]
+    pub fn requests(&self, method: &str) -> u64 {
+        lock(&self.requests).get(method).copied().unwrap_or_default()
+    }
+
+    /// Calls of all methods.
+    #[must_use]
+    pub fn total_requests(&self) -> u64 {
+        lock(&self.requests).values().sum()
+    }
+
+    /// Calls by method.
+    #[must_use]
+    pub fn by_method(&self) -> BTreeMap<String, u64> {
+        lock(&self.requests).clone()
+    }
+
+    /// Bytes of answers and announcements, without what HTTP and WebSocket add.
+    #[must_use]
+    pub fn bytes_sent(&self) -> u64 {
+        self.bytes_sent.load(Ordering::Relaxed)
+    }
+
+    /// Announcements sent, one a block and subscription.
+    #[must_use]
+    pub fn heads_sent(&self) -> u64 {
+        self.heads_sent.load(Ordering::Relaxed)
+    }
+
+    /// How often each kind of fault took effect, armed or drawn; see [`crate::Fault::kind`] and
+    /// [`crate::HeadFault::kind`].
+    #[must_use]
+    pub fn faults_played(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.faults).clone()
+    }
+
+    /// Sets all counters to 0.
+    pub fn reset(&self) {
+        lock(&self.requests).clear();
+        lock(&self.faults).clear();
+        self.bytes_sent.store(0, Ordering::Relaxed);
+        self.heads_sent.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count(&self, method: &str) {
+        let mut requests = lock(&self.requests);
+        let full = requests.len() >= COUNTED_METHODS && !requests.contains_key(method);
+        let name = if full { "other" } else { method };
+        match requests.get_mut(name) {
+            Some(count) => *count += 1,
+            None => _ = requests.insert(name.to_owned(), 1),
+        }
+    }
+
+    pub(crate) fn played(&self, fault: &'static str) {
+        *lock(&self.faults).entry(fault).or_default() += 1;
+    }
+
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn sent_head(&self, bytes: usize) {
+        self.heads_sent.fetch_add(1, Ordering::Relaxed);
+        self.sent(bytes);
+    }
+}
+
+/// The last blocks announced, and when.
+#[derive(Default)]
+struct SentTimes {
+    at: HashMap<B256, u64>,
+    order: VecDeque<B256>,
+}
+
+/// The two ways to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// One request, one answer.
+    Http,
+    /// Calls, answers and heads.
+    WebSocket,
+}
+
+/// What subscriptions are told.
+#[derive(Debug, Clone)]
+pub(crate) enum Heard {
+    Head(Arc<str>),
+    /// All of them are to be forgotten.
+    Deaf,
+}
+
+/// What ends sockets.
+#[derive(Debug, Default)]
+pub(crate) struct Door {
+    /// So often all were cut.
+    pub(crate) cuts: u64,
+    pub(crate) idle_limit: Option<Duration>,
+}
+
+/// A handle to one chain as an endpoint shows it; clones are the same. [`Chain::view`] gives
+/// another endpoint's.
+#[derive(Clone)]
+pub struct Chain {
+    inner: Arc<Inner>,
+}
+
+/// The blocks, which all views share.
+struct Blocks {
+    chain_id: u64,
+    source: Box<dyn Source>,
+    rendered: Mutex<VecDeque<(B256, Arc<str>)>>,
+    views: Mutex<Vec<Weak<Inner>>>,
+    /// Held while the chain moves on, so that heads of one clock are announced in their order.
+    clock: Mutex<()>,
+}
+
+/// Of one view.
+struct Inner {
+    blocks: Arc<Blocks>,
+    faults: Faults,
+    stats: Stats,
+    heads: broadcast::Sender<Heard>,
+    door: watch::Sender<Door>,
+    muted: AtomicBool,
+    http_lag: AtomicU64,
+    ws_lag: AtomicU64,
+    /// Until the next head, on top.
+    http_behind: AtomicU64,
+    finalized: Mutex<Option<FinalizedLie>>,
+    range_limits: Mutex<RangeLimits>,
+    sent: Mutex<SentTimes>,
+}
+
+impl Inner {
+    fn new(blocks: Arc<Blocks>) -> Arc<Self> {
+        Arc::new(Self {
+            blocks,
+            faults: Faults::default(),
+            stats: Stats::default(),
+            heads: broadcast::Sender::new(HEADS_QUEUED),
+            door: watch::Sender::new(Door::default()),
+            muted: AtomicBool::new(false),
+            http_lag: AtomicU64::new(0),
+            ws_lag: AtomicU64::new(0),
+            http_behind: AtomicU64::new(0),
+            finalized: Mutex::default(),
+            range_limits: Mutex::new(RangeLimits { blocks: 1_000, logs: 20_000 }),
+            sent: Mutex::default(),
+        })
+    }
+}
+
+impl Chain {
+    pub(crate) fn new(chain_id: u64, source: impl Source + 'static) -> Self {
+        let blocks = Arc::new(Blocks {
+            chain_id,
+            source: Box::new(source),
+            rendered: Mutex::default(),
+            views: Mutex::default(),
+            clock: Mutex::default(),
+        });
+        Self::of(blocks)
+    }
+
+    fn of(blocks: Arc<Blocks>) -> Self {
+        let inner = Inner::new(blocks);
+        let mut views = lock(&inner.blocks.views);
+        views.retain(|view| view.strong_count() > 0);
+        views.push(Arc::downgrade(&inner));
+        drop(views);
+        Self { inner }
+    }
+
+    /// The same blocks through another endpoint, for another [`crate::Node`]: with faults,
+    /// counters, sockets, heights and limits of its own, all as on the first day.
+    #[must_use]
+    pub fn view(&self) -> Self {
+        Self::of(Arc::clone(&self.inner.blocks))
+    }
+
+    /// A chain whose height follows the clock. Computes its history, about 2 µs a block, so call
+    /// it where blocking does no harm.
+    ///
+    /// # Errors
+    /// [`SpecError`] if there is no such chain.
+    pub fn scheduled(spec: ChainSpec) -> Result<Self, SpecError> {
+        let chain_id = spec.chain_id;
+        Ok(Self::new(chain_id, Scheduled::new(spec, unix_micros())?))
+    }
+
+    /// A chain that a test moves by hand.
+    #[must_use]
+    pub fn manual(spec: ManualSpec) -> ManualChain {
+        ManualChain::new(spec)
+    }
+
+    /// A chain of the recorded blocks in a folder; see [`crate::recorded`] for their format.
+    /// Reads all of it, so call it where blocking does no harm.
+    ///
+    /// # Errors
+    /// [`RecordedError`] names the file that cannot be served.
+    pub fn recorded(folder: impl AsRef<Path>) -> Result<RecordedChain, RecordedError> {
+        RecordedChain::load(folder.as_ref())
+    }
+
+    /// EIP-155 chain id.
+    #[must_use]
+    pub fn chain_id(&self) -> u64 {
+        self.inner.blocks.chain_id
+    }
+
+    /// Height of the highest canonical block.
+    #[must_use]
+    pub fn head_number(&self) -> u64 {
+        self.inner.blocks.source.tips().head
+    }
+
+    /// Height behind the `finalized` tag, if the node knows one.
+    #[must_use]
+    pub fn finalized_number(&self) -> Option<u64> {
+        self.inner.blocks.source.tips().finalized
+    }
+
+    /// The canonical block at a height.
+    #[must_use]
+    pub fn block(&self, number: u64) -> Option<Arc<Block>> {
+        self.inner.blocks.source.at(number)
+    }
+
+    /// A block by hash, canonical or orphaned not too long ago.
+    #[must_use]
+    pub fn block_by_hash(&self, hash: B256) -> Option<Arc<Block>> {
+        self.inner.blocks.source.by_hash(&hash)
+    }
+
+    /// Sends the block's header to all subscriptions of this view, whether it is new, old or
+    /// orphaned. False if there is no such block.
+    pub fn announce(&self, hash: B256) -> bool {
+        let block = self.block_by_hash(hash);
+        block.inspect(|block| self.hear(block)).is_some()
+    }
+
+    /// When the block was last announced here, unix microseconds: the moment before the first
+    /// subscription was given it.
+    #[must_use]
+    pub fn sent_at(&self, hash: B256) -> Option<u64> {
+        lock(&self.inner.sent).at.get(&hash).copied()
+    }
+
+    /// What goes wrong, on request.
+    #[must_use]
+    pub fn faults(&self) -> &Faults {
+        &self.inner.faults
+    }
+
+    /// What was asked.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.inner.stats
+    }
+
+    /// Open subscriptions see nothing, and new ones are accepted but see nothing either.
+    pub fn set_muted(&self, muted: bool) {
+        self.inner.muted.store(muted, Ordering::Relaxed);
+    }
+
+    /// Cuts every WebSocket of this chain, without a farewell.
+    pub fn cut_sockets(&self) {
+        self.inner.door.send_modify(|door| door.cuts += 1);
+    }
+
+    /// Cuts WebSockets on which nothing passes for so long; at first never.
+    pub fn set_idle_limit(&self, limit: Option<Duration>) {
+        self.inner.door.send_modify(|door| door.idle_limit = limit);
+    }
+
+    /// Stays so many blocks behind on this way: what is above is unknown there, and heads come so
+    /// much later. 0 ends it.
+    pub fn set_lag(&self, transport: Transport, blocks: u64) {
+        let lag = match transport {
+            Transport::Http => &self.inner.http_lag,
+            Transport::WebSocket => &self.inner.ws_lag,
+        };
+        lag.store(blocks, Ordering::Relaxed);
+    }
+
+    /// What the tag `finalized` stands for here, if not for the true height.
+    pub fn set_finalized_lie(&self, lie: Option<FinalizedLie>) {
+        *lock(&self.inner.finalized) = lie;
+    }
+
+    /// From now on, calls and heads go wrong at random but by the mischief's seed, beside what is
+    /// armed in [`Chain::faults`]. [`Stats::faults_played`] counts it.
+    pub fn misbehave(&self, mischief: Mischief) {
+        let finalized = self.finalized_number().unwrap_or_default();
+        self.inner.faults.draw_from(Playing::new(mischief, self.chain_id(), finalized));
+    }
+
+    /// Ends all that is wrong with this view: mischief, armed faults, heads that were to come late,
+    /// mute, lag, a false `finalized`, the idle limit. What has died stays dead: subscriptions that
+    /// hear nothing must be made anew.
+    pub fn behave(&self) {
+        self.inner.faults.clear();
+        self.set_muted(false);
+        self.set_lag(Transport::Http, 0);
+        self.set_lag(Transport::WebSocket, 0);
+        self.inner.http_behind.store(0, Ordering::Relaxed);
+        self.set_finalized_lie(None);
+        self.set_idle_limit(None);
+    }
+
+    /// WebSockets of this chain that are open.
+    #[must_use]
+    pub fn open_sockets(&self) -> usize {
+        self.inner.door.receiver_count()
+    }
+
+    /// How much one `eth_getLogs` by range may ask for: at first 1,000 blocks and 20,000 logs.
+    pub fn set_range_limits(&self, limits: RangeLimits) {
+        *lock(&self.inner.range_limits) = limits;
+    }
+
+    pub(crate) fn range_limits(&self) -> RangeLimits {
+        *lock(&self.inner.range_limits)
+    }
+
+    pub(crate) fn tips(&self) -> Tips {
+        self.inner.blocks.source.tips()
+    }
+
+    pub(crate) fn is_muted(&self) -> bool {
+        self.inner.muted.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn heads(&self) -> broadcast::Receiver<Heard> {
+        self.inner.heads.subscribe()
+    }
+
+    pub(crate) fn door(&self) -> watch::Receiver<Door> {
+        self.inner.door.subscribe()
+    }
+
+    /// From where calls that come this way see the chain.
+    pub(crate) fn vantage(&self, is_websocket: bool) -> Vantage {
+        let load = |lag: &AtomicU64| lag.load(Ordering::Relaxed);
+        let behind = if is_websocket {
+            load(&self.inner.ws_lag)
+        } else {
+            load(&self.inner.http_lag).saturating_add(load(&self.inner.http_behind))
+        };
+        Vantage { behind, finalized: *lock(&self.inner.finalized) }
+    }
+
+    /// Announces a new head through every view.
+    pub(crate) fn send_head(&self, block: &Block) {
+        let views: Vec<_> =
+            lock(&self.inner.blocks.views).iter().filter_map(Weak::upgrade).collect();
+        for inner in views {
+            Self { inner }.hear(block);
+        }
+    }
+
+    /// Announces a head through this view, as its faults have it.
+    fn hear(&self, block: &Block) {
+        let below = |depth: u64| self.block(block.number().checked_sub(depth)?);
+        let told = match self.inner.ws_lag.load(Ordering::Relaxed) {
+            0 => self.inner.faults.tell(block, below),
+            lag => match below(lag) {
+                Some(old) => self.inner.faults.tell(&old, |depth| below(depth.saturating_add(lag))),
+                None => return,
+            },
+        };
+        told.fault.inspect(|fault| self.inner.stats.played(fault));
+        self.inner.http_behind.store(told.http_behind, Ordering::Relaxed);
+        if told.cut {
+            self.cut_sockets();
+        }
+        if told.deaf {
+            // An error only says that nobody listens; so below.
+            let _ = self.inner.heads.send(Heard::Deaf);
+        }
+        // Everything that the subscriber will ask for is made ready before the time is taken: what
+        // is measured from it is the client's time, not the simulator's.
+        if self.inner.heads.receiver_count() > 0 {
+            self.receipts_json(block);
+        }
+        for (hash, json) in told.heads {
+            self.note_sent(hash);
+            let _ = self.inner.heads.send(Heard::Head(json));
+        }
+    }
+
+    fn note_sent(&self, hash: B256) {
+        let mut sent = lock(&self.inner.sent);
+        if sent.at.insert(hash, unix_micros()).is_none() {
+            sent.order.push_back(hash);
+        }
+        if sent.order.len() > SENT_TIMES
+            && let Some(oldest) = sent.order.pop_front()
+        {
+            sent.at.remove(&oldest);
+        }
+    }
+
+    /// The answer of `eth_getBlockReceipts`, rendered once for the blocks asked for last.
+    pub(crate) fn receipts_json(&self, block: &Block) -> Option<Arc<str>> {
+        let found =
+            |(hash, json): &(B256, Arc<str>)| (*hash == block.hash()).then(|| Arc::clone(json));
+        if let Some(json) = lock(&self.inner.blocks.rendered).iter().find_map(found) {
+            return Some(json);
+        }
+        let json: Arc<str> = block.receipts_json()?.into();
+        let mut rendered = lock(&self.inner.blocks.rendered);
+        let mut bytes: usize = rendered.iter().map(|(_, json)| json.len()).sum();
+        while rendered.len() >= RENDERED_RECEIPTS || bytes > RENDERED_BYTES {
+            let Some((_, oldest)) = rendered.pop_front() else { break };
+            bytes -= oldest.len();
+        }
+        rendered.push_back((block.hash(), Arc::clone(&json)));
+        Some(json)
+    }
+
+    /// Moves the chain on to now, and says when there is more. Every node of the chain does it.
+    fn advance(&self) -> Option<u64> {
+        let _clock = lock(&self.inner.blocks.clock);
+        let step = self.inner.blocks.source.advance(unix_micros());
+        // After a pause of the machine only the last blocks are announced, as a node does that
+        // imports many at once.
+        let skipped = step.announce.len().saturating_sub(HEADS_QUEUED / 2);
+        for block in step.announce.iter().skip(skipped) {
+            self.send_head(block);
+        }
+        step.next
+    }
+
+    /// Moves the chain with the clock; never ends.
+    pub(crate) async fn follow_clock(self) {
+        loop {
+            match self.advance() {
+                Some(at) => {
+                    let wait = at.saturating_sub(unix_micros());
+                    tokio::time::sleep(Duration::from_micros(wait)).await;
+                }
+                None => std::future::pending().await,
+            }
+        }
+    }
+}
+
+pub(crate) fn unix_micros() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A panic while a lock was held leaves plain data behind, which is still as good as it was.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

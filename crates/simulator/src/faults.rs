@@ -1,0 +1,605 @@
+//! What goes wrong, on request. A fault is armed for calls or heads, or drawn by a [`crate::Mischief`],
+//! and takes effect in one of two places: that of a call in [`Faults::answer`], that of a head in
+//! [`Faults::tell`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use alloy_primitives::B256;
+use serde_json::Value;
+
+use crate::block::Block;
+use crate::chain::lock;
+use crate::limits::HEADS_HELD;
+use crate::methods::Vantage;
+use crate::mischief::Playing;
+use crate::rpc::RpcError;
+
+/// One thing that providers do wrong when they are asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// The right answer, late.
+    Delay(Duration),
+    /// `"result": null`.
+    Null,
+    /// `"result": []`.
+    Empty,
+    /// A JSON-RPC error.
+    Error(i64, String),
+    /// The connection is closed in place of an answer.
+    Cut,
+    /// The connection is closed in the middle of the answer.
+    CutMidAnswer,
+    /// The call is taken and never answered.
+    NoAnswer,
+    /// `eth_getBlockReceipts` without one of its receipts.
+    DropReceipt,
+    /// Receipts or logs without one of the logs.
+    DropLog,
+    /// Receipts or logs with the data (or, where there is none, the address) of one log altered.
+    AlterLog,
+    /// Receipts or logs that say they are of another block.
+    ForeignLogs,
+    /// Logs that are numbered from 0 in each transaction. Needs two transactions that have any.
+    LogIndexPerTransaction,
+    /// The second log of the block has the index of the first.
+    DoubledLogIndex,
+    /// `[]` from a node this many blocks behind, if it does not know the block: a right one says
+    /// null or gives an error.
+    UnknownAsEmpty(u64),
+    /// A block whose header has another bloom.
+    Bloom(BloomLie),
+    /// The right answer of a node this many blocks behind, as behind a balancer.
+    Behind(u64),
+    /// Another block for the tag `finalized`.
+    Finalized(FinalizedLie),
+    /// `eth_subscribe` gives an id, and nothing is ever sent under it.
+    DeafSubscription,
+    /// The right answer with so many bytes of white space in it.
+    Padded(usize),
+    /// A page of HTML, as from a proxy.
+    Html,
+    /// Half an answer: JSON that ends too soon.
+    InvalidJson,
+    /// The right answer under another id.
+    WrongId,
+    /// An HTTP status, with `Retry-After` in seconds. On a WebSocket, which has no status, the
+    /// error -32005.
+    HttpStatus(u16, Option<u64>),
+}
+
+/// How the bloom of a header lies; its hash, which stays, does not follow from it then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BloomLie {
+    /// All zeros, though there are logs.
+    Zero,
+    /// All ones.
+    Ones,
+    /// Some bits, though there are no logs.
+    OnEmpty,
+}
+
+/// How a node is wrong about the finalized block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinalizedLie {
+    /// So many blocks below the true one.
+    Back(u64),
+    /// It is the head.
+    Latest,
+    /// This height, or the head where that is lower: a tag that stalls.
+    At(u64),
+}
+
+/// One thing that providers do wrong when they announce a block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeadFault {
+    /// Not announced.
+    Skip,
+    /// Announced twice.
+    Double,
+    /// Announced only after so many others.
+    Late(u64),
+    /// After it the block so many below it is announced again: a head that goes back.
+    Back(u64),
+    /// The header lacks this field.
+    MissingField(String),
+    /// The header has another bloom.
+    Bloom(BloomLie),
+    /// All subscriptions die in silence; the sockets stay, and new subscriptions work.
+    Deaf,
+    /// All WebSockets are cut, and nothing is announced.
+    Drop,
+    /// HTTP stays so many blocks behind until the next head.
+    HttpBehind(u64),
+}
+
+impl Fault {
+    /// Its name in [`crate::Stats::faults_played`] and [`crate::Mischief`].
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Delay(_) => "delay",
+            Self::Null => "null",
+            Self::Empty => "empty",
+            Self::Error(-32005, _) => "limit_exceeded",
+            Self::Error(-32602, _) => "range_too_wide",
+            Self::Error(-32601, _) => "method_not_found",
+            Self::Error(-32001, _) => "method_not_offered",
+            Self::Error(..) => "error",
+            Self::Cut => "cut",
+            Self::CutMidAnswer => "cut_mid_answer",
+            Self::NoAnswer => "no_answer",
+            Self::DropReceipt => "drop_receipt",
+            Self::DropLog => "drop_log",
+            Self::AlterLog => "alter_log",
+            Self::ForeignLogs => "foreign_logs",
+            Self::LogIndexPerTransaction => "log_index_per_transaction",
+            Self::DoubledLogIndex => "doubled_log_index",
+            Self::UnknownAsEmpty(_) => "unknown_as_empty",
+            Self::Bloom(BloomLie::Zero) => "bloom_zero",
+            Self::Bloom(BloomLie::Ones) => "bloom_ones",
+            Self::Bloom(BloomLie::OnEmpty) => "bloom_on_empty",
+            Self::Behind(0..100) => "behind",
+            Self::Behind(_) => "far_behind",
+            Self::Finalized(FinalizedLie::Back(_)) => "finalized_back",
+            Self::Finalized(FinalizedLie::Latest) => "finalized_latest",
+            Self::Finalized(FinalizedLie::At(_)) => "finalized_stalls",
+            Self::DeafSubscription => "deaf_subscription",
+            Self::Padded(_) => "padded",
+            Self::Html => "html",
+            Self::InvalidJson => "invalid_json",
+            Self::WrongId => "wrong_id",
+            Self::HttpStatus(429, _) => "status_429",
+            Self::HttpStatus(..) => "status",
+        }
+    }
+}
+
+impl HeadFault {
+    /// Its name in [`crate::Stats::faults_played`] and [`crate::Mischief`].
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Skip => "head_skipped",
+            Self::Double => "head_doubled",
+            Self::Late(_) => "head_late",
+            Self::Back(0..100) => "head_back",
+            Self::Back(_) => "head_far_back",
+            Self::MissingField(_) => "head_field_missing",
+            Self::Bloom(BloomLie::Zero) => "head_bloom_zero",
+            Self::Bloom(BloomLie::Ones) => "head_bloom_ones",
+            Self::Bloom(BloomLie::OnEmpty) => "head_bloom_on_empty",
+            Self::Deaf => "subscriptions_die",
+            Self::Drop => "sockets_dropped",
+            Self::HttpBehind(_) => "http_behind",
+        }
+    }
+}
+
+/// Which calls a fault is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum On {
+    /// Every call.
+    Any,
+    /// Calls of this method.
+    Method(String),
+}
+
+impl From<&str> for On {
+    fn from(method: &str) -> Self {
+        Self::Method(method.to_owned())
+    }
+}
+
+impl On {
+    fn is_for(&self, method: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Method(name) => name == method,
+        }
+    }
+}
+
+type Answer = Result<String, RpcError>;
+
+/// What becomes of a call.
+pub(crate) enum Outcome {
+    Answer(Answer),
+    WrongId(Answer),
+    /// The first half goes out, then the connection is closed.
+    Half(Answer),
+    /// What was subscribed to is to be forgotten.
+    Deaf(Answer),
+    /// Goes out as it is, in place of the whole body or frame.
+    Body(String),
+    Cut,
+    Silence,
+    Status(u16, Option<u64>),
+}
+
+/// What subscriptions are told at a new head, in this order: sockets are cut, or subscriptions die,
+/// or these heads are sent.
+#[derive(Default)]
+pub(crate) struct Told {
+    pub(crate) cut: bool,
+    pub(crate) deaf: bool,
+    pub(crate) http_behind: u64,
+    pub(crate) heads: Vec<(B256, Arc<str>)>,
+    /// What was done to them, if anything.
+    pub(crate) fault: Option<&'static str>,
+}
+
+struct Armed<F> {
+    /// For heads always [`On::Any`].
+    on: On,
+    fault: F,
+    left: u32,
+}
+
+/// Faults in the order in which they were armed.
+struct Queue<F>(VecDeque<Armed<F>>);
+
+impl<F> Default for Queue<F> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<F: Clone> Queue<F> {
+    fn push(&mut self, on: On, fault: F, count: u32) {
+        if count > 0 {
+            self.0.push_back(Armed { on, fault, left: count });
+        }
+    }
+
+    fn take(&mut self, method: &str) -> Option<(On, F)> {
+        let position = self.0.iter().position(|armed| armed.on.is_for(method))?;
+        let armed = &mut self.0[position];
+        armed.left -= 1;
+        let taken = (armed.on.clone(), armed.fault.clone());
+        if armed.left == 0 {
+            self.0.remove(position);
+        }
+        Some(taken)
+    }
+
+    fn give_back(&mut self, (on, fault): (On, F)) {
+        self.0.push_front(Armed { on, fault, left: 1 });
+    }
+
+    fn left(&self) -> u64 {
+        self.0.iter().map(|armed| u64::from(armed.left)).sum()
+    }
+}
+
+/// A head that is announced late: once the count of heads has come this far.
+struct Held {
+    due: u64,
+    hash: B256,
+    json: Arc<str>,
+}
+
+#[derive(Default)]
+struct Heads {
+    heard: u64,
+    held: VecDeque<Held>,
+}
+
+/// The faults of one chain, or of one view of it, that are still to come.
+#[derive(Default)]
+pub struct Faults {
+    calls: Mutex<Queue<Fault>>,
+    heads: Mutex<Queue<HeadFault>>,
+    announced: Mutex<Heads>,
+    mischief: Mutex<Option<Playing>>,
+}
+
+impl Faults {
+    /// Arms a fault for the next `count` calls of a method. Of several that are armed for a call
+    /// the one armed first takes effect. One that finds nothing to alter (no log in the block)
+    /// stays armed.
+    pub fn push(&self, on: impl Into<On>, fault: Fault, count: u32) {
+        lock(&self.calls).push(on.into(), fault, count);
+    }
+
+    /// Arms a fault for the next `count` heads; else like [`Faults::push`].
+    pub fn push_head(&self, fault: HeadFault, count: u32) {
+        lock(&self.heads).push(On::Any, fault, count);
+    }
+
+    /// Disarms all, ends the mischief, and forgets the heads that were to come late.
+    pub fn clear(&self) {
+        *lock(&self.calls) = Queue::default();
+        *lock(&self.heads) = Queue::default();
+        *lock(&self.mischief) = None;
+        lock(&self.announced).held.clear();
+    }
+
+    /// How many calls and heads will still go wrong, beside those that a mischief draws.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        lock(&self.calls).left() + lock(&self.heads).left()
+    }
+
+    /// From now on, what is not armed is drawn.
+    pub(crate) fn draw_from(&self, playing: Playing) {
+        *lock(&self.mischief) = Some(playing);
+    }
+
+    fn draw<T>(&self, draw: impl FnOnce(&mut Playing) -> Option<T>) -> Option<T> {
+        lock(&self.mischief).as_mut().and_then(draw)
+    }
+
+    /// What the call is answered: `honest` is the right answer from where the node stands, or what
+    /// the next fault for this method makes of it. Also the name of that fault.
+    pub(crate) async fn answer(
+        &self,
+        method: &str,
+        asks_finalized: bool,
+        honest: impl Fn(Vantage) -> Answer,
+    ) -> (Outcome, Option<&'static str>) {
+        let armed = lock(&self.calls).take(method);
+        let what = if asks_finalized { "finalized" } else { method };
+        let fault = match &armed {
+            Some((_, fault)) => Some(fault.clone()),
+            None => self.draw(|playing| playing.for_call(what)),
+        };
+        let Some(fault) = fault else {
+            return (Outcome::Answer(honest(Vantage::default())), None);
+        };
+        if let Some(outcome) = play(&fault, &honest).await {
+            return (outcome, Some(fault.kind()));
+        }
+        if let Some(armed) = armed {
+            lock(&self.calls).give_back(armed);
+        }
+        (Outcome::Answer(honest(Vantage::default())), None)
+    }
+
+    /// What is announced when `block` has become the head, `below` giving the canonical block that
+    /// many heights under it.
+    pub(crate) fn tell(&self, block: &Block, below: impl Fn(u64) -> Option<Arc<Block>>) -> Told {
+        let armed = lock(&self.heads).take("");
+        let fault = match &armed {
+            Some((_, fault)) => Some(fault.clone()),
+            None => self.draw(Playing::for_head),
+        };
+        let mut announced = lock(&self.announced);
+        announced.heard += 1;
+        let played = fault.as_ref().and_then(|fault| announced.play(fault, block, below));
+        let mut told = match played {
+            Some(told) => Told { fault: fault.map(|fault| fault.kind()), ..told },
+            None => {
+                if let Some(armed) = armed {
+                    lock(&self.heads).give_back(armed);
+                }
+                Told { heads: vec![(block.hash(), block.head_json().into())], ..Told::default() }
+            }
+        };
+        told.heads.extend(announced.due());
+        told
+    }
+}
+
+impl Heads {
+    /// None where the fault finds nothing to do.
+    fn play(
+        &mut self,
+        fault: &HeadFault,
+        block: &Block,
+        below: impl Fn(u64) -> Option<Arc<Block>>,
+    ) -> Option<Told> {
+        let head = || (block.hash(), Arc::from(block.head_json()));
+        let altered = |alter: &dyn Fn(&mut Value) -> bool| {
+            let mut header = serde_json::from_str(&block.head_json()).ok()?;
+            alter(&mut header).then(|| vec![(block.hash(), Arc::from(header.to_string()))])
+        };
+        let mut told = Told::default();
+        match fault {
+            HeadFault::Skip => {}
+            HeadFault::Double => told.heads = vec![head(), head()],
+            HeadFault::Late(heads) => {
+                let (hash, json) = head();
+                self.held.push_back(Held { due: self.heard + heads, hash, json });
+                if self.held.len() > HEADS_HELD {
+                    self.held.pop_front();
+                }
+            }
+            HeadFault::Back(depth) => {
+                let old = below(*depth)?;
+                told.heads = vec![head(), (old.hash(), old.head_json().into())];
+            }
+            HeadFault::MissingField(name) => {
+                told.heads = altered(&|header| {
+                    header.as_object_mut().is_some_and(|fields| fields.remove(name).is_some())
+                })?;
+            }
+            HeadFault::Bloom(lie) => told.heads = altered(&|header| lie.tell(header))?,
+            HeadFault::Deaf => told.deaf = true,
+            HeadFault::Drop => told.cut = true,
+            HeadFault::HttpBehind(blocks) => {
+                told.http_behind = *blocks;
+                told.heads = vec![head()];
+            }
+        }
+        Some(told)
+    }
+
+    /// The late heads whose time has come.
+    fn due(&mut self) -> Vec<(B256, Arc<str>)> {
+        let heard = self.heard;
+        let (due, held): (VecDeque<Held>, _) =
+            std::mem::take(&mut self.held).into_iter().partition(|held| held.due <= heard);
+        self.held = held;
+        due.into_iter().map(|held| (held.hash, held.json)).collect()
+    }
+}
+
+/// What the fault makes of the call; none where it finds nothing to alter.
+async fn play(fault: &Fault, honest: &impl Fn(Vantage) -> Answer) -> Option<Outcome> {
+    let right = || honest(Vantage::default());
+    let altered = |alter: fn(&mut Value) -> bool| {
+        let mut result: Value = serde_json::from_str(&right().ok()?).ok()?;
+        alter(&mut result).then(|| Outcome::Answer(Ok(result.to_string())))
+    };
+    let elsewhere = |vantage: Vantage| {
+        let (answer, right) = (honest(vantage), right());
+        let differs = match (&answer, &right) {
+            (Ok(answer), Ok(right)) => answer != right,
+            (Err(_), Ok(_)) | (Ok(_), Err(_)) => true,
+            (Err(_), Err(_)) => false,
+        };
+        differs.then_some(Outcome::Answer(answer))
+    };
+    let outcome = match fault {
+        Fault::Delay(delay) => {
+            tokio::time::sleep(*delay).await;
+            Outcome::Answer(right())
+        }
+        Fault::Null => Outcome::Answer(Ok("null".to_owned())),
+        Fault::Empty => Outcome::Answer(Ok("[]".to_owned())),
+        Fault::Error(code, message) => Outcome::Answer(Err(RpcError::new(*code, message.clone()))),
+        Fault::Cut => Outcome::Cut,
+        Fault::CutMidAnswer => Outcome::Half(right()),
+        Fault::NoAnswer => Outcome::Silence,
+        Fault::Html => {
+            let page = "<html><head><title>502 Bad Gateway</title></head></html>\n";
+            Outcome::Body(page.to_owned())
+        }
+        Fault::InvalidJson => {
+            Outcome::Body(r#"{"jsonrpc":"2.0","id":1,"result":[{"blockH"#.to_owned())
+        }
+        Fault::WrongId => Outcome::WrongId(right()),
+        Fault::HttpStatus(status, retry_after) => Outcome::Status(*status, *retry_after),
+        Fault::Padded(bytes) => {
+            Outcome::Answer(Ok(format!("{}{}", " ".repeat(*bytes), right().ok()?)))
+        }
+        Fault::DeafSubscription => Outcome::Deaf(Ok(right().ok()?)),
+        Fault::UnknownAsEmpty(behind) => {
+            let answer = honest(Vantage { behind: *behind, finalized: None });
+            let unknown = answer.map_or_else(|error| error.is_servers(), |text| text == "null");
+            return unknown.then(|| Outcome::Answer(Ok("[]".to_owned())));
+        }
+        Fault::Behind(behind) => return elsewhere(Vantage { behind: *behind, finalized: None }),
+        Fault::Finalized(lie) => return elsewhere(Vantage { behind: 0, finalized: Some(*lie) }),
+        Fault::DropReceipt => return altered(drop_receipt),
+        Fault::DropLog => return altered(drop_log),
+        Fault::AlterLog => return altered(alter_log),
+        Fault::ForeignLogs => return altered(foreign_logs),
+        Fault::LogIndexPerTransaction => return altered(log_index_per_transaction),
+        Fault::DoubledLogIndex => return altered(doubled_log_index),
+        Fault::Bloom(BloomLie::Zero) => return altered(|block| BloomLie::Zero.tell(block)),
+        Fault::Bloom(BloomLie::Ones) => return altered(|block| BloomLie::Ones.tell(block)),
+        Fault::Bloom(BloomLie::OnEmpty) => return altered(|block| BloomLie::OnEmpty.tell(block)),
+    };
+    Some(outcome)
+}
+
+impl BloomLie {
+    /// Alters a block or header; false where it says so already, or is for other blocks.
+    fn tell(self, block: &mut Value) -> bool {
+        let Some(field) = block.get_mut("logsBloom") else { return false };
+        let zero = format!("0x{}", "0".repeat(512));
+        let is_empty = field.as_str() == Some(&zero);
+        let lie = match self {
+            Self::Zero if is_empty => return false,
+            Self::OnEmpty if !is_empty => return false,
+            Self::Zero => zero,
+            Self::Ones => format!("0x{}", "f".repeat(512)),
+            Self::OnEmpty => format!("0x{}{}", "80000001".repeat(3), "0".repeat(488)),
+        };
+        let changes = field.as_str() != Some(&lie);
+        *field = lie.into();
+        changes
+    }
+}
+
+fn drop_receipt(result: &mut Value) -> bool {
+    let Some(receipts) = result.as_array_mut() else { return false };
+    let middle = receipts.len() / 2;
+    receipts.get(middle).is_some_and(|receipt| receipt.get("logs").is_some())
+        && receipts.remove(middle).is_object()
+}
+
+fn drop_log(result: &mut Value) -> bool {
+    let Some(logs) = some_logs(result) else { return false };
+    let middle = logs.len() / 2;
+    logs.remove(middle).is_object()
+}
+
+fn alter_log(result: &mut Value) -> bool {
+    let Some(log) = some_logs(result).and_then(|logs| logs.first_mut()) else { return false };
+    let field =
+        if log["data"].as_str().is_none_or(|data| data.len() <= 2) { "address" } else { "data" };
+    other_digit(&mut log[field])
+}
+
+/// Every receipt and log names the same other block.
+fn foreign_logs(result: &mut Value) -> bool {
+    let Some(items) = result.as_array_mut() else { return false };
+    let mut changed = false;
+    for item in items {
+        changed |= item.get_mut("blockHash").is_some_and(other_digit);
+        for log in item.get_mut("logs").and_then(Value::as_array_mut).into_iter().flatten() {
+            changed |= log.get_mut("blockHash").is_some_and(other_digit);
+        }
+    }
+    changed
+}
+
+/// Alters the last digit of a hexadecimal text.
+fn other_digit(value: &mut Value) -> bool {
+    let Some(text) = value.as_str().filter(|text| text.len() > 2) else { return false };
+    let last = if text.ends_with('0') { '1' } else { '0' };
+    *value = format!("{}{last}", &text[..text.len() - 1]).into();
+    true
+}
+
+fn log_index_per_transaction(result: &mut Value) -> bool {
+    let mut next: BTreeMap<String, u64> = BTreeMap::new();
+    let mut changed = false;
+    for log in all_logs(result) {
+        let Some(transaction) = log["transactionHash"].as_str() else { continue };
+        let index = next.entry(transaction.to_owned()).or_default();
+        let restarted = Value::from(format!("{index:#x}"));
+        *index += 1;
+        changed |= log["logIndex"] != restarted;
+        log["logIndex"] = restarted;
+    }
+    changed
+}
+
+fn doubled_log_index(result: &mut Value) -> bool {
+    let mut logs = all_logs(result);
+    let [first, second, ..] = logs.as_mut_slice() else { return false };
+    second["logIndex"] = first["logIndex"].clone();
+    true
+}
+
+/// All logs of an array of receipts or logs.
+fn all_logs(result: &mut Value) -> Vec<&mut Value> {
+    let items = result.as_array_mut().into_iter().flatten();
+    let logs_of = |item: &'_ mut Value| -> bool { item.get("logs").is_some() };
+    let mut logs = Vec::new();
+    for item in items {
+        if logs_of(item) {
+            logs.extend(item["logs"].as_array_mut().into_iter().flatten());
+        } else if item.get("topics").is_some() {
+            logs.push(item);
+        }
+    }
+    logs
+}
+
+/// The result itself, if it is an array of logs, or the logs of the first receipt that has any.
+fn some_logs(result: &mut Value) -> Option<&mut Vec<Value>> {
+    let items = result.as_array_mut()?;
+    if items.first()?.get("topics").is_some() {
+        return Some(items);
+    }
+    let of_receipt = |receipt: &'_ mut Value| -> bool {
+        receipt["logs"].as_array().is_some_and(|logs| !logs.is_empty())
+    };
+    items.iter_mut().find_map(|r| if of_receipt(r) { r["logs"].as_array_mut() } else { None })
+}

@@ -1,0 +1,10 @@
+//! The node over its real socket: what it answers, what it announces, what goes wrong on request.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod answers;
+mod blocks;
+mod client;
+mod faults;
+mod heads;
+mod providers;
+mod recorded;

@@ -1,0 +1,213 @@
+//! What Redis failed with, sorted by what it means for the caller, and free of URLs.
+
+use std::fmt;
+
+use deadpool_redis::PoolError;
+use redis::{ErrorKind, RedisError};
+
+/// Why Redis did not do what it was asked. Also the label of the error metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FailureKind {
+    /// No answer in time: the command may have run or may still run.
+    Timeout,
+    /// No connection, or it broke: the command may have run.
+    Connection,
+    /// `OOM`: `maxmemory` is reached.
+    OutOfMemory,
+    /// `READONLY`: this is a replica now.
+    ReadOnly,
+    /// `NOREPLICAS`: fewer replicas than `min-replicas-to-write`.
+    NoReplicas,
+    /// `LOADING` or `MASTERDOWN`: not ready yet.
+    Loading,
+    /// `MOVED`, `ASK`, `TRYAGAIN`, `CLUSTERDOWN`: slots are on the move.
+    Cluster,
+    /// `BUSY`: somebody's script holds the server.
+    Busy,
+    /// `MISCONF`: the server cannot write its disk.
+    Disk,
+    /// The user or password was refused.
+    Authentication,
+    /// `NOPERM`: the user may not run this command or touch this key.
+    Denied,
+    /// Anything else the server or the client library said.
+    Other,
+}
+
+impl FailureKind {
+    /// The label: one lower-case word or two.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Connection => "connection",
+            Self::OutOfMemory => "out_of_memory",
+            Self::ReadOnly => "read_only",
+            Self::NoReplicas => "no_replicas",
+            Self::Loading => "loading",
+            Self::Cluster => "cluster",
+            Self::Busy => "busy",
+            Self::Disk => "disk",
+            Self::Authentication => "authentication",
+            Self::Denied => "denied",
+            Self::Other => "other",
+        }
+    }
+
+    /// Whether the same call may succeed later without anybody changing the configuration.
+    #[must_use]
+    pub fn is_retryable(self) -> bool {
+        !matches!(self, Self::Authentication | Self::Denied | Self::Other)
+    }
+}
+
+/// One failure of Redis; its text holds no URL and no password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("Redis: {detail}")]
+pub struct RedisFailure {
+    /// What it means.
+    pub kind: FailureKind,
+    /// What was said, for a person.
+    pub detail: String,
+}
+
+impl RedisFailure {
+    pub(crate) fn new(kind: FailureKind, detail: impl fmt::Display) -> Self {
+        Self { kind, detail: detail.to_string() }
+    }
+
+    /// An answer that is not what the command gives.
+    pub(crate) fn unexpected(what: &'static str) -> Self {
+        Self::new(FailureKind::Other, format_args!("unexpected answer to {what}"))
+    }
+
+    /// Whether the same call may succeed later by itself.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        self.kind.is_retryable()
+    }
+}
+
+impl From<RedisError> for RedisFailure {
+    fn from(error: RedisError) -> Self {
+        let kind = kind_of(&error);
+        let detail = match kind {
+            FailureKind::Timeout => "no answer in time".to_owned(),
+            FailureKind::Authentication => "user or password refused".to_owned(),
+            FailureKind::Connection if error.is_connection_refusal() => {
+                "connection refused".to_owned()
+            }
+            FailureKind::Connection => match error.detail() {
+                Some(detail) => format!("no connection: {}", cut(detail)),
+                None => "no connection, or it was dropped".to_owned(),
+            },
+            _ => match (error.code(), error.detail()) {
+                (Some(code), Some(detail)) => format!("{code} {}", cut(detail)),
+                (Some(code), None) => code.to_owned(),
+                (None, Some(detail)) => cut(detail),
+                (None, None) => error.category().to_owned(),
+            },
+        };
+        Self { kind, detail }
+    }
+}
+
+impl From<PoolError> for RedisFailure {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Backend(error) => error.into(),
+            PoolError::Timeout(_) => Self::new(FailureKind::Timeout, "no connection in time"),
+            other => Self::new(FailureKind::Connection, other),
+        }
+    }
+}
+
+fn kind_of(error: &RedisError) -> FailureKind {
+    if error.is_timeout() {
+        return FailureKind::Timeout;
+    }
+    match error.kind() {
+        ErrorKind::Io | ErrorKind::ClusterConnectionNotFound => return FailureKind::Connection,
+        ErrorKind::AuthenticationFailed => return FailureKind::Authentication,
+        _ => {}
+    }
+    match error.code() {
+        Some("OOM") => FailureKind::OutOfMemory,
+        Some("READONLY") => FailureKind::ReadOnly,
+        Some("NOREPLICAS") => FailureKind::NoReplicas,
+        Some("LOADING" | "MASTERDOWN") => FailureKind::Loading,
+        Some("MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN") => FailureKind::Cluster,
+        Some("BUSY") => FailureKind::Busy,
+        Some("MISCONF") => FailureKind::Disk,
+        Some("NOAUTH" | "WRONGPASS") => FailureKind::Authentication,
+        Some("NOPERM") => FailureKind::Denied,
+        Some("ERR") if error.detail().is_some_and(|d| d.contains("max number of clients")) => {
+            FailureKind::Connection
+        }
+        // As Redis 7.0 says NOPERM from within a script.
+        Some("ERR") if error.detail().is_some_and(|d| d.starts_with("The user executing")) => {
+            FailureKind::Denied
+        }
+        _ => FailureKind::Other,
+    }
+}
+
+/// Whether `error` says that a key holds another type.
+pub(crate) fn is_wrong_type(error: &RedisError) -> bool {
+    error.code() == Some("WRONGTYPE")
+}
+
+/// At most 200 characters, and none of the arguments that Redis quotes of an unknown command: they
+/// could be those of `AUTH`.
+fn cut(detail: &str) -> String {
+    let end = detail.find(", with args beginning with").unwrap_or(detail.len());
+    detail[..end].chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(line: &str) -> RedisFailure {
+        let error = redis::parse_redis_value(format!("-{line}\r\n").as_bytes())
+            .and_then(redis::Value::extract_error)
+            .unwrap_err();
+        error.into()
+    }
+
+    #[test]
+    fn the_servers_codes_are_told_apart() {
+        for (line, kind, retryable) in [
+            ("OOM command not allowed when used memory > 'maxmemory'.", "out_of_memory", true),
+            ("READONLY You can't write against a read only replica.", "read_only", true),
+            ("NOREPLICAS Not enough good replicas to write.", "no_replicas", true),
+            ("LOADING Redis is loading the dataset in memory", "loading", true),
+            ("MASTERDOWN Link with MASTER is down", "loading", true),
+            ("MOVED 3999 127.0.0.1:6381", "cluster", true),
+            ("ASK 3999 127.0.0.1:6381", "cluster", true),
+            ("TRYAGAIN Multiple keys request during rehashing of slot", "cluster", true),
+            ("CLUSTERDOWN The cluster is down", "cluster", true),
+            ("BUSY Redis is busy running a script.", "busy", true),
+            ("MISCONF Redis is configured to save RDB snapshots", "disk", true),
+            ("ERR max number of clients reached", "connection", true),
+            ("NOPERM this user has no permissions to run the 'xadd' command", "denied", false),
+            ("ERR The user executing the script can't run this command", "denied", false),
+            ("NOAUTH Authentication required.", "authentication", false),
+            ("WRONGPASS invalid username-password pair", "authentication", false),
+            ("ERR syntax error", "other", false),
+        ] {
+            let failure = said(line);
+            assert_eq!(
+                (failure.kind.as_str(), failure.is_retryable()),
+                (kind, retryable),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn quoted_arguments_are_cut_off() {
+        let failure = said("ERR unknown command 'AUTH', with args beginning with: 'hunter2'");
+        assert!(!failure.to_string().contains("hunter2"), "{failure}");
+    }
+}

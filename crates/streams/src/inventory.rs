@@ -1,0 +1,216 @@
+//! What a chain's keys hold, and their deletion.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use ethhook_domain::{ChainId, Cursor};
+use redis::aio::ConnectionLike;
+use redis::{FromRedisValue, Value};
+
+use crate::connection::Streams;
+use crate::errors::RedisFailure;
+use crate::keys::Keys;
+use crate::lease::{expires, remaining};
+use crate::reader::{self, ReadError, query, unexpected};
+use crate::script::{Call, Script};
+
+static RESET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("reset.lua")));
+
+/// Keys that one `SCAN` looks at: about a millisecond of Redis' time.
+const KEYS_A_SCAN: usize = 5_000;
+
+/// What a chain's keys hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inventory {
+    /// Entries in the event stream.
+    pub events_len: u64,
+    /// Markers.
+    pub blocks_len: u64,
+    /// The cursor, if there is one.
+    pub cursor: Option<Cursor>,
+    /// Who holds the lease, if anybody does.
+    pub lease: Option<String>,
+    /// How many blocks the dedup records remember.
+    pub dedup_records: u64,
+    /// The consumer groups of the event stream.
+    pub groups: Vec<Group>,
+}
+
+/// A consumer group of an event stream, as `XINFO GROUPS` tells it
+/// (<https://redis.io/docs/latest/commands/xinfo-groups/>).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// How many consumers it knows.
+    pub consumers: u64,
+    /// Entries given and not acknowledged.
+    pub pending: u64,
+    /// The last entry given.
+    pub last_delivered_id: String,
+    /// Entries not yet given; none if Redis cannot tell, which is not zero.
+    pub lag: Option<u64>,
+}
+
+/// Why a chain's keys were not deleted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ResetError {
+    /// An ingestor writes them: stop it, or wait until its lease has run out.
+    #[error("`{owner}` holds the lease{}: stop it first", expires(*.remaining))]
+    LeaseHeld {
+        /// Its `INSTANCE_ID`.
+        owner: String,
+        /// How long it still holds; none if the lease does not expire.
+        remaining: Option<Duration>,
+    },
+    /// Redis failed; run it again, for a part may be deleted.
+    #[error(transparent)]
+    Redis(#[from] RedisFailure),
+}
+
+impl Streams {
+    /// What the keys of `chain` hold. Walks all keys of the database to count the dedup records.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn inventory(&self, chain: ChainId) -> Result<Inventory, ReadError> {
+        let keys = Keys::of(chain);
+        let mut connection = self.pooled().await?;
+        let mut dedup_records = 0;
+        let mut scan = Scan::of(&keys);
+        while let Some(found) = scan.next(&mut connection).await? {
+            dedup_records += found.len() as u64;
+        }
+        Ok(Inventory {
+            events_len: length(&mut connection, &keys.events).await?,
+            blocks_len: length(&mut connection, &keys.blocks).await?,
+            cursor: reader::cursor(&mut connection, &keys).await?,
+            lease: query(redis::cmd("GET").arg(&keys.lease), &mut connection, &keys.lease).await?,
+            dedup_records,
+            groups: groups(&mut connection, &keys.events).await?,
+        })
+    }
+
+    /// Deletes all keys of `chain`, whatever they hold. Refused while anybody holds the lease.
+    ///
+    /// # Errors
+    /// See [`ResetError`].
+    pub async fn reset(&self, chain: ChainId) -> Result<(), ResetError> {
+        let keys = Keys::of(chain);
+        let mut connection = self.pooled().await?;
+        let names = [&keys.lease, &keys.cursor, &keys.events, &keys.blocks].map(String::as_str);
+        let reply = RESET.call(&mut connection, Call { keys: &names, arguments: &[] }).await?;
+        if reply.outcome != "deleted" {
+            return Err(ResetError::LeaseHeld {
+                owner: reply.text(0),
+                remaining: remaining(&reply.text(1)),
+            });
+        }
+        let mut scan = Scan::of(&keys);
+        while let Some(found) = scan.next(&mut connection).await? {
+            if !found.is_empty() {
+                let mut unlink = redis::cmd("UNLINK");
+                unlink.arg(found);
+                unlink.exec_async(&mut connection).await.map_err(RedisFailure::from)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries in `chain`'s event stream, and the bytes they take: an estimate of Redis from a
+    /// sample (<https://redis.io/docs/latest/commands/memory-usage/>). Both 0 if there is none.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn stream_size(&self, chain: ChainId) -> Result<(u64, u64), ReadError> {
+        let keys = Keys::of(chain);
+        let mut connection = self.pooled().await?;
+        let len = length(&mut connection, &keys.events).await?;
+        Ok((len, bytes(&mut connection, &keys.events).await?))
+    }
+}
+
+/// `XLEN`: 0 for a key that does not exist.
+pub(crate) async fn length(
+    connection: &mut impl ConnectionLike,
+    key: &str,
+) -> Result<u64, ReadError> {
+    query(redis::cmd("XLEN").arg(key), connection, key).await
+}
+
+/// `MEMORY USAGE`: 0 for a key that does not exist.
+pub(crate) async fn bytes(
+    connection: &mut impl ConnectionLike,
+    key: &str,
+) -> Result<u64, ReadError> {
+    let bytes: Option<u64> =
+        query(redis::cmd("MEMORY").arg("USAGE").arg(key), connection, key).await?;
+    Ok(bytes.unwrap_or(0))
+}
+
+/// The groups of the stream `key`; none if it does not exist.
+pub(crate) async fn groups(
+    connection: &mut impl ConnectionLike,
+    key: &str,
+) -> Result<Vec<Group>, ReadError> {
+    let answer = query(redis::cmd("XINFO").arg("GROUPS").arg(key), connection, key).await;
+    let groups: Vec<HashMap<String, Value>> = match answer {
+        Err(ReadError::Redis(failure)) if failure.detail.contains("no such key") => Vec::new(),
+        other => other?,
+    };
+    groups.iter().map(|g| group(g).ok_or_else(|| unexpected("XINFO GROUPS"))).collect()
+}
+
+fn group(fields: &HashMap<String, Value>) -> Option<Group> {
+    fn read<T: FromRedisValue>(fields: &HashMap<String, Value>, name: &str) -> Option<T> {
+        T::from_redis_value_ref(fields.get(name)?).ok()
+    }
+    Some(Group {
+        name: read(fields, "name")?,
+        consumers: read(fields, "consumers")?,
+        pending: read(fields, "pending")?,
+        last_delivered_id: read(fields, "last-delivered-id")?,
+        lag: read::<Option<u64>>(fields, "lag").flatten(),
+    })
+}
+
+/// A walk over the dedup records of one chain.
+pub(crate) struct Scan {
+    pattern: String,
+    count: usize,
+    cursor: Option<u64>,
+}
+
+impl Scan {
+    pub(crate) fn of(keys: &Keys) -> Self {
+        Self { pattern: keys.seen_pattern(), count: KEYS_A_SCAN, cursor: Some(0) }
+    }
+
+    /// The next records, perhaps none of them; `None` at the end.
+    pub(crate) async fn next(
+        &mut self,
+        connection: &mut impl ConnectionLike,
+    ) -> Result<Option<Vec<String>>, RedisFailure> {
+        let Some(cursor) = self.cursor else { return Ok(None) };
+        let mut command = redis::cmd("SCAN");
+        command.arg(cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(self.count);
+        let (next, keys): (u64, Vec<String>) = command.query_async(connection).await?;
+        self.cursor = (next != 0).then_some(next);
+        Ok(Some(keys))
+    }
+}
+
+/// Any dedup record of the chain behind `keys`.
+pub(crate) async fn first_dedup_record(
+    connection: &mut impl ConnectionLike,
+    keys: &Keys,
+) -> Result<Option<String>, RedisFailure> {
+    let mut scan = Scan::of(keys);
+    while let Some(found) = scan.next(connection).await? {
+        if let Some(key) = found.into_iter().next() {
+            return Ok(Some(key));
+        }
+    }
+    Ok(None)
+}

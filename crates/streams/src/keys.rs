@@ -1,0 +1,71 @@
+//! Every key name. A chain's keys share one hash slot: a key without braces hashes whole, so the
+//! tag `{events:1}` lands where the plain key `events:1` does
+//! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags>).
+
+use alloy_primitives::{B256, hex};
+use ethhook_domain::{ChainId, event};
+
+/// The names of one chain's keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keys {
+    /// Stream of events, one entry a log: `events:<chain_id>`.
+    pub events: String,
+    /// Stream of markers, one entry a block: `blocks:{events:<chain_id>}`.
+    pub blocks: String,
+    /// Hash, where the chain's stream is: `cursor:{events:<chain_id>}`.
+    pub cursor: String,
+    /// String, the writer's id: `lease:{events:<chain_id>}`.
+    pub lease: String,
+}
+
+impl Keys {
+    /// The keys of `chain`.
+    #[must_use]
+    pub fn of(chain: ChainId) -> Self {
+        Self::tagged(event::stream_name(chain))
+    }
+
+    /// Keys around the event stream `events`, whose name is the slot's tag.
+    pub(crate) fn tagged(events: String) -> Self {
+        Self {
+            blocks: format!("blocks:{{{events}}}"),
+            cursor: format!("cursor:{{{events}}}"),
+            lease: format!("lease:{{{events}}}"),
+            events,
+        }
+    }
+
+    /// String, the dedup record of one block: `seen:{events:<chain_id>}:<block_hash>`.
+    #[must_use]
+    pub fn seen(&self, block_hash: B256) -> String {
+        format!("seen:{{{}}}:{}", self.events, hex::encode_prefixed(block_hash))
+    }
+
+    /// The `SCAN` pattern of all dedup records.
+    pub(crate) fn seen_pattern(&self) -> String {
+        format!("seen:{{{}}}:*", self.events)
+    }
+
+    /// A name beside the dedup records that never is one: rights on them are tried with it.
+    pub(crate) fn seen_probe(&self) -> String {
+        format!("seen:{{{}}}:probe", self.events)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_contracts() {
+        let keys = Keys::of(42161);
+        assert_eq!(keys.events, "events:42161");
+        assert_eq!(keys.blocks, "blocks:{events:42161}");
+        assert_eq!(keys.cursor, "cursor:{events:42161}");
+        assert_eq!(keys.lease, "lease:{events:42161}");
+        assert_eq!(
+            keys.seen(B256::repeat_byte(0xab)),
+            format!("seen:{{events:42161}}:0x{}", "ab".repeat(32))
+        );
+    }
+}

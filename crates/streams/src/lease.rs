@@ -1,0 +1,235 @@
+//! The lease: who may write a chain's stream. Correctness rests on the epoch it raises, not on its
+//! time: a writer that lost it in its sleep is refused by the step.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use ethhook_domain::Cursor;
+use ethhook_domain::cursor::{ENCODING_FIELDS, FIELDS, SCHEMA};
+use ethhook_domain::event::CodecError;
+use redis::aio::ConnectionLike;
+
+use crate::errors::RedisFailure;
+use crate::keys::Keys;
+use crate::script::{Call, Reply, Script};
+
+static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("take_lease.lua")));
+static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("renew_lease.lua")));
+static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("release_lease.lua")));
+
+/// Why a chain's stream could not be opened for writing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// Another instance writes it.
+    #[error("the lease is held by `{owner}`{}", expires(*.remaining))]
+    LeaseHeld {
+        /// Its `INSTANCE_ID`.
+        owner: String,
+        /// How long it still holds; none if the lease does not expire.
+        remaining: Option<Duration>,
+    },
+    /// Redis holds no cursor and the caller gave none to begin with.
+    #[error("Redis holds no cursor for this chain")]
+    NoCursor,
+    /// There is no cursor, but there is data.
+    #[error(
+        "no cursor, but data is left in {}: run `ethhook reset --chain NAME` to delete it",
+        .keys.join(", ")
+    )]
+    Leftovers {
+        /// The keys that hold it; of dedup records only the first.
+        keys: Vec<String>,
+    },
+    /// A key is not what this program makes of it.
+    #[error("key `{key}` holds a {found}, expected a {expected}")]
+    WrongType {
+        /// Its name.
+        key: String,
+        /// The type Redis names.
+        found: String,
+        /// The type it should have.
+        expected: String,
+    },
+    /// The cursor was made by a program with another layout.
+    #[error("the cursor has schema `{found}`, this program writes {SCHEMA}")]
+    Schema {
+        /// What it says.
+        found: String,
+    },
+    /// The stream's entries are encoded in another way.
+    #[error(
+        "the stream holds entries in encoding `{found}`, this program writes `{ENCODING_FIELDS}`"
+    )]
+    Encoding {
+        /// What the cursor says.
+        found: String,
+    },
+    /// The cursor cannot be read.
+    #[error("the cursor is damaged: {0}")]
+    Malformed(CodecError),
+    /// Redis failed.
+    #[error(transparent)]
+    Redis(#[from] RedisFailure),
+}
+
+impl OpenError {
+    /// The label of the error metric.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Redis(failure) => failure.kind.as_str(),
+            Self::LeaseHeld { .. } => "lease_held",
+            Self::NoCursor => "no_cursor",
+            Self::Leftovers { .. } => "leftovers",
+            Self::WrongType { .. } => "wrong_type",
+            Self::Schema { .. } => "schema",
+            Self::Encoding { .. } => "encoding",
+            Self::Malformed(_) => "malformed",
+        }
+    }
+
+    /// Whether opening may succeed later by itself: a lease runs out, Redis comes back.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::LeaseHeld { .. } => true,
+            Self::Redis(failure) => failure.is_retryable(),
+            _ => false,
+        }
+    }
+}
+
+/// Why the lease is no longer ours, or not known to be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LeaseError {
+    /// Somebody else writes now: another id, or our own id under a higher epoch.
+    #[error("the lease was lost to `{owner}` (epoch {epoch})")]
+    Lost {
+        /// Who writes; empty if the cursor is gone.
+        owner: String,
+        /// The cursor's epoch; 0 if the cursor is gone.
+        epoch: u64,
+    },
+    /// Redis failed: the lease runs on, not renewed.
+    #[error(transparent)]
+    Redis(#[from] RedisFailure),
+}
+
+impl LeaseError {
+    /// The label of the error metric.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Redis(failure) => failure.kind.as_str(),
+            Self::Lost { .. } => "lease_lost",
+        }
+    }
+
+    /// Whether asking again may renew it.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Redis(failure) if failure.is_retryable())
+    }
+}
+
+/// One writer's claim on one chain.
+#[derive(Debug, Clone)]
+pub(crate) struct Lease {
+    pub(crate) writer: String,
+    pub(crate) ttl: Duration,
+}
+
+impl Lease {
+    /// Takes it and returns the cursor, made from `first` if there was none.
+    pub(crate) async fn take(
+        &self,
+        connection: &mut impl ConnectionLike,
+        keys: &Keys,
+        first: Option<&Cursor>,
+    ) -> Result<Cursor, OpenError> {
+        let (ttl, schema) = (millis(self.ttl), SCHEMA.to_string());
+        let values = first.map(Cursor::to_values);
+        let mut arguments: Vec<&[u8]> =
+            vec![self.writer.as_bytes(), ttl.as_bytes(), schema.as_bytes()];
+        arguments.push(ENCODING_FIELDS.as_bytes());
+        for (name, value) in FIELDS.iter().zip(values.iter().flatten()) {
+            arguments.extend([name.as_bytes(), value.as_bytes()]);
+        }
+        let probe = keys.seen_probe();
+        let key_list =
+            [keys.lease.as_str(), &keys.cursor, &keys.events, &keys.blocks, probe.as_str()];
+        let reply = TAKE.call(connection, Call { keys: &key_list, arguments: &arguments }).await?;
+        match reply.outcome.as_str() {
+            "taken" => Cursor::from_fields(reply.fields(0)).map_err(OpenError::Malformed),
+            "held" => Err(OpenError::LeaseHeld {
+                owner: reply.text(0),
+                remaining: remaining(&reply.text(1)),
+            }),
+            "no_cursor" => Err(OpenError::NoCursor),
+            "leftovers" => Err(OpenError::Leftovers { keys: reply.rest }),
+            "schema" => Err(OpenError::Schema { found: reply.text(0) }),
+            "encoding" => Err(OpenError::Encoding { found: reply.text(0) }),
+            "wrong_type" => Err(OpenError::WrongType {
+                key: reply.text(0),
+                found: reply.text(1),
+                expected: reply.text(2),
+            }),
+            _ => Err(RedisFailure::unexpected("taking the lease").into()),
+        }
+    }
+
+    pub(crate) async fn renew(
+        &self,
+        connection: &mut impl ConnectionLike,
+        keys: &Keys,
+        epoch: u64,
+    ) -> Result<(), LeaseError> {
+        let ttl = millis(self.ttl);
+        let reply = self.call(&RENEW, connection, keys, epoch, &[ttl.as_bytes()]).await?;
+        match reply.outcome.as_str() {
+            "renewed" => Ok(()),
+            "lost" => Err(LeaseError::Lost { owner: reply.text(0), epoch: reply.number(1)? }),
+            _ => Err(RedisFailure::unexpected("renewing the lease").into()),
+        }
+    }
+
+    pub(crate) async fn release(
+        &self,
+        connection: &mut impl ConnectionLike,
+        keys: &Keys,
+        epoch: u64,
+    ) -> Result<(), RedisFailure> {
+        self.call(&RELEASE, connection, keys, epoch, &[]).await.map(drop)
+    }
+
+    async fn call(
+        &self,
+        script: &Script,
+        connection: &mut impl ConnectionLike,
+        keys: &Keys,
+        epoch: u64,
+        more: &[&[u8]],
+    ) -> Result<Reply, RedisFailure> {
+        let epoch = epoch.to_string();
+        let arguments = [&[self.writer.as_bytes(), epoch.as_bytes()], more].concat();
+        let keys = [keys.lease.as_str(), keys.cursor.as_str()];
+        script.call(connection, Call { keys: &keys, arguments: &arguments }).await
+    }
+}
+
+fn millis(ttl: Duration) -> String {
+    ttl.as_millis().max(1).to_string()
+}
+
+/// The answer of `PTTL`; none for a key that does not expire.
+pub(crate) fn remaining(pttl: &str) -> Option<Duration> {
+    pttl.parse::<u64>().ok().map(Duration::from_millis)
+}
+
+/// The second half of a message about a lease that is held.
+pub(crate) fn expires(remaining: Option<Duration>) -> String {
+    match remaining {
+        Some(left) => format!(" for another {} ms unless it is renewed", left.as_millis()),
+        None => " and does not expire".to_owned(),
+    }
+}

@@ -1,0 +1,37 @@
+//! Redis as the ingestor uses it: every key, every script, publish and retention.
+//!
+//! A chain's stream is written by one [`Publisher`], which holds the chain's lease. Everything it
+//! writes is one [`Step`], taken by one script call: a block's entries, its marker, its dedup record
+//! and the cursor move together or not at all (G4), and only if writer, epoch, `seq` and tip hash
+//! are what the publisher believes them to be (G5). So a step whose answer was lost is simply taken
+//! again, and a Redis that lost its latest writes refuses the next one: the publisher opens anew and
+//! goes on from the cursor that is there.
+//!
+//! [`Streams`] reads what was written, keeps streams short ([`Retention`]) and looks at the server
+//! before anything starts ([`Streams::preflight`]). No error of this crate shows the Redis URL.
+
+mod connection;
+mod entry_id;
+mod errors;
+mod fail_point;
+mod inventory;
+mod keys;
+mod lease;
+mod preflight;
+mod publisher;
+mod reader;
+mod retention;
+mod script;
+mod step;
+
+pub use connection::{ConnectError, RedisConfig, Streams};
+pub use errors::{FailureKind, RedisFailure};
+pub use fail_point::fail_point;
+pub use inventory::{Group, Inventory, ResetError};
+pub use keys::Keys;
+pub use lease::{LeaseError, OpenError};
+pub use preflight::{PreflightError, ServerInfo};
+pub use publisher::Publisher;
+pub use reader::{PublishedBlock, ReadError, Tail};
+pub use retention::{GroupLag, Retained, Retention};
+pub use step::{Outcome, Step, StepError};

@@ -1,0 +1,366 @@
+//! Looking at the server before anything starts: its version, its eviction policy, and whether
+//! every command and script that this program uses does what it should, for this user.
+
+use std::fmt::Display;
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use alloy_primitives::{Address, B256, Bytes};
+use ethhook_domain::{BlockRef, Cursor, ProcessedEvent, Proof};
+use redis::Value;
+use redis::aio::MultiplexedConnection;
+
+use crate::connection::Streams;
+use crate::errors::{FailureKind, RedisFailure};
+use crate::keys::Keys;
+use crate::lease::{Lease, LeaseError, OpenError};
+use crate::publisher::Publisher;
+use crate::reader::{self, PublishedBlock, ReadError, query};
+use crate::step::{Outcome, Step, StepError};
+
+/// The oldest version whose streams have what retention and scripts need.
+const OLDEST: (u64, u64) = (7, 0);
+/// How long the scratch keys' lease lives should the probe die half-way.
+const PROBE_TTL: Duration = Duration::from_secs(10);
+
+/// What is worth knowing about the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerInfo {
+    /// Such as `7.0.15`, or `Valkey 8.1.0`.
+    pub version: String,
+    /// `maxmemory` in bytes; none if there is no limit.
+    pub maxmemory: Option<u64>,
+}
+
+/// Why this Redis will not do, in one line that says what would be right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PreflightError {
+    /// It does not answer, or not yet.
+    #[error("Redis at {address} does not serve: {failure}")]
+    Unavailable {
+        /// Host and port.
+        address: String,
+        /// Why.
+        failure: RedisFailure,
+    },
+    /// It is a replica.
+    #[error("Redis at {address} is a replica: the master's address is required")]
+    Replica {
+        /// Host and port.
+        address: String,
+    },
+    /// It is too old, or says no version.
+    #[error("Redis is version {found}; 7.0 or later is required (or Valkey)")]
+    Version {
+        /// What it says.
+        found: String,
+    },
+    /// It would delete keys when memory is full.
+    #[error(
+        "maxmemory-policy is {found}; noeviction is required: CONFIG SET maxmemory-policy noeviction"
+    )]
+    Eviction {
+        /// What it says.
+        found: String,
+    },
+    /// Something that this program needs fails.
+    #[error("Redis does not do what is needed: {what}: {why}")]
+    Probe {
+        /// The step or command.
+        what: &'static str,
+        /// What was said.
+        why: String,
+    },
+}
+
+impl PreflightError {
+    /// Whether Redis may pass later without anybody changing its configuration.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unavailable { failure, .. } => failure.is_retryable(),
+            Self::Replica { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+impl Streams {
+    /// Looks at the server and tries everything this program does on scratch keys
+    /// (`events:probe:…`), which are deleted again.
+    ///
+    /// # Errors
+    /// See [`PreflightError`].
+    pub async fn preflight(&self) -> Result<ServerInfo, PreflightError> {
+        let unavailable =
+            |failure| PreflightError::Unavailable { address: self.address(), failure };
+        let mut connection = self.connect(Duration::ZERO).await.map_err(unavailable)?;
+        let info: String = redis::cmd("INFO")
+            .query_async(&mut connection)
+            .await
+            .map_err(|error| unavailable(error.into()))?;
+        let server = examine(&info, &self.address())?;
+        let nonce = RandomState::new().hash_one(0);
+        let keys = Keys::tagged(format!("events:probe:{nonce:016x}"));
+        let result = probe(self, &mut connection, &keys).await;
+        let deleted = delete(&mut connection, &keys).await;
+        match result.and(deleted) {
+            Ok(()) => Ok(server),
+            Err(Failed { failure: Some(failure), .. }) if failure.is_retryable() => {
+                Err(unavailable(failure))
+            }
+            Err(Failed { what, why, .. }) => Err(PreflightError::Probe { what, why }),
+        }
+    }
+}
+
+/// What `INFO` tells.
+fn examine(info: &str, address: &str) -> Result<ServerInfo, PreflightError> {
+    let field = |name: &str| {
+        info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
+    };
+    let version = field("redis_version").unwrap_or("unknown");
+    let mut numbers = version.split('.').map_while(|part| part.parse::<u64>().ok());
+    if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < OLDEST {
+        return Err(PreflightError::Version { found: version.to_owned() });
+    }
+    if field("loading") == Some("1") {
+        let failure = RedisFailure::new(FailureKind::Loading, "it is loading its data");
+        return Err(PreflightError::Unavailable { address: address.to_owned(), failure });
+    }
+    if field("role") == Some("slave") {
+        return Err(PreflightError::Replica { address: address.to_owned() });
+    }
+    let policy = field("maxmemory_policy").unwrap_or("unknown");
+    if policy != "noeviction" {
+        return Err(PreflightError::Eviction { found: policy.to_owned() });
+    }
+    Ok(ServerInfo {
+        version: match field("valkey_version") {
+            Some(valkey) => format!("Valkey {valkey}"),
+            None => version.to_owned(),
+        },
+        maxmemory: field("maxmemory").and_then(|bytes| bytes.parse().ok()).filter(|b| *b > 0),
+    })
+}
+
+/// What of the probe failed.
+struct Failed {
+    what: &'static str,
+    why: String,
+    failure: Option<RedisFailure>,
+}
+
+/// Names what was tried when it fails.
+trait Trying<T> {
+    fn trying(self, what: &'static str) -> Result<T, Failed>;
+}
+
+macro_rules! trying {
+    ($($error:ident),+) => {$(
+        impl<T> Trying<T> for Result<T, $error> {
+            fn trying(self, what: &'static str) -> Result<T, Failed> {
+                self.map_err(|error| {
+                    let why = error.to_string();
+                    let failure = match error {
+                        $error::Redis(failure) => Some(failure),
+                        _ => None,
+                    };
+                    Failed { what, why, failure }
+                })
+            }
+        }
+    )+};
+}
+trying!(OpenError, LeaseError, StepError, ReadError);
+
+impl<T> Trying<T> for Result<T, RedisFailure> {
+    fn trying(self, what: &'static str) -> Result<T, Failed> {
+        self.map_err(|failure| Failed { what, why: failure.to_string(), failure: Some(failure) })
+    }
+}
+
+/// Holds `found` against `wanted`.
+fn expect<T: PartialEq + Display>(what: &'static str, found: T, wanted: T) -> Result<(), Failed> {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(Failed { what, why: format!("gave {found}, expected {wanted}"), failure: None })
+}
+
+/// Every command that this program or one of its scripts uses, in an order in which each one works.
+/// `E`, `B`, `C`, `L` and `S` stand for the events, the blocks, the cursor, the lease and a dedup
+/// record. Each is tried by itself, for an error within a script does not name the command.
+const COMMANDS: [&str; 33] = [
+    "PING",
+    "UNWATCH",
+    "TIME",
+    "TYPE E",
+    "EXISTS C",
+    "HSET C f 1",
+    "HINCRBY C f 1",
+    "HMGET C f",
+    "HGETALL C",
+    "SET L probe PX 10000",
+    "GET L",
+    "PTTL L",
+    "PEXPIRE L 10000",
+    "SET S probe EX 10",
+    "SCAN 0 MATCH S COUNT 1",
+    "DEL S",
+    "XADD B 1-1 f v",
+    "XADD E 1-1 f v",
+    "XADD E 2-1 f v",
+    "XLEN E",
+    "XRANGE E - + COUNT 1",
+    "XREVRANGE E + - COUNT 1",
+    "XREAD COUNT 1 BLOCK 1 STREAMS E 0-0",
+    "XINFO STREAM E",
+    "XGROUP CREATE E probe 0 MKSTREAM",
+    "XINFO GROUPS E",
+    "XINFO CONSUMERS E probe",
+    "XPENDING E probe - + 1",
+    "XGROUP DESTROY E probe",
+    "XSETID E 3-1",
+    "XTRIM E MINID ~ 2-1 LIMIT 10",
+    "XTRIM E MINID = 2-1",
+    "MEMORY USAGE E",
+];
+
+async fn probe_commands(connection: &mut MultiplexedConnection, keys: &Keys) -> Result<(), Failed> {
+    let seen = keys.seen(probe_hash(1));
+    for line in COMMANDS {
+        let mut command = redis::Cmd::new();
+        for word in line.split(' ') {
+            command.arg(match word {
+                "E" => &keys.events,
+                "B" => &keys.blocks,
+                "C" => &keys.cursor,
+                "L" => &keys.lease,
+                "S" => &seen,
+                word => word,
+            });
+        }
+        query::<Value>(&command, connection, &keys.events).await.trying(line)?;
+    }
+    delete(connection, keys).await
+}
+
+/// Tries everything on `keys`: every command, then every script.
+async fn probe(
+    streams: &Streams,
+    connection: &mut MultiplexedConnection,
+    keys: &Keys,
+) -> Result<(), Failed> {
+    probe_commands(connection, keys).await?;
+    let lease = Lease { writer: "probe".to_owned(), ttl: PROBE_TTL };
+    let first = Cursor::starting_at(1, None, "all".to_owned());
+    let mut publisher = Publisher::open_at(streams, 0, keys.clone(), lease, PROBE_TTL, Some(first))
+        .await
+        .trying("taking a lease")?;
+    publisher.renew().await.trying("renewing a lease")?;
+    probe_steps(&mut publisher).await?;
+    publisher.release().await;
+    let lease: Option<String> = query(redis::cmd("GET").arg(&keys.lease), connection, &keys.lease)
+        .await
+        .trying("giving a lease up")?;
+    expect("giving a lease up", lease.is_some(), false)?;
+    let cursor = reader::cursor(connection, keys).await.trying("reading the cursor")?;
+    expect("reading the cursor", cursor.map_or(0, |cursor| cursor.seq), 4)
+}
+
+/// Two blocks, one of them final, the other taken back.
+async fn probe_steps(publisher: &mut Publisher) -> Result<(), Failed> {
+    let a = BlockRef { number: 1, hash: probe_hash(1), parent_hash: probe_hash(0), timestamp: 1 };
+    let b = BlockRef { number: 2, hash: probe_hash(2), parent_hash: a.hash, timestamp: 2 };
+    let proof = Proof::Structure;
+    let mut published = None;
+    for block in [a, b] {
+        let events = [probe_event(&block, false)];
+        let step = Step::Add { block: &block, events: &events, proof, filter: "all" };
+        let what = "publishing a block";
+        if let Outcome::Published { first_id, last_id, events } =
+            publisher.apply(&step).await.trying(what)?
+        {
+            published = Some(PublishedBlock { block, events, first_id, last_id, proof });
+        }
+        let again = publisher.apply(&step).await.trying("publishing a block twice")?;
+        expect("publishing a block twice", matches!(again, Outcome::Duplicate { .. }), true)?;
+    }
+    let Some(tip) = published else {
+        return Err(Failed {
+            what: "publishing a block",
+            why: "it was taken for a duplicate".to_owned(),
+            failure: None,
+        });
+    };
+    publisher.apply(&Step::Finalized { block: &a }).await.trying("marking a block final")?;
+    let events = [probe_event(&b, true)];
+    let step = Step::Remove { block: &tip, events: &events };
+    publisher.apply(&step).await.trying("taking a block back").map(drop)
+}
+
+/// Deletes the scratch keys.
+async fn delete(connection: &mut MultiplexedConnection, keys: &Keys) -> Result<(), Failed> {
+    let mut unlink = redis::cmd("UNLINK");
+    unlink.arg(&keys.events).arg(&keys.blocks).arg(&keys.cursor).arg(&keys.lease);
+    for n in 1..=2 {
+        unlink.arg(keys.seen(probe_hash(n)));
+    }
+    query::<u64>(&unlink, connection, &keys.events).await.trying("UNLINK").map(drop)
+}
+
+fn probe_hash(n: u8) -> B256 {
+    B256::repeat_byte(n)
+}
+
+fn probe_event(block: &BlockRef, removed: bool) -> ProcessedEvent {
+    ProcessedEvent {
+        chain_id: 0,
+        block_number: block.number,
+        block_hash: block.hash,
+        tx_hash: B256::ZERO,
+        tx_index: 0,
+        log_index: 0,
+        contract: Address::ZERO,
+        topics: Vec::new(),
+        data: Bytes::new(),
+        timestamp: block.timestamp,
+        removed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(version: &str, role: &str, policy: &str) -> Result<ServerInfo, String> {
+        let info = format!(
+            "# Server\r\nredis_version:{version}\r\n# Memory\r\nmaxmemory:1024\r\n\
+             maxmemory_policy:{policy}\r\nloading:0\r\nrole:{role}\r\n"
+        );
+        examine(&info, "host:6379").map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn each_fault_is_one_line_that_says_what_would_be_right() {
+        let right = ServerInfo { version: "7.0.15".to_owned(), maxmemory: Some(1024) };
+        assert_eq!(said("7.0.15", "master", "noeviction"), Ok(right));
+        for (version, role, policy, line) in [
+            ("6.2.14", "master", "noeviction", "Redis is version 6.2.14; 7.0 or later is required"),
+            ("7.0.0", "slave", "noeviction", "Redis at host:6379 is a replica"),
+            ("8.2.1", "master", "allkeys-lru", "maxmemory-policy is allkeys-lru; noeviction is"),
+        ] {
+            let said = said(version, role, policy).unwrap_err();
+            assert!(said.starts_with(line) && !said.contains('\n'), "{said}");
+        }
+    }
+
+    #[test]
+    fn valkey_is_known_by_its_own_version() {
+        let info = "redis_version:7.2.4\r\nvalkey_version:8.1.0\r\nmaxmemory:0\r\n\
+                    maxmemory_policy:noeviction\r\nrole:master\r\n";
+        let server = examine(info, "host").unwrap();
+        assert_eq!(server, ServerInfo { version: "Valkey 8.1.0".to_owned(), maxmemory: None });
+    }
+}

@@ -1,0 +1,190 @@
+//! One chain's writer.
+
+use std::fmt;
+use std::time::Duration;
+
+use ethhook_domain::{ChainId, Cursor};
+use redis::aio::MultiplexedConnection;
+
+use crate::connection::Streams;
+use crate::entry_id::EntryId;
+use crate::errors::{FailureKind, RedisFailure};
+use crate::fail_point::fail_point;
+use crate::inventory;
+use crate::keys::Keys;
+use crate::lease::{Lease, LeaseError, OpenError};
+use crate::reader::{PublishedBlock, ReadError};
+use crate::step::{self, Envelope, Outcome, Step, StepError};
+
+/// The writer of one chain: a connection of its own, the cursor as it believes it to be, and the
+/// lease. It takes one step at a time.
+///
+/// Every call may be dropped half-way or fail without an answer: the step that was on the wire is
+/// then in or not, and calling [`Publisher::apply`] with it again finds out.
+pub struct Publisher {
+    streams: Streams,
+    chain: ChainId,
+    keys: Keys,
+    lease: Lease,
+    dedup_ttl: Duration,
+    connection: Option<MultiplexedConnection>,
+    cursor: Cursor,
+    /// Looked at with the first step only: later ones build on IDs that this stream gave.
+    floor: Option<EntryId>,
+}
+
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher")
+            .field("chain", &self.chain)
+            .field("cursor", &self.cursor)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Publisher {
+    /// Takes the lease of `chain` as `writer`, raises the epoch and reads the cursor. `first` is the
+    /// cursor to begin with if Redis holds none; its writer and epoch are overwritten.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open(
+        streams: &Streams,
+        chain: ChainId,
+        writer: &str,
+        lease_ttl: Duration,
+        dedup_ttl: Duration,
+        first: Option<Cursor>,
+    ) -> Result<Self, OpenError> {
+        let lease = Lease { writer: writer.to_owned(), ttl: lease_ttl };
+        Self::open_at(streams, chain, Keys::of(chain), lease, dedup_ttl, first).await
+    }
+
+    pub(crate) async fn open_at(
+        streams: &Streams,
+        chain: ChainId,
+        keys: Keys,
+        lease: Lease,
+        dedup_ttl: Duration,
+        first: Option<Cursor>,
+    ) -> Result<Self, OpenError> {
+        let mut connection = streams.connect(Duration::ZERO).await?;
+        let cursor = match lease.take(&mut connection, &keys, None).await {
+            Err(OpenError::NoCursor) => {
+                let seen = inventory::first_dedup_record(&mut connection, &keys).await?;
+                if let Some(key) = seen {
+                    return Err(OpenError::Leftovers { keys: vec![key] });
+                }
+                let Some(first) = first else { return Err(OpenError::NoCursor) };
+                lease.take(&mut connection, &keys, Some(&first)).await?
+            }
+            other => other?,
+        };
+        fail_point("lease", "taken");
+        let floor = streams.floor(chain);
+        let streams = streams.clone();
+        let connection = Some(connection);
+        Ok(Self { streams, chain, keys, lease, dedup_ttl, connection, cursor, floor })
+    }
+
+    /// The cursor as this publisher believes it to be.
+    #[must_use]
+    pub fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+
+    /// Prolongs the lease by its TTL.
+    ///
+    /// # Errors
+    /// See [`LeaseError`].
+    pub async fn renew(&mut self) -> Result<(), LeaseError> {
+        let connection = connected(&self.streams, &mut self.connection).await?;
+        let result = self.lease.renew(connection, &self.keys, self.cursor.epoch).await;
+        if let Err(LeaseError::Redis(failure)) = &result {
+            self.drop_connection_after(failure);
+        }
+        result
+    }
+
+    /// Gives the lease up, so that another instance need not wait for it to run out. Should this
+    /// fail, it runs out.
+    pub async fn release(&mut self) {
+        fail_point("before", "release");
+        let result = match connected(&self.streams, &mut self.connection).await {
+            Ok(connection) => self.lease.release(connection, &self.keys, self.cursor.epoch).await,
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = result {
+            tracing::debug!(chain = self.chain, %failure, "the lease was not given up");
+            self.drop_connection_after(&failure);
+        }
+    }
+
+    /// Takes `step`, whole or not at all. After a retryable error call again with the same step.
+    ///
+    /// # Errors
+    /// See [`StepError`].
+    pub async fn apply(&mut self, step: &Step<'_>) -> Result<Outcome, StepError> {
+        let connection = connected(&self.streams, &mut self.connection).await?;
+        let envelope = Envelope {
+            chain: self.chain,
+            keys: &self.keys,
+            believed: &self.cursor,
+            dedup_ttl: self.dedup_ttl,
+            floor: self.floor,
+        };
+        fail_point("before", step.op());
+        let result = step::take(connection, &envelope, step).await;
+        fail_point("after", step.op());
+        match &result {
+            Ok(Outcome::Published { last_id, .. }) => {
+                self.cursor = step.after(&self.cursor);
+                if !matches!(step, Step::Alarm { .. }) {
+                    self.floor = None;
+                }
+                if let Ok(id) = last_id.parse() {
+                    self.streams.raise_floor(self.chain, id);
+                }
+            }
+            Err(StepError::Redis(failure)) => self.drop_connection_after(failure),
+            _ => {}
+        }
+        result
+    }
+
+    /// Takes the tip back: its entries are read from the stream, for no node need still have the
+    /// block, and taken back in reverse. After a retryable error call again with the same block.
+    ///
+    /// # Errors
+    /// See [`StepError`]; `Inconsistent` if the stream does not hold exactly the block's entries.
+    pub async fn take_back(&mut self, block: &PublishedBlock) -> Result<Outcome, StepError> {
+        let mut events =
+            self.streams.block_events(self.chain, block).await.map_err(|error| match error {
+                ReadError::Redis(failure) => StepError::Redis(failure),
+                other => StepError::Inconsistent(other.to_string()),
+            })?;
+        events.reverse();
+        events.iter_mut().for_each(|event| event.removed = true);
+        self.apply(&Step::Remove { block, events: &events }).await
+    }
+
+    /// What a failed connection still carries may arrive late; the next call gets a new one, which
+    /// also finds the new master after a failover. Full memory says nothing about the connection.
+    fn drop_connection_after(&mut self, failure: &RedisFailure) {
+        if failure.kind != FailureKind::OutOfMemory {
+            self.connection = None;
+        }
+    }
+}
+
+/// The connection that stands, or a new one.
+async fn connected<'a>(
+    streams: &Streams,
+    connection: &'a mut Option<MultiplexedConnection>,
+) -> Result<&'a mut MultiplexedConnection, RedisFailure> {
+    let standing = match connection.take() {
+        Some(standing) => standing,
+        None => streams.connect(Duration::ZERO).await?,
+    };
+    Ok(connection.insert(standing))
+}

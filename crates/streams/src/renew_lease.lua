@@ -1,0 +1,15 @@
+-- Renews the lease while writer and epoch are still the caller's. PEXPIRE, for a SET would be
+-- refused when memory is full. A lease that ran out is taken again if nobody else took it.
+--
+-- KEYS  1 lease  2 cursor
+-- ARGV  1 writer  2 epoch  3 TTL in ms
+local owner = redis.call('GET', KEYS[1])
+local writer, epoch = unpack(redis.call('HMGET', KEYS[2], 'writer', 'epoch'))
+if writer ~= ARGV[1] or epoch ~= ARGV[2] then return {'lost', writer or '', epoch or '0'} end
+if owner and owner ~= ARGV[1] then return {'lost', owner, epoch} end
+if owner then
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+else
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+end
+return {'renewed'}

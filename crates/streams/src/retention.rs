@@ -1,0 +1,439 @@
+//! Retention: which blocks may leave a chain's streams, and their removal (G8).
+//!
+//! A sweep walks the oldest markers, block by block, and stops at the first that must stay. A block
+//! may go once it is final and either old enough or in the way of the byte cap; a group that has
+//! not read it or not acknowledged it holds it, and all that follow, unless the cap is passed while
+//! the head is followed. What every group is done with goes in whole nodes (`MINID ~`, a bounded
+//! number an answer); what is taken from a group goes exactly, so that the loss can be counted. A
+//! marker goes only when the stream begins above its last entry, and the newest never does.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use ethhook_domain::{ChainId, Marker};
+use redis::aio::ConnectionLike;
+use redis::{FromRedisValue, Value};
+
+use crate::connection::Streams;
+use crate::entry_id::EntryId;
+use crate::inventory::{bytes, groups, length};
+use crate::keys::Keys;
+use crate::reader::{self, Page, ReadError, query, unexpected};
+
+/// Markers read in one answer.
+const MARKERS_A_BATCH: usize = 512;
+/// Batches one sweep looks at: 32,768 markers; what is left is the next sweep's.
+const BATCHES_A_SWEEP: usize = 64;
+/// Entries one trim may remove: about a millisecond of Redis' time. Also the markers of one trim.
+const ENTRIES_A_TRIM: usize = 5_000;
+/// A group whose entries wait for less is not asked when it last read.
+const WORTH_ASKING: Duration = Duration::from_secs(60);
+/// Pending entries counted in one answer.
+const PENDING_A_PAGE: usize = 1_000;
+
+/// What may leave a chain's streams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retention {
+    /// Blocks published longer ago than this may go.
+    pub keep: Duration,
+    /// Bytes that the event stream may take; above them, blocks go before their time.
+    pub max_bytes: u64,
+    /// No block above this height goes; nor one above what the cursor says is final.
+    pub finalized_number: u64,
+    /// Whether the chain is at its head. Only then may the byte cap take what a group has not read:
+    /// a backfill can wait instead.
+    pub following_head: bool,
+}
+
+/// What a sweep did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Retained {
+    /// Entries that went.
+    pub trimmed_entries: u64,
+    /// Markers that went.
+    pub trimmed_markers: u64,
+    /// Entries that went although this group had not read or not acknowledged them.
+    pub lost_unread_by_group: Vec<(String, u64)>,
+    /// The group that a block had to stay for.
+    pub held_by_group: Option<String>,
+    /// Bytes of the event stream after the sweep: Redis' own estimate.
+    pub bytes: u64,
+    /// Entries of the event stream after the sweep.
+    pub len: u64,
+    /// How far every consumer group was behind when the sweep began.
+    pub groups: Vec<GroupLag>,
+}
+
+/// How far a consumer group is behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupLag {
+    /// Its name.
+    pub group: String,
+    /// Entries that it was not given or has not acknowledged; none if Redis cannot tell how many it
+    /// was not given, which is not zero.
+    pub entries: Option<u64>,
+    /// Age, by its ID, of the oldest of them; zero if there are none.
+    pub waiting: Duration,
+    /// How long none of its consumers has tried to read; asked only once entries wait for a minute,
+    /// else zero.
+    pub idle: Duration,
+}
+
+impl Streams {
+    /// Trims what `policy` lets go. Costs one round of small questions if nothing may.
+    ///
+    /// # Errors
+    /// See [`ReadError`]. What a failed sweep has trimmed is not told; the next goes on from there.
+    pub async fn retain(&self, chain: ChainId, policy: &Retention) -> Result<Retained, ReadError> {
+        retain(&mut self.pooled().await?, &Keys::of(chain), policy).await
+    }
+}
+
+pub(crate) async fn retain(
+    connection: &mut impl ConnectionLike,
+    keys: &Keys,
+    policy: &Retention,
+) -> Result<Retained, ReadError> {
+    let (seconds, micros): (u64, u64) = query(&redis::cmd("TIME"), connection, "TIME").await?;
+    let now_ms = seconds * 1_000 + micros / 1_000;
+    let (holds, groups) = look_at_groups(connection, &keys.events, now_ms).await?;
+    let mut retained = Retained {
+        len: length(connection, &keys.events).await?,
+        bytes: bytes(connection, &keys.events).await?,
+        groups,
+        ..Retained::default()
+    };
+    let Some(cursor) = reader::cursor(connection, keys).await? else { return Ok(retained) };
+    if cursor.finalized_hash.is_none() {
+        return Ok(retained);
+    }
+    let keep_ms = policy.keep.as_millis().try_into().unwrap_or(u64::MAX);
+    let mut plan = Plan {
+        finalized: policy.finalized_number.min(cursor.finalized_number),
+        newest_seq: cursor.seq,
+        expired_before: EntryId { ms: now_ms.saturating_sub(keep_ms), seq: 0 },
+        excess: excess(&retained, policy.max_bytes),
+        following_head: policy.following_head,
+        holds,
+        going: Vec::new(),
+        held_by: None,
+    };
+    plan.walk(connection, keys).await?;
+    retained.held_by_group = plan.held_by.clone();
+    if !plan.going.is_empty() {
+        plan.carry_out(connection, keys, &mut retained).await?;
+        retained.len = length(connection, &keys.events).await?;
+        retained.bytes = bytes(connection, &keys.events).await?;
+    }
+    Ok(retained)
+}
+
+/// How many entries stand between the stream and its byte cap.
+fn excess(found: &Retained, max_bytes: u64) -> u64 {
+    let over = u128::from(found.bytes.saturating_sub(max_bytes));
+    let entries = (over * u128::from(found.len)).div_ceil(u128::from(found.bytes.max(1)));
+    entries.try_into().unwrap_or(u64::MAX)
+}
+
+/// From where on a group needs the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Hold {
+    group: String,
+    /// The last entry it was given.
+    delivered: EntryId,
+    /// Its oldest entry in the stream that is given and not acknowledged.
+    oldest_pending: Option<EntryId>,
+}
+
+impl Hold {
+    /// The oldest entry it may still need.
+    fn from(&self) -> EntryId {
+        let undelivered = self.delivered.next();
+        self.oldest_pending.map_or(undelivered, |pending| pending.min(undelivered))
+    }
+}
+
+/// A block that goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Going {
+    marker_id: EntryId,
+    /// None for a block without entries.
+    first: Option<EntryId>,
+    last: EntryId,
+    events: u64,
+    /// A group still needs it.
+    forced: bool,
+}
+
+#[derive(Debug)]
+struct Plan {
+    finalized: u64,
+    newest_seq: u64,
+    expired_before: EntryId,
+    /// Entries that have to go for the byte cap and are not yet in `going`.
+    excess: u64,
+    following_head: bool,
+    holds: Vec<Hold>,
+    /// Oldest first; what is forced comes after what is not.
+    going: Vec<Going>,
+    held_by: Option<String>,
+}
+
+impl Plan {
+    /// Decides which of the oldest blocks go.
+    async fn walk(
+        &mut self,
+        connection: &mut impl ConnectionLike,
+        keys: &Keys,
+    ) -> Result<(), ReadError> {
+        let mut from = "-".to_owned();
+        for batch in 0..BATCHES_A_SWEEP {
+            let count = if batch == 0 { 1 } else { MARKERS_A_BATCH };
+            let page = Page { from: &from, to: "+", count };
+            let markers = reader::markers(connection, &keys.blocks, page).await?;
+            let Some((last, _)) = markers.last() else { return Ok(()) };
+            from = format!("({last}");
+            for (id, marker) in &markers {
+                let id = parse(id)?;
+                if !self.take(id, marker)? {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_due(&self, id: EntryId, marker: &Marker) -> bool {
+        marker.number <= self.finalized
+            && marker.seq != self.newest_seq
+            && (id < self.expired_before || self.excess > 0)
+    }
+
+    /// Lets the next block go if it may; `false` if it and all that follow stay.
+    fn take(&mut self, id: EntryId, marker: &Marker) -> Result<bool, ReadError> {
+        if !self.is_due(id, marker) {
+            return Ok(false);
+        }
+        let last = parse(&marker.last_id)?;
+        let holder = self.holds.iter().filter(|hold| hold.from() <= last).min_by_key(|h| h.from());
+        let forced = holder.is_some();
+        if let Some(holder) = holder
+            && (self.excess == 0 || !self.following_head)
+        {
+            self.held_by = Some(holder.group.clone());
+            return Ok(false);
+        }
+        let first = if marker.first_id.is_empty() { None } else { Some(parse(&marker.first_id)?) };
+        self.excess = self.excess.saturating_sub(marker.events);
+        self.going.push(Going { marker_id: id, first, last, events: marker.events, forced });
+        Ok(true)
+    }
+
+    async fn carry_out(
+        &self,
+        connection: &mut impl ConnectionLike,
+        keys: &Keys,
+        retained: &mut Retained,
+    ) -> Result<(), ReadError> {
+        let (free, forced) = self.going.split_at(self.going.partition_point(|block| !block.forced));
+        if let Some(block) = free.last() {
+            retained.trimmed_entries += trim_nodes(connection, &keys.events, block.last).await?;
+        }
+        if let Some(end) = forced.last() {
+            for hold in &self.holds {
+                let lost = lost(connection, &keys.events, hold, forced, end.last).await?;
+                if lost > 0 {
+                    retained.lost_unread_by_group.push((hold.group.clone(), lost));
+                }
+            }
+            for block in chunks(forced) {
+                retained.trimmed_entries +=
+                    trim_exactly(connection, &keys.events, block.last).await?;
+            }
+        }
+        let page = Page { from: "-", to: "+", count: 1 };
+        let begins = match reader::range(connection, &keys.events, page).await?.first() {
+            Some(entry) => Some(parse(&entry.id)?),
+            None => None,
+        };
+        let empty_below = |block: &Going| begins.is_none_or(|begins| block.last < begins);
+        let gone = &self.going[..self.going.partition_point(empty_below)];
+        for some in gone.chunks(ENTRIES_A_TRIM) {
+            if let Some(block) = some.last() {
+                retained.trimmed_markers +=
+                    trim_exactly(connection, &keys.blocks, block.marker_id).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The last block of each run that holds about as many entries as one trim may remove.
+fn chunks(blocks: &[Going]) -> impl Iterator<Item = &Going> {
+    let mut entries = 0;
+    blocks.iter().enumerate().filter_map(move |(i, block)| {
+        entries += block.events;
+        let full = entries >= ENTRIES_A_TRIM as u64 || i + 1 == blocks.len();
+        if full {
+            entries = 0;
+        }
+        full.then_some(block)
+    })
+}
+
+/// What the groups of the stream `key` still need, and how far behind they are: one question, and
+/// for each group that is behind up to three.
+async fn look_at_groups(
+    connection: &mut impl ConnectionLike,
+    key: &str,
+    now_ms: u64,
+) -> Result<(Vec<Hold>, Vec<GroupLag>), ReadError> {
+    let (mut holds, mut lags) = (Vec::new(), Vec::new());
+    let mut first: Option<EntryId> = None;
+    for group in groups(connection, key).await? {
+        let delivered = parse(&group.last_delivered_id)?;
+        let mut oldest_pending = None;
+        if group.pending > 0 {
+            if first.is_none() {
+                first = oldest(connection, key, "-").await?;
+            }
+            // Pending entries below the stream's first are gone already and hold nothing.
+            if let Some(first) = first.map(|id| id.to_string()) {
+                let found = pending(connection, key, &group.name, (&first, "+"), 1).await?;
+                oldest_pending = found.first().copied();
+            }
+        }
+        let undelivered = match group.lag {
+            Some(0) => None,
+            _ => oldest(connection, key, &delivered.next().to_string()).await?,
+        };
+        let not_given = if undelivered.is_none() { Some(0) } else { group.lag };
+        let waits = undelivered.into_iter().chain(oldest_pending).min();
+        let age = |id: EntryId| Duration::from_millis(now_ms.saturating_sub(id.ms));
+        let waiting = waits.map(age).unwrap_or_default();
+        let idle = if waiting >= WORTH_ASKING {
+            idle(connection, key, &group.name).await?.unwrap_or(waiting)
+        } else {
+            Duration::ZERO
+        };
+        lags.push(GroupLag {
+            group: group.name.clone(),
+            entries: not_given.map(|entries| entries + group.pending),
+            waiting,
+            idle,
+        });
+        holds.push(Hold { group: group.name, delivered, oldest_pending });
+    }
+    Ok((holds, lags))
+}
+
+/// The ID of the first entry from `from` on.
+async fn oldest(
+    connection: &mut impl ConnectionLike,
+    key: &str,
+    from: &str,
+) -> Result<Option<EntryId>, ReadError> {
+    let page = Page { from, to: "+", count: 1 };
+    reader::range(connection, key, page).await?.first().map(|entry| parse(&entry.id)).transpose()
+}
+
+/// How long ago a consumer of `group` last tried to read; none if there is no consumer.
+async fn idle(
+    connection: &mut impl ConnectionLike,
+    key: &str,
+    group: &str,
+) -> Result<Option<Duration>, ReadError> {
+    let mut command = redis::cmd("XINFO");
+    command.arg("CONSUMERS").arg(key).arg(group);
+    let consumers: Vec<HashMap<String, Value>> = query(&command, connection, key).await?;
+    let idle = |consumer: &HashMap<String, Value>| {
+        let ms = consumer.get("idle").and_then(|ms| u64::from_redis_value_ref(ms).ok());
+        ms.map(Duration::from_millis).ok_or_else(|| unexpected("XINFO CONSUMERS"))
+    };
+    let idles: Vec<_> = consumers.iter().map(idle).collect::<Result<_, _>>()?;
+    Ok(idles.into_iter().min())
+}
+
+/// At most `count` pending IDs of `group`, oldest first.
+pub(crate) async fn pending(
+    connection: &mut impl ConnectionLike,
+    key: &str,
+    group: &str,
+    (from, to): (&str, &str),
+    count: usize,
+) -> Result<Vec<EntryId>, ReadError> {
+    let mut command = redis::cmd("XPENDING");
+    command.arg(key).arg(group).arg(from).arg(to).arg(count);
+    // Each: ID, consumer, milliseconds since it was given, how often it was given.
+    let pending: Vec<(String, Value, Value, Value)> = query(&command, connection, key).await?;
+    pending.iter().map(|(id, ..)| parse(id)).collect()
+}
+
+/// How many entries of `blocks`, which end at `end`, a group has not been given or not acknowledged.
+async fn lost(
+    connection: &mut impl ConnectionLike,
+    key: &str,
+    hold: &Hold,
+    blocks: &[Going],
+    end: EntryId,
+) -> Result<u64, ReadError> {
+    let mut lost = 0;
+    for block in blocks {
+        match block.first {
+            Some(first) if first > hold.delivered => lost += block.events,
+            // Given in part: the rest is counted in the stream itself.
+            Some(_) if block.last > hold.delivered => {
+                let (from, to) = (hold.delivered.next().to_string(), block.last.to_string());
+                let page = Page {
+                    from: &from,
+                    to: &to,
+                    count: block.events.try_into().unwrap_or(usize::MAX),
+                };
+                lost += reader::range(connection, key, page).await?.len() as u64;
+            }
+            _ => {}
+        }
+    }
+    let (mut from, to) = (hold.oldest_pending, end.to_string());
+    while let Some(start) = from.filter(|start| *start <= end) {
+        let span = (start.to_string(), to.as_str());
+        let page = pending(connection, key, &hold.group, (&span.0, span.1), PENDING_A_PAGE).await?;
+        lost += page.len() as u64;
+        from = page.last().filter(|_| page.len() == PENDING_A_PAGE).map(|last| last.next());
+    }
+    Ok(lost)
+}
+
+/// Removes whole nodes of entries up to `last`, a bounded number at a time.
+pub(crate) async fn trim_nodes(
+    connection: &mut impl ConnectionLike,
+    key: &str,
+    last: EntryId,
+) -> Result<u64, ReadError> {
+    let mut trimmed = 0;
+    loop {
+        let mut command = redis::cmd("XTRIM");
+        command.arg(key).arg("MINID").arg("~").arg(last.next().to_string());
+        command.arg("LIMIT").arg(ENTRIES_A_TRIM);
+        let count: u64 = query(&command, connection, key).await?;
+        if count == 0 {
+            return Ok(trimmed);
+        }
+        trimmed += count;
+    }
+}
+
+/// Removes every entry up to `last`.
+pub(crate) async fn trim_exactly(
+    connection: &mut impl ConnectionLike,
+    key: &str,
+    last: EntryId,
+) -> Result<u64, ReadError> {
+    let mut command = redis::cmd("XTRIM");
+    command.arg(key).arg("MINID").arg("=").arg(last.next().to_string());
+    query(&command, connection, key).await
+}
+
+fn parse(id: &str) -> Result<EntryId, ReadError> {
+    id.parse().map_err(|()| unexpected("a stream command: an ID is malformed"))
+}

@@ -1,0 +1,88 @@
+//! Scripts: `EVALSHA`, and `EVAL` where the server has not seen the script yet.
+
+use redis::aio::ConnectionLike;
+use redis::{Cmd, ErrorKind, ServerErrorKind, Value};
+
+use crate::errors::RedisFailure;
+
+/// One Lua script and its SHA-1, by which a server that has seen it knows it.
+pub(crate) struct Script {
+    code: &'static str,
+    sha1: String,
+}
+
+/// The keys and arguments of one call.
+pub(crate) struct Call<'a> {
+    pub(crate) keys: &'a [&'a str],
+    pub(crate) arguments: &'a [&'a [u8]],
+}
+
+impl Script {
+    pub(crate) fn new(code: &'static str) -> Self {
+        Self { code, sha1: redis::Script::new(code).get_hash().to_owned() }
+    }
+
+    /// Runs the script. Only the first call on a server carries the script's text.
+    pub(crate) async fn call(
+        &self,
+        connection: &mut impl ConnectionLike,
+        call: Call<'_>,
+    ) -> Result<Reply, RedisFailure> {
+        let answer = command("EVALSHA", &self.sha1, &call).query_async(connection).await;
+        let value: Value = match answer {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                command("EVAL", self.code, &call).query_async(connection).await?
+            }
+            other => other?,
+        };
+        Reply::read(value)
+    }
+}
+
+fn command(name: &str, script: &str, call: &Call<'_>) -> Cmd {
+    let bytes = call.arguments.iter().map(|a| a.len()).sum::<usize>() + script.len() + 512;
+    let mut command = Cmd::with_capacity(call.keys.len() + call.arguments.len() + 3, bytes);
+    command.arg(name).arg(script).arg(call.keys.len());
+    call.keys.iter().for_each(|key| {
+        command.arg(*key);
+    });
+    call.arguments.iter().for_each(|argument| {
+        command.arg(*argument);
+    });
+    command
+}
+
+/// What a script of ours returns: a word that says what happened, and texts that go with it.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) outcome: String,
+    pub(crate) rest: Vec<String>,
+}
+
+impl Reply {
+    fn read(value: Value) -> Result<Self, RedisFailure> {
+        let unexpected = || RedisFailure::unexpected("a script");
+        let mut words: Vec<String> = redis::from_redis_value(value).map_err(|_| unexpected())?;
+        if words.is_empty() {
+            return Err(unexpected());
+        }
+        let outcome = words.remove(0);
+        Ok(Self { outcome, rest: words })
+    }
+
+    /// The text at `index` after the outcome; empty where there is none.
+    pub(crate) fn text(&self, index: usize) -> String {
+        self.rest.get(index).cloned().unwrap_or_default()
+    }
+
+    /// The number at `index` after the outcome.
+    pub(crate) fn number(&self, index: usize) -> Result<u64, RedisFailure> {
+        self.text(index).parse().map_err(|_| RedisFailure::unexpected("a script"))
+    }
+
+    /// The texts from `index` on as pairs of names and values.
+    pub(crate) fn fields(&self, index: usize) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let fields = self.rest.get(index..).unwrap_or_default();
+        fields.chunks_exact(2).map(|pair| (pair[0].as_bytes(), pair[1].as_bytes()))
+    }
+}

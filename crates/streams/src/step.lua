@@ -1,0 +1,162 @@
+-- One step of a chain, whole or not at all. Everything that can refuse is read before the first
+-- write, and the first write is one that Redis refuses when memory is full (HSET, XADD, XSETID):
+-- once a script has written, Redis no longer refuses it.
+--
+-- KEYS  1 events  2 blocks  3 cursor  4 seen (add and remove)
+-- ARGV  1 op  2 writer  3 epoch  4 seq  5 tip hash: what the caller believes the cursor holds
+--       6 the ID that the stream must not be below; empty if that need not be looked at
+--       alarm: 7 its text. All others, the marker:
+--       7 seq  8 number  9 hash  10 parent_hash  11 timestamp  12 events  13 proof  14 filter
+--       15 number and 16 hash of the tip after the step
+--       17 lifetime of the dedup record in seconds  18 chain_id  19 removed
+--       from 20 on, six for each entry: tx_hash tx_index log_index contract topics data
+local EVENTS, BLOCKS, CURSOR, SEEN = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local op, writer, epoch, seq, tip, floor = unpack(ARGV, 1, 6)
+
+for i, kind in ipairs({'stream', 'stream', 'hash', 'string'}) do
+  if KEYS[i] then
+    local found = redis.call('TYPE', KEYS[i]).ok
+    if found ~= 'none' and found ~= kind then
+      return {'wrong_type', KEYS[i], found, kind}
+    end
+  end
+end
+
+local held = {}
+local fields = redis.call('HGETALL', CURSOR)
+for i = 1, #fields, 2 do held[fields[i]] = fields[i + 1] end
+
+local function moved()
+  table.insert(fields, 1, 'moved')
+  return fields
+end
+
+if #fields == 0 then return moved() end
+if held.writer ~= writer or held.epoch ~= epoch then
+  return {'fenced', held.writer or '', held.epoch or '0'}
+end
+local in_place = held.seq == seq and held.hash == tip
+
+if op == 'alarm' then
+  if not in_place then return moved() end
+  redis.call('HSET', CURSOR, 'alarm', ARGV[7])
+  return {'published', '', '', '0'}
+end
+if op ~= 'retreat' and held.alarm ~= '' then return {'alarmed', held.alarm} end
+
+local next_seq, number, hash, parent, timestamp, count, proof, filter = unpack(ARGV, 7, 14)
+local tip_number, tip_hash, ttl, chain_id, removed = unpack(ARGV, 15, 19)
+
+-- A retreat is told as what it is to readers: the finalized block from now on.
+local kind = op == 'retreat' and 'finalized' or op
+
+-- This very step may already be in: its answer was lost, and the caller asks again.
+if held.seq == next_seq then
+  local newest = redis.call('XREVRANGE', BLOCKS, '+', '-', 'COUNT', 1)[1]
+  if newest then
+    local marker = {}
+    for i = 1, #newest[2], 2 do marker[newest[2][i]] = newest[2][i + 1] end
+    if marker.seq == next_seq and marker.op == kind and marker.hash == hash then
+      return {'published', marker.first_id, marker.last_id, marker.events}
+    end
+  end
+end
+
+if op == 'add' then
+  local record = redis.call('GET', SEEN)
+  if record then
+    if in_place and (tip == '' or parent == tip) then
+      return {'inconsistent', 'the dedup record of block ' .. number .. ' ' .. hash ..
+        ' exists, but the cursor stands before it'}
+    end
+    return {'duplicate', string.match(record, '^%d+') or '0'}
+  end
+  if in_place and hash == tip then return {'duplicate', count} end
+end
+if not in_place then return moved() end
+
+local function refused(why)
+  return {'refused', op .. ' of block ' .. number .. ' ' .. hash .. ': ' .. why}
+end
+local n = tonumber(number)
+local final = held.finalized_hash ~= '' and tonumber(held.finalized_number)
+if op == 'add' then
+  if tip ~= '' and parent ~= tip then
+    return refused('its parent is ' .. parent .. ', the tip is ' .. tip)
+  end
+  local want = tip == '' and tonumber(held.start_number) or tonumber(held.number) + 1
+  if n ~= want then return refused(string.format('the next block is %.0f', want)) end
+elseif op == 'remove' then
+  if hash ~= tip or n ~= tonumber(held.number) then return refused('the tip is ' .. tip) end
+  if final and n <= final then return refused(string.format('%.0f is finalized', final)) end
+elseif op == 'gap' then
+  local least = tip == '' and tonumber(held.start_number) or tonumber(held.number) + 1
+  if n < least then return refused(string.format('a gap does not end below %.0f', least)) end
+elseif op == 'retreat' then
+  if held.alarm == '' then return refused('no alarm is latched') end
+  if not final or n > final then return refused('it is not at or below the finalized block') end
+elseif op == 'finalized' then
+  if tip == '' or n > tonumber(held.number) then return refused('it is above the tip') end
+  if final and n == final and hash == held.finalized_hash then return {'duplicate', '0'} end
+  if final and n <= final then
+    return refused(string.format('%.0f ', final) .. held.finalized_hash .. ' is finalized')
+  end
+end
+
+-- IDs as numbers: both parts are compared as decimals without leading zeros.
+local function below(a, b)
+  local am, as = string.match(a, '^(%d+)-(%d+)$')
+  local bm, bs = string.match(b, '^(%d+)-(%d+)$')
+  if am ~= bm then return #am < #bm or (#am == #bm and am < bm) end
+  return #as < #bs or (#as == #bs and as < bs)
+end
+local function last_generated_id()
+  if redis.call('EXISTS', EVENTS) == 0 then return nil end
+  local info = redis.call('XINFO', 'STREAM', EVENTS)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then return info[i + 1] end
+  end
+end
+
+-- A failover may have taken back IDs that readers have already seen: they would wait for higher
+-- ones and overlook the entries that follow.
+if floor ~= '' then
+  local last = last_generated_id()
+  if not last or below(last, floor) then
+    if not last then
+      redis.call('XGROUP', 'CREATE', EVENTS, 'ethhook-lift', '0', 'MKSTREAM')
+      redis.call('XGROUP', 'DESTROY', EVENTS, 'ethhook-lift')
+    end
+    redis.call('XSETID', EVENTS, floor)
+  end
+end
+
+local first_id, last_id = '', nil
+for i = 20, #ARGV, 6 do
+  last_id = redis.call('XADD', EVENTS, '*',
+    'chain_id', chain_id, 'block_number', number, 'block_hash', hash,
+    'tx_hash', ARGV[i], 'tx_index', ARGV[i + 1], 'log_index', ARGV[i + 2],
+    'contract', ARGV[i + 3], 'topics', ARGV[i + 4], 'data', ARGV[i + 5],
+    'timestamp', timestamp, 'removed', removed)
+  if first_id == '' then first_id = last_id end
+end
+last_id = last_id or last_generated_id() or '0-0'
+redis.call('XADD', BLOCKS, '*',
+  'seq', next_seq, 'op', kind, 'number', number, 'hash', hash, 'parent_hash', parent,
+  'timestamp', timestamp, 'events', count, 'first_id', first_id, 'last_id', last_id,
+  'proof', proof, 'filter', filter)
+if op == 'retreat' then
+  redis.call('HSET', CURSOR,
+    'seq', next_seq, 'finalized_number', number, 'finalized_hash', hash, 'alarm', '')
+elseif op == 'finalized' then
+  redis.call('HSET', CURSOR, 'seq', next_seq, 'finalized_number', number, 'finalized_hash', hash)
+else
+  redis.call('HSET', CURSOR,
+    'seq', next_seq, 'number', tip_number, 'hash', tip_hash, 'filter', filter)
+end
+if op == 'add' and first_id ~= '' then
+  redis.call('SET', SEEN, count .. ' ' .. first_id .. ' ' .. last_id, 'EX', ttl)
+elseif op == 'remove' then
+  redis.call('DEL', SEEN)
+end
+return {'published', first_id, last_id, count}

@@ -1,0 +1,357 @@
+//! One atomic step of a chain: what is sent to `step.lua` and what comes back.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use alloy_primitives::{B256, hex};
+use ethhook_domain::event::CodecError;
+use ethhook_domain::{BlockRef, ChainId, Cursor, ProcessedEvent, Proof};
+use redis::aio::ConnectionLike;
+
+use crate::entry_id::EntryId;
+use crate::errors::RedisFailure;
+use crate::keys::Keys;
+use crate::reader::PublishedBlock;
+use crate::script::{Call, Reply, Script};
+
+static STEP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("step.lua")));
+
+/// What happens to the chain next.
+#[derive(Debug, Clone, Copy)]
+pub enum Step<'a> {
+    /// A block joins: its parent is the tip, or free before the first block.
+    Add {
+        /// The block.
+        block: &'a BlockRef,
+        /// Its events after the filter, by ascending `log_index`; each of this block.
+        events: &'a [ProcessedEvent],
+        /// The strongest check it passed.
+        proof: Proof,
+        /// Digest of the filter in force.
+        filter: &'a str,
+    },
+    /// The tip is orphaned. Its parent becomes the tip; below the first block there is none.
+    Remove {
+        /// The tip, as it was published.
+        block: &'a PublishedBlock,
+        /// Its events as they were published, reversed, each with `removed` set.
+        events: &'a [ProcessedEvent],
+    },
+    /// A published block is final; refused if one above it already is.
+    Finalized {
+        /// The block.
+        block: &'a BlockRef,
+    },
+    /// An operator's order to skip: the tip becomes this block, which is above it, and nothing
+    /// between the two is ever published.
+    Gap {
+        /// The last skipped block; its `parent_hash` does not matter.
+        block: &'a BlockRef,
+    },
+    /// An operator accepts that what was final is so no longer: finality moves back to this block,
+    /// which is published, or where the published chain now begins. Clears the alarm that must be
+    /// latched, in the same step.
+    Retreat {
+        /// The fork point; at or below the finalized block.
+        to: &'a BlockRef,
+    },
+    /// The chain stands still until an operator clears this text from the cursor; an empty text
+    /// clears it.
+    Alarm {
+        /// Why.
+        text: &'a str,
+    },
+}
+
+/// What a step did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in, now or since an earlier call whose answer was lost.
+    Published {
+        /// ID of its first entry; empty if it has none.
+        first_id: String,
+        /// The event stream's last ID after it; empty for an alarm.
+        last_id: String,
+        /// How many entries it has.
+        events: u64,
+    },
+    /// The block is already in the stream; nothing was published.
+    Duplicate {
+        /// How many entries it has there.
+        events: u64,
+    },
+}
+
+/// Why a step was not taken. Nothing of it is in the stream, except that after a retryable
+/// failure it may be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// Redis failed. If that is retryable, call again with the same step: should it already be in,
+    /// the answer is [`Outcome::Published`].
+    #[error(transparent)]
+    Redis(#[from] RedisFailure),
+    /// The cursor is not what this publisher believes: rolled back, wiped or moved. Open anew.
+    #[error("the cursor moved: {}", held_text(.held.as_deref()))]
+    Moved {
+        /// What Redis holds; none if there is no cursor.
+        held: Option<Box<Cursor>>,
+    },
+    /// Another writer has the chain, or another process under our own id.
+    #[error("the chain is written by `{writer}` under epoch {epoch}")]
+    Fenced {
+        /// Its `INSTANCE_ID`.
+        writer: String,
+        /// Its epoch.
+        epoch: u64,
+    },
+    /// An alarm is latched in the cursor.
+    #[error("the chain stands still: {0}")]
+    Alarmed(String),
+    /// The step does not fit the chain: the caller's mistake.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// Redis contradicts itself.
+    #[error("{0}: run `ethhook reset --chain NAME` to start the chain anew")]
+    Inconsistent(String),
+    /// The cursor cannot be read.
+    #[error("the cursor is damaged: {0}")]
+    Malformed(CodecError),
+    /// A key is not what this program makes of it.
+    #[error("key `{key}` holds a {found}, expected a {expected}")]
+    WrongType {
+        /// Its name.
+        key: String,
+        /// The type Redis names.
+        found: String,
+        /// The type it should have.
+        expected: String,
+    },
+}
+
+impl StepError {
+    /// The label of the error metric.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Redis(failure) => failure.kind.as_str(),
+            Self::Moved { .. } => "moved",
+            Self::Fenced { .. } => "fenced",
+            Self::Alarmed(_) => "alarmed",
+            Self::Refused(_) => "refused",
+            Self::Inconsistent(_) => "inconsistent",
+            Self::Malformed(_) => "malformed",
+            Self::WrongType { .. } => "wrong_type",
+        }
+    }
+
+    /// Whether the same step may be taken by calling again.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Redis(failure) if failure.is_retryable())
+    }
+}
+
+fn held_text(held: Option<&Cursor>) -> String {
+    match held {
+        None => "there is none".to_owned(),
+        Some(cursor) => format!("Redis holds block {} (seq {})", cursor.number, cursor.seq),
+    }
+}
+
+impl Step<'_> {
+    /// The cursor once this step has been taken on `before`.
+    pub(crate) fn after(&self, before: &Cursor) -> Cursor {
+        let mut after = before.clone();
+        match self {
+            Self::Add { block, filter, .. } => {
+                after.number = block.number;
+                after.hash = Some(block.hash);
+                (*filter).clone_into(&mut after.filter);
+            }
+            Self::Remove { block, .. } => {
+                let block = &block.block;
+                after.number = block.number.saturating_sub(1);
+                after.hash = (block.number > before.start_number).then_some(block.parent_hash);
+            }
+            Self::Gap { block } => {
+                after.number = block.number;
+                after.hash = Some(block.hash);
+            }
+            Self::Finalized { block } => {
+                after.finalized_number = block.number;
+                after.finalized_hash = Some(block.hash);
+            }
+            Self::Retreat { to } => {
+                after.finalized_number = to.number;
+                after.finalized_hash = Some(to.hash);
+                after.alarm.clear();
+            }
+            Self::Alarm { text } => {
+                (*text).clone_into(&mut after.alarm);
+                return after;
+            }
+        }
+        after.seq += 1;
+        after
+    }
+
+    pub(crate) fn op(&self) -> &'static str {
+        match self {
+            Self::Add { .. } => "add",
+            Self::Remove { .. } => "remove",
+            Self::Finalized { .. } => "finalized",
+            Self::Gap { .. } => "gap",
+            Self::Retreat { .. } => "retreat",
+            Self::Alarm { .. } => "alarm",
+        }
+    }
+
+    fn events(&self) -> &[ProcessedEvent] {
+        match self {
+            Self::Add { events, .. } | Self::Remove { events, .. } => events,
+            _ => &[],
+        }
+    }
+
+    /// The marker's block and the check it passed. Which check a final block had passed stands in
+    /// its `add`; of a skipped block nothing was checked.
+    fn block(&self) -> Option<(&BlockRef, Proof)> {
+        match self {
+            Self::Add { block, proof, .. } => Some((block, *proof)),
+            Self::Remove { block, .. } => Some((&block.block, block.proof)),
+            Self::Finalized { block } | Self::Gap { block } | Self::Retreat { to: block } => {
+                Some((block, Proof::Structure))
+            }
+            Self::Alarm { .. } => None,
+        }
+    }
+
+    /// Whether the entries are those of the block: the script takes the fields that a block's
+    /// entries share from the marker.
+    fn check(&self, chain: ChainId) -> Result<(), StepError> {
+        let Some((block, _)) = self.block() else { return Ok(()) };
+        let removed = matches!(self, Self::Remove { .. });
+        let foreign = self.events().iter().find(|event| {
+            event.chain_id != chain
+                || event.block_hash != block.hash
+                || event.block_number != block.number
+                || event.timestamp != block.timestamp
+                || event.removed != removed
+        });
+        match foreign {
+            Some(event) => Err(StepError::Refused(format!(
+                "{} of block {block}: log {} of block {} (removed: {}) is not part of it",
+                self.op(),
+                event.log_index,
+                event.block_number,
+                event.removed,
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// How a step is sent: whose it is, and what rides along.
+pub(crate) struct Envelope<'a> {
+    pub(crate) chain: ChainId,
+    pub(crate) keys: &'a Keys,
+    pub(crate) believed: &'a Cursor,
+    pub(crate) dedup_ttl: Duration,
+    /// Below this the event stream's last ID must not be.
+    pub(crate) floor: Option<EntryId>,
+}
+
+/// Takes `step` if the cursor holds what the envelope believes.
+pub(crate) async fn take(
+    connection: &mut impl ConnectionLike,
+    envelope: &Envelope<'_>,
+    step: &Step<'_>,
+) -> Result<Outcome, StepError> {
+    step.check(envelope.chain)?;
+    let head = head(envelope, step);
+    let tail: Vec<_> = step.events().iter().map(ProcessedEvent::to_values).collect();
+    let mut arguments: Vec<&[u8]> = Vec::with_capacity(head.len() + tail.len() * 6);
+    arguments.extend(head.iter().map(String::as_bytes));
+    for [_, _, _, tx_hash, tx_index, log_index, contract, topics, data, _, _] in &tail {
+        let own = [tx_hash, tx_index, log_index, contract, topics, data];
+        arguments.extend(own.map(String::as_bytes));
+    }
+    let keys = envelope.keys;
+    let seen = match step {
+        Step::Add { .. } | Step::Remove { .. } => step.block().map(|(b, _)| keys.seen(b.hash)),
+        _ => None,
+    };
+    let mut names = vec![keys.events.as_str(), &keys.blocks, &keys.cursor];
+    names.extend(seen.as_deref());
+    let reply = STEP.call(connection, Call { keys: &names, arguments: &arguments }).await?;
+    read(&reply)
+}
+
+/// The arguments before the entries, in the order that `step.lua` lists.
+fn head(envelope: &Envelope<'_>, step: &Step<'_>) -> Vec<String> {
+    let believed = envelope.believed;
+    let mut head = vec![
+        step.op().to_owned(),
+        believed.writer.clone(),
+        believed.epoch.to_string(),
+        believed.seq.to_string(),
+        optional(believed.hash),
+        envelope.floor.map(|id| id.to_string()).unwrap_or_default(),
+    ];
+    if let Step::Alarm { text } = step {
+        head.push((*text).to_owned());
+    }
+    if let Some((block, proof)) = step.block() {
+        let after = step.after(believed);
+        let parent = match step {
+            Step::Gap { .. } => optional(believed.hash),
+            _ => hex::encode_prefixed(block.parent_hash),
+        };
+        head.extend([
+            after.seq.to_string(),
+            block.number.to_string(),
+            hex::encode_prefixed(block.hash),
+            parent,
+            block.timestamp.to_string(),
+            step.events().len().to_string(),
+            proof.to_string(),
+            after.filter.clone(),
+            after.number.to_string(),
+            optional(after.hash),
+            envelope.dedup_ttl.as_secs().max(1).to_string(),
+            envelope.chain.to_string(),
+            matches!(step, Step::Remove { .. }).to_string(),
+        ]);
+    }
+    head
+}
+
+fn optional(hash: Option<B256>) -> String {
+    hash.map(hex::encode_prefixed).unwrap_or_default()
+}
+
+fn read(reply: &Reply) -> Result<Outcome, StepError> {
+    match reply.outcome.as_str() {
+        "published" => Ok(Outcome::Published {
+            first_id: reply.text(0),
+            last_id: reply.text(1),
+            events: reply.number(2)?,
+        }),
+        "duplicate" => Ok(Outcome::Duplicate { events: reply.number(0)? }),
+        "moved" if reply.rest.is_empty() => Err(StepError::Moved { held: None }),
+        "moved" => match Cursor::from_fields(reply.fields(0)) {
+            Ok(cursor) => Err(StepError::Moved { held: Some(Box::new(cursor)) }),
+            Err(error) => Err(StepError::Malformed(error)),
+        },
+        "fenced" => Err(StepError::Fenced { writer: reply.text(0), epoch: reply.number(1)? }),
+        "alarmed" => Err(StepError::Alarmed(reply.text(0))),
+        "refused" => Err(StepError::Refused(reply.text(0))),
+        "inconsistent" => Err(StepError::Inconsistent(reply.text(0))),
+        "wrong_type" => Err(StepError::WrongType {
+            key: reply.text(0),
+            found: reply.text(1),
+            expected: reply.text(2),
+        }),
+        _ => Err(RedisFailure::unexpected("a step").into()),
+    }
+}

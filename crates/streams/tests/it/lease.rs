@@ -1,0 +1,226 @@
+//! Who may write: G5.
+
+use std::time::Duration;
+
+use ethhook_domain::Cursor;
+use ethhook_streams::{LeaseError, OpenError, Publisher, ResetError, Streams};
+use tokio::time::{Instant, sleep};
+
+use crate::chain::{CHAIN, DEDUP_TTL, Fixture, add, add_all, block, first, open};
+
+async fn open_for(streams: &Streams, writer: &str, ttl: Duration) -> Result<Publisher, OpenError> {
+    Publisher::open(streams, CHAIN, writer, ttl, DEDUP_TTL, Some(first())).await
+}
+
+async fn until_free(redis: &mut Fixture) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while redis.ask::<i64>("EXISTS lease:{events:7}").await == 1 {
+        assert!(Instant::now() < deadline, "the lease does not expire");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn taking_the_lease_makes_the_cursor_and_raises_the_epoch() {
+    let mut redis = Fixture::new().await;
+    let begun = redis.publisher().await;
+    let wanted = Cursor { writer: "one".into(), epoch: 1, ..first() };
+    assert_eq!((begun.cursor(), &redis.cursor().await), (&wanted, &wanted));
+    let ttl: i64 = redis.ask("PTTL lease:{events:7}").await;
+    assert!((9_000..=10_000).contains(&ttl), "{ttl} ms");
+    // Its own id takes it back at once, and the cursor that is there wins over the one offered.
+    let other = Cursor { start_number: 500, ..first() };
+    let again = open(&redis.streams, "one", Some(other)).await.unwrap();
+    assert_eq!(again.cursor(), &Cursor { epoch: 2, ..wanted });
+}
+
+#[tokio::test]
+async fn another_instance_waits_for_the_lease_to_run_out() {
+    let mut redis = Fixture::new().await;
+    let mut one = open_for(&redis.streams, "one", Duration::from_millis(400)).await.unwrap();
+    match open_for(&redis.streams, "two", Duration::from_secs(10)).await {
+        Err(error @ OpenError::LeaseHeld { .. }) => {
+            assert!(error.is_retryable() && error.to_string().contains("`one`"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(redis.cursor().await.epoch, 1, "who is refused changes nothing");
+    until_free(&mut redis).await;
+    let mut two = open_for(&redis.streams, "two", Duration::from_secs(10)).await.unwrap();
+    assert_eq!((two.cursor().epoch, two.cursor().writer.as_str()), (2, "two"));
+    let lost = one.renew().await.unwrap_err();
+    assert_eq!(lost, LeaseError::Lost { owner: "two".into(), epoch: 2 });
+    two.renew().await.unwrap();
+    // One who lost it cannot give it away either.
+    one.release().await;
+    assert_eq!(redis.ask::<String>("GET lease:{events:7}").await, "two");
+    two.release().await;
+    assert_eq!(redis.ask::<i64>("EXISTS lease:{events:7}").await, 0);
+    assert_eq!(
+        open_for(&redis.streams, "one", Duration::from_secs(1)).await.unwrap().cursor().epoch,
+        3
+    );
+}
+
+#[tokio::test]
+async fn a_lease_that_ran_out_is_renewed_if_nobody_took_it() {
+    let mut redis = Fixture::new().await;
+    let mut one = open_for(&redis.streams, "one", Duration::from_millis(50)).await.unwrap();
+    add(&mut one, &block("1a", "0", 1)).await;
+    until_free(&mut redis).await;
+    one.renew().await.unwrap();
+    assert_eq!(redis.cursor().await.epoch, 1);
+    until_free(&mut redis).await;
+    // Somebody had it in between, and it ran out again: the epoch tells.
+    open_for(&redis.streams, "two", Duration::from_millis(50)).await.unwrap();
+    until_free(&mut redis).await;
+    let lost = one.renew().await.unwrap_err();
+    assert_eq!(lost, LeaseError::Lost { owner: "two".into(), epoch: 2 });
+    assert_eq!(redis.ask::<i64>("EXISTS lease:{events:7}").await, 0);
+}
+
+#[tokio::test]
+async fn a_second_process_under_our_id_is_told_apart() {
+    let mut redis = Fixture::new().await;
+    let mut one = redis.publisher().await;
+    let mut twin = redis.publisher().await;
+    let lost = one.renew().await.unwrap_err();
+    assert_eq!(lost, LeaseError::Lost { owner: "one".into(), epoch: 2 });
+    one.release().await;
+    assert_eq!(redis.ask::<String>("GET lease:{events:7}").await, "one", "it is the twin's");
+    twin.renew().await.unwrap();
+    // A lease in another's name is not renewed, whatever the cursor says.
+    redis.ask::<String>("SET lease:{events:7} two PX 10000").await;
+    let lost = twin.renew().await.unwrap_err();
+    assert_eq!(lost, LeaseError::Lost { owner: "two".into(), epoch: 2 });
+}
+
+#[tokio::test]
+async fn a_chain_without_a_cursor_needs_one_to_begin_with() {
+    let redis = Fixture::new().await;
+    assert_eq!(open(&redis.streams, "one", None).await.unwrap_err(), OpenError::NoCursor);
+    assert_eq!(redis.streams.cursor(CHAIN).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn leftovers_without_a_cursor_are_refused_until_reset() {
+    let mut redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add_all(&mut publisher, 1..=2, 2).await;
+    publisher.release().await;
+    redis.ask::<i64>("DEL cursor:{events:7}").await;
+    let (events, blocks) = ("events:7".to_owned(), "blocks:{events:7}".to_owned());
+    for (left, gone) in [(vec![&events, &blocks], &events), (vec![&blocks], &blocks)] {
+        let before = redis.dump().await;
+        match open(&redis.streams, "one", Some(first())).await {
+            Err(OpenError::Leftovers { keys }) => assert_eq!(keys.iter().collect::<Vec<_>>(), left),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(redis.dump().await, before);
+        redis.ask::<i64>(&format!("DEL {gone}")).await;
+    }
+    // Now only dedup records are left.
+    for first in [None, Some(first())] {
+        let error = open(&redis.streams, "one", first).await.unwrap_err();
+        assert!(error.to_string().contains("seen:{events:7}:0x"), "{error}");
+        assert!(error.to_string().contains("ethhook reset --chain NAME"), "{error}");
+    }
+    redis.ask::<String>("SET seen:{events:8}:other kept").await;
+    redis.streams.reset(CHAIN).await.unwrap();
+    assert_eq!(redis.ask::<Vec<String>>("KEYS *").await, ["seen:{events:8}:other"]);
+    open(&redis.streams, "one", Some(first())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_group_that_waits_for_the_first_block_is_no_leftover() {
+    let mut redis = Fixture::new().await;
+    redis.ask::<String>("XGROUP CREATE events:7 readers 0 MKSTREAM").await;
+    let mut publisher = redis.publisher().await;
+    add(&mut publisher, &block("1a", "0", 2)).await;
+    let group = redis.streams.inventory(CHAIN).await.unwrap().groups.pop().unwrap();
+    assert_eq!((group.name.as_str(), group.pending, group.lag), ("readers", 0, Some(2)));
+}
+
+#[tokio::test]
+async fn reset_is_refused_while_anybody_writes() {
+    let mut redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add_all(&mut publisher, 1..=3, 2).await;
+    let before = redis.dump().await;
+    match redis.streams.reset(CHAIN).await {
+        Err(ResetError::LeaseHeld { owner, remaining }) => {
+            assert!(owner == "one" && remaining.is_some());
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(redis.dump().await, before);
+    let inventory = redis.streams.inventory(CHAIN).await.unwrap();
+    assert_eq!((inventory.events_len, inventory.blocks_len), (6, 3));
+    assert_eq!((inventory.dedup_records, inventory.lease.as_deref()), (3, Some("one")));
+    publisher.release().await;
+    redis.streams.reset(CHAIN).await.unwrap();
+    assert_eq!(redis.dump().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn reset_deletes_whatever_the_keys_hold() {
+    let mut redis = Fixture::new().await;
+    let keys = redis.keys.clone();
+    for key in [&keys.lease, &keys.cursor, &keys.events, &keys.blocks] {
+        redis.ask::<i64>(&format!("SADD {key} x")).await;
+    }
+    redis.streams.reset(CHAIN).await.unwrap();
+    assert_eq!(redis.ask::<Vec<String>>("KEYS *").await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_cursor_or_a_key_that_is_not_ours_is_refused_by_name() {
+    let mut redis = Fixture::new().await;
+    redis.publisher().await;
+    for (field, value, part) in
+        [("schema", "2", "schema `2`"), ("encoding", "msgpack", "encoding `msgpack`")]
+    {
+        let held: String = redis.ask(&format!("HGET cursor:{{events:7}} {field}")).await;
+        redis.raw_hset("cursor:{events:7}", field, value).await;
+        let before = redis.dump().await;
+        let error = open(&redis.streams, "one", Some(first())).await.unwrap_err();
+        assert!(error.to_string().contains(part) && !error.is_retryable(), "{error}");
+        assert_eq!(redis.dump().await, before);
+        redis.raw_hset("cursor:{events:7}", field, &held).await;
+    }
+    let keys = redis.keys.clone();
+    for key in [keys.lease, keys.cursor, keys.events, keys.blocks] {
+        redis.ask::<i64>(&format!("DEL {key}")).await;
+        redis.ask::<i64>(&format!("SADD {key} x")).await;
+        let error = open(&redis.streams, "one", Some(first())).await.unwrap_err();
+        assert!(error.to_string().contains(&format!("`{key}` holds a set")), "{error}");
+        redis.ask::<i64>(&format!("DEL {key}")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_user_who_may_not_write_a_key_gets_no_lease() {
+    let mut redis = Fixture::new().await;
+    let users = [
+        ("+@all ~lease:* ~cursor:* ~events:* ~seen:*", "blocks"),
+        ("+@all ~lease:* ~cursor:* ~blocks:* ~events:*", "seen"),
+        // Rights on the keys, and the command on some of them only: without a try beforehand, a
+        // step would be cut in the middle.
+        ("~* +@all -xadd (+@all ~events:*)", "XADD blocks"),
+        ("~* +@all -xadd (+@all ~blocks:*)", "XADD events"),
+        ("~* +@all -set (+@all ~lease:*)", "SET seen"),
+        ("~* +@all -del (+@all ~lease:*)", "DEL seen"),
+    ];
+    for (rights, missing) in users {
+        redis.ask::<redis::Value>(&format!("ACL SETUSER poor reset on >pw {rights}")).await;
+        let url = format!("redis://poor:pw@127.0.0.1:{}/", redis.server.port());
+        let config = ethhook_streams::RedisConfig::new(ethhook_domain::Secret::new(url));
+        let streams = Streams::new(config).unwrap();
+        let error = open(&streams, "one", Some(first())).await.unwrap_err();
+        assert!(
+            matches!(error, OpenError::Redis(_)) && !error.is_retryable(),
+            "{missing}: {error}"
+        );
+        assert_eq!(redis.dump().await, Vec::<String>::new(), "{missing}");
+    }
+}

@@ -1,0 +1,16 @@
+//! Every promise of this crate, held against a real redis-server.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a test fails by panicking, and says what it shows by its name"
+)]
+
+mod chain;
+mod fault;
+mod lease;
+mod orders;
+mod preflight;
+mod reader;
+mod retention;
+mod step;

@@ -1,0 +1,69 @@
+//! Looking at the server before anything starts.
+
+use ethhook_domain::Secret;
+use ethhook_streams::{PreflightError, RedisConfig, Streams};
+use ethhook_testkit::redis_server::RedisOptions;
+
+use crate::chain::Fixture;
+
+#[tokio::test]
+async fn a_right_server_passes_and_is_left_as_it_was() {
+    let mut redis =
+        Fixture::with(RedisOptions { maxmemory: "64mb".into(), ..RedisOptions::default() }).await;
+    let server = redis.streams.preflight().await.unwrap();
+    assert!(server.version.starts_with(|c: char| c.is_ascii_alphanumeric()), "{server:?}");
+    assert_eq!(server.maxmemory, Some(64 << 20));
+    assert_eq!(redis.ask::<Vec<String>>("KEYS *").await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_server_that_evicts_is_refused() {
+    let redis =
+        Fixture::with(RedisOptions { maxmemory_policy: "allkeys-lru", ..RedisOptions::default() })
+            .await;
+    let error = redis.streams.preflight().await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "maxmemory-policy is allkeys-lru; noeviction is required: CONFIG SET maxmemory-policy \
+         noeviction"
+    );
+    assert!(!error.is_retryable());
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_or_full_may_pass_later() {
+    let mut redis =
+        Fixture::with(RedisOptions { maxmemory: "1mb".into(), ..RedisOptions::default() }).await;
+    let full = redis.streams.preflight().await.unwrap_err();
+    assert!(full.is_retryable() && full.to_string().contains("OOM"), "{full}");
+    redis.server.kill();
+    let away = redis.streams.preflight().await.unwrap_err();
+    assert!(away.is_retryable() && away.to_string().contains("connection refused"), "{away}");
+    assert!(redis.streams.ping().await.is_err());
+    redis.server.start().await.unwrap();
+    redis.streams.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_missing_right_is_named_and_the_password_is_not() {
+    let mut redis = Fixture::new().await;
+    for denied in ["xtrim", "xinfo", "xadd", "xsetid", "scan", "evalsha", "memory"] {
+        redis
+            .ask::<redis::Value>(&format!("ACL SETUSER poor on >hunter2 ~* &* +@all -{denied}"))
+            .await;
+        let url = format!("redis://poor:hunter2@127.0.0.1:{}/", redis.server.port());
+        let streams = Streams::new(RedisConfig::new(Secret::new(url))).unwrap();
+        let error = streams.preflight().await.unwrap_err();
+        assert!(matches!(error, PreflightError::Probe { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(denied) && !text.contains('\n'), "{text}");
+        assert!(!format!("{text} {error:?}").contains("hunter2"));
+        redis.ask::<redis::Value>(&format!("ACL SETUSER poor +{denied}")).await;
+    }
+    let url = format!("redis://poor:wrong-hunter@127.0.0.1:{}/", redis.server.port());
+    let streams = Streams::new(RedisConfig::new(Secret::new(url))).unwrap();
+    let error = streams.preflight().await.unwrap_err();
+    assert!(!error.is_retryable() && error.to_string().contains("password"), "{error}");
+    assert!(!format!("{error} {error:?}").contains("wrong-hunter"));
+    assert_eq!(redis.ask::<Vec<String>>("KEYS *").await, Vec::<String>::new());
+}

@@ -1,0 +1,297 @@
+//! What leaves the streams and what must not: G8.
+
+use std::time::Duration;
+
+use ethhook_streams::{Publisher, Retained, Retention, Step};
+use tokio::time::{Instant, sleep};
+
+use crate::chain::{CHAIN, Fixture, add, add_all, block};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// Nothing is old, nothing is too much, everything is final.
+fn keep_all() -> Retention {
+    Retention { keep: HOUR, max_bytes: u64::MAX, finalized_number: u64::MAX, following_head: true }
+}
+
+fn keep_none() -> Retention {
+    Retention { keep: Duration::ZERO, ..keep_all() }
+}
+
+/// Blocks `1a ..= <n>a` with `events` each, all but the last `open` of them final.
+async fn chain(redis: &mut Fixture, n: u64, events: u64, open: u64) -> Publisher {
+    let mut publisher = redis.publisher().await;
+    add_all(&mut publisher, 1..=n, events).await;
+    let last = block(&format!("{}a", n - open), &format!("{}a", n - open - 1), 0);
+    publisher.apply(&Step::Finalized { block: &last.link }).await.unwrap();
+    // All that is there is older than now.
+    pass(redis, 2).await;
+    publisher
+}
+
+/// Waits until Redis' clock has gone on by so much.
+async fn pass(redis: &mut Fixture, wait_ms: u64) {
+    let millis = |(seconds, micros): (u64, u64)| seconds * 1_000 + micros / 1_000;
+    let before = millis(redis.ask("TIME").await);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while millis(redis.ask("TIME").await) < before + wait_ms {
+        assert!(Instant::now() < deadline, "Redis' clock stands still");
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn retain(redis: &Fixture, policy: &Retention) -> Retained {
+    redis.streams.retain(CHAIN, policy).await.unwrap()
+}
+
+/// Height of the oldest block that still has an entry, and how many entries there are.
+async fn rest(redis: &Fixture) -> (u64, usize) {
+    let events = redis.events().await;
+    (events.first().map_or(0, |(_, event)| event.block_number), events.len())
+}
+
+/// Every entry has its marker, every block above the oldest is whole, and `seq` has no holes.
+async fn check_whole(redis: &Fixture) {
+    let (events, markers) = (redis.events().await, redis.markers().await);
+    let seqs: Vec<_> = markers.iter().map(|m| m.seq).collect();
+    assert_eq!(seqs, (seqs[0]..=redis.cursor().await.seq).collect::<Vec<_>>());
+    let (oldest, _) = rest(redis).await;
+    for marker in markers.iter().filter(|m| m.op == ethhook_domain::Op::Add) {
+        let found = events.iter().filter(|(_, e)| e.block_hash == marker.hash).count() as u64;
+        let whole = found == marker.events;
+        assert!(whole || marker.number == oldest, "block {} has {found}", marker.number);
+    }
+    let known = |hash| markers.iter().any(|m| m.hash == hash);
+    assert!(events.iter().all(|(_, e)| known(e.block_hash)), "an entry without its marker");
+}
+
+#[tokio::test]
+async fn what_is_old_goes_and_what_is_young_stays() {
+    let mut redis = Fixture::new().await;
+    let mut publisher = chain(&mut redis, 100, 20, 0).await;
+    pass(&mut redis, 3_000).await;
+    add_all(&mut publisher, 101..=110, 20).await;
+    let last = block("110a", "109a", 0);
+    publisher.apply(&Step::Finalized { block: &last.link }).await.unwrap();
+    let policy = Retention { keep: Duration::from_millis(2_500), ..keep_all() };
+    let retained = retain(&redis, &policy).await;
+    let (oldest, entries) = rest(&redis).await;
+    // Whole nodes only: a few entries of block 100 may share one with block 101.
+    assert!((100..=101).contains(&oldest), "the oldest entry is of block {oldest}");
+    assert_eq!(retained.trimmed_entries, 2_200 - entries as u64);
+    assert!((99..=101).contains(&retained.trimmed_markers), "{retained:?}");
+    assert_eq!((retained.len, retained.held_by_group), (entries as u64, None));
+    check_whole(&redis).await;
+}
+
+#[tokio::test]
+async fn nothing_above_finalized_goes() {
+    let mut redis = Fixture::new().await;
+    let policy = Retention { max_bytes: 0, ..keep_none() };
+    assert_eq!(retain(&redis, &policy).await, Retained::default());
+    let mut publisher = redis.publisher().await;
+    add_all(&mut publisher, 1..=50, 20).await;
+    pass(&mut redis, 2).await;
+    assert_eq!(retain(&redis, &policy).await.trimmed_entries, 0, "nothing is final yet");
+    let final_block = block("30a", "29a", 0);
+    publisher.apply(&Step::Finalized { block: &final_block.link }).await.unwrap();
+    // The caller may know of less than the cursor, and never of more.
+    let less = Retention { finalized_number: 10, ..policy.clone() };
+    for (policy, boundary) in [(less, 10), (policy, 30)] {
+        retain(&redis, &policy).await;
+        let (oldest, entries) = rest(&redis).await;
+        assert!(oldest == boundary || oldest == boundary + 1, "oldest {oldest}");
+        assert!(entries as u64 >= (50 - boundary) * 20, "{entries}");
+        check_whole(&redis).await;
+        let window = redis.streams.window(CHAIN, publisher.cursor()).await.unwrap();
+        let numbers: Vec<_> = window.iter().map(|b| b.block.number).collect();
+        let begins = numbers[0];
+        assert!(begins == 30 || begins == 31);
+        assert_eq!(numbers, (begins..=50).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn the_newest_marker_stays_with_an_empty_stream() {
+    let mut redis = Fixture::new().await;
+    let publisher = chain(&mut redis, 40, 0, 0).await;
+    let retained = retain(&redis, &keep_none()).await;
+    assert_eq!(retained.trimmed_markers, 40);
+    assert_eq!(redis.markers().await.last().unwrap().seq, publisher.cursor().seq);
+    let mut publisher = publisher;
+    add(&mut publisher, &block("41a", "40a", 3)).await;
+    check_whole(&redis).await;
+}
+
+#[tokio::test]
+async fn the_byte_cap_takes_the_oldest_before_their_time() {
+    let mut redis = Fixture::new().await;
+    chain(&mut redis, 200, 20, 10).await;
+    let (_, bytes) = redis.streams.stream_size(CHAIN).await.unwrap();
+    let policy = Retention { max_bytes: bytes / 2, ..keep_all() };
+    let mut retained = retain(&redis, &policy).await;
+    let slack = 16 * 1024;
+    assert!(retained.bytes <= policy.max_bytes + slack, "{retained:?} of {bytes}");
+    assert!(retained.bytes >= policy.max_bytes - bytes / 10, "too much went: {retained:?}");
+    assert!(retained.lost_unread_by_group.is_empty());
+    check_whole(&redis).await;
+    // A cap below what must stay: everything up to finalized goes, nothing above.
+    for _ in 0..3 {
+        retained = retain(&redis, &Retention { max_bytes: 1, ..keep_all() }).await;
+    }
+    let (oldest, _) = rest(&redis).await;
+    assert!((190..=191).contains(&oldest), "{oldest}: {retained:?}");
+    check_whole(&redis).await;
+}
+
+#[tokio::test]
+async fn what_a_group_has_not_acknowledged_stays() {
+    let mut redis = Fixture::new().await;
+    chain(&mut redis, 50, 20, 0).await;
+    let policy = Retention { max_bytes: 1, following_head: false, ..keep_none() };
+    redis.ask::<String>("XGROUP CREATE events:7 slow 0").await;
+    redis.ask::<String>("XGROUP CREATE events:7 fast $").await;
+    // Nothing delivered: nothing goes.
+    let retained = retain(&redis, &policy).await;
+    assert_eq!((retained.trimmed_entries, retained.trimmed_markers), (0, 0));
+    assert_eq!(retained.held_by_group.as_deref(), Some("slow"));
+
+    // 600 delivered, 250 acknowledged: the first 12 blocks are done with, the 13th half.
+    redis.ask::<redis::Value>("XREADGROUP GROUP slow c COUNT 600 STREAMS events:7 >").await;
+    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id).collect();
+    let ack = async |redis: &mut Fixture, ids: &[String]| {
+        redis.ask::<i64>(&format!("XACK events:7 slow {}", ids.join(" "))).await
+    };
+    ack(&mut redis, &ids[..250]).await;
+    let retained = retain(&redis, &policy).await;
+    assert!((200..=240).contains(&retained.trimmed_entries), "{retained:?}");
+    assert_eq!(retained.held_by_group.as_deref(), Some("slow"));
+    let (oldest, entries) = rest(&redis).await;
+    assert!((12..=13).contains(&oldest) && entries >= 1_000 - 240, "{oldest} {entries}");
+    check_whole(&redis).await;
+
+    // One old entry unacknowledged holds all after it; delivered ones hold nothing more.
+    ack(&mut redis, &ids[251..600]).await;
+    let held = retain(&redis, &policy).await;
+    assert!(redis.events().await.iter().any(|(id, _)| *id == ids[250]), "{held:?}");
+    ack(&mut redis, &ids[250..251]).await;
+    retain(&redis, &policy).await;
+    let (oldest, _) = rest(&redis).await;
+    assert!((30..=31).contains(&oldest), "{oldest}");
+    assert!(redis.events().await.iter().any(|(id, _)| *id == ids[600]), "undelivered");
+    check_whole(&redis).await;
+}
+
+#[tokio::test]
+async fn only_at_the_head_the_cap_takes_what_is_unread_and_counts_it() {
+    let mut redis = Fixture::new().await;
+    chain(&mut redis, 50, 20, 5).await;
+    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id).collect();
+    redis.ask::<String>("XGROUP CREATE events:7 slow 0").await;
+    redis.ask::<String>("XGROUP CREATE events:7 idle 0").await;
+    redis.ask::<String>("XGROUP CREATE events:7 fast $").await;
+    // `slow`: 50 done with, 110 pending (60 of them later acknowledged), the rest undelivered.
+    redis.ask::<redis::Value>("XREADGROUP GROUP slow c COUNT 170 STREAMS events:7 >").await;
+    let done = [&ids[..50], &ids[60..70]].concat().join(" ");
+    redis.ask::<i64>(&format!("XACK events:7 slow {done}")).await;
+
+    let waiting = Retention { max_bytes: 1, following_head: false, ..keep_all() };
+    assert_eq!(retain(&redis, &waiting).await.trimmed_entries, 0, "a backfill waits");
+    let aged = retain(&redis, &keep_none()).await;
+    assert_eq!(aged.trimmed_entries, 0, "age alone takes nothing from a group");
+    assert_eq!(aged.held_by_group.as_deref(), Some("idle"));
+
+    let retained = retain(&redis, &Retention { max_bytes: 1, ..keep_all() }).await;
+    assert_eq!(retained.trimmed_entries, 900, "exactly up to finalized");
+    let mut lost = retained.lost_unread_by_group.clone();
+    lost.sort();
+    assert_eq!(lost, [("idle".to_owned(), 900), ("slow".to_owned(), 900 - 60)]);
+    assert_eq!(rest(&redis).await, (46, 100));
+    check_whole(&redis).await;
+
+    // What is gone stays pending in Redis' books and holds nothing any more.
+    let mut publisher = redis.publisher().await;
+    publisher.apply(&Step::Finalized { block: &block("50a", "49a", 0).link }).await.unwrap();
+    let pending: (u64, String, String, redis::Value) = redis.ask("XPENDING events:7 slow").await;
+    assert_eq!(pending.0, 110);
+    let again = retain(&redis, &Retention { max_bytes: 1, ..keep_all() }).await;
+    let mut lost = again.lost_unread_by_group.clone();
+    lost.sort();
+    assert_eq!(lost, [("idle".to_owned(), 100), ("slow".to_owned(), 100)]);
+    assert_eq!(redis.events().await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_sweep_with_nothing_to_trim_is_a_handful_of_small_questions() {
+    let mut redis = Fixture::new().await;
+    chain(&mut redis, 2_000, 1, 0).await;
+    redis.ask::<String>("XGROUP CREATE events:7 readers 0").await;
+    let commands = async |redis: &mut Fixture| -> u64 {
+        let info: String = redis.ask("INFO stats").await;
+        let line = info.lines().find_map(|l| l.strip_prefix("total_commands_processed:")).unwrap();
+        line.trim().parse().unwrap()
+    };
+    // The first one also opens a connection.
+    retain(&redis, &keep_all()).await;
+    let before = commands(&mut redis).await;
+    retain(&redis, &keep_all()).await;
+    let asked = commands(&mut redis).await - before - 1;
+    // Two of them are about the group: that it is there, and since when an entry waits for it.
+    assert!(asked <= 9, "{asked} commands");
+}
+
+/// Name, entries, whether anything waits.
+fn lags(retained: &Retained) -> Vec<(&str, Option<u64>, bool)> {
+    let groups = retained.groups.iter();
+    groups.map(|g| (g.group.as_str(), g.entries, !g.waiting.is_zero())).collect()
+}
+
+#[tokio::test]
+async fn lag_is_told_for_each_group_in_entries_and_time() {
+    let mut redis = Fixture::new().await;
+    assert_eq!(retain(&redis, &keep_all()).await.groups, []);
+    chain(&mut redis, 10, 10, 0).await;
+    for (group, from) in [("a", "0"), ("b", "$"), ("c", "0"), ("d", "0")] {
+        redis.ask::<String>(&format!("XGROUP CREATE events:7 {group} {from}")).await;
+    }
+    redis.ask::<redis::Value>("XREADGROUP GROUP a one COUNT 40 STREAMS events:7 >").await;
+    redis.ask::<redis::Value>("XREADGROUP GROUP c one STREAMS events:7 >").await;
+    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id).collect();
+    redis.ask::<i64>(&format!("XACK events:7 a {}", ids[..30].join(" "))).await;
+    redis.ask::<i64>(&format!("XACK events:7 c {}", ids.join(" "))).await;
+    pass(&mut redis, 1_000).await;
+    let retained = retain(&redis, &keep_all()).await;
+    let wanted = [("a", Some(70), true), ("b", Some(0), false), ("c", Some(0), false)];
+    assert_eq!(lags(&retained), [&wanted[..], &[("d", Some(100), true)]].concat());
+    let waiting = retained.groups[0].waiting;
+    assert!(Duration::from_secs(1) <= waiting && waiting < HOUR, "{waiting:?}");
+    assert_eq!(retained.groups[3].idle, Duration::ZERO, "not asked so soon");
+
+    // A hole in the stream: Redis no longer knows how many entries a group was not given.
+    redis.ask::<i64>(&format!("XDEL events:7 {}", ids[50])).await;
+    let retained = retain(&redis, &keep_all()).await;
+    assert_eq!(lags(&retained)[0], ("a", None, true), "unknown, not zero");
+    assert_eq!(lags(&retained)[1], ("b", Some(0), false));
+    // All is given and acknowledged.
+    redis.ask::<redis::Value>("XREADGROUP GROUP a one STREAMS events:7 >").await;
+    redis.ask::<i64>(&format!("XACK events:7 a {}", ids.join(" "))).await;
+    assert_eq!(lags(&retain(&redis, &keep_all()).await)[0], ("a", Some(0), false));
+}
+
+#[tokio::test]
+async fn a_group_that_does_not_read_is_told_from_one_that_is_slow() {
+    let mut redis = Fixture::new().await;
+    // Entries of 1970: they wait for decades.
+    for id in ["1-1", "2-1"] {
+        redis.ask::<String>(&format!("XADD events:7 {id} f v")).await;
+    }
+    for group in ["gone", "slow"] {
+        redis.ask::<String>(&format!("XGROUP CREATE events:7 {group} 0")).await;
+    }
+    redis.ask::<redis::Value>("XREADGROUP GROUP slow one COUNT 1 STREAMS events:7 >").await;
+    let retained = retain(&redis, &keep_all()).await;
+    assert_eq!(lags(&retained), [("gone", Some(2), true), ("slow", Some(2), true)]);
+    let (gone, slow) = (&retained.groups[0], &retained.groups[1]);
+    assert!(gone.waiting > 24 * HOUR && gone.idle == gone.waiting, "{gone:?}");
+    assert!(slow.waiting > 24 * HOUR && slow.idle < HOUR, "{slow:?}");
+}

@@ -1,0 +1,383 @@
+//! What happens when: drawn from one seed, so that a seed repeats it.
+
+use std::time::Duration;
+
+use ethhook_simulator::{Contents, Fault};
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+
+/// Places in the binary where it can be made to kill itself, with the feature `fail-points`.
+const FAIL_POINTS: &[&str] = &[
+    "block-in-flight",
+    "before-add",
+    "after-add",
+    "before-remove",
+    "after-remove",
+    "before-finalized",
+    "after-finalized",
+    "lease-taken",
+    "before-release",
+];
+/// Calls that faults are armed for.
+const METHODS: &[&str] = &["eth_getBlockReceipts", "eth_getBlockByNumber", "eth_getBlockByHash"];
+
+/// Which link a proxy stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Node,
+    Redis,
+}
+
+/// What a proxy does to its link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LinkFault {
+    /// Connections are reset and none is accepted.
+    Cut,
+    /// Connections are reset once.
+    Drop,
+    /// The answer is cut after so many bytes more.
+    CutAnswer(u64),
+    /// Every byte comes by itself.
+    Slices,
+    /// Connections stand and nothing passes.
+    HalfOpen,
+    /// Every byte comes so many ms late.
+    Delay(u64),
+}
+
+/// One thing that happens. Durations in ms; what has one is undone after it, while others happen.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Action {
+    Mine {
+        blocks: u64,
+    },
+    MineEmpty {
+        blocks: u64,
+    },
+    MineLarge {
+        events: usize,
+    },
+    Reorg {
+        depth: u64,
+        longer_by: u64,
+        contents: Contents,
+    },
+    SwitchBack,
+    MuteHeads,
+    /// Heads of new blocks come in another order, one twice.
+    ShuffleHeads {
+        blocks: u64,
+        first: usize,
+    },
+    CutSockets,
+    /// A provider's faults, mixed, on so many of 1,000 calls and heads.
+    Misbehave {
+        seed: u64,
+        per_mille: u32,
+    },
+    Provider {
+        fault: Fault,
+        method: &'static str,
+        calls: u32,
+    },
+    Link {
+        side: Side,
+        fault: LinkFault,
+        millis: u64,
+    },
+    RedisKill {
+        millis: u64,
+    },
+    /// Killed, and its append-only file cut at this share of its length, in millionths.
+    RedisCut {
+        millionths: u64,
+        millis: u64,
+    },
+    RedisFull {
+        millis: u64,
+    },
+    RedisPause {
+        millis: u64,
+    },
+    Kill {
+        who: usize,
+        millis: u64,
+    },
+    /// Killed, the chain reorganised, and started again.
+    KillAndReorg {
+        who: usize,
+        depth: u64,
+        millis: u64,
+    },
+    Pause {
+        who: usize,
+        millis: u64,
+    },
+    /// For longer than the lease lasts.
+    PausePastLease {
+        who: usize,
+    },
+    Terminate {
+        who: usize,
+        millis: u64,
+    },
+    FailPoint {
+        who: usize,
+        point: &'static str,
+        count: u32,
+    },
+}
+
+impl Action {
+    /// The row of the table it is counted in.
+    pub(super) fn kind(&self, world: &WorldPlan) -> String {
+        match self {
+            Self::Mine { .. } => "chain: blocks mined in a burst".into(),
+            Self::MineEmpty { .. } => "chain: empty blocks".into(),
+            Self::MineLarge { .. } => "chain: block of 1,000 to 4,000 logs".into(),
+            Self::Reorg { contents: Contents::Fresh, .. } => {
+                "chain: reorg, other transactions".into()
+            }
+            Self::Reorg { .. } => "chain: reorg, the same transactions".into(),
+            Self::SwitchBack => "chain: back to the branch before (A, B, A)".into(),
+            Self::MuteHeads => "node: subscriptions fall silent".into(),
+            Self::ShuffleHeads { .. } => "node: heads out of order and twice".into(),
+            Self::CutSockets => "node: WebSockets cut".into(),
+            Self::Misbehave { .. } => "node: all faults of providers, mixed".into(),
+            Self::Provider { fault, .. } => format!("node: {} for some calls", fault.kind()),
+            Self::Link { side, fault, .. } => {
+                let side = if *side == Side::Node { "node" } else { "Redis" };
+                let fault = match fault {
+                    LinkFault::Cut => "cut off",
+                    LinkFault::Drop => "connections reset",
+                    LinkFault::CutAnswer(_) => "answer cut in the middle",
+                    LinkFault::Slices => "one byte at a time",
+                    LinkFault::HalfOpen => "half-open",
+                    LinkFault::Delay(_) => "slow",
+                };
+                format!("link to {side}: {fault}")
+            }
+            Self::RedisKill { .. } => format!("Redis: kill -9, appendfsync {}", world.appendfsync),
+            Self::RedisCut { .. } => "Redis: kill -9, append-only file cut".into(),
+            Self::RedisFull { .. } => "Redis: out of memory".into(),
+            Self::RedisPause { .. } => "Redis: stopped for a while".into(),
+            Self::Kill { .. } => "ingestor: kill -9".into(),
+            Self::KillAndReorg { .. } => "ingestor: kill -9, reorg while it is down".into(),
+            Self::Pause { .. } => "ingestor: stopped for a while".into(),
+            Self::PausePastLease { .. } => "ingestor: stopped past its lease".into(),
+            Self::Terminate { .. } => "ingestor: SIGTERM".into(),
+            Self::FailPoint { point, .. } => format!("fail point: {point}"),
+        }
+    }
+}
+
+/// What stays the same for some rounds: a chain, a Redis, one or two ingestors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct WorldPlan {
+    pub(super) seed: u64,
+    pub(super) rounds: u32,
+    pub(super) appendfsync: &'static str,
+    pub(super) standby: bool,
+    /// Requests go over HTTP, not over the WebSocket.
+    pub(super) http: bool,
+    pub(super) events_per_block: usize,
+    pub(super) empty_every: u64,
+}
+
+/// Draws worlds and rounds, for ever.
+pub(super) struct Schedule {
+    random: SmallRng,
+    worlds: u32,
+    fail_points: bool,
+}
+
+impl Schedule {
+    pub(super) fn new(seed: u64, fail_points: bool) -> Self {
+        Self { random: SmallRng::seed_from_u64(seed), worlds: 0, fail_points }
+    }
+
+    pub(super) fn world(&mut self) -> WorldPlan {
+        self.worlds += 1;
+        let random = &mut self.random;
+        WorldPlan {
+            seed: random.random(),
+            rounds: 8,
+            appendfsync: if self.worlds.is_multiple_of(2) { "always" } else { "everysec" },
+            standby: !(self.worlds / 2).is_multiple_of(2),
+            http: random.random_bool(0.5),
+            events_per_block: random.random_range(1..40),
+            empty_every: [0, 2, 3, 7][random.random_range(0..4)],
+        }
+    }
+
+    /// The actions of a round, each with the time to wait after it.
+    pub(super) fn round(&mut self, world: &WorldPlan) -> Vec<(Action, Duration)> {
+        let count = self.random.random_range(8..16);
+        (0..count)
+            .map(|_| {
+                let action = self.action(world);
+                let longest = if self.random.random_bool(0.3) { 1_000 } else { 250 };
+                (action, Duration::from_millis(self.random.random_range(0..longest)))
+            })
+            .collect()
+    }
+
+    fn action(&mut self, world: &WorldPlan) -> Action {
+        let random = &mut self.random;
+        let who = if world.standby { random.random_range(0..2) } else { 0 };
+        let millis = random.random_range(20..1_500);
+        match random.random_range(0..100) {
+            0..16 => Action::Mine { blocks: random.random_range(1..30) },
+            16..18 => Action::MineEmpty { blocks: random.random_range(1..8) },
+            18..20 => Action::MineLarge { events: random.random_range(1_000..4_000) },
+            20..30 => {
+                let contents = if random.random_bool(0.5) {
+                    Contents::Fresh
+                } else {
+                    Contents::SameTransactions
+                };
+                let longer_by = random.random_range(0..4);
+                Action::Reorg { depth: depth(random), longer_by, contents }
+            }
+            30..34 => Action::SwitchBack,
+            34..36 => Action::MuteHeads,
+            36..38 => {
+                let blocks = random.random_range(2..8);
+                Action::ShuffleHeads { blocks, first: random.random_range(0..8) }
+            }
+            38..39 => Action::CutSockets,
+            39..43 => {
+                Action::Misbehave { seed: random.random(), per_mille: random.random_range(20..400) }
+            }
+            43..51 => provider(random),
+            51..59 => link(random, millis),
+            59..64 => Action::RedisKill { millis },
+            64..67 => Action::RedisCut { millionths: cut_at(random), millis },
+            67..69 => Action::RedisFull { millis },
+            69..71 => Action::RedisPause { millis },
+            71..80 => Action::Kill { who, millis },
+            80..86 => Action::KillAndReorg { who, depth: depth(random), millis },
+            86..88 => Action::Pause { who, millis },
+            88..91 if world.standby => Action::PausePastLease { who },
+            88..94 => Action::Terminate { who, millis },
+            _ => {
+                let point = FAIL_POINTS.choose(random).copied().unwrap_or(FAIL_POINTS[0]);
+                let count = random.random_range(1..6);
+                if self.fail_points {
+                    Action::FailPoint { who, point, count }
+                } else {
+                    Action::Kill { who, millis }
+                }
+            }
+        }
+    }
+}
+
+/// Shallow ones are the usual ones; none is deeper than 64.
+fn depth(random: &mut SmallRng) -> u64 {
+    let deepest = if random.random_bool(0.5) { 6 } else { 64 };
+    random.random_range(1..=deepest)
+}
+
+/// Mostly what was written last is lost, sometimes anything.
+fn cut_at(random: &mut SmallRng) -> u64 {
+    let from = if random.random_bool(0.7) { 900_000 } else { 0 };
+    random.random_range(from..1_000_000)
+}
+
+fn link(random: &mut SmallRng, millis: u64) -> Action {
+    let side = if random.random_bool(0.5) { Side::Node } else { Side::Redis };
+    let fault = match random.random_range(0..6) {
+        0 => LinkFault::Cut,
+        1 => LinkFault::Drop,
+        2 => LinkFault::HalfOpen,
+        3 => LinkFault::CutAnswer(random.random_range(1..20_000)),
+        4 => LinkFault::Slices,
+        _ => LinkFault::Delay(random.random_range(5..300)),
+    };
+    Action::Link { side, fault, millis }
+}
+
+fn provider(random: &mut SmallRng) -> Action {
+    let faults = [
+        Fault::Null,
+        Fault::Empty,
+        Fault::DropReceipt,
+        Fault::DropLog,
+        Fault::AlterLog,
+        Fault::Error(-32000, "header not found".into()),
+        Fault::Error(-32005, "limit exceeded".into()),
+        Fault::Error(-32603, "internal error".into()),
+        Fault::Html,
+        Fault::InvalidJson,
+        Fault::WrongId,
+        Fault::Cut,
+        Fault::NoAnswer,
+        Fault::Delay(Duration::from_millis(random.random_range(50..800))),
+        Fault::HttpStatus(429, Some(1)),
+        Fault::HttpStatus(503, None),
+    ];
+    let fault = faults.choose(random).cloned().unwrap_or(Fault::Null);
+    // Only receipts have what these take away.
+    let method = match fault {
+        Fault::DropReceipt | Fault::DropLog | Fault::AlterLog => METHODS[0],
+        _ => METHODS.choose(random).copied().unwrap_or(METHODS[0]),
+    };
+    Action::Provider { fault, method, calls: random.random_range(1..6) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn drawn(seed: u64, fail_points: bool) -> Vec<(WorldPlan, Vec<(Action, Duration)>)> {
+        let mut schedule = Schedule::new(seed, fail_points);
+        let mut worlds = Vec::new();
+        for _ in 0..40 {
+            let world = schedule.world();
+            let rounds = (0..world.rounds).flat_map(|_| schedule.round(&world)).collect();
+            worlds.push((world, rounds));
+        }
+        worlds
+    }
+
+    #[test]
+    fn a_seed_repeats_its_schedule_and_another_has_another() {
+        assert_eq!(drawn(1, true), drawn(1, true));
+        assert_ne!(drawn(1, true), drawn(2, true));
+    }
+
+    #[test]
+    fn everything_is_drawn_and_fail_points_only_where_they_are_compiled() {
+        let kinds = |fail_points| -> BTreeSet<String> {
+            let worlds = drawn(1, fail_points);
+            let kinds = |(world, round): &(WorldPlan, Vec<_>)| {
+                round.iter().map(|(action, _): &(Action, _)| action.kind(world)).collect::<Vec<_>>()
+            };
+            worlds.iter().flat_map(kinds).collect()
+        };
+        let points = |kinds: &BTreeSet<String>| {
+            kinds.iter().filter(|kind| kind.starts_with("fail point")).count()
+        };
+        let (with, without) = (kinds(true), kinds(false));
+        assert_eq!((points(&with), points(&without)), (FAIL_POINTS.len(), 0));
+        for part in ["kill -9", "SIGTERM", "past its lease", "always", "everysec", "cut", "memory"]
+        {
+            assert!(without.iter().any(|kind| kind.contains(part)), "{part}: {without:?}");
+        }
+    }
+
+    #[test]
+    fn no_reorg_is_deeper_than_64() {
+        for (_, round) in drawn(3, false) {
+            for (action, _) in round {
+                if let Action::Reorg { depth, .. } | Action::KillAndReorg { depth, .. } = action {
+                    assert!((1..=64).contains(&depth), "{depth}");
+                }
+            }
+        }
+    }
+}

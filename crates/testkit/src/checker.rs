@@ -1,0 +1,335 @@
+//! Folds a chain's streams and compares them with the chain (G1 to G4): what every fault is judged
+//! by. It reads Redis and the node by itself and shares no code with the publisher but the records.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use ethhook_domain::fold::{Difference, ExpectedBlock, Fold, Violation};
+use ethhook_domain::{ChainId, Cursor, Filter, Header, Marker, ProcessedEvent};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client};
+use tokio::time::{Instant, sleep};
+
+use crate::node_rpc::NodeRpc;
+
+/// Entries read at once.
+const PAGE: usize = 2_000;
+const REDIS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An entry of a stream, as Redis gives it: its ID, and names and values in turn.
+type RawEntry = (String, Vec<Vec<u8>>);
+
+/// Compares one chain's streams with one node.
+#[derive(Debug)]
+pub struct Checker {
+    redis: MultiplexedConnection,
+    node: NodeRpc,
+    chain_id: ChainId,
+    filter: Filter,
+    confirmations: u64,
+    may_be_trimmed: bool,
+}
+
+/// What a check found.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Broken promises of the streams themselves.
+    pub violations: Vec<Violation>,
+    /// Where the folded stream and the chain differ.
+    pub differences: Vec<Difference>,
+    /// Where the cursor does not say what the streams say.
+    pub cursor: Vec<String>,
+    /// Blocks compared with the chain.
+    pub blocks: usize,
+    /// Live events compared with the chain.
+    pub events: usize,
+    /// Markers read.
+    pub markers: usize,
+    /// Entries read, `removed` ones among them.
+    pub entries: usize,
+    /// Entries that take another back.
+    pub removed: usize,
+}
+
+impl Report {
+    /// Whether stream, cursor and chain agree.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.violations.is_empty() && self.differences.is_empty() && self.cursor.is_empty()
+    }
+
+    /// # Errors
+    /// The whole report, if it is not clean.
+    pub fn into_clean(self) -> Result<Self> {
+        if self.is_clean() { Ok(self) } else { bail!("{self}") }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// So many of each kind are worth reading.
+        const SHOWN: usize = 20;
+        writeln!(
+            f,
+            "{} blocks with {} events compared; {} markers, {} entries ({} removed)",
+            self.blocks, self.events, self.markers, self.entries, self.removed
+        )?;
+        for line in self.violations.iter().take(SHOWN) {
+            writeln!(f, "  stream: {line}")?;
+        }
+        for line in self.differences.iter().take(SHOWN) {
+            writeln!(f, "  chain: {line}")?;
+        }
+        for line in &self.cursor {
+            writeln!(f, "  cursor: {line}")?;
+        }
+        let all = self.violations.len() + self.differences.len() + self.cursor.len();
+        write!(f, "  {all} findings")
+    }
+}
+
+impl Checker {
+    /// A checker of `chain_id` between the Redis at `redis_url` and the node.
+    ///
+    /// # Errors
+    /// If Redis cannot be reached.
+    pub async fn connect(redis_url: &str, node: NodeRpc, chain_id: ChainId) -> Result<Self> {
+        let client = Client::open(redis_url)?;
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(REDIS_TIMEOUT))
+            .set_response_timeout(Some(REDIS_TIMEOUT));
+        let redis = client.get_multiplexed_async_connection_with_config(&config).await?;
+        Ok(Self {
+            redis,
+            node,
+            chain_id,
+            filter: Filter::default(),
+            confirmations: 0,
+            may_be_trimmed: false,
+        })
+    }
+
+    /// Expects only logs that pass `filter`.
+    #[must_use]
+    pub fn with_filter(self, filter: Filter) -> Self {
+        Self { filter, ..self }
+    }
+
+    /// Expects the tip this many blocks behind the head.
+    #[must_use]
+    pub fn with_confirmations(self, confirmations: u64) -> Self {
+        Self { confirmations, ..self }
+    }
+
+    /// Accepts that retention has trimmed the streams' beginnings.
+    #[must_use]
+    pub fn with_trimmed_beginning(self) -> Self {
+        Self { may_be_trimmed: true, ..self }
+    }
+
+    /// Waits until the cursor's tip is the block where the stream should end: the node's head, less
+    /// the confirmations. Returns that block.
+    ///
+    /// # Errors
+    /// If it is not within `limit`, with where the cursor stands instead.
+    pub async fn settle(&self, limit: Duration) -> Result<Header> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let target = self.target().await?;
+            let cursor = self.cursor().await?;
+            if cursor.as_ref().and_then(|c| c.hash) == Some(target.block.hash) {
+                return Ok(target);
+            }
+            if Instant::now() >= deadline {
+                let at = cursor.map_or("nowhere".to_owned(), |c| {
+                    format!("{} {:?} (alarm `{}`)", c.number, c.hash, c.alarm)
+                });
+                let (number, hash) = (target.block.number, target.block.hash);
+                bail!("not settled after {limit:?}: cursor at {at}, the chain at {number} {hash}");
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// [`Checker::settle`], then [`Checker::check`].
+    ///
+    /// # Errors
+    /// If it does not settle, or the report is not clean.
+    pub async fn settle_and_check(&self, limit: Duration) -> Result<Report> {
+        self.settle(limit).await?;
+        self.check().await?.into_clean()
+    }
+
+    /// Folds the streams as they are and compares what is live with the node's canonical chain, from
+    /// the stream's first block to its last. The chain should stand still meanwhile.
+    ///
+    /// # Errors
+    /// If Redis or the node cannot be read, or a record is none of ours.
+    pub async fn check(&self) -> Result<Report> {
+        let mut report = Report::default();
+        let mut fold = if self.may_be_trimmed {
+            Fold::from_first_whole_marker(self.chain_id)
+        } else {
+            Fold::from_start(self.chain_id)
+        };
+        let markers = self.feed(&mut fold, &mut report).await?;
+        let cursor = self.cursor().await?;
+
+        let mut expected = Vec::new();
+        if let Some((first, last)) = fold.canonical().first().zip(fold.canonical().last()) {
+            for number in first.number..=last.number {
+                expected.extend(self.expected_block(number).await?);
+            }
+        }
+        report.cursor = compare_cursor(cursor.as_ref(), &markers, &fold);
+        report.differences = fold.compare(&expected);
+        report.violations = fold.violations().to_vec();
+        report.blocks = expected.len();
+        report.events = fold.canonical().iter().map(|block| block.events.len()).sum();
+        report.markers = markers.len();
+        Ok(report)
+    }
+
+    /// The chain's cursor; `None` before the first start.
+    ///
+    /// # Errors
+    /// If Redis cannot be read, or it is none of ours.
+    pub async fn cursor(&self) -> Result<Option<Cursor>> {
+        let key = format!("cursor:{{events:{}}}", self.chain_id);
+        let raw: Vec<Vec<u8>> =
+            redis::cmd("HGETALL").arg(key).query_async(&mut self.redis.clone()).await?;
+        if raw.is_empty() {
+            return Ok(None);
+        }
+        Cursor::from_fields(fields(&raw)).map(Some).context("cursor")
+    }
+
+    /// Every marker that the stream holds, with its ID.
+    ///
+    /// # Errors
+    /// If Redis cannot be read, or one is none of ours.
+    pub async fn markers(&self) -> Result<Vec<(String, Marker)>> {
+        let key = format!("blocks:{{events:{}}}", self.chain_id);
+        let (mut markers, mut from) = (Vec::new(), "-".to_owned());
+        while let Some(next) = self
+            .page(&key, &from, "+", &mut |id, raw| {
+                let marker =
+                    Marker::from_fields(fields(raw)).with_context(|| format!("marker {id}"))?;
+                markers.push((id.to_owned(), marker));
+                Ok(())
+            })
+            .await?
+        {
+            from = next;
+        }
+        Ok(markers)
+    }
+
+    /// Gives both streams to `fold`. A step is atomic, so the entries that are there when reading
+    /// begins have markers by the time those are read; then come the entries of the newest markers.
+    async fn feed(&self, fold: &mut Fold, report: &mut Report) -> Result<Vec<(String, Marker)>> {
+        let key = format!("events:{}", self.chain_id);
+        let mut from = "-".to_owned();
+        let mut take = |id: &str, raw: &[Vec<u8>]| {
+            let event =
+                ProcessedEvent::from_fields(fields(raw)).with_context(|| format!("entry {id}"))?;
+            report.entries += 1;
+            report.removed += usize::from(event.removed);
+            fold.entry(id, event);
+            Ok(())
+        };
+        while let Some(next) = self.page(&key, &from, "+", &mut take).await? {
+            from = next;
+        }
+        let markers = self.markers().await?;
+        if let Some((_, last)) = markers.last()
+            && !last.last_id.is_empty()
+        {
+            while let Some(next) = self.page(&key, &from, &last.last_id, &mut take).await? {
+                from = next;
+            }
+        }
+        for (id, marker) in &markers {
+            fold.marker(id, marker);
+        }
+        fold.finish();
+        Ok(markers)
+    }
+
+    /// Reads a page of a stream; returns where the next begins, `None` if there was nothing.
+    async fn page(
+        &self,
+        key: &str,
+        from: &str,
+        to: &str,
+        take: &mut impl FnMut(&str, &[Vec<u8>]) -> Result<()>,
+    ) -> Result<Option<String>> {
+        let entries: Vec<RawEntry> = redis::cmd("XRANGE")
+            .arg(key)
+            .arg(from)
+            .arg(to)
+            .arg("COUNT")
+            .arg(PAGE)
+            .query_async(&mut self.redis.clone())
+            .await?;
+        for (id, raw) in &entries {
+            take(id, raw)?;
+        }
+        Ok(entries.last().map(|(id, _)| format!("({id}")))
+    }
+
+    async fn target(&self) -> Result<Header> {
+        let head = self.node.header_by_tag("latest").await?.context("the node has no head")?;
+        if self.confirmations == 0 {
+            return Ok(head);
+        }
+        let number = head.block.number.saturating_sub(self.confirmations);
+        self.node.header_by_number(number).await?.context("the node has no such block")
+    }
+
+    /// The canonical block at `number` as the node has it; `None` above its head.
+    async fn expected_block(&self, number: u64) -> Result<Option<ExpectedBlock>> {
+        let Some(header) = self.node.header_by_number(number).await? else { return Ok(None) };
+        let block = header.block;
+        let mut logs = self.node.logs_of(block.hash).await?;
+        logs.retain(|log| self.filter.passes(log));
+        Ok(Some(ExpectedBlock { number, hash: block.hash, timestamp: block.timestamp, logs }))
+    }
+}
+
+fn fields(raw: &[Vec<u8>]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    raw.chunks_exact(2).map(|pair| (pair[0].as_slice(), pair[1].as_slice()))
+}
+
+/// The cursor moves with the streams (G4): it must say what they end with.
+fn compare_cursor(
+    cursor: Option<&Cursor>,
+    markers: &[(String, Marker)],
+    fold: &Fold,
+) -> Vec<String> {
+    let Some(cursor) = cursor else {
+        return if markers.is_empty() { Vec::new() } else { vec!["there is none".to_owned()] };
+    };
+    let mut findings = Vec::new();
+    let mut compare = |what: &str, cursor: String, streams: String| {
+        if cursor != streams {
+            findings.push(format!("{what} is {cursor}, the streams have {streams}"));
+        }
+    };
+    let last_seq = markers.last().map_or(0, |(_, marker)| marker.seq);
+    compare("seq", cursor.seq.to_string(), last_seq.to_string());
+    if let Some(tip) = fold.canonical().last() {
+        compare("number", cursor.number.to_string(), tip.number.to_string());
+        compare("hash", format!("{:?}", cursor.hash), format!("{:?}", Some(tip.hash)));
+    }
+    if let Some((number, hash)) = fold.finalized() {
+        compare("finalized_number", cursor.finalized_number.to_string(), number.to_string());
+        compare(
+            "finalized_hash",
+            format!("{:?}", cursor.finalized_hash),
+            format!("{:?}", Some(hash)),
+        );
+    }
+    findings
+}

@@ -1,0 +1,229 @@
+//! The real binary as a process: started, killed, stopped for a while, asked to end.
+
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, timeout};
+
+/// One `ethhook ingest`, its environment and its folder; killed when dropped.
+#[derive(Debug)]
+pub struct Ingestor {
+    program: PathBuf,
+    env: Vec<(String, String)>,
+    folder: TempDir,
+    process: Option<Child>,
+    /// Bytes of the log that earlier processes wrote.
+    log_before: usize,
+    started: Instant,
+}
+
+impl Ingestor {
+    /// An ingestor that does not run yet. `program` is the binary; any free ports are taken.
+    ///
+    /// # Errors
+    /// If there can be no folder for it.
+    pub fn new(program: &Path, redis_url: &str, instance: &str) -> Result<Self> {
+        let env = [
+            ("REDIS_URL", redis_url),
+            ("METRICS_PORT", "0"),
+            ("HEALTH_PORT", "0"),
+            ("INSTANCE_ID", instance),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+        Ok(Self {
+            program: program.to_owned(),
+            env,
+            folder: TempDir::with_prefix("ethhook-ingestor-")?,
+            process: None,
+            log_before: 0,
+            started: Instant::now(),
+        })
+    }
+
+    /// Sets a variable for the next start.
+    pub fn set(&mut self, name: &str, value: impl ToString) -> &mut Self {
+        self.unset(name);
+        self.env.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Takes a variable away from the next start.
+    pub fn unset(&mut self, name: &str) {
+        self.env.retain(|(known, _)| known != name);
+    }
+
+    /// Puts an `ethhook.toml` beside the process.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_toml(&self, text: &str) -> Result<()> {
+        Ok(std::fs::write(self.folder.path().join("ethhook.toml"), text)?)
+    }
+
+    /// All that this process and its predecessors printed.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// What the process that runs, or ran last, printed.
+    #[must_use]
+    pub fn log_of_this_process(&self) -> String {
+        self.log().get(self.log_before..).unwrap_or_default().to_owned()
+    }
+
+    /// Since when it runs, or ran last.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Whether a process was started and not ended by us. It may have ended by itself:
+    /// [`Ingestor::ended`].
+    #[must_use]
+    pub fn is_started(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Starts it; does not wait for anything. Does nothing if it runs.
+    ///
+    /// # Errors
+    /// If there is no such program.
+    pub fn start(&mut self) -> Result<()> {
+        if self.process.is_some() {
+            return Ok(());
+        }
+        self.log_before = self.log().len();
+        self.started = Instant::now();
+        let path = self.folder.path().join("log");
+        let log = File::options().create(true).append(true).open(path)?;
+        let process = Command::new(&self.program)
+            .arg("ingest")
+            .env_clear()
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("{} does not start", self.program.display()))?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// How it ended, if it ended by itself since it was last looked at.
+    ///
+    /// # Errors
+    /// If the system does not know.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        let status = self.process.as_mut().map(Child::try_wait).transpose()?.flatten();
+        if status.is_some() {
+            self.process = None;
+        }
+        Ok(status)
+    }
+
+    /// SIGKILL, and gone. Does nothing if it does not run.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub async fn kill(&mut self) -> Result<()> {
+        match self.process.take() {
+            Some(mut process) => process.kill().await.context("kill"),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends a signal, such as `STOP` or `CONT`. Does nothing if it does not run.
+    ///
+    /// # Errors
+    /// If the signal cannot be sent.
+    pub async fn signal(&mut self, signal: &str) -> Result<()> {
+        let Some(pid) = self.process.as_ref().and_then(Child::id) else { return Ok(()) };
+        let status = Command::new("kill")
+            .args([format!("-{signal}"), pid.to_string()])
+            .stderr(Stdio::null())
+            .status()
+            .await?;
+        // It may have ended in this very moment.
+        ensure!(status.success() || self.ended()?.is_some(), "kill -{signal}: {status}");
+        Ok(())
+    }
+
+    /// SIGTERM; returns after how long it was gone.
+    ///
+    /// # Errors
+    /// If that took more than `limit`, or it did not exit with 0. A process that had not got to
+    /// listening yet may end as it likes.
+    pub async fn terminate(&mut self, limit: Duration) -> Result<Duration> {
+        let started = Instant::now();
+        self.signal("TERM").await?;
+        let Some(mut process) = self.process.take() else { return Ok(Duration::ZERO) };
+        let Ok(status) = timeout(limit, process.wait()).await else {
+            bail!("still there {limit:?} after SIGTERM");
+        };
+        let status = status?;
+        let listened = self.log_of_this_process().contains("listening");
+        ensure!(
+            status.success() || !listened,
+            "ended with {status} (signal {:?}) on SIGTERM",
+            status.signal()
+        );
+        Ok(started.elapsed())
+    }
+}
+
+impl Ingestor {
+    /// Runs another command of the program, such as `["reset", "--chain", "local"]`, in the same
+    /// folder and environment.
+    ///
+    /// # Errors
+    /// If there is no such program.
+    pub async fn command(&self, arguments: &[&str]) -> Result<Output> {
+        Command::new(&self.program)
+            .args(arguments)
+            .env_clear()
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .with_context(|| format!("{} does not start", self.program.display()))
+    }
+
+    /// GETs a page of one of the process's own servers, `metrics`, `health` or `ready`: its status
+    /// and body, none while nobody listens.
+    pub async fn get(&self, page: &str) -> Option<(u16, String)> {
+        let log = self.log_of_this_process();
+        let listening = log.lines().rfind(|line| line.contains("listening"))?;
+        let url = listening.split('"').find(|part| part.ends_with(&format!("/{page}")))?;
+        let address = url.strip_prefix("http://")?.split('/').next()?;
+        http_get(address, page).await
+    }
+
+    /// The value of a metric's line, such as `events_published_total{chain="local"}`.
+    pub async fn metric(&self, line: &str) -> Option<f64> {
+        let (_, body) = self.get("metrics").await?;
+        body.lines().find_map(|l| l.strip_prefix(line)?.trim().parse().ok())
+    }
+}
+
+async fn http_get(address: &str, page: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let request = format!("GET /{page} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}

@@ -1,0 +1,209 @@
+//! A real redis-server on a free port, with its data in a directory of its own.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use rand::Rng as _;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+/// How long a server may take until it answers.
+const STARTUP: Duration = Duration::from_secs(20);
+/// How many free ports are tried: another process may take one between finding and binding it.
+const ATTEMPTS: usize = 5;
+
+/// What a server is started with.
+#[derive(Debug, Clone)]
+pub struct RedisOptions {
+    /// `appendfsync`: `always`, `everysec` or `no`.
+    pub appendfsync: &'static str,
+    /// `maxmemory`, such as `64mb`; `0` for none.
+    pub maxmemory: String,
+    /// `maxmemory-policy`.
+    pub maxmemory_policy: &'static str,
+    /// Further directives, as on the command line: `("requirepass", "secret")`.
+    pub more: Vec<(String, String)>,
+}
+
+impl Default for RedisOptions {
+    fn default() -> Self {
+        Self {
+            appendfsync: "everysec",
+            maxmemory: "0".to_owned(),
+            maxmemory_policy: "noeviction",
+            more: Vec::new(),
+        }
+    }
+}
+
+/// A redis-server with an append-only file; killed when dropped.
+#[derive(Debug)]
+pub struct RedisServer {
+    options: RedisOptions,
+    directory: TempDir,
+    port: u16,
+    process: Option<Child>,
+}
+
+impl RedisServer {
+    /// Starts a server and waits until it answers.
+    ///
+    /// # Errors
+    /// If there is no `redis-server`, or none answers in time.
+    pub async fn spawn(options: RedisOptions) -> anyhow::Result<Self> {
+        let directory = TempDir::with_prefix("ethhook-redis-")?;
+        let mut server = Self { options, directory, port: 0, process: None };
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            server.port = free_port()?;
+            match server.start().await {
+                Ok(()) => return Ok(server),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.context("no attempt was made")?)
+    }
+
+    /// `redis://127.0.0.1:<port>/`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// The port, the same for the server's whole life.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where its append-only file and log are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Starts the server, again on the same port and directory, and waits until it answers. Does
+    /// nothing if it runs.
+    ///
+    /// # Errors
+    /// If it exits or does not answer in time.
+    pub async fn start(&mut self) -> anyhow::Result<()> {
+        if self.process.is_some() {
+            return Ok(());
+        }
+        let log = self.directory.path().join("redis.log");
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--port", &self.port.to_string()]);
+        command.arg("--dir").arg(self.directory.path()).arg("--logfile").arg(&log);
+        command.args(["--save", "", "--appendonly", "yes"]);
+        command.args(["--appendfsync", self.options.appendfsync]);
+        command.args(["--maxmemory", &self.options.maxmemory]);
+        command.args(["--maxmemory-policy", self.options.maxmemory_policy]);
+        for (name, value) in &self.options.more {
+            command.arg(format!("--{name}")).arg(value);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().context("redis-server does not start: is it installed?")?;
+        self.process = Some(child);
+        let deadline = Instant::now() + STARTUP;
+        loop {
+            if self.answers().await {
+                return Ok(());
+            }
+            let ended = self.process.as_mut().map(Child::try_wait).transpose()?.flatten();
+            if let Some(status) = ended {
+                self.process = None;
+                bail!("redis-server on port {} ended: {status}", self.port);
+            }
+            if Instant::now() > deadline {
+                self.kill();
+                bail!("redis-server on port {} did not answer within {STARTUP:?}", self.port);
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Ends the server by SIGKILL and waits until it is gone. Does nothing if it does not run.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            // It may have ended by itself; then there is nothing left to do.
+            drop(process.kill());
+            drop(process.wait());
+        }
+    }
+
+    /// Stops the process by SIGSTOP: what is sent to it waits in the socket, and is run by
+    /// [`RedisServer::resume`] even if the sender has hung up by then.
+    ///
+    /// # Errors
+    /// If the server does not run.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.signal("-STOP")
+    }
+
+    /// Lets a paused process go on.
+    ///
+    /// # Errors
+    /// If the server does not run.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.signal("-CONT")
+    }
+
+    fn signal(&self, signal: &str) -> anyhow::Result<()> {
+        let pid = self.process.as_ref().context("redis-server does not run")?.id();
+        let status = Command::new("kill").args([signal, &pid.to_string()]).status()?;
+        ensure!(status.success(), "kill {signal} of redis-server failed: {status}");
+        Ok(())
+    }
+
+    /// A connection whose answers may take 20 s.
+    ///
+    /// # Errors
+    /// If the server does not run.
+    pub async fn connection(&self) -> anyhow::Result<MultiplexedConnection> {
+        let timeout = Some(Duration::from_secs(20));
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(timeout)
+            .set_response_timeout(timeout);
+        let client = Client::open(self.url())?;
+        Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
+    }
+
+    /// Whether our own process answers: another one may have taken the port. A server that asks for
+    /// a password answers too.
+    async fn answers(&self) -> bool {
+        let Ok(mut connection) = self.connection().await else { return false };
+        let info = redis::cmd("INFO").arg("all").query_async::<String>(&mut connection).await;
+        let pid = self.process.as_ref().map(Child::id).unwrap_or_default();
+        match info {
+            Ok(info) => {
+                info.contains(&format!("process_id:{pid}\r\n"))
+                    && info.contains("\r\nloading:0\r\n")
+            }
+            Err(error) => error.code() == Some("NOAUTH"),
+        }
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Ports below those that the system gives to outgoing connections: one of those would take the
+/// port of a server that is down for a moment.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+
+/// A port that was free a moment ago.
+fn free_port() -> anyhow::Result<u16> {
+    (0..100)
+        .map(|_| rand::rng().random_range(PORTS))
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .context("no free port was found")
+}

@@ -1,0 +1,201 @@
+//! The checker on a real node and a real Redis: a stream that tells the chain is clean, and what is
+//! broken in it is found.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use alloy_primitives::B256;
+use ethhook_domain::{Cursor, Header, Marker, Op, ProcessedEvent, Proof, cursor, event, marker};
+use ethhook_testkit::anvil::{Anvil, Mining};
+use ethhook_testkit::checker::Checker;
+use ethhook_testkit::node_rpc::NodeRpc;
+use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
+use redis::aio::MultiplexedConnection;
+
+const CHAIN: u64 = 31_337;
+
+/// Publishes as plainly as can be, so that there is something to check.
+struct Publisher {
+    redis: MultiplexedConnection,
+    seq: u64,
+    last_id: String,
+}
+
+impl Publisher {
+    async fn publish(&mut self, node: &NodeRpc, op: Op, header: &Header) {
+        let mut events: Vec<_> = node
+            .logs_of(header.block.hash)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|log| ProcessedEvent::new(CHAIN, &header.block, log))
+            .collect();
+        if op == Op::Remove {
+            events.reverse();
+            events.iter_mut().for_each(|event| event.removed = true);
+        }
+        let mut first_id = String::new();
+        for event in &events {
+            self.last_id = self.add(event::FIELDS, event.to_values(), "events:31337").await;
+            if first_id.is_empty() {
+                first_id.clone_from(&self.last_id);
+            }
+        }
+        self.seq += 1;
+        let block = &header.block;
+        let marker = Marker {
+            seq: self.seq,
+            op,
+            number: block.number,
+            hash: block.hash,
+            parent_hash: Some(block.parent_hash),
+            timestamp: block.timestamp,
+            events: events.len() as u64,
+            first_id,
+            last_id: self.last_id.clone(),
+            proof: Proof::Bloom,
+            filter: "all".to_owned(),
+        };
+        self.add(marker::FIELDS, marker.to_values(), "blocks:{events:31337}").await;
+        let tip = match op {
+            Op::Remove => (block.number - 1, block.parent_hash),
+            _ => (block.number, block.hash),
+        };
+        self.set_cursor(tip.0, tip.1).await;
+    }
+
+    async fn set_cursor(&mut self, number: u64, hash: B256) {
+        let start = Cursor::starting_at(0, None, "all".to_owned());
+        let cursor = Cursor { seq: self.seq, number, hash: Some(hash), ..start };
+        let mut command = redis::cmd("HSET");
+        command.arg("cursor:{events:31337}");
+        for (name, value) in cursor::FIELDS.iter().zip(cursor.to_values()) {
+            command.arg(name).arg(value);
+        }
+        let _: i64 = command.query_async(&mut self.redis).await.unwrap();
+    }
+
+    async fn add<const N: usize>(
+        &mut self,
+        names: [&str; N],
+        values: [String; N],
+        key: &str,
+    ) -> String {
+        let mut command = redis::cmd("XADD");
+        command.arg(key).arg("*");
+        for (name, value) in names.iter().zip(values) {
+            command.arg(name).arg(value);
+        }
+        command.query_async(&mut self.redis).await.unwrap()
+    }
+}
+
+struct Scene {
+    anvil: Anvil,
+    publisher: Publisher,
+    checker: Checker,
+    server: RedisServer,
+}
+
+/// A chain with a reorg in it, published by the book.
+async fn published() -> Scene {
+    let server = RedisServer::spawn(RedisOptions::default()).await.unwrap();
+    let anvil = Anvil::start(Mining::OnTransaction).await.unwrap();
+    let redis = server.connection().await.unwrap();
+    let mut publisher = Publisher { redis, seq: 0, last_id: "0-0".to_owned() };
+    let emitter = anvil.deploy_emitter().await.unwrap();
+    for salt in 0..5 {
+        anvil.emit(emitter, 0, 10, salt).await.unwrap();
+    }
+    let mut headers = Vec::new();
+    for number in 0..=6 {
+        headers.push(anvil.node().header_by_number(number).await.unwrap().unwrap());
+        publisher.publish(anvil.node(), Op::Add, &headers[headers.len() - 1]).await;
+    }
+    // Anvil forgets what it orphans, so the taking back comes before.
+    for header in headers[5..].iter().rev() {
+        publisher.publish(anvil.node(), Op::Remove, header).await;
+    }
+    let other = anvil.emission(emitter, 0, 3, 99).unwrap();
+    anvil.reorg(2, &[(other, 0)]).await.unwrap();
+    for number in 5..=6 {
+        let header = anvil.node().header_by_number(number).await.unwrap().unwrap();
+        publisher.publish(anvil.node(), Op::Add, &header).await;
+    }
+    let node = NodeRpc::new(anvil.address());
+    let checker = Checker::connect(&server.url(), node, CHAIN).await.unwrap();
+    Scene { anvil, publisher, checker, server }
+}
+
+#[tokio::test]
+async fn what_is_published_by_the_book_is_clean() {
+    let Scene { anvil, checker, server, publisher: _ } = published().await;
+    let report = checker.settle_and_check(Duration::from_secs(10)).await.unwrap();
+    assert_eq!((report.blocks, report.events, report.removed), (7, 33, 20));
+    assert_eq!((report.markers, report.entries), (11, 73));
+
+    // The chain goes on and nobody publishes.
+    anvil.mine(1).await.unwrap();
+    let error = checker.settle(Duration::from_millis(100)).await.unwrap_err().to_string();
+    assert!(error.contains("not settled") && error.contains("cursor at 6"), "{error}");
+    let behind =
+        Checker::connect(&server.url(), NodeRpc::new(anvil.address()), CHAIN).await.unwrap();
+    behind.with_confirmations(1).settle_and_check(Duration::from_secs(10)).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_broken_is_found() {
+    let Scene { checker, mut publisher, anvil, server: _server } = published().await;
+    let ids: Vec<(String, Vec<Vec<u8>>)> = redis::cmd("XRANGE")
+        .arg("events:31337")
+        .arg("-")
+        .arg("+")
+        .query_async(&mut publisher.redis)
+        .await
+        .unwrap();
+    let tip = anvil.node().header_by_tag("latest").await.unwrap().unwrap();
+
+    publisher.set_cursor(5, tip.block.parent_hash).await;
+    let report = checker.check().await.unwrap();
+    assert_eq!((report.cursor.len(), report.violations.len()), (2, 0), "{report}");
+    publisher.set_cursor(tip.block.number, tip.block.hash).await;
+    assert!(checker.check().await.unwrap().is_clean());
+
+    let deleted: u64 = redis::cmd("XDEL")
+        .arg("events:31337")
+        .arg(&ids[4].0)
+        .query_async(&mut publisher.redis)
+        .await
+        .unwrap();
+    assert_eq!(deleted, 1);
+    let report = checker.check().await.unwrap();
+    assert!(!report.violations.is_empty() && !report.differences.is_empty(), "{report}");
+    let text = report.into_clean().unwrap_err().to_string();
+    assert!(text.contains("log 4 is missing in the stream"), "{text}");
+}
+
+#[tokio::test]
+async fn a_stream_of_another_branch_differs_from_the_chain() {
+    let Scene { checker, anvil, server: _server, publisher: _ } = published().await;
+    anvil.reorg(1, &[]).await.unwrap();
+    let report = checker.check().await.unwrap();
+    assert!(report.violations.is_empty(), "the stream is sound in itself: {report}");
+    assert_eq!(report.differences.len(), 2, "one block for another: {report}");
+}
+
+#[tokio::test]
+async fn a_trimmed_stream_is_checked_from_where_it_is_whole() {
+    let Scene { checker, mut publisher, anvil: _anvil, server: _server } = published().await;
+    for (key, keep) in [("events:31337", 60), ("blocks:{events:31337}", 9)] {
+        let _: u64 = redis::cmd("XTRIM")
+            .arg(key)
+            .arg("MAXLEN")
+            .arg(keep)
+            .query_async(&mut publisher.redis)
+            .await
+            .unwrap();
+    }
+    assert!(!checker.check().await.unwrap().is_clean());
+    let report = checker.with_trimmed_beginning().check().await.unwrap().into_clean().unwrap();
+    assert_eq!((report.blocks, report.events), (3, 13), "{report}");
+}

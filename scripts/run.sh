@@ -1,0 +1,262 @@
+#!/usr/bin/env bash
+# Ingests every chain that is configured, with a Redis of its own unless one is configured too.
+# With nothing configured, it simulates four chains and ingests those. Ctrl-C ends all of it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/install.sh
+. scripts/install.sh
+
+READY_SECONDS=60
+# A demo that was left alone for longer starts anew: to catch up would take longer than to watch.
+DEMO_KEPT_SECONDS=3600
+MAXMEMORY=512mb
+
+say() { printf '%s\n' "$*"; }
+fail() {
+  printf 'run.sh: %s\n' "$*" >&2
+  exit 1
+}
+
+# ---- What was started, ended in the opposite order: the ingestor first, so that it can drain.
+redis_pid=
+simulator_pid=
+ingestor_pid=
+stopping=
+
+# In a session of its own, so that Ctrl-C reaches this script alone; ended with it even by kill -9.
+apart() { exec setsid setpriv --pdeathsig TERM "$@"; }
+
+alive() { [ -n "$1" ] && kill -0 "$1" 2>/dev/null; }
+
+# shellcheck disable=SC2329 # called by the trap
+end() { # PID SECONDS
+  alive "$1" || return 0
+  kill -TERM "$1" 2>/dev/null || return 0
+  local i
+  for ((i = 0; i < $2 * 10; i++)); do
+    alive "$1" || break
+    sleep 0.1
+  done
+  kill -KILL "$1" 2>/dev/null || true
+  wait "$1" 2>/dev/null || true
+}
+
+# shellcheck disable=SC2329 # called by the trap
+end_all() {
+  trap '' INT TERM HUP
+  end "$ingestor_pid" 10
+  end "$simulator_pid" 5
+  end "$redis_pid" 20
+}
+
+# shellcheck disable=SC2329 # called by the trap
+on_signal() {
+  stopping=1
+  say ""
+  say "Stopping."
+}
+trap on_signal INT TERM HUP
+trap end_all EXIT
+
+# ---- Small questions.
+port_taken() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
+
+free_port() { # FIRST
+  local port
+  for ((port = $1; port < $1 + 1000; port++)); do
+    if ! port_taken 127.0.0.1 "$port"; then
+      echo "$port"
+      return
+    fi
+  done
+  fail "no free port from $1 on"
+}
+
+resolved() { # KEY: its value, as check-config shows it
+  sed -n "s/^$1=\([^ ]*\) *# .*/\1/p" <<<"$settings"
+}
+
+is_set() { # KEY: not by default
+  grep -Eq "^$1(_FILE)?=.* # (env|\.env|toml)$" <<<"$settings"
+}
+
+# 0: ready. 1: not. The reason is left in $why.
+ready() {
+  why="nothing listens on $health"
+  local status='' line reply
+  reply=$(
+    exec 2>/dev/null
+    exec 3<>"/dev/tcp/${health%:*}/${health##*:}" || exit 0
+    printf 'GET /ready HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n' "$health" >&3
+    timeout 3 cat <&3
+  ) || true
+  read -r _ status _ <<<"$reply" || true
+  line=$(tail -n 1 <<<"$reply")
+  if [ -n "$line" ]; then why=$line; fi
+  [ "$status" = 200 ]
+}
+
+# ---- Build.
+need_cargo
+say "Building (the first time takes a few minutes)"
+cargo build --release --quiet --locked -p ethhook
+[ -z "$stopping" ] || exit 0
+ethhook=${CARGO_TARGET_DIR:-target}/release/ethhook
+
+# ---- Configured, or a demo?
+mkdir -p data
+demo=
+errors=$(mktemp)
+if settings=$("$ethhook" check-config 2>"$errors"); then
+  home=data
+elif [ ! -e .env ] && [ "$(wc -l <"$errors")" -eq 1 ] && grep -q 'no chain is set' "$errors"; then
+  demo=1
+  home=data/demo
+  # The rest of the configuration holds for the demo, too.
+  settings=$(LOCAL_WS_URL=ws://127.0.0.1:1 "$ethhook" check-config)
+else
+  cat "$errors" >&2
+  rm -f "$errors"
+  exit 78
+fi
+rm -f "$errors"
+mkdir -p "$home"
+exec 9>"data/run.lock"
+flock -n 9 || fail "another run.sh is at work here"
+log=$home/ethhook.log
+
+# ---- Redis.
+start_redis() {
+  need redis-server redis-server
+  mkdir -p "$home/redis"
+  local port=6390 tries
+  for ((tries = 0; tries < 20; tries++)); do
+    port=$(free_port "$port")
+    apart redis-server --bind 127.0.0.1 --port "$port" --dir "$PWD/$home/redis" \
+      --appendonly yes --appendfsync everysec --save '' \
+      --maxmemory "$MAXMEMORY" --maxmemory-policy noeviction --stream-node-max-bytes 16384 \
+      --daemonize no --logfile "$PWD/$home/redis.log" 9>&- &
+    redis_pid=$!
+    while alive "$redis_pid"; do
+      # Not somebody else's, who was faster to take the port.
+      if redis-cli -p "$port" info server 2>/dev/null | grep -q "^process_id:$redis_pid"; then
+        until redis-cli -p "$port" ping 2>/dev/null | grep -q PONG; do sleep 0.1; done
+        export REDIS_URL=redis://127.0.0.1:$port
+        redis_cli="redis-cli -p $port"
+        return
+      fi
+      [ -z "$stopping" ] || exit 0
+      sleep 0.1
+    done
+    port=$((port + 1))
+  done
+  tail -n 5 "$home/redis.log" >&2
+  fail "Redis does not start; see $home/redis.log"
+}
+
+begin_demo_anew_if_old() {
+  local now last
+  now=$(date +%s)
+  if [ -e "$home/genesis-time" ]; then
+    last=$(stat -c %Y "$log" 2>/dev/null || echo 0)
+    if [ $((now - last)) -gt "$DEMO_KEPT_SECONDS" ]; then
+      say "The last demo was too long ago to catch up; starting a new one."
+      rm -rf "$home"
+      mkdir -p "$home"
+    fi
+  fi
+  if [ ! -e "$home/genesis-time" ]; then
+    # Some blocks before now, so that there is a finalized one from the beginning.
+    echo $((now - 200)) >"$home/genesis-time"
+  fi
+}
+
+if [ -n "$demo" ]; then begin_demo_anew_if_old; fi
+if is_set REDIS_URL || is_set REDIS_HOST || is_set REDIS_PORT || is_set REDIS_PASSWORD; then
+  say "Using the Redis that is configured"
+  redis_cli="redis-cli -u \"\$REDIS_URL\""
+else
+  start_redis
+  say "Redis of its own: $redis_cli (data in $PWD/$home/redis, at most $MAXMEMORY)"
+fi
+
+# ---- Simulated chains.
+start_simulator() {
+  local out=$home/simulate.out name value tries
+  : >"$out"
+  apart "$ethhook" simulate --listen 127.0.0.1:0 \
+    --genesis-time "$(cat "$home/genesis-time")" >"$out" 2>>"$log" 9>&- &
+  simulator_pid=$!
+  for ((tries = 0; tries < 300; tries++)); do
+    grep -q '^BASE_HTTP_URL=' "$out" && break
+    alive "$simulator_pid" || break
+    sleep 0.1
+  done
+  grep -q '^BASE_HTTP_URL=' "$out" || fail "the simulator does not start; see $log"
+  while IFS='=' read -r name value; do
+    case $name in
+      *_URL)
+        export "$name=$value"
+        ;;
+    esac
+  done <"$out"
+  local port
+  for name in METRICS_PORT HEALTH_PORT; do
+    port=$(resolved "$name")
+    if [ "$port" -ne 0 ] && port_taken 127.0.0.1 "$port"; then
+      value=$(free_port $((port + 1)))
+      say "$name $port is taken; using $value"
+      export "$name=$value"
+    fi
+  done
+}
+
+[ -z "$stopping" ] || exit 0
+if [ -n "$demo" ]; then
+  start_simulator
+  say "Nothing is configured, so four simulated chains are ingested. For real ones, copy"
+  say ".env.example to .env and set a URL there."
+fi
+
+# ---- The ingestor.
+settings=$("$ethhook" check-config)
+host=$(resolved BIND_ADDRESS)
+case $host in 0.0.0.0 | ::) host=127.0.0.1 ;; esac
+health=$host:$(resolved HEALTH_PORT)
+streams=$(sed -n 's/^# .* stream \(events:[0-9]*\)$/\1/p' <<<"$settings" | tr '\n' ' ')
+say ""
+say "Streams:  $streams"
+say "Look in:  $redis_cli XREVRANGE ${streams%% *} + - COUNT 1"
+say "Metrics:  http://$host:$(resolved METRICS_PORT)/metrics"
+say "Health:   http://$health/health and http://$health/ready"
+say "Log:      $PWD/$log"
+say "Ctrl-C ends all of it."
+say ""
+touch "$log"
+started_at=$(wc -l <"$log")
+apart "$ethhook" ingest --progress 2>>"$log" 9>&- &
+ingestor_pid=$!
+
+deadline=$((SECONDS + READY_SECONDS))
+until [ -n "$stopping" ] || ! alive "$ingestor_pid" || [ "${health##*:}" = 0 ]; do
+  if ready; then
+    say "Ready."
+    break
+  fi
+  if [ "$SECONDS" -ge "$deadline" ]; then
+    say "Not ready after $READY_SECONDS s, going on: $why"
+    break
+  fi
+  sleep 0.5
+done
+
+code=0
+while [ -z "$stopping" ] && alive "$ingestor_pid"; do
+  # Ends early at a signal; whether it did is seen above.
+  wait "$ingestor_pid" && code=0 || code=$?
+done
+if [ -n "$stopping" ]; then exit 0; fi
+wait "$ingestor_pid" || code=$?
+tail -n "+$((started_at + 1))" "$log" | tail -n 20 >&2
+printf 'run.sh: the ingestor ended; see %s\n' "$log" >&2
+exit "$code"

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs all checks, or a part of them:
+#   --unit         formatting, lints, docs and the tests that need nothing but Rust
+#   --integration  the tests against a real Redis and a real dev node
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/install.sh
+. scripts/install.sh
+
+ANVIL_VERSION=1.7.1
+
+section() { printf '\n==== %s\n' "$*"; }
+
+unit=1
+integration=1
+case ${1:-} in
+  '') ;;
+  --unit) integration= ;;
+  --integration) unit= ;;
+  *)
+    sed -n '2,4s/^# //p' "$0" >&2
+    exit 2
+    ;;
+esac
+
+need_cargo
+if [ -n "$integration" ]; then
+  section "Redis and the dev node"
+  need redis-server redis-server
+  if [ -z "${ANVIL_BIN:-}" ]; then
+    anvil=.tools/node_modules/.bin/anvil
+    need node nodejs
+    if ! "$anvil" --version 2>/dev/null | grep -qF "$ANVIL_VERSION"; then
+      need npm npm
+      npm install --silent --no-fund --no-audit --prefix .tools "@foundry-rs/anvil@$ANVIL_VERSION"
+    fi
+    ANVIL_BIN=$PWD/$anvil
+    export ANVIL_BIN
+  fi
+  redis-server --version
+  "$ANVIL_BIN" --version | head -n 1
+fi
+
+if [ -n "$unit" ]; then
+  section "cargo fmt"
+  cargo fmt --all -- --check
+  section "cargo clippy"
+  cargo clippy --workspace --all-targets --locked -- -D warnings
+  section "cargo doc"
+  # Read by those who work on it, so private items are documented and may be linked to.
+  RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --workspace --no-deps --document-private-items --locked --quiet
+fi
+
+if [ -n "$unit" ] && [ -n "$integration" ]; then
+  section "All tests"
+  cargo test --workspace --locked
+elif [ -n "$unit" ]; then
+  section "Unit tests"
+  cargo test --workspace --locked --lib --bins
+  cargo test --package ethhook-domain --locked --tests
+else
+  section "Integration tests"
+  cargo test --workspace --locked --test '*'
+fi
+section "Passed"
