@@ -53,11 +53,12 @@ async fn a_slow_answer_is_asked_of_the_next_endpoint_too() {
         scene.chain.mine(1);
         scene.check().await;
     }
-    assert_eq!(scene.second.stats().requests(RECEIPTS), 0, "the first is preferred");
+    let hedged = scene.second.stats().requests(RECEIPTS);
+    assert!(hedged < scene.first.stats().requests(RECEIPTS), "the first is preferred");
     scene.first.faults().push(RECEIPTS, Fault::Delay(Duration::from_secs(10)), 2);
     scene.chain.mine(2);
     scene.check().await;
-    assert_eq!(scene.second.stats().requests(RECEIPTS), 2);
+    assert!(scene.second.stats().requests(RECEIPTS) >= hedged + 2);
     assert!(scene.metric("ethhook_rpc_hedges_total", ",endpoint=\"0\"").await >= 2.0);
     // An endpoint that became slow for good goes last, and is spared.
     scene.first.faults().push(RECEIPTS, Fault::Delay(Duration::from_millis(300)), 1_000);
@@ -111,12 +112,17 @@ async fn an_endpoint_that_lags_or_limits_or_dies_is_replaced_by_the_next() {
     scene.chain.reorg(2, 3, Contents::Fresh);
     scene.check().await;
     scene.first.behave();
-    // Patience is asked for, and given.
-    scene.first.faults().push(RECEIPTS, Fault::Error(-32005, "slow down".into()), 1);
-    scene.chain.mine(3);
-    scene.check().await;
+    assert_eq!(scene.metric("ethhook_stalls_total", "").await, 0.0, "heads came all the time");
+    // Patience is asked for, and given. (An answer that a hedge overtook is not counted.)
+    scene.first.faults().push(RECEIPTS, Fault::Error(-32005, "slow down".into()), 1_000_000);
     let limited = r#",endpoint="0",method="eth_getBlockReceipts",outcome="rate_limited""#;
-    assert_eq!(scene.metric("ethhook_rpc_requests_total", limited).await, 1.0);
+    until("the limit is obeyed", async || {
+        scene.chain.mine(3);
+        scene.check().await;
+        scene.metric("ethhook_rpc_requests_total", limited).await >= 1.0
+    })
+    .await;
+    scene.first.behave();
     // Gone altogether.
     scene.nodes[0].pause();
     scene.nodes[0].kill_connections();

@@ -75,6 +75,8 @@ struct Session<'a> {
     due: Due,
     /// Polls in a row that no head interrupted.
     silent_polls: u32,
+    /// A head spoke of another branch: the endpoint that is asked first may not know of it yet.
+    heard_otherwise: bool,
     since_finality: u64,
     /// The byte cap is reached and a group holds the trim: a backfill waits.
     waits_for_room: bool,
@@ -158,6 +160,7 @@ impl<'a> Session<'a> {
                 retention: now + Duration::from_secs(1),
             },
             silent_polls: 0,
+            heard_otherwise: false,
             since_finality: 0,
             waits_for_room: false,
         }
@@ -297,7 +300,7 @@ impl<'a> Session<'a> {
             Some(Ask::Latest) => {
                 // The best endpoint may have fallen behind the others without an error.
                 let all = if self.chain.has_socket() {
-                    self.silent_polls >= STALLED_POLLS
+                    self.heard_otherwise || self.silent_polls >= STALLED_POLLS
                 } else {
                     self.silent_polls.is_multiple_of(ALL_EVERY)
                 };
@@ -342,6 +345,7 @@ impl<'a> Session<'a> {
             Head::Header(header) => {
                 let number = header.block.number;
                 let change = self.canonical.heard(*header);
+                self.heard_otherwise |= self.canonical.ask() == Some(Ask::Latest);
                 self.follow(change, Some(Instant::now()));
                 number >= next
             }
@@ -368,6 +372,9 @@ impl<'a> Session<'a> {
             }
         };
         self.note_answer();
+        if ask == Ask::Latest {
+            self.heard_otherwise = false;
+        }
         if headers.is_empty() {
             self.canonical.unanswered();
         }
