@@ -26,8 +26,6 @@ const GAS: u64 = 25_000_000;
 /// When anvil mines a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mining {
-    /// At once for each transaction.
-    OnTransaction,
     /// At a fixed pace, in whole seconds.
     EverySeconds(u64),
     /// Only when asked to.
@@ -70,7 +68,6 @@ impl Anvil {
         let mut command = Command::new(binary()?);
         command.args(["--port", "0", "--host", "127.0.0.1"]).args(arguments);
         match mining {
-            Mining::OnTransaction => &mut command,
             Mining::EverySeconds(seconds) => command.arg("--block-time").arg(seconds.to_string()),
             Mining::OnDemand => command.arg("--no-mining"),
         };
@@ -140,7 +137,7 @@ impl Anvil {
         self.node.call("anvil_reorg", json!([depth, transactions])).await
     }
 
-    /// Deploys an [`Emitter`]; mines a block where anvil does not by itself.
+    /// Deploys an [`Emitter`]; mines a block.
     ///
     /// # Errors
     /// If anvil refuses, or the contract is not there in time.
@@ -157,11 +154,7 @@ impl Anvil {
                 let address = receipt.contract_address.context("no contract was created")?;
                 return Ok(Emitter { address });
             }
-            if self.node.call::<bool>("anvil_getAutomine", json!([])).await? {
-                sleep(Duration::from_millis(10)).await;
-            } else {
-                self.mine(1).await?;
-            }
+            self.mine(1).await?;
         }
         bail!("the contract was not mined within {STARTUP:?}")
     }

@@ -47,10 +47,11 @@ async fn it_emits_logs_and_its_blocks_pass_at_receipts_root() {
 
 #[tokio::test]
 async fn it_reorganises_with_the_same_and_with_other_transactions() {
-    let anvil = Anvil::start(Mining::OnTransaction).await.unwrap();
+    let anvil = Anvil::start(Mining::OnDemand).await.unwrap();
     let emitter = anvil.deploy_emitter().await.unwrap();
     for salt in 0..3 {
         anvil.emit(emitter, 0, 5, salt).await.unwrap();
+        anvil.mine(1).await.unwrap();
     }
     let hashes = async || {
         let mut hashes = Vec::new();

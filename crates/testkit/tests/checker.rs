@@ -100,12 +100,13 @@ struct Scene {
 /// A chain with a reorg in it, published by the book.
 async fn published() -> Scene {
     let server = RedisServer::spawn(RedisOptions::default()).await.unwrap();
-    let anvil = Anvil::start(Mining::OnTransaction).await.unwrap();
+    let anvil = Anvil::start(Mining::OnDemand).await.unwrap();
     let redis = server.connection().await.unwrap();
     let mut publisher = Publisher { redis, seq: 0, last_id: "0-0".to_owned() };
     let emitter = anvil.deploy_emitter().await.unwrap();
     for salt in 0..5 {
         anvil.emit(emitter, 0, 10, salt).await.unwrap();
+        anvil.mine(1).await.unwrap();
     }
     let mut headers = Vec::new();
     for number in 0..=6 {
