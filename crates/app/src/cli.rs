@@ -24,6 +24,15 @@ Configuration: environment, then .env, then ethhook.toml, then defaults; `ethhoo
 
 Exit codes: 0 done; 1 failed, trying again may help; 2 wrong command line; 78 wrong configuration.";
 
+const STATUS: &str = "\
+Examples:
+  ethhook status
+  ethhook status --watch
+  ethhook status --json | jq '.chains[] | {name, lag_blocks}'
+  docker compose exec ethhook ethhook status
+
+Exit codes: 0 all is well; 1 something is wrong, or no service answers; 78 wrong configuration.";
+
 /// Self-hosted, multi-chain EVM event ingestor: every log, verified, in order, exactly once, in
 /// Redis Streams.
 #[derive(Debug, Parser)]
@@ -67,6 +76,19 @@ pub(crate) enum Command {
         /// Ask whether every chain is at its head instead.
         #[arg(long)]
         ready: bool,
+    },
+    /// Shows how the service and each chain are, what is wrong and what to do about it.
+    ///
+    /// Asks the service on this host; where none answers, shows what Redis holds. Exits with 1 if
+    /// something is wrong.
+    #[command(after_help = STATUS)]
+    Status {
+        /// One line of JSON, as /status.json has it.
+        #[arg(long)]
+        json: bool,
+        /// Every two seconds, until Ctrl-C.
+        #[arg(long)]
+        watch: bool,
     },
     /// Prints events as JSON lines as they land.
     Tail {

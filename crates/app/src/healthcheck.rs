@@ -12,8 +12,8 @@ use crate::{Exit, tell};
 
 /// How long the answer may take: `/ready` itself waits for Redis less than a second.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// More than `/ready` says of a hundred chains.
-const MAX_REPLY: u64 = 64 * 1024;
+/// More than is said of a hundred chains.
+const MAX_REPLY: u64 = 1024 * 1024;
 
 /// Asks `/health`, or `/ready`, and prints the answer.
 pub(crate) async fn run(inputs: Result<Inputs, Vec<Problem>>, ready: bool) -> anyhow::Result<Exit> {
@@ -25,18 +25,36 @@ pub(crate) async fn run(inputs: Result<Inputs, Vec<Problem>>, ready: bool) -> an
         }
     };
     let path = if ready { "/ready" } else { "/health" };
-    let url = format!("http://{}{path}", probe.health);
-    let reply = tokio::time::timeout(PATIENCE, get(probe.health, path))
+    let reply = ask(probe.health, path).await?;
+    let body = reply.body.trim();
+    if reply.status != 200 {
+        bail!("http://{}{path} answers {}: {body}", probe.health, reply.status);
+    }
+    println!("{body}");
+    Ok(Exit::Done)
+}
+
+/// What the service said.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+}
+
+/// GETs a page of the service on this host.
+///
+/// # Errors
+/// If nobody answers in time, or not in HTTP.
+pub(crate) async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<Reply> {
+    let url = format!("http://{address}{path}");
+    let reply = tokio::time::timeout(PATIENCE, get(address, path))
         .await
         .with_context(|| format!("{url} does not answer within {} s", PATIENCE.as_secs()))?
         .with_context(|| format!("{url} cannot be asked"))?;
     let (head, body) = reply.split_once("\r\n\r\n").unwrap_or((&reply, ""));
-    match head.split(' ').nth(1) {
-        Some("200") => println!("{}", body.trim()),
-        Some(status) => bail!("{url} answers {status}: {}", body.trim()),
-        None => bail!("{url} does not speak HTTP"),
-    }
-    Ok(Exit::Done)
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.with_context(|| format!("{url} does not speak HTTP"))?;
+    Ok(Reply { status, body: body.to_owned() })
 }
 
 async fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {

@@ -15,6 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -42,8 +43,10 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// A JSON body.
-    pub(crate) fn json(status: StatusCode, body: &serde_json::Value) -> Self {
-        Self { status, content_type: "application/json", body: format!("{body}\n") }
+    pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Self {
+        // Only a map whose keys are no texts could fail.
+        let body = serde_json::to_string(body).unwrap_or_default();
+        Self { status, content_type: "application/json", body: body + "\n" }
     }
 
     /// A line of text.

@@ -17,6 +17,7 @@ use crate::health::Health;
 use crate::http::{self, Answer};
 use crate::process_metrics::ProcessMetrics;
 use crate::signals::Signals;
+use crate::status::live::Live;
 use crate::{Exit, logging, progress, redis, tell};
 
 /// The time for what is on the wire to Redis; the rest of the 8 s that an exit may take is spare.
@@ -114,8 +115,17 @@ impl Ready {
 
         // Both servers answer to the very end.
         let mut servers = JoinSet::new();
-        let health =
-            Health::new(streams.clone(), status.clone(), options.ready_max_lag, stopping.clone());
+        let (max_lag, told) = (options.ready_max_lag, (status.clone(), metrics.clone()));
+        let live = Live::new(
+            &options.instance_id,
+            streams.clone(),
+            told,
+            &config.chains,
+            max_lag,
+            stopping.clone(),
+        );
+        servers.spawn(live.clone().count());
+        let health = Health::new(live, streams.clone(), status.clone(), max_lag, stopping.clone());
         let end = CancellationToken::new();
         servers.spawn(http::serve(
             health_listener,

@@ -15,6 +15,7 @@ mod redis;
 mod reset;
 mod signals;
 mod simulate;
+mod status;
 mod tail;
 
 use std::process::ExitCode;
@@ -66,6 +67,9 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Ingest { progress } => in_runtime(ingest::run(inputs(), progress)),
         Command::Simulate(options) => in_runtime(simulate::run(options)),
         Command::Healthcheck { ready } => in_runtime(healthcheck::run(inputs(), ready)),
+        Command::Status { json, watch } => {
+            in_runtime(status::run(inputs(), status::Options { json, watch }))
+        }
         Command::Tail { chain, from } => in_runtime(tail::run(inputs(), chain.as_deref(), &from)),
         Command::Rewind { chain, to, yes } => {
             in_runtime(operator::rewind::run(inputs(), Order { chain: &chain, yes }, to))

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 pub use config::{ChainConfig, EndpointConfig, Options, StartBlock};
 use ethhook_streams::Streams;
-pub use metrics::Metrics;
+pub use metrics::{EndpointState, Metrics};
 pub use status::StatusBoard;
 use tokio::sync::Semaphore;
 use tokio::task::{Id, JoinSet};

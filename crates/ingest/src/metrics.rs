@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use ethhook_domain::verify::Check;
 use ethhook_streams::GroupLag;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -91,7 +92,38 @@ metrics! {
     restarts: counter("ethhook_chain_restarts_total", "Chain tasks that were restarted, by cause.", ["chain", "cause"]);
 }
 
+/// What is known of one endpoint, for a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndpointState {
+    /// `closed`: it is asked; `open`: it is set aside; `half_open`: it is being tried again.
+    pub breaker: &'static str,
+    /// Whether it is subscribed to `newHeads`.
+    pub subscribed: bool,
+    /// Its answers that failed a check, since the process started.
+    pub failed_checks: u64,
+}
+
 impl Metrics {
+    /// The state of the first `count` endpoints of `chain`, by their position.
+    #[must_use]
+    pub fn endpoints(&self, chain: &str, count: usize) -> Vec<EndpointState> {
+        let state = |position: usize| {
+            let position = position.to_string();
+            let labels = [chain, position.as_str()];
+            let failed = |check: &Check| {
+                let labels = [chain, position.as_str(), check.as_str()];
+                self.checks_failed.with_label_values(&labels).get()
+            };
+            let breaker = self.breaker.with_label_values(&labels).get();
+            EndpointState {
+                breaker: BreakerState::name(breaker),
+                subscribed: self.socket.with_label_values(&labels).get() == 1,
+                failed_checks: Check::ALL.iter().map(failed).sum(),
+            }
+        };
+        (0..count).map(state).collect()
+    }
+
     pub(crate) fn restarted(&self, chain: &str, cause: &str) {
         self.restarts.with_label_values(&[chain, cause]).inc();
     }

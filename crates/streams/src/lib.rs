@@ -22,6 +22,7 @@ mod publisher;
 mod reader;
 mod retention;
 mod script;
+mod standing;
 mod step;
 
 pub use connection::{ConnectError, RedisConfig, Streams};
@@ -34,4 +35,5 @@ pub use preflight::{PreflightError, ServerInfo};
 pub use publisher::Publisher;
 pub use reader::{PublishedBlock, ReadError, Tail};
 pub use retention::{GroupLag, Retained, Retention};
+pub use standing::Standing;
 pub use step::{Outcome, Step, StepError};

@@ -65,10 +65,14 @@ pub struct Retained {
 }
 
 /// How far a consumer group is behind.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GroupLag {
     /// Its name.
     pub group: String,
+    /// How many consumers it knows.
+    pub consumers: u64,
+    /// Entries given and not acknowledged.
+    pub pending: u64,
     /// Entries that it was not given or has not acknowledged; none if Redis cannot tell how many it
     /// was not given, which is not zero.
     pub entries: Option<u64>,
@@ -94,8 +98,7 @@ pub(crate) async fn retain(
     keys: &Keys,
     policy: &Retention,
 ) -> Result<Retained, ReadError> {
-    let (seconds, micros): (u64, u64) = query(&redis::cmd("TIME"), connection, "TIME").await?;
-    let now_ms = seconds * 1_000 + micros / 1_000;
+    let now_ms = now_ms(connection).await?;
     let (holds, groups) = look_at_groups(connection, &keys.events, now_ms).await?;
     let mut retained = Retained {
         len: length(connection, &keys.events).await?,
@@ -128,6 +131,12 @@ pub(crate) async fn retain(
     Ok(retained)
 }
 
+/// Redis' clock, by which entries have their IDs: unix milliseconds.
+pub(crate) async fn now_ms(connection: &mut impl ConnectionLike) -> Result<u64, ReadError> {
+    let (seconds, micros): (u64, u64) = query(&redis::cmd("TIME"), connection, "TIME").await?;
+    Ok(seconds * 1_000 + micros / 1_000)
+}
+
 /// How many entries stand between the stream and its byte cap.
 fn excess(found: &Retained, max_bytes: u64) -> u64 {
     let over = u128::from(found.bytes.saturating_sub(max_bytes));
@@ -137,7 +146,7 @@ fn excess(found: &Retained, max_bytes: u64) -> u64 {
 
 /// From where on a group needs the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Hold {
+pub(crate) struct Hold {
     group: String,
     /// The last entry it was given.
     delivered: EntryId,
@@ -283,7 +292,7 @@ fn chunks(blocks: &[Going]) -> impl Iterator<Item = &Going> {
 
 /// What the groups of the stream `key` still need, and how far behind they are: one question, and
 /// for each group that is behind up to three.
-async fn look_at_groups(
+pub(crate) async fn look_at_groups(
     connection: &mut impl ConnectionLike,
     key: &str,
     now_ms: u64,
@@ -318,6 +327,8 @@ async fn look_at_groups(
         };
         lags.push(GroupLag {
             group: group.name.clone(),
+            consumers: group.consumers,
+            pending: group.pending,
             entries: not_given.map(|entries| entries + group.pending),
             waiting,
             idle,

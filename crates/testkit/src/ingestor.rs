@@ -204,11 +204,16 @@ impl Ingestor {
     /// GETs a page of one of the process's own servers, `metrics`, `health` or `ready`: its status
     /// and body, none while nobody listens.
     pub async fn get(&self, page: &str) -> Option<(u16, String)> {
+        http_get(&self.address(page)?, page).await
+    }
+
+    /// Where the server of a page, `metrics`, `health` or `ready`, listens: address and port.
+    #[must_use]
+    pub fn address(&self, page: &str) -> Option<String> {
         let log = self.log_of_this_process();
         let listening = log.lines().rfind(|line| line.contains("listening"))?;
         let url = listening.split('"').find(|part| part.ends_with(&format!("/{page}")))?;
-        let address = url.strip_prefix("http://")?.split('/').next()?;
-        http_get(address, page).await
+        url.strip_prefix("http://")?.split('/').next().map(str::to_owned)
     }
 
     /// The value of a metric's line, such as `events_published_total{chain="local"}`.

@@ -10,3 +10,4 @@ mod recorded;
 mod rig;
 mod several;
 mod simulated;
+mod status;

@@ -13,7 +13,7 @@ use crate::rig::{Rig, SETTLE, until};
 const LOCAL: u64 = 31337;
 
 /// A chain that is moved by hand, its node, and a rig that points to it.
-async fn manual() -> (ManualChain, RunningNode, Rig) {
+pub(crate) async fn manual() -> (ManualChain, RunningNode, Rig) {
     let chain = Chain::manual(ManualSpec { events_per_block: 10, ..ManualSpec::new(LOCAL) });
     let node = Node::bind(([127, 0, 0, 1], 0).into(), vec![chain.clone()]).await.unwrap().spawn();
     let mut rig = Rig::new().await;
@@ -21,19 +21,19 @@ async fn manual() -> (ManualChain, RunningNode, Rig) {
     (chain, node, rig)
 }
 
-async fn checker(rig: &Rig, node: &RunningNode) -> Checker {
+pub(crate) async fn checker(rig: &Rig, node: &RunningNode) -> Checker {
     rig.checker(NodeRpc::at_url(node.http_url(LOCAL)), LOCAL).await
 }
 
 /// Standard output of a command that must succeed.
-fn done(output: &Output) -> String {
+pub(crate) fn done(output: &Output) -> String {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{error}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Standard error of a command that must be refused.
-fn refused(output: &Output) -> String {
+pub(crate) fn refused(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     String::from_utf8_lossy(&output.stderr).into_owned()
 }

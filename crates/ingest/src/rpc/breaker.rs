@@ -20,6 +20,17 @@ pub(crate) enum State {
     Open = 2,
 }
 
+impl State {
+    /// The name of the state that the metric shows as `value`.
+    pub(crate) fn name(value: i64) -> &'static str {
+        match value {
+            0 => "closed",
+            1 => "half_open",
+            _ => "open",
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Breaker {
     state: State,

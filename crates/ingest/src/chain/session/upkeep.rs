@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn a_group_is_idle_only_if_entries_wait_and_nobody_reads() {
         const HOUR: Duration = Duration::from_secs(3_600);
-        let lag = |waiting, idle| GroupLag { group: "g".into(), entries: None, waiting, idle };
+        let lag = |waiting, idle| GroupLag { waiting, idle, ..GroupLag::default() };
         assert!(is_idle(&lag(HOUR, HOUR), HOUR));
         assert!(!is_idle(&lag(HOUR, HOUR / 2), HOUR), "it reads, and is slow");
         assert!(!is_idle(&lag(HOUR / 2, 9 * HOUR), HOUR), "there was nothing to read for long");

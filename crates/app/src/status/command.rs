@@ -1,0 +1,132 @@
+//! `ethhook status`: asks the service on this host, else Redis, and shows the report.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use ethhook_streams::Streams;
+use tokio::io::AsyncWriteExt;
+
+use super::advice::{Seen, troubles};
+use super::offline::standings;
+use super::{Chain, Redis, Report, Trouble, table};
+use crate::config::{Client, Inputs, Probe, Problem};
+use crate::signals::Signals;
+use crate::{Exit, healthcheck, redis, tell};
+
+/// Between two reports of `--watch`.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
+/// Takes the cursor home and clears what was there
+/// (<https://man7.org/linux/man-pages/man4/console_codes.4.html>).
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+/// How the report is shown.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    /// As JSON, a line a report.
+    pub(crate) json: bool,
+    /// Again and again, until a signal.
+    pub(crate) watch: bool,
+}
+
+/// Shows the report; the exit says whether all is well.
+///
+/// # Errors
+/// If the report cannot be written.
+pub(crate) async fn run(
+    inputs: Result<Inputs, Vec<Problem>>,
+    options: Options,
+) -> anyhow::Result<Exit> {
+    let mut signals = Signals::new()?;
+    let loaded = inputs.and_then(|inputs| {
+        let (client, probe) = (Client::load(&inputs)?, Probe::load(&inputs)?);
+        let streams = redis::open(&client.redis).map_err(|problem| vec![problem])?;
+        Ok(Asker { client, probe, streams })
+    });
+    let asker = match loaded {
+        Ok(asker) => asker,
+        Err(problems) => {
+            tell(&problems);
+            return Ok(Exit::BadConfiguration);
+        }
+    };
+    loop {
+        let shown = async {
+            let report = asker.report().await;
+            show(&report, options).await.map(|()| report.ok)
+        };
+        let ok = tokio::select! {
+            ok = shown => ok?,
+            () = signals.next() => return Ok(Exit::Done),
+        };
+        if !options.watch {
+            return Ok(if ok { Exit::Done } else { Exit::Failed });
+        }
+        tokio::select! {
+            () = tokio::time::sleep(WATCH_EVERY) => {}
+            () = signals.next() => return Ok(Exit::Done),
+        }
+    }
+}
+
+async fn show(report: &Report, options: Options) -> anyhow::Result<()> {
+    let text = if options.json {
+        format!("{}\n", serde_json::to_string(report)?)
+    } else {
+        let clear = options.watch && std::io::stdout().is_terminal();
+        format!("{}{}", if clear { CLEAR } else { "" }, table::render(report))
+    };
+    let mut out = tokio::io::stdout();
+    out.write_all(text.as_bytes()).await?;
+    Ok(out.flush().await?)
+}
+
+/// Whom to ask.
+struct Asker {
+    client: Client,
+    probe: Probe,
+    streams: Streams,
+}
+
+impl Asker {
+    async fn report(&self) -> Report {
+        match self.of_service().await {
+            Ok(report) => report,
+            Err(why) => self.of_redis(&why).await,
+        }
+    }
+
+    /// What the service says of itself, else why it says nothing.
+    async fn of_service(&self) -> Result<Report, String> {
+        let reply = healthcheck::ask(self.probe.health, "/status.json").await;
+        let reply = reply.map_err(|error| format!("{error:#}"))?;
+        let report = (reply.status == 200).then(|| serde_json::from_str(&reply.body).ok());
+        report.flatten().ok_or_else(|| {
+            let address = self.probe.health;
+            format!("http://{address}/status.json is not of this version of ethhook")
+        })
+    }
+
+    /// What Redis holds of the configured chains, else of those it knows.
+    async fn of_redis(&self, why: &str) -> Report {
+        let Client { known, on, .. } = &self.client;
+        let chains: Vec<_> = if on.is_empty() { known } else { on }.iter().collect();
+        let (standings, failure) = match standings(&self.streams, &chains).await {
+            Ok(standings) => (standings, None),
+            Err(failure) => (Vec::new(), Some(failure)),
+        };
+        let mut troubles_of_all = vec![Trouble::no_service(why)];
+        troubles_of_all.extend(failure.iter().map(|failure| Trouble::no_redis(failure)));
+        let mut shown = Vec::new();
+        for (profile, standing) in chains.iter().zip(standings) {
+            if on.is_empty() && standing.cursor.is_none() {
+                continue;
+            }
+            let mut chain = Chain::unknown(profile);
+            chain.stands(standing);
+            chain.troubles = troubles(&chain, Seen::default());
+            shown.push(chain);
+        }
+        let redis = Redis { address: self.streams.address(), failure };
+        Report::new(None, redis, troubles_of_all, shown)
+    }
+}

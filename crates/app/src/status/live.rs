@@ -1,0 +1,195 @@
+//! The report as the service makes it: from its chains' own words, its endpoints and Redis.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ethhook_domain::Profile;
+use ethhook_ingest::status::ChainStatus;
+use ethhook_ingest::{ChainConfig, Metrics, StatusBoard};
+use ethhook_streams::Streams;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::advice::{Seen, troubles};
+use super::offline::standings;
+use super::{Chain, Counts, Endpoint, Redis, Report, Service, State, Trouble};
+
+/// How long a report counts, so that all who ask cost Redis no more than one look a second.
+const REPORT_AGE: Duration = Duration::from_millis(900);
+/// Seconds of which the rate is remembered.
+const RATES: usize = 120;
+
+/// A chain, and which of its endpoints have a WebSocket.
+#[derive(Debug, Clone)]
+struct Known {
+    profile: Profile,
+    sockets: Vec<bool>,
+}
+
+/// How many events were published when last looked at, and in each second before.
+#[derive(Debug, Default)]
+struct Rate {
+    events: u64,
+    seconds: VecDeque<u64>,
+}
+
+type Made = Option<(Instant, Arc<Report>)>;
+
+/// What the reports of a service are made from; clones share it.
+#[derive(Clone)]
+pub(crate) struct Live {
+    service: Service,
+    streams: Streams,
+    board: StatusBoard,
+    metrics: Metrics,
+    chains: Arc<[Known]>,
+    max_lag: Duration,
+    stopping: CancellationToken,
+    rates: Arc<Mutex<HashMap<String, Rate>>>,
+    last: Arc<tokio::sync::Mutex<Made>>,
+}
+
+impl Live {
+    /// Reports of `chains`, of which `board` and `metrics` are told.
+    pub(crate) fn new(
+        instance: &str,
+        streams: Streams,
+        (board, metrics): (StatusBoard, Metrics),
+        chains: &[ChainConfig],
+        max_lag: Duration,
+        stopping: CancellationToken,
+    ) -> Self {
+        let known = |chain: &ChainConfig| Known {
+            profile: chain.profile.clone(),
+            sockets: chain.endpoints.iter().map(|endpoint| endpoint.ws.is_some()).collect(),
+        };
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self {
+            service: Service { version, instance: instance.to_owned() },
+            streams,
+            board,
+            metrics,
+            chains: chains.iter().map(known).collect(),
+            max_lag,
+            stopping,
+            rates: Arc::default(),
+            last: Arc::default(),
+        }
+    }
+
+    /// Counts each second's events, without end.
+    pub(crate) async fn count(self) {
+        let mut ticks = interval(Duration::from_secs(1));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            ticks.tick().await;
+            let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+            for (name, status) in self.board.snapshot() {
+                let rate = rates.entry(name).or_default();
+                let events = status.events.saturating_sub(rate.events);
+                rate.events = status.events;
+                rate.seconds.push_back(events);
+                if rate.seconds.len() > RATES {
+                    rate.seconds.pop_front();
+                }
+            }
+        }
+    }
+
+    /// The newest report; whoever asks meanwhile waits for the same one.
+    pub(crate) async fn report(&self) -> Arc<Report> {
+        let mut last = self.last.lock().await;
+        if let Some((at, report)) = &*last
+            && at.elapsed() < REPORT_AGE
+        {
+            return Arc::clone(report);
+        }
+        let report = Arc::new(self.make().await);
+        *last = Some((Instant::now(), Arc::clone(&report)));
+        report
+    }
+
+    async fn make(&self) -> Report {
+        let profiles: Vec<_> = self.chains.iter().map(|known| &known.profile).collect();
+        let (standings, failure) = match standings(&self.streams, &profiles).await {
+            Ok(standings) => (standings, None),
+            Err(failure) => (Vec::new(), Some(failure)),
+        };
+        let board: HashMap<_, _> = self.board.snapshot().into_iter().collect();
+        let mut standings = standings.into_iter();
+        let chain = |known: &Known| {
+            let mut chain = Chain::unknown(&known.profile);
+            let status = board.get(&known.profile.name).cloned().unwrap_or_default();
+            // What was published last, while Redis does not say.
+            chain.published = status.tip.map(|(number, _)| number);
+            if let Some(standing) = standings.next() {
+                chain.stands(standing);
+            }
+            self.lives(&mut chain, &status, &known.sockets);
+            chain
+        };
+        let chains = self.chains.iter().map(chain).collect();
+        let mut wrong: Vec<_> = failure.iter().map(|failure| Trouble::no_redis(failure)).collect();
+        if self.stopping.is_cancelled() {
+            wrong.push(Trouble::stopping());
+        }
+        let redis = Redis { address: self.streams.address(), failure };
+        Report::new(Some(self.service.clone()), redis, wrong, chains)
+    }
+
+    /// Takes in what the chain's own task says.
+    fn lives(&self, chain: &mut Chain, status: &ChainStatus, sockets: &[bool]) {
+        let elsewhere = chain.writer.as_ref().is_some_and(|w| *w != self.service.instance);
+        chain.state = match (&status.trouble, status.at_head) {
+            (Some(_), _) if elsewhere => State::StandingBy,
+            (Some(_), _) => State::StandingStill,
+            (None, true) => State::Following,
+            (None, false) => State::CatchingUp,
+        };
+        chain.head = status.head.map(|(number, _)| number);
+        chain.lag_blocks = chain.head.zip(chain.published).map(|(h, p)| h.saturating_sub(p));
+        let times = status.head.zip(status.tip);
+        chain.lag_seconds = times.map(|((_, head), (_, tip))| head.saturating_sub(tip));
+        let (published, taken_back, reorgs) = (status.events, status.removed, status.reorgs);
+        chain.counts = Some(Counts { published, taken_back, reorgs });
+        let rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(rate) = rates.get(&chain.name) {
+            chain.rates = rate.seconds.iter().copied().collect();
+            chain.events_per_second = mean(&chain.rates);
+        }
+        drop(rates);
+        let states = self.metrics.endpoints(&chain.name, sockets.len());
+        let endpoints = states.into_iter().zip(sockets).enumerate();
+        chain.endpoints = endpoints
+            .map(|(position, (state, has_socket))| Endpoint {
+                position,
+                breaker: state.breaker.to_owned(),
+                subscribed: has_socket.then_some(state.subscribed),
+                failed_checks: state.failed_checks,
+            })
+            .collect();
+        let not_ready = status.why_not_ready(self.max_lag);
+        let seen =
+            Seen { stands_still: status.trouble.as_deref(), not_ready: not_ready.as_deref() };
+        chain.troubles = troubles(chain, seen);
+    }
+}
+
+/// To a tenth.
+fn mean(rates: &[u64]) -> Option<f64> {
+    let seconds = u32::try_from(rates.len()).ok().filter(|seconds| *seconds > 0)?;
+    let tenths = u32::try_from(rates.iter().sum::<u64>() * 10 / u64::from(seconds)).ok()?;
+    Some(f64::from(tenths) / 10.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mean_is_of_all_seconds() {
+        assert_eq!(mean(&[]), None);
+        assert_eq!(mean(&[10, 0, 0]), Some(3.3));
+    }
+}

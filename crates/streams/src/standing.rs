@@ -1,0 +1,53 @@
+//! Where a chain stands in Redis, at the price of a few small questions: what a person who watches
+//! asks every second.
+
+use std::time::Duration;
+
+use ethhook_domain::{ChainId, Cursor};
+
+use crate::connection::Streams;
+use crate::entry_id::EntryId;
+use crate::inventory::{bytes, length};
+use crate::keys::Keys;
+use crate::reader::{self, ReadError, query};
+use crate::retention::{GroupLag, look_at_groups, now_ms};
+
+/// Where a chain stands in Redis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The cursor, if there is one.
+    pub cursor: Option<Cursor>,
+    /// Who holds the lease, if anybody does.
+    pub lease: Option<String>,
+    /// Entries of the event stream.
+    pub entries: u64,
+    /// Bytes of the event stream: Redis' own estimate.
+    pub bytes: u64,
+    /// How long ago the newest marker was written; none if there never was one.
+    pub last_step: Option<Duration>,
+    /// The consumer groups, and how far each is behind.
+    pub groups: Vec<GroupLag>,
+}
+
+impl Streams {
+    /// Where `chain` stands. Unlike [`Streams::inventory`] it walks no keys.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn standing(&self, chain: ChainId) -> Result<Standing, ReadError> {
+        let keys = Keys::of(chain);
+        let mut connection = self.pooled().await?;
+        let now_ms = now_ms(&mut connection).await?;
+        let newest = reader::last_id(&mut connection, &keys.blocks).await?;
+        let age = Duration::from_millis(now_ms.saturating_sub(newest.ms));
+        let (_, groups) = look_at_groups(&mut connection, &keys.events, now_ms).await?;
+        Ok(Standing {
+            cursor: reader::cursor(&mut connection, &keys).await?,
+            lease: query(redis::cmd("GET").arg(&keys.lease), &mut connection, &keys.lease).await?,
+            entries: length(&mut connection, &keys.events).await?,
+            bytes: bytes(&mut connection, &keys.events).await?,
+            last_step: (newest != EntryId::default()).then_some(age),
+            groups,
+        })
+    }
+}
