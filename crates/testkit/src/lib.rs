@@ -2,6 +2,7 @@
 
 pub mod anvil;
 pub mod campaign;
+pub mod canary;
 pub mod chain_data;
 pub mod checker;
 pub mod ingestor;

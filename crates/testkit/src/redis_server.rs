@@ -26,7 +26,8 @@ pub struct RedisOptions {
     pub maxmemory: String,
     /// `maxmemory-policy`.
     pub maxmemory_policy: &'static str,
-    /// Further directives, as on the command line: `("requirepass", "secret")`.
+    /// Further directives, as on the command line: `("requirepass", "secret")`; that one is part of
+    /// [`RedisServer::url`].
     pub more: Vec<(String, String)>,
 }
 
@@ -69,10 +70,12 @@ impl RedisServer {
         Err(last.context("no attempt was made")?)
     }
 
-    /// `redis://127.0.0.1:<port>/`.
+    /// `redis://127.0.0.1:<port>/`, with the password if it asks for one.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/", self.port)
+        let password = self.options.more.iter().find(|(name, _)| name == "requirepass");
+        let password = password.map(|(_, text)| format!(":{text}@")).unwrap_or_default();
+        format!("redis://{password}127.0.0.1:{}/", self.port)
     }
 
     /// The port, the same for the server's whole life.

@@ -1,5 +1,5 @@
 //! Faults by the hundred, drawn from a seed, and the stream compared with the chain after each
-//! round of them (G1 to G5).
+//! round of them (G1 to G5). All URLs hold secrets, which are looked for at the end (G11).
 //!
 //! A *world* is a chain that is moved by hand, its node, a Redis and one or two ingestors, which are
 //! the real binary, with fault proxies between. In a *round* some ten actions happen, overlapping:
@@ -69,6 +69,8 @@ pub struct Tally {
     pub events_compared: usize,
     /// Entries that took another back, as they stood at the end of each world.
     pub removed_entries: usize,
+    /// Bytes of logs, pages, keys and values in which no secret was found, at the end of each world.
+    pub bytes_without_secrets: usize,
     /// The longest time that a stream took to be equal to its chain, ms.
     pub slowest_settling_ms: u128,
     /// The longest time from SIGTERM to exit, ms.
@@ -98,7 +100,7 @@ impl fmt::Display for Tally {
             f,
             "seed {}: {} rounds in {} s; compared {} blocks with {} events, {} \
              entries taken back; settled within {} ms; SIGTERM to exit within {} ms; {} starts \
-             refused without Redis",
+             refused without Redis; no secret in {} bytes of logs, pages, keys and values",
             self.seed,
             self.rounds,
             self.seconds,
@@ -107,7 +109,8 @@ impl fmt::Display for Tally {
             self.removed_entries,
             self.slowest_settling_ms,
             self.slowest_exit_ms,
-            self.refused_starts
+            self.refused_starts,
+            self.bytes_without_secrets
         )?;
         write!(
             f,
@@ -176,8 +179,15 @@ impl Campaign<'_> {
             }
             let slowest = world.slowest_exit.as_millis();
             self.tally.slowest_exit_ms = self.tally.slowest_exit_ms.max(slowest);
+            let result = match result {
+                Ok(removed) => world.sweep_for_secrets().await.map(|searched| (removed, searched)),
+                Err(error) => Err(error),
+            };
             match result {
-                Ok(removed) => self.tally.removed_entries += removed,
+                Ok((removed, searched)) => {
+                    self.tally.removed_entries += removed;
+                    self.tally.bytes_without_secrets += searched;
+                }
                 Err(error) => {
                     return Err(anyhow!("{error:#}\n{}", world.log_tails(LOG_LINES_SHOWN)));
                 }

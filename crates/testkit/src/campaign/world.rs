@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Plan;
 use super::schedule::{Action, LinkFault, Side, WorldPlan};
+use crate::canary;
 use crate::checker::{Checker, Report};
 use crate::ingestor::Ingestor;
 use crate::node_rpc::NodeRpc;
@@ -87,26 +88,32 @@ impl World {
         });
         let node = Node::bind(([127, 0, 0, 1], 0).into(), [chain.clone()]).await?.spawn();
         let node_link = Proxy::start(node.addr()).await?;
-        let options = RedisOptions { appendfsync: world.appendfsync, ..RedisOptions::default() };
+        let options = RedisOptions {
+            appendfsync: world.appendfsync,
+            more: vec![("requirepass".into(), canary::REDIS_PASSWORD.into())],
+            ..RedisOptions::default()
+        };
         let redis = RedisServer::spawn(options).await?;
         let redis_link = Proxy::start(SocketAddr::from(([127, 0, 0, 1], redis.port()))).await?;
+        let node_url = |scheme: &str| {
+            canary::node_url(&format!("{scheme}://{}/{CHAIN_ID}", node_link.address()))
+        };
         let mut members = Vec::new();
         for instance in if world.standby { &["one", "two"][..] } else { &["one"] } {
-            let url = format!("redis://{}/", redis_link.address());
+            let url = format!("redis://:{}@{}/", canary::REDIS_PASSWORD, redis_link.address());
             let mut process = Ingestor::new(&plan.program, &url, instance)?;
             process.write_toml(&format!(
                 "[chains.local]\nblock_time_ms = 200\nfinality_depth = {FINALITY_DEPTH}\n"
             ))?;
             process
                 .set("LOCAL_START_BLOCK", 0)
-                .set("LOCAL_WS_URL", format!("ws://{}/{CHAIN_ID}", node_link.address()))
+                .set("LOCAL_WS_URL", node_url("ws"))
                 .set("LEASE_TTL_MS", LEASE.as_millis())
                 // Not a share of maxmemory, which is 1 byte for a while.
                 .set("STREAM_MAX_BYTES", 1_u64 << 30)
                 .set("RUST_LOG", "info");
             if world.http {
-                let url = format!("http://{}/{CHAIN_ID}", node_link.address());
-                process.set("LOCAL_HTTP_URL", url);
+                process.set("LOCAL_HTTP_URL", node_url("http"));
             }
             process.start()?;
             members.push(Member { process, fail_point: None, paused: false });
@@ -539,6 +546,13 @@ impl World {
             ensure!(!member.process.log().contains("panicked at"), "ingestor {who} panicked");
         }
         Ok(report)
+    }
+
+    /// Looks for the secrets of the world's URLs in all that can be read; returns how many bytes
+    /// that were.
+    pub(super) async fn sweep_for_secrets(&self) -> Result<usize> {
+        let members: Vec<_> = self.members.iter().map(|member| &member.process).collect();
+        canary::sweep(&members, &self.redis).await
     }
 
     /// How often the node did wrong, by kind.

@@ -1,0 +1,109 @@
+//! Secrets that are planted in order to be looked for: none may show anywhere (G11).
+//!
+//! One for each place that a URL has for a secret. [`sweep`] searches all that a reader can get at:
+//! the logs (panics land there too), the pages of the servers and every key and value in Redis.
+
+use anyhow::{Result, bail, ensure};
+use redis::aio::MultiplexedConnection;
+
+use crate::ingestor::Ingestor;
+use crate::redis_server::RedisServer;
+
+/// Part of each of them.
+pub const MARK: &str = "c4n4ry";
+/// In the path of a node's URL, where providers have their keys.
+pub const PATH: &str = "c4n4ry-in-the-path";
+/// The password of Redis.
+pub const REDIS_PASSWORD: &str = "c4n4ry-of-redis";
+/// Stream entries read at once.
+const PAGE: usize = 2_000;
+
+/// `url`, which ends in a path, with secrets as user, as password, in the path and in the query.
+#[must_use]
+pub fn node_url(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+    format!("{scheme}://{MARK}-user:{MARK}-password@{rest}/v3/{PATH}?key={MARK}-in-the-query")
+}
+
+/// Searches what the ingestors logged and serve, and all that `redis` holds. Returns how many bytes
+/// were searched.
+///
+/// # Errors
+/// If a secret is found, with its surroundings; if Redis cannot be read.
+pub async fn sweep(ingestors: &[&Ingestor], redis: &RedisServer) -> Result<usize> {
+    let mut searched = 0;
+    for ingestor in ingestors {
+        searched += search("the log", ingestor.log().as_bytes())?;
+        for page in ["metrics", "health", "ready"] {
+            if let Some((_, body)) = ingestor.get(page).await {
+                searched += search(page, body.as_bytes())?;
+            }
+        }
+    }
+    Ok(searched + sweep_redis(&mut redis.connection().await?).await?)
+}
+
+async fn sweep_redis(redis: &mut MultiplexedConnection) -> Result<usize> {
+    let mut searched = 0;
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(redis).await?;
+    for key in keys {
+        searched += search("a key", key.as_bytes())?;
+        let kind: String = redis::cmd("TYPE").arg(&key).query_async(redis).await?;
+        match kind.as_str() {
+            "stream" => searched += sweep_stream(redis, &key).await?,
+            "hash" => {
+                let fields: Vec<Vec<u8>> =
+                    redis::cmd("HGETALL").arg(&key).query_async(redis).await?;
+                searched += search(&key, &fields.concat())?;
+            }
+            "string" => {
+                let value: Vec<u8> = redis::cmd("GET").arg(&key).query_async(redis).await?;
+                searched += search(&key, &value)?;
+            }
+            // It may have expired in this very moment.
+            other => ensure!(other == "none", "`{key}` is a {other}, which is none of ours"),
+        }
+    }
+    Ok(searched)
+}
+
+async fn sweep_stream(redis: &mut MultiplexedConnection, key: &str) -> Result<usize> {
+    let (mut searched, mut from) = (0, "-".to_owned());
+    loop {
+        let mut command = redis::cmd("XRANGE");
+        command.arg(key).arg(&from).arg("+").arg("COUNT").arg(PAGE);
+        let entries: Vec<(String, Vec<Vec<u8>>)> = command.query_async(redis).await?;
+        let Some((last, _)) = entries.last() else { return Ok(searched) };
+        from = format!("({last}");
+        for (_, fields) in &entries {
+            searched += search(key, &fields.concat())?;
+        }
+    }
+}
+
+/// How many bytes were searched.
+fn search(place: &str, text: &[u8]) -> Result<usize> {
+    /// Bytes before and behind a secret that tell where it came from.
+    const AROUND: usize = 120;
+    if let Some(at) = String::from_utf8_lossy(text).find(MARK) {
+        let around = &text[at.saturating_sub(AROUND)..text.len().min(at + AROUND)];
+        bail!("a secret shows in {place}: ...{}...", String::from_utf8_lossy(around));
+    }
+    Ok(text.len())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_planted_secret_is_found() {
+        let url = node_url("ws://127.0.0.1:1/5");
+        assert_eq!(url.matches(MARK).count(), 4);
+        assert!(url.contains("@127.0.0.1:1/5/v3/"), "{url}");
+        assert_eq!(search("here", b"nothing").unwrap(), 7);
+        let found = search("here", format!("not connected: {url}").as_bytes()).unwrap_err();
+        assert!(found.to_string().contains("not connected"), "{found}");
+    }
+}
