@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use alloy_primitives::{Address, B256, hex, keccak256};
+use alloy_primitives::{Address, B256, Bloom, BloomInput, hex, keccak256};
 
 use crate::Log;
 
@@ -24,6 +24,16 @@ impl Filter {
                 || log.topics.first().is_some_and(|topic| self.topics.contains(topic)))
     }
 
+    /// The test whether a block's bloom leaves room for a log that passes.
+    #[must_use]
+    pub fn bloom_test(&self) -> BloomTest {
+        let bits = |item: &[u8]| Bloom::from(BloomInput::Raw(item));
+        BloomTest {
+            contracts: self.contracts.iter().map(|contract| bits(contract.as_slice())).collect(),
+            topics: self.topics.iter().map(|topic| bits(topic.as_slice())).collect(),
+        }
+    }
+
     /// Sixteen hex digits that name this filter in markers and the cursor; `all` if it lets
     /// everything pass.
     #[must_use]
@@ -36,5 +46,22 @@ impl Filter {
         bytes.push(b'/');
         self.topics.iter().for_each(|t| bytes.extend_from_slice(t.as_slice()));
         hex::encode(&keccak256(bytes)[..8])
+    }
+}
+
+/// The bits that a filter's contracts and topics leave in a bloom, made once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BloomTest {
+    contracts: Vec<Bloom>,
+    topics: Vec<Bloom>,
+}
+
+impl BloomTest {
+    /// Whether a block whose logs have this bloom may hold one that passes the filter. No is
+    /// certain, for every log leaves the bits of its contract and its topics; yes may be chance.
+    #[must_use]
+    pub fn may_match(&self, bloom: &Bloom) -> bool {
+        let any_of = |items: &[Bloom]| items.is_empty() || items.iter().any(|i| bloom.contains(i));
+        !bloom.is_zero() && any_of(&self.contracts) && any_of(&self.topics)
     }
 }

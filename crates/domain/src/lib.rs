@@ -20,7 +20,7 @@ pub use block::{BlockRef, Header, Log, Receipt};
 pub use canonical::CanonicalChain;
 pub use cursor::Cursor;
 pub use event::ProcessedEvent;
-pub use filter::Filter;
+pub use filter::{BloomTest, Filter};
 pub use marker::{Marker, Op, Proof};
 pub use profile::Profile;
 pub use secret::Secret;

@@ -23,6 +23,9 @@ pub struct Profile {
     pub state_sync_logs: bool,
     /// A header without transactions means a block without logs, so that nothing need be fetched.
     pub empty_without_transactions: bool,
+    /// The header's bloom holds every log of the block, so that a block whose bloom leaves no room
+    /// for a wanted log need not be fetched.
+    pub bloom_of_all_logs: bool,
 }
 
 impl Profile {
@@ -37,6 +40,7 @@ impl Profile {
             verify: Proof::Bloom,
             state_sync_logs: false,
             empty_without_transactions: false,
+            bloom_of_all_logs: false,
         }
     }
 
@@ -48,6 +52,7 @@ impl Profile {
             finality_depth,
             verify: Proof::ReceiptsRoot,
             empty_without_transactions: true,
+            bloom_of_all_logs: true,
             ..Self::unknown(name, chain_id)
         };
         vec![
@@ -55,10 +60,11 @@ impl Profile {
             chain("arbitrum", 42161, 250, 1_200),
             chain("optimism", 10, 2_000, 450),
             chain("base", 8453, 2_000, 450),
-            // A state-sync log may stand in a block without transactions.
+            // A state-sync log may stand in a block without transactions, and outside its bloom.
             Self {
                 state_sync_logs: true,
                 empty_without_transactions: false,
+                bloom_of_all_logs: false,
                 ..chain("polygon", 137, 2_000, 128)
             },
             chain("bsc", 56, 750, 32),

@@ -18,7 +18,7 @@ use alloy_rlp::{BufMut, Encodable, Header as RlpHeader, length_of_length};
 use alloy_trie::root::ordered_trie_root_with_encoder;
 
 use crate::block::{Body, Seal};
-use crate::{Header, Log, Profile, Proof, Receipt};
+use crate::{BloomTest, Header, Log, Profile, Proof, Receipt};
 
 /// EIP-2718 type of an OP stack deposit.
 const OP_DEPOSIT: u64 = 0x7e;
@@ -98,7 +98,8 @@ pub struct Failure {
 /// A block that may be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
-    /// All logs of the block, by `log_index`.
+    /// All logs of the block, by `log_index`; none of a block that was not fetched, for none of its
+    /// logs would pass the filter.
     pub logs: Vec<Log>,
     /// The strongest check they passed.
     pub proof: Proof,
@@ -124,14 +125,38 @@ pub fn verify_header(profile: &Profile, header: &Header) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Whether the header alone says that its block has no logs, so that nothing need be fetched: it
-/// has no transactions, no receipts, no gas and no bloom, its hash proves it, and on this chain
-/// that is conclusive.
+/// What the header alone says of a block that need not be fetched; none if it must be.
+///
+/// Two things are conclusive, where the header's hash proves them and the profile allows it:
+/// - No transactions, no receipts, no gas and no bloom: the empty receipts root itself is the
+///   proof that there are no logs.
+/// - A bloom that leaves no room for a log which passes the filter. The header commits to the bloom
+///   as it does to the receipts root, and no log can be missing from it, so that this is as certain
+///   at every level that trusts the header; but no receipts were seen, so the proof is the bloom.
 #[must_use]
-pub fn has_no_logs_for_free(profile: &Profile, header: &Header) -> bool {
-    profile.empty_without_transactions
-        && header.seal == Seal::Matches
-        && header.transactions_root == EMPTY_ROOT_HASH
+pub fn without_fetching(
+    profile: &Profile,
+    header: &Header,
+    wanted: &BloomTest,
+) -> Option<Verified> {
+    if header.seal != Seal::Matches {
+        return None;
+    }
+    let proof = if profile.empty_without_transactions && is_empty(header) {
+        Proof::ReceiptsRoot
+    } else if profile.bloom_of_all_logs
+        && profile.verify != Proof::Structure
+        && !wanted.may_match(&header.logs_bloom)
+    {
+        Proof::Bloom
+    } else {
+        return None;
+    };
+    Some(Verified { logs: Vec::new(), proof, unhashed: false })
+}
+
+fn is_empty(header: &Header) -> bool {
+    header.transactions_root == EMPTY_ROOT_HASH
         && header.receipts_root == EMPTY_ROOT_HASH
         && header.logs_bloom.is_zero()
         && header.gas_used == 0

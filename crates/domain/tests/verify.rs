@@ -2,10 +2,10 @@
 //! before the Merge, with one receipt and one log.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use alloy_primitives::{B256, Bloom, b256, keccak256};
+use alloy_primitives::{Address, B256, Bloom, b256, keccak256};
 use ethhook_domain::block::{Body, Seal};
-use ethhook_domain::verify::{Check, has_no_logs_for_free, verify, verify_header};
-use ethhook_domain::{Header, Log, Profile, Proof, Receipt};
+use ethhook_domain::verify::{Check, verify, verify_header, without_fetching};
+use ethhook_domain::{Filter, Header, Log, Profile, Proof, Receipt};
 use serde::Deserialize;
 
 const EMPTY_ROOT: B256 = b256!("56e81f171bcc55a6ff8345e692c0f86e5b48e01b996cadc001622fb5e363b421");
@@ -147,6 +147,10 @@ fn old_state_sync_logs_are_kept_and_stand_outside_the_commitments() {
 fn only_a_proven_header_without_anything_needs_no_call() {
     let (header, _) = recorded();
     let profile = Profile { empty_without_transactions: true, ..at(Proof::ReceiptsRoot) };
+    let everything = Filter::default().bloom_test();
+    let proof = |profile: &Profile, header: &Header| {
+        without_fetching(profile, header, &everything).map(|verified| verified.proof)
+    };
     let empty = Header {
         transactions_root: EMPTY_ROOT,
         receipts_root: EMPTY_ROOT,
@@ -154,8 +158,8 @@ fn only_a_proven_header_without_anything_needs_no_call() {
         gas_used: 0,
         ..header.clone()
     };
-    assert!(has_no_logs_for_free(&profile, &empty));
-    assert!(!has_no_logs_for_free(&at(Proof::ReceiptsRoot), &empty), "the profile decides");
+    assert_eq!(proof(&profile, &empty), Some(Proof::ReceiptsRoot));
+    assert_eq!(proof(&at(Proof::ReceiptsRoot), &empty), None, "the profile decides");
     for not_empty in [
         Header { transactions_root: header.transactions_root, ..empty.clone() },
         Header { receipts_root: header.receipts_root, ..empty.clone() },
@@ -163,8 +167,37 @@ fn only_a_proven_header_without_anything_needs_no_call() {
         Header { gas_used: 1, ..empty.clone() },
         Header { seal: Seal::UnknownFields, ..empty.clone() },
     ] {
-        assert!(!has_no_logs_for_free(&profile, &not_empty));
+        assert_eq!(proof(&profile, &not_empty), None);
     }
+}
+
+#[test]
+fn a_bloom_without_room_for_the_filter_needs_no_call() {
+    let (header, receipts) = recorded();
+    let log = &receipts[0].logs[0];
+    let trusted = |verify| Profile { bloom_of_all_logs: true, ..at(verify) };
+    let proof = |profile: &Profile, header: &Header, contract, topic| {
+        let filter = Filter { contracts: [contract].into(), topics: [topic].into() };
+        without_fetching(profile, header, &filter.bloom_test()).map(|verified| verified.proof)
+    };
+    let (here, topic) = (log.address, log.topics[0]);
+    let (elsewhere, other) = (Address::repeat_byte(3), B256::repeat_byte(4));
+    for level in [Proof::ReceiptsRoot, Proof::Bloom] {
+        let profile = trusted(level);
+        assert_eq!(proof(&profile, &header, here, topic), None, "it is there");
+        assert_eq!(proof(&profile, &header, elsewhere, topic), Some(Proof::Bloom));
+        assert_eq!(proof(&profile, &header, here, other), Some(Proof::Bloom));
+        let unknown = Header { seal: Seal::UnknownFields, ..header.clone() };
+        assert_eq!(proof(&profile, &unknown, elsewhere, other), None, "the bloom is not proven");
+        assert_eq!(proof(&at(level), &header, elsewhere, other), None, "the profile decides");
+    }
+    assert_eq!(proof(&trusted(Proof::Structure), &header, elsewhere, other), None);
+    // Without a filter only a bloom without any log leaves no room.
+    let everything = Filter::default().bloom_test();
+    assert!(without_fetching(&trusted(Proof::Bloom), &header, &everything).is_none());
+    let bare = Header { logs_bloom: Box::default(), ..header };
+    let proof = without_fetching(&trusted(Proof::Bloom), &bare, &everything).map(|v| v.proof);
+    assert_eq!(proof, Some(Proof::Bloom));
 }
 
 #[test]

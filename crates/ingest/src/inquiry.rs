@@ -69,7 +69,7 @@ impl Inquiry {
                 sockets.spawn(socket.run());
             }
         }
-        let node = Node::new(chain.profile.clone(), endpoints);
+        let node = Node::new(chain, endpoints);
         Ok(Self { node, _sockets: sockets, _heads: heads })
     }
 

@@ -11,13 +11,14 @@ use std::time::Duration;
 use alloy_primitives::B256;
 use ethhook_domain::block::{Body, Quantity};
 use ethhook_domain::verify::{self, Check, Failure, Verified};
-use ethhook_domain::{Header, Log, Profile, Proof, Receipt};
+use ethhook_domain::{BloomTest, Header, Log, Profile, Proof, Receipt};
 use futures_util::future::join_all;
 use futures_util::stream::{self, FuturesUnordered};
 use futures_util::{FutureExt, StreamExt};
 use serde_json::json;
 use tracing::warn;
 
+use crate::config::ChainConfig;
 use crate::rpc::{Endpoint, RpcError};
 
 /// Headers that are asked for at once while catching up.
@@ -67,12 +68,15 @@ impl NodeError {
 /// The endpoints of one chain.
 pub(crate) struct Node {
     profile: Profile,
+    /// Whether a block may hold a log that anybody wants.
+    wanted: BloomTest,
     endpoints: Vec<Endpoint>,
 }
 
 impl Node {
-    pub(crate) fn new(profile: Profile, endpoints: Vec<Endpoint>) -> Self {
-        Self { profile, endpoints }
+    pub(crate) fn new(config: &ChainConfig, endpoints: Vec<Endpoint>) -> Self {
+        let (profile, wanted) = (config.profile.clone(), config.filter.bloom_test());
+        Self { profile, wanted, endpoints }
     }
 
     /// The block that the node calls `latest`.
@@ -182,12 +186,13 @@ impl Node {
         Ok(headers)
     }
 
-    /// The logs of `header`'s block, checked; one request, or none where the header shows that
-    /// there can be no logs.
+    /// What need not be asked about `header`'s block, for the header tells it.
+    pub(crate) fn told_by(&self, header: &Header) -> Option<Verified> {
+        verify::without_fetching(&self.profile, header, &self.wanted)
+    }
+
+    /// The logs of `header`'s block, checked; one request.
     pub(crate) async fn block(&self, header: &Header) -> Result<Verified, NodeError> {
-        if verify::has_no_logs_for_free(&self.profile, header) {
-            return Ok(Verified { logs: Vec::new(), proof: Proof::ReceiptsRoot, unhashed: false });
-        }
         let (answerer, verified) = self
             .first(async |endpoint| Ok((endpoint, self.checked(endpoint, header).await?)))
             .await?;

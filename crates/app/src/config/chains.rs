@@ -56,6 +56,9 @@ fn profile(reader: &mut Reader<'_>, name: &str, built_in: Option<&Profile>) -> O
     if let Some(setting) = set(reader, name, "empty_without_transactions") {
         profile.empty_without_transactions = flag(reader, &setting)?;
     }
+    if let Some(setting) = set(reader, name, "bloom_of_all_logs") {
+        profile.bloom_of_all_logs = flag(reader, &setting)?;
+    }
     if let Some(setting) = set(reader, name, "VERIFY") {
         let must = "receipts_root, bloom or structure";
         profile.verify = reader.parse(&setting, must, |text| text.parse().ok())?;

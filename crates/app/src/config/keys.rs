@@ -146,6 +146,11 @@ pub(crate) const PROFILE: &[Key] = &[
         "false",
         "A block without transactions has no logs, so nothing is fetched for it.",
     ),
+    key(
+        "bloom_of_all_logs",
+        "false",
+        "The header's bloom holds all logs, so nothing is fetched where it rules the filter out.",
+    ),
 ];
 
 /// Added to a secret key's name, names the key that holds the path of a file with its value.

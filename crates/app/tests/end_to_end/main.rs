@@ -5,6 +5,7 @@
 
 mod anvil;
 mod endpoints;
+mod fetching;
 mod operator;
 mod recorded;
 mod rig;

@@ -85,7 +85,7 @@ impl Chain {
                 sockets.spawn(socket.run().instrument(Span::current()));
             }
         }
-        let node = Node::new(config.profile.clone(), endpoints);
+        let node = Node::new(&config, endpoints);
         let mut chain =
             Self { config, options, streams, node, metrics, status, resolved_start: None, places };
         let sessions = chain.sessions(&mut heads, &cancel);

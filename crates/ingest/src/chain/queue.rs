@@ -61,8 +61,14 @@ impl Queue {
     }
 
     /// Follows a change of the chain: blocks that wait and are wanted no longer leave from the end,
-    /// those beyond them are to be taken back. Returns how many left.
-    pub(super) fn follow(&mut self, change: Change, heard: Option<Instant>) -> usize {
+    /// those beyond them are to be taken back. A new block that its header tells all of (`told_by`)
+    /// is ready at once. Returns how many left.
+    pub(super) fn follow(
+        &mut self,
+        change: Change,
+        heard: Option<Instant>,
+        told_by: impl Fn(&Header) -> Option<Verified>,
+    ) -> usize {
         let mut dropped = 0;
         for block in change.undo {
             match self.items.pop_back() {
@@ -77,7 +83,10 @@ impl Queue {
             }
         }
         self.items.extend(change.new.into_iter().map(|header| {
-            let body = Slot::Wanted { not_before: None };
+            let body = match told_by(&header) {
+                Some(verified) => Slot::Here(verified),
+                None => Slot::Wanted { not_before: None },
+            };
             Item::Add(Box::new(Pending { header, heard, attempts: 0, body }))
         }));
         dropped
@@ -236,7 +245,7 @@ mod tests {
                 (_, name) => change.new.push(header(name)),
             }
         }
-        queue.follow(change, None)
+        queue.follow(change, None, |_| None)
     }
 
     fn fetch(queue: &mut Queue, up_to: u64) -> Option<u64> {

@@ -437,7 +437,8 @@ impl<'a> Session<'a> {
             self.chain.metrics.reorg_depth.observe(u32::try_from(depth).unwrap_or(u32::MAX).into());
             self.chain.status.update(self.chain.name(), |status| status.reorgs += 1);
         }
-        for _ in 0..self.queue.follow(change, heard) {
+        let node = &self.chain.node;
+        for _ in 0..self.queue.follow(change, heard, |header| node.told_by(header)) {
             self.chain.metrics.block("skipped");
         }
     }
