@@ -1,11 +1,16 @@
-//! Dev-only: real redis-server, real dev node, recorded chain data, TCP proxy, the checker.
+//! Dev-only: real redis-server (alone, under Sentinel, in a Cluster), real dev node, recorded chain
+//! data, TCP proxy, the checker.
 
 pub mod anvil;
 pub mod campaign;
 pub mod canary;
+pub mod certificates;
 pub mod chain_data;
 pub mod checker;
+pub mod cluster;
 pub mod ingestor;
 pub mod node_rpc;
 pub mod proxy;
 pub mod redis_server;
+pub mod replication;
+pub mod sentinel;

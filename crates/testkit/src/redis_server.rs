@@ -1,5 +1,9 @@
 //! A real redis-server on a free port, with its data in a directory of its own.
+//!
+//! Which one is run says the environment variable `REDIS_SERVER_BIN`; not set: `redis-server` of the
+//! `PATH`.
 
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -8,9 +12,11 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use rand::Rng as _;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client};
+use redis::{AsyncConnectionConfig, Client, FromRedisValue};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
+
+use crate::certificates::Certificates;
 
 /// How long a server may take until it answers.
 const STARTUP: Duration = Duration::from_secs(20);
@@ -29,6 +35,11 @@ pub struct RedisOptions {
     /// Further directives, as on the command line: `("requirepass", "secret")`; that one is part of
     /// [`RedisServer::url`].
     pub more: Vec<(String, String)>,
+    /// Further users beside `default`, each as in an ACL file:
+    /// `ethhook on >secret ~* &* +@all` (<https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/>).
+    pub users: Vec<String>,
+    /// Speaks TLS alone, with this certificate.
+    pub tls: Option<Certificates>,
 }
 
 impl Default for RedisOptions {
@@ -38,16 +49,32 @@ impl Default for RedisOptions {
             maxmemory: "0".to_owned(),
             maxmemory_policy: "noeviction",
             more: Vec::new(),
+            users: Vec::new(),
+            tls: None,
         }
     }
+}
+
+/// What part a server plays.
+#[derive(Debug, Clone)]
+pub(crate) enum Part {
+    /// Holds data.
+    Data,
+    /// Holds slots of a cluster.
+    ClusterNode,
+    /// Watches others: what its configuration says beyond its own port.
+    Sentinel(String),
 }
 
 /// A redis-server with an append-only file; killed when dropped.
 #[derive(Debug)]
 pub struct RedisServer {
     options: RedisOptions,
+    part: Part,
     directory: TempDir,
     port: u16,
+    /// On which the nodes of a cluster speak with each other.
+    bus_port: u16,
     process: Option<Child>,
 }
 
@@ -57,11 +84,16 @@ impl RedisServer {
     /// # Errors
     /// If there is no `redis-server`, or none answers in time.
     pub async fn spawn(options: RedisOptions) -> anyhow::Result<Self> {
+        Self::spawn_as(Part::Data, options).await
+    }
+
+    pub(crate) async fn spawn_as(part: Part, options: RedisOptions) -> anyhow::Result<Self> {
         let directory = TempDir::with_prefix("ethhook-redis-")?;
-        let mut server = Self { options, directory, port: 0, process: None };
+        let mut server = Self { options, part, directory, port: 0, bus_port: 0, process: None };
         let mut last = None;
         for _ in 0..ATTEMPTS {
-            server.port = free_port()?;
+            (server.port, server.bus_port) = (free_port()?, free_port()?);
+            server.write_files()?;
             match server.start().await {
                 Ok(()) => return Ok(server),
                 Err(error) => last = Some(error),
@@ -70,18 +102,29 @@ impl RedisServer {
         Err(last.context("no attempt was made")?)
     }
 
-    /// `redis://127.0.0.1:<port>/`, with the password if it asks for one.
+    /// `redis://127.0.0.1:<port>/`, or `rediss://` where it speaks TLS; with the password if it asks
+    /// for one.
     #[must_use]
     pub fn url(&self) -> String {
         let password = self.options.more.iter().find(|(name, _)| name == "requirepass");
         let password = password.map(|(_, text)| format!(":{text}@")).unwrap_or_default();
-        format!("redis://{password}127.0.0.1:{}/", self.port)
+        format!("redis{}://{password}127.0.0.1:{}/", self.tls_suffix(), self.port)
+    }
+
+    /// The `s` in the scheme of a URL, where it speaks TLS.
+    pub(crate) fn tls_suffix(&self) -> &'static str {
+        if self.options.tls.is_some() { "s" } else { "" }
     }
 
     /// The port, the same for the server's whole life.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The port of the cluster's bus, the same for the server's whole life.
+    pub(crate) fn bus_port(&self) -> u16 {
+        self.bus_port
     }
 
     /// Where its append-only file and log are.
@@ -99,17 +142,9 @@ impl RedisServer {
         if self.process.is_some() {
             return Ok(());
         }
-        let log = self.directory.path().join("redis.log");
-        let mut command = Command::new("redis-server");
-        command.args(["--bind", "127.0.0.1", "--port", &self.port.to_string()]);
-        command.arg("--dir").arg(self.directory.path()).arg("--logfile").arg(&log);
-        command.args(["--save", "", "--appendonly", "yes"]);
-        command.args(["--appendfsync", self.options.appendfsync]);
-        command.args(["--maxmemory", &self.options.maxmemory]);
-        command.args(["--maxmemory-policy", self.options.maxmemory_policy]);
-        for (name, value) in &self.options.more {
-            command.arg(format!("--{name}")).arg(value);
-        }
+        let program = std::env::var_os("REDIS_SERVER_BIN").unwrap_or("redis-server".into());
+        let mut command = Command::new(program);
+        command.args(self.arguments());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().context("redis-server does not start: is it installed?")?;
         self.process = Some(child);
@@ -129,6 +164,66 @@ impl RedisServer {
             }
             sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// What a server reads beside its arguments.
+    fn write_files(&self) -> anyhow::Result<()> {
+        let folder = self.directory.path();
+        if let Part::Sentinel(watched) = &self.part {
+            let port = format!("{} {}", self.port_option(), self.port);
+            let text = format!("bind 127.0.0.1\n{port}\nlogfile redis.log\n{watched}\n");
+            std::fs::write(folder.join("sentinel.conf"), text)?;
+        }
+        let users = self.options.users.iter().map(|user| format!("user {user}\n"));
+        let users = std::iter::once("user default on nopass ~* &* +@all\n".to_owned()).chain(users);
+        Ok(std::fs::write(folder.join("users.acl"), users.collect::<String>())?)
+    }
+
+    fn port_option(&self) -> &'static str {
+        if self.options.tls.is_some() { "tls-port" } else { "port" }
+    }
+
+    fn arguments(&self) -> Vec<OsString> {
+        let folder = self.directory.path().as_os_str();
+        let mut all = Vec::<OsString>::new();
+        let mut set = |name: &str, value: OsString| all.extend([format!("--{name}").into(), value]);
+        if let Some(tls) = &self.options.tls {
+            set("port", "0".into());
+            set("tls-cert-file", tls.certificate().into());
+            set("tls-key-file", tls.key().into());
+            set("tls-ca-cert-file", tls.authority().into());
+            set("tls-auth-clients", "no".into());
+            set("tls-replication", "yes".into());
+        }
+        if matches!(self.part, Part::Sentinel(_)) {
+            let configuration = self.directory.path().join("sentinel.conf").into();
+            all.insert(0, configuration);
+            all.extend(["--sentinel".into(), "--dir".into(), folder.to_owned()]);
+            return all;
+        }
+        set("bind", "127.0.0.1".into());
+        set(self.port_option(), self.port.to_string().into());
+        set("dir", folder.to_owned());
+        set("logfile", "redis.log".into());
+        set("save", "".into());
+        set("appendonly", "yes".into());
+        set("appendfsync", self.options.appendfsync.into());
+        set("maxmemory", (&self.options.maxmemory).into());
+        set("maxmemory-policy", self.options.maxmemory_policy.into());
+        if !self.options.users.is_empty() {
+            set("aclfile", "users.acl".into());
+        }
+        if matches!(self.part, Part::ClusterNode) {
+            set("cluster-enabled", "yes".into());
+            set("cluster-port", self.bus_port.to_string().into());
+            if self.options.tls.is_some() {
+                set("tls-cluster", "yes".into());
+            }
+        }
+        for (name, value) in &self.options.more {
+            set(name, value.into());
+        }
+        all
     }
 
     /// Ends the server by SIGKILL and waits until it is gone. Does nothing if it does not run.
@@ -173,8 +268,24 @@ impl RedisServer {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(timeout)
             .set_response_timeout(timeout);
-        let client = Client::open(self.url())?;
+        let client = match &self.options.tls {
+            Some(tls) => tls.client(&self.url())?,
+            None => Client::open(self.url())?,
+        };
         Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
+    }
+
+    /// Sends one command, such as `CLUSTER INFO`; words stand between single spaces.
+    ///
+    /// # Errors
+    /// If the server does not run, or what it says.
+    pub async fn ask<T: FromRedisValue>(&self, line: &str) -> anyhow::Result<T> {
+        let mut command = redis::Cmd::new();
+        line.split(' ').for_each(|word| {
+            command.arg(word);
+        });
+        let answer = command.query_async(&mut self.connection().await?).await;
+        answer.with_context(|| format!("`{line}` of the server on port {}", self.port))
     }
 
     /// Whether our own process answers: another one may have taken the port. A server that asks for
@@ -186,7 +297,7 @@ impl RedisServer {
         match info {
             Ok(info) => {
                 info.contains(&format!("process_id:{pid}\r\n"))
-                    && info.contains("\r\nloading:0\r\n")
+                    && !info.contains("\r\nloading:1\r\n")
             }
             Err(error) => error.code() == Some("NOAUTH"),
         }

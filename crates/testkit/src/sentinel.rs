@@ -1,0 +1,137 @@
+//! A master, its replicas, and three Sentinels that watch them.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::redis_server::{Part, RedisOptions, RedisServer};
+use crate::replication::{REPLICATION, REPLICATION_USER, wait_until};
+
+/// The name under which the Sentinels know the master.
+pub const MASTER_NAME: &str = "main";
+
+/// A silent master is down after this; far more than a busy machine holds a server up for.
+const DOWN_AFTER: Duration = Duration::from_secs(2);
+/// Servers under the watch of three Sentinels; all killed when dropped.
+#[derive(Debug)]
+pub struct SentinelSet {
+    /// The first one begins as the master.
+    pub servers: Vec<RedisServer>,
+    /// Who watches.
+    pub sentinels: Vec<RedisServer>,
+}
+
+impl SentinelSet {
+    /// Starts a master, `replicas` of it and three Sentinels, and waits until the replicas hold what
+    /// the master holds and the Sentinels know all of them. `options` are every server's.
+    ///
+    /// # Errors
+    /// If a server does not start, or they do not find each other in time.
+    pub async fn spawn(options: RedisOptions, replicas: usize) -> Result<Self> {
+        let mut options = options;
+        options.users.push(REPLICATION_USER.to_owned());
+        options.more.extend(REPLICATION.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let tls = options.tls.clone();
+        let mut servers = vec![RedisServer::spawn(options.clone()).await?];
+        let master = servers[0].port();
+        for _ in 0..replicas {
+            let server = RedisServer::spawn(options.clone()).await?;
+            server.ask::<()>(&format!("REPLICAOF 127.0.0.1 {master}")).await?;
+            servers.push(server);
+        }
+        let watched = format!(
+            "sentinel monitor {MASTER_NAME} 127.0.0.1 {master} 2\n\
+             sentinel down-after-milliseconds {MASTER_NAME} {}\n\
+             sentinel failover-timeout {MASTER_NAME} 5000",
+            DOWN_AFTER.as_millis()
+        );
+        let mut sentinels = Vec::new();
+        for _ in 0..3 {
+            let options = RedisOptions { tls: tls.clone(), ..RedisOptions::default() };
+            let part = Part::Sentinel(watched.clone());
+            sentinels.push(RedisServer::spawn_as(part, options).await?);
+        }
+        let set = Self { servers, sentinels };
+        set.find_each_other(replicas).await?;
+        Ok(set)
+    }
+
+    async fn find_each_other(&self, replicas: usize) -> Result<()> {
+        for replica in &self.servers[1..] {
+            replica.is_synchronous().await?;
+        }
+        for sentinel in &self.sentinels {
+            wait_until("a Sentinel knows the others", async || {
+                let info: String = sentinel.ask("INFO sentinel").await?;
+                Ok(info.contains(&format!(
+                    "status=ok,address=127.0.0.1:{},slaves={replicas},sentinels=3",
+                    self.servers[0].port()
+                )))
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// `redis-sentinel://host:port,…/main`, or `rediss-sentinel://` with TLS.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let tls = self.sentinels[0].tls_suffix();
+        let hosts: Vec<_> =
+            self.sentinels.iter().map(|s| format!("127.0.0.1:{}", s.port())).collect();
+        format!("redis{tls}-sentinel://{}/{MASTER_NAME}", hosts.join(","))
+    }
+
+    /// Which of the servers a majority of the Sentinels names as the master now; none while they do
+    /// not agree.
+    pub async fn master(&self) -> Option<usize> {
+        let mut named = Vec::new();
+        for sentinel in &self.sentinels {
+            let line = format!("SENTINEL GET-MASTER-ADDR-BY-NAME {MASTER_NAME}");
+            if let Ok((_, port)) = sentinel.ask::<(String, u16)>(&line).await {
+                named.push(port);
+            }
+        }
+        self.servers.iter().position(|server| {
+            named.iter().filter(|port| **port == server.port()).count() > self.sentinels.len() / 2
+        })
+    }
+
+    /// Kills `master` and waits until another is master in its place. Returns that one. Start the
+    /// killed one again to have it as a replica.
+    ///
+    /// # Errors
+    /// If none is in time.
+    pub async fn fail_over(&mut self, master: usize) -> Result<usize> {
+        self.servers[master].kill();
+        self.other_master(master, async || {}).await
+    }
+
+    /// Makes a replica the master while the old one lives, as for maintenance. Returns the new one.
+    ///
+    /// # Errors
+    /// If the Sentinels refuse, or it takes too long.
+    pub async fn switch(&self, master: usize) -> Result<usize> {
+        let order = format!("SENTINEL FAILOVER {MASTER_NAME}");
+        self.other_master(master, async || {
+            // Given until it is carried out: while a Sentinel has not looked at a replica lately, it
+            // refuses, or begins and gives up.
+            drop(self.sentinels[0].ask::<()>(&order).await);
+        })
+        .await
+    }
+
+    async fn other_master(&self, old: usize, order: impl AsyncFn()) -> Result<usize> {
+        let mut found = None;
+        wait_until("another server is the master", async || {
+            found = self.master().await.filter(|now| *now != old);
+            let Some(new) = found else {
+                order().await;
+                return Ok(false);
+            };
+            Ok(self.servers[new].ask::<String>("INFO replication").await?.contains("role:master"))
+        })
+        .await?;
+        found.context("no master")
+    }
+}
