@@ -2,13 +2,11 @@
 
 use alloy_primitives::B256;
 
+use crate::Encoding;
 use crate::event::{CodecError, Record, write_optional_hash};
 
 /// The layout of the keys that this program writes and reads.
 pub const SCHEMA: u64 = 1;
-
-/// The encoding of entries as separate fields, the default.
-pub const ENCODING_FIELDS: &str = "fields";
 
 /// The fields of the cursor's hash.
 pub const FIELDS: [&str; 13] = [
@@ -54,7 +52,7 @@ pub struct Cursor {
     /// Digest of the filter in force.
     pub filter: String,
     /// How entries are encoded; a stream never mixes two.
-    pub encoding: String,
+    pub encoding: Encoding,
     /// Why the chain stands still until an operator clears it; empty if it does not.
     pub alarm: String,
 }
@@ -75,9 +73,15 @@ impl Cursor {
             writer: String::new(),
             epoch: 0,
             filter,
-            encoding: ENCODING_FIELDS.to_owned(),
+            encoding: Encoding::default(),
             alarm: String::new(),
         }
+    }
+
+    /// The same for a stream in another encoding than the default.
+    #[must_use]
+    pub fn encoded(self, encoding: Encoding) -> Self {
+        Self { encoding, ..self }
     }
 
     /// The height of the next block to publish.
@@ -101,7 +105,7 @@ impl Cursor {
             self.writer.clone(),
             self.epoch.to_string(),
             self.filter.clone(),
-            self.encoding.clone(),
+            self.encoding.to_string(),
             self.alarm.clone(),
         ]
     }
@@ -126,7 +130,7 @@ impl Cursor {
             writer: record.text("writer")?,
             epoch: record.number("epoch")?,
             filter: record.text("filter")?,
-            encoding: record.text("encoding")?,
+            encoding: record.parse("encoding", |v| v.parse().ok())?,
             alarm: record.text("alarm")?,
         })
     }

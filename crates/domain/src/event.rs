@@ -1,11 +1,16 @@
 //! The event, as it stands in `events:<chain_id>`: one entry a log.
 
-use alloy_primitives::{Address, B256, Bytes, hex};
+use std::io::Write as _;
 
+use alloy_primitives::{Address, B256, Bytes, hex};
+use serde::{Deserialize, Serialize};
+
+use crate::encoding::{self, PACKED};
 use crate::{BlockRef, ChainId, Log};
 
 /// The fields of an entry, always all of them and always in this order: Redis stores entries with
-/// the same field names as their predecessor without repeating the names.
+/// the same field names as their predecessor without repeating the names. A packed entry has the
+/// same values in the same order ([`crate::Encoding::Msgpack`]).
 pub const FIELDS: [&str; 11] = [
     "chain_id",
     "block_number",
@@ -24,7 +29,9 @@ pub const FIELDS: [&str; 11] = [
 ///
 /// Its identity is (`block_hash`, `log_index`); [`ProcessedEvent::event_id`] is a reference for
 /// people and logs, for a transaction that is mined again bears the same one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// Its members stand in the order of [`FIELDS`], which is that of a packed entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessedEvent {
     /// EIP-155 chain id.
     pub chain_id: ChainId,
@@ -105,39 +112,57 @@ impl ProcessedEvent {
     /// The values of [`FIELDS`], in that order: numbers decimal, bytes 0x lower case.
     #[must_use]
     pub fn to_values(&self) -> [String; FIELDS.len()] {
-        let mut topics = String::with_capacity(2 + self.topics.len() * 69);
-        topics.push('[');
-        for (i, topic) in self.topics.iter().enumerate() {
-            if i > 0 {
-                topics.push(',');
-            }
-            topics.push_str("\"0x");
-            topics.push_str(&hex::encode(topic));
-            topics.push('"');
-        }
-        topics.push(']');
+        let (mut own, mut from) = (Vec::new(), 0);
+        let ends = self.write_own_values(&mut own);
+        let [tx_hash, tx_index, log_index, contract, topics, data] = ends.map(|end| {
+            let value = String::from_utf8_lossy(&own[from..end]).into_owned();
+            from = end;
+            value
+        });
         [
             self.chain_id.to_string(),
             self.block_number.to_string(),
             hex::encode_prefixed(self.block_hash),
-            hex::encode_prefixed(self.tx_hash),
-            self.tx_index.to_string(),
-            self.log_index.to_string(),
-            hex::encode_prefixed(self.contract),
+            tx_hash,
+            tx_index,
+            log_index,
+            contract,
             topics,
-            hex::encode_prefixed(&self.data),
+            data,
             self.timestamp.to_string(),
             self.removed.to_string(),
         ]
     }
 
-    /// Reads an entry back from its fields, in whatever order they come.
+    /// Appends those values of [`ProcessedEvent::to_values`] that are not the same for all events of
+    /// a block, `tx_hash` to `data`, and returns where each ends in `buffer`.
+    pub fn write_own_values(&self, buffer: &mut Vec<u8>) -> [usize; 6] {
+        [
+            write_hex(self.tx_hash.as_slice(), buffer),
+            write_number(self.tx_index, buffer),
+            write_number(self.log_index, buffer),
+            write_hex(self.contract.as_slice(), buffer),
+            write_topics(&self.topics, buffer),
+            write_hex(&self.data, buffer),
+        ]
+    }
+
+    /// Appends the value of the one field of a packed entry, [`PACKED`].
+    pub fn write_packed(&self, buffer: &mut Vec<u8>) {
+        encoding::pack(self, buffer);
+    }
+
+    /// Reads an entry of either encoding back from its fields, in whatever order they come.
     ///
     /// # Errors
     /// Names the first field that is missing or malformed.
     pub fn from_fields<'a>(
         fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Result<Self, CodecError> {
+        let mut fields = fields.into_iter().peekable();
+        if let Some((_, packed)) = fields.next_if(|(name, _)| *name == PACKED.as_bytes()) {
+            return encoding::unpack(packed);
+        }
         let record = Record::new(FIELDS, fields);
         Ok(Self {
             chain_id: record.number("chain_id")?,
@@ -160,6 +185,35 @@ impl ProcessedEvent {
             removed: record.parse("removed", |v| v.parse().ok())?,
         })
     }
+}
+
+/// Each of these appends one value and returns where it ends.
+fn write_hex(bytes: &[u8], buffer: &mut Vec<u8>) -> usize {
+    buffer.extend(b"0x");
+    let from = buffer.len();
+    buffer.resize(from + 2 * bytes.len(), 0);
+    // Fails only where the room is of another size.
+    let written = hex::encode_to_slice(bytes, &mut buffer[from..]);
+    debug_assert!(written.is_ok(), "{written:?}");
+    buffer.len()
+}
+
+fn write_number(number: u64, buffer: &mut Vec<u8>) -> usize {
+    // A `Vec` takes all that is written to it.
+    let written = write!(buffer, "{number}");
+    debug_assert!(written.is_ok(), "{written:?}");
+    buffer.len()
+}
+
+fn write_topics(topics: &[B256], buffer: &mut Vec<u8>) -> usize {
+    buffer.push(b'[');
+    for (i, topic) in topics.iter().enumerate() {
+        buffer.extend(if i > 0 { b",\"".as_slice() } else { b"\"" });
+        write_hex(topic.as_slice(), buffer);
+        buffer.push(b'"');
+    }
+    buffer.push(b']');
+    buffer.len()
 }
 
 /// The key of a chain's event stream, `events:<chain_id>`.

@@ -1,8 +1,10 @@
 //! What is written to Redis is read back as it was: events, markers, cursors.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use alloy_primitives::{Address, B256, Bytes};
-use ethhook_domain::{Cursor, Marker, Op, ProcessedEvent, Proof, cursor, event, marker};
+use alloy_primitives::{Address, B256, Bytes, hex};
+use ethhook_domain::encoding::PACKED;
+use ethhook_domain::event::CodecError;
+use ethhook_domain::{Cursor, Encoding, Marker, Op, ProcessedEvent, Proof, cursor, event, marker};
 use proptest::prelude::*;
 
 fn hash() -> impl Strategy<Value = B256> {
@@ -16,6 +18,16 @@ fn stored<const N: usize>(names: [&str; N], values: [String; N]) -> Vec<(Vec<u8>
 
 fn pairs(stored: &[(Vec<u8>, Vec<u8>)]) -> impl Iterator<Item = (&[u8], &[u8])> {
     stored.iter().map(|(name, value)| (name.as_slice(), value.as_slice()))
+}
+
+fn packed(event: &ProcessedEvent) -> Vec<u8> {
+    let mut buffer = Vec::new();
+    event.write_packed(&mut buffer);
+    buffer
+}
+
+fn read_packed(bytes: &[u8]) -> Result<ProcessedEvent, CodecError> {
+    ProcessedEvent::from_fields([(PACKED.as_bytes(), bytes)])
 }
 
 prop_compose! {
@@ -58,11 +70,12 @@ prop_compose! {
         finalized_hash in prop::option::of(hash()),
         writer in ".*",
         filter in "all|[0-9a-f]{16}",
+        encoding in prop::sample::select(vec![Encoding::Fields, Encoding::Msgpack]),
         alarm in ".*",
     ) -> Cursor {
         Cursor {
             schema: cursor::SCHEMA, seq, number, hash, start_number, genesis_hash, finalized_number,
-            finalized_hash, writer, epoch, filter, encoding: cursor::ENCODING_FIELDS.to_owned(), alarm,
+            finalized_hash, writer, epoch, filter, encoding, alarm,
         }
     }
 }
@@ -76,6 +89,30 @@ proptest! {
         entry.reverse();
         entry.push((b"later".to_vec(), b"1".to_vec()));
         prop_assert_eq!(ProcessedEvent::from_fields(pairs(&entry)), Ok(event));
+    }
+
+    #[test]
+    fn a_packed_event_is_read_as_it_was_written(event in events()) {
+        let entry = packed(&event);
+        prop_assert_eq!(read_packed(&entry), Ok(event.clone()));
+        // Whole, and nothing after it.
+        for wrong in [&entry[..entry.len() - 1], &[&entry[..], &[0xc0]].concat()] {
+            prop_assert_eq!(read_packed(wrong).unwrap_err().field, PACKED);
+        }
+    }
+
+    #[test]
+    fn any_bytes_in_a_packed_event_never_panic(
+        event in events(),
+        at in any::<prop::sample::Index>(),
+        bytes in prop::collection::vec(any::<u8>(), 0..80),
+    ) {
+        let mut entry = packed(&event);
+        let at = at.index(entry.len());
+        entry.splice(at.., bytes);
+        if let Err(error) = read_packed(&entry) {
+            prop_assert_eq!(error.field, PACKED);
+        }
     }
 
     #[test]
@@ -113,9 +150,8 @@ proptest! {
     }
 }
 
-#[test]
-fn an_event_is_written_as_the_contract_says() {
-    let event = ProcessedEvent {
+fn an_event() -> ProcessedEvent {
+    ProcessedEvent {
         chain_id: 1,
         block_number: 15_537_394,
         block_hash: B256::repeat_byte(0xab),
@@ -127,7 +163,30 @@ fn an_event_is_written_as_the_contract_says() {
         data: Bytes::from_static(&[0xde, 0xad]),
         timestamp: 1_663_224_179,
         removed: true,
-    };
+    }
+}
+
+#[test]
+fn a_packed_event_is_written_as_adr_12_says() {
+    let bin = |byte: u8, len: u8| [vec![0xc4, len], vec![byte; usize::from(len)]].concat();
+    let expected = [
+        vec![0x9b, 0x01],                                    // eleven values; chain_id
+        vec![0xce, 0x00, 0xed, 0x14, 0xf2],                  // block_number
+        bin(0xab, 32),                                       // block_hash
+        bin(0xcd, 32),                                       // tx_hash
+        vec![0x03, 0x05],                                    // tx_index, log_index
+        bin(0xef, 20),                                       // contract
+        [vec![0x92], bin(0x11, 32), bin(0x22, 32)].concat(), // topics
+        vec![0xc4, 0x02, 0xde, 0xad],                        // data
+        vec![0xce, 0x63, 0x22, 0xc9, 0x73],                  // timestamp
+        vec![0xc3],                                          // removed
+    ];
+    assert_eq!(hex::encode(packed(&an_event())), hex::encode(expected.concat()));
+}
+
+#[test]
+fn an_event_is_written_as_the_contract_says() {
+    let event = an_event();
     let (ab, cd) = ("ab".repeat(32), "cd".repeat(32));
     let (ef, one, two) = ("ef".repeat(20), "11".repeat(32), "22".repeat(32));
     assert_eq!(

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use ethhook_domain::{Filter, Profile, Secret};
+use ethhook_domain::{Encoding, Filter, Profile, Secret};
 
 /// One chain to ingest.
 #[derive(Debug, Clone)]
@@ -54,6 +54,8 @@ pub struct Options {
     pub lease_ttl: Duration,
     /// How long a block's dedup record lives.
     pub dedup_ttl: Duration,
+    /// How entries are encoded; a stream that is encoded in another way is left alone.
+    pub encoding: Encoding,
     /// How long entries are kept.
     pub retention: Duration,
     /// A group that has not read for so long, although entries wait, is an alarm.

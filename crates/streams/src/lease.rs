@@ -4,9 +4,9 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use ethhook_domain::Cursor;
-use ethhook_domain::cursor::{ENCODING_FIELDS, FIELDS, SCHEMA};
+use ethhook_domain::cursor::{FIELDS, SCHEMA};
 use ethhook_domain::event::CodecError;
+use ethhook_domain::{Cursor, Encoding};
 use redis::aio::ConnectionLike;
 
 use crate::errors::RedisFailure;
@@ -56,13 +56,16 @@ pub enum OpenError {
         /// What it says.
         found: String,
     },
-    /// The stream's entries are encoded in another way.
+    /// The stream's entries are encoded in another way, and a stream never mixes two.
     #[error(
-        "the stream holds entries in encoding `{found}`, this program writes `{ENCODING_FIELDS}`"
+        "the stream holds entries in encoding `{found}`, STREAM_ENCODING is `{wanted}`: set it back \
+         to `{found}`, or run `ethhook reset --chain NAME` to start the chain anew in `{wanted}`"
     )]
     Encoding {
         /// What the cursor says.
         found: String,
+        /// What the caller writes.
+        wanted: Encoding,
     },
     /// The cursor cannot be read.
     #[error("the cursor is damaged: {0}")]
@@ -137,6 +140,8 @@ impl LeaseError {
 pub(crate) struct Lease {
     pub(crate) writer: String,
     pub(crate) ttl: Duration,
+    /// How entries must be encoded; none: as the stream has them.
+    pub(crate) encoding: Option<Encoding>,
 }
 
 impl Lease {
@@ -149,9 +154,9 @@ impl Lease {
     ) -> Result<Cursor, OpenError> {
         let (ttl, schema) = (millis(self.ttl), SCHEMA.to_string());
         let values = first.map(Cursor::to_values);
+        let encoding = self.encoding.map_or("", Encoding::as_str);
         let mut arguments: Vec<&[u8]> =
-            vec![self.writer.as_bytes(), ttl.as_bytes(), schema.as_bytes()];
-        arguments.push(ENCODING_FIELDS.as_bytes());
+            vec![self.writer.as_bytes(), ttl.as_bytes(), schema.as_bytes(), encoding.as_bytes()];
         for (name, value) in FIELDS.iter().zip(values.iter().flatten()) {
             arguments.extend([name.as_bytes(), value.as_bytes()]);
         }
@@ -168,7 +173,10 @@ impl Lease {
             "no_cursor" => Err(OpenError::NoCursor),
             "leftovers" => Err(OpenError::Leftovers { keys: reply.rest }),
             "schema" => Err(OpenError::Schema { found: reply.text(0) }),
-            "encoding" => Err(OpenError::Encoding { found: reply.text(0) }),
+            "encoding" => {
+                let wanted = self.encoding.unwrap_or_default();
+                Err(OpenError::Encoding { found: reply.text(0), wanted })
+            }
             "wrong_type" => Err(OpenError::WrongType {
                 key: reply.text(0),
                 found: reply.text(1),

@@ -253,7 +253,7 @@ async fn probe(
     keys: &Keys,
 ) -> Result<(), Failed> {
     probe_commands(connection, keys).await?;
-    let lease = Lease { writer: "probe".to_owned(), ttl: PROBE_TTL };
+    let lease = Lease { writer: "probe".to_owned(), ttl: PROBE_TTL, encoding: None };
     let first = Cursor::starting_at(1, None, "all".to_owned());
     let mut publisher = Publisher::open_at(streams, 0, keys.clone(), lease, PROBE_TTL, Some(first))
         .await

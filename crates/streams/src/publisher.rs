@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use ethhook_domain::{ChainId, Cursor};
+use ethhook_domain::{ChainId, Cursor, Encoding};
 use redis::aio::MultiplexedConnection;
 
 use crate::connection::Streams;
@@ -44,7 +44,8 @@ impl fmt::Debug for Publisher {
 
 impl Publisher {
     /// Takes the lease of `chain` as `writer`, raises the epoch and reads the cursor. `first` is the
-    /// cursor to begin with if Redis holds none; its writer and epoch are overwritten.
+    /// cursor to begin with if Redis holds none; its writer and epoch are overwritten. A stream in
+    /// another `encoding` is refused; without one, entries are written as the stream has them.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -54,9 +55,10 @@ impl Publisher {
         writer: &str,
         lease_ttl: Duration,
         dedup_ttl: Duration,
+        encoding: Option<Encoding>,
         first: Option<Cursor>,
     ) -> Result<Self, OpenError> {
-        let lease = Lease { writer: writer.to_owned(), ttl: lease_ttl };
+        let lease = Lease { writer: writer.to_owned(), ttl: lease_ttl, encoding };
         Self::open_at(streams, chain, Keys::of(chain), lease, dedup_ttl, first).await
     }
 

@@ -8,8 +8,9 @@
 --       alarm: 7 its text. All others, the marker:
 --       7 seq  8 number  9 hash  10 parent_hash  11 timestamp  12 events  13 proof  14 filter
 --       15 number and 16 hash of the tip after the step
---       17 lifetime of the dedup record in seconds  18 chain_id  19 removed
---       from 20 on, six for each entry: tx_hash tx_index log_index contract topics data
+--       17 lifetime of the dedup record in seconds  18 chain_id  19 removed  20 encoding
+--       from 21 on, for each entry, in `fields` six: tx_hash tx_index log_index contract topics
+--       data; in `msgpack` one: the whole of it
 local EVENTS, BLOCKS, CURSOR, SEEN = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local op, writer, epoch, seq, tip, floor = unpack(ARGV, 1, 6)
 
@@ -45,7 +46,7 @@ end
 if op ~= 'retreat' and held.alarm ~= '' then return {'alarmed', held.alarm} end
 
 local next_seq, number, hash, parent, timestamp, count, proof, filter = unpack(ARGV, 7, 14)
-local tip_number, tip_hash, ttl, chain_id, removed = unpack(ARGV, 15, 19)
+local tip_number, tip_hash, ttl, chain_id, removed, encoding = unpack(ARGV, 15, 20)
 
 -- A retreat is told as what it is to readers: the finalized block from now on.
 local kind = op == 'retreat' and 'finalized' or op
@@ -73,7 +74,8 @@ if op == 'add' then
   end
   if in_place and hash == tip then return {'duplicate', count} end
 end
-if not in_place then return moved() end
+-- Another encoding is another stream: a chain that was reset and begun anew meanwhile.
+if not in_place or held.encoding ~= encoding then return moved() end
 
 local function refused(why)
   return {'refused', op .. ' of block ' .. number .. ' ' .. hash .. ': ' .. why}
@@ -132,12 +134,16 @@ if floor ~= '' then
 end
 
 local first_id, last_id = '', nil
-for i = 20, #ARGV, 6 do
-  last_id = redis.call('XADD', EVENTS, '*',
-    'chain_id', chain_id, 'block_number', number, 'block_hash', hash,
-    'tx_hash', ARGV[i], 'tx_index', ARGV[i + 1], 'log_index', ARGV[i + 2],
-    'contract', ARGV[i + 3], 'topics', ARGV[i + 4], 'data', ARGV[i + 5],
-    'timestamp', timestamp, 'removed', removed)
+for i = 21, #ARGV, encoding == 'msgpack' and 1 or 6 do
+  if encoding == 'msgpack' then
+    last_id = redis.call('XADD', EVENTS, '*', 'e', ARGV[i])
+  else
+    last_id = redis.call('XADD', EVENTS, '*',
+      'chain_id', chain_id, 'block_number', number, 'block_hash', hash,
+      'tx_hash', ARGV[i], 'tx_index', ARGV[i + 1], 'log_index', ARGV[i + 2],
+      'contract', ARGV[i + 3], 'topics', ARGV[i + 4], 'data', ARGV[i + 5],
+      'timestamp', timestamp, 'removed', removed)
+  end
   if first_id == '' then first_id = last_id end
 end
 last_id = last_id or last_generated_id() or '0-0'

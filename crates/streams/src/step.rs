@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use alloy_primitives::{B256, hex};
 use ethhook_domain::event::CodecError;
-use ethhook_domain::{BlockRef, ChainId, Cursor, ProcessedEvent, Proof};
+use ethhook_domain::{BlockRef, ChainId, Cursor, Encoding, ProcessedEvent, Proof};
 use redis::aio::ConnectionLike;
 
 use crate::entry_id::EntryId;
@@ -269,13 +269,10 @@ pub(crate) async fn take(
 ) -> Result<Outcome, StepError> {
     step.check(envelope.chain)?;
     let head = head(envelope, step);
-    let tail: Vec<_> = step.events().iter().map(ProcessedEvent::to_values).collect();
-    let mut arguments: Vec<&[u8]> = Vec::with_capacity(head.len() + tail.len() * 6);
+    let tail = Tail::of(step.events(), envelope.believed.encoding);
+    let mut arguments: Vec<&[u8]> = Vec::with_capacity(head.len() + tail.ends.len());
     arguments.extend(head.iter().map(String::as_bytes));
-    for [_, _, _, tx_hash, tx_index, log_index, contract, topics, data, _, _] in &tail {
-        let own = [tx_hash, tx_index, log_index, contract, topics, data];
-        arguments.extend(own.map(String::as_bytes));
-    }
+    arguments.extend(tail.arguments());
     let keys = envelope.keys;
     let seen = match step {
         Step::Add { .. } | Step::Remove { .. } => step.block().map(|(b, _)| keys.seen(b.hash)),
@@ -321,9 +318,37 @@ fn head(envelope: &Envelope<'_>, step: &Step<'_>) -> Vec<String> {
             envelope.dedup_ttl.as_secs().max(1).to_string(),
             envelope.chain.to_string(),
             matches!(step, Step::Remove { .. }).to_string(),
+            believed.encoding.to_string(),
         ]);
     }
     head
+}
+
+/// The arguments of the entries, one behind the other.
+struct Tail {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Tail {
+    fn of(events: &[ProcessedEvent], encoding: Encoding) -> Self {
+        let mut tail = Self { bytes: Vec::new(), ends: Vec::new() };
+        for event in events {
+            match encoding {
+                Encoding::Fields => tail.ends.extend(event.write_own_values(&mut tail.bytes)),
+                Encoding::Msgpack => {
+                    event.write_packed(&mut tail.bytes);
+                    tail.ends.push(tail.bytes.len());
+                }
+            }
+        }
+        tail
+    }
+
+    fn arguments(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| &self.bytes[start..*end])
+    }
 }
 
 fn optional(hash: Option<B256>) -> String {

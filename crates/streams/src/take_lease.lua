@@ -2,7 +2,7 @@
 -- which fences whoever held it before; a cursor is made where there is none.
 --
 -- KEYS  1 lease  2 cursor  3 events  4 blocks  5 a name beside the dedup records
--- ARGV  1 writer  2 TTL in ms  3 schema  4 encoding
+-- ARGV  1 writer  2 TTL in ms  3 schema  4 encoding; empty: whichever the cursor has
 --       from 5 on, names and values of the first cursor; none if there must be one
 local LEASE, CURSOR, EVENTS, BLOCKS, PROBE = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 
@@ -27,7 +27,7 @@ if made then
 else
   local schema, encoding = unpack(redis.call('HMGET', CURSOR, 'schema', 'encoding'))
   if schema ~= ARGV[3] then return {'schema', schema or ''} end
-  if encoding ~= ARGV[4] then return {'encoding', encoding or ''} end
+  if ARGV[4] ~= '' and encoding ~= ARGV[4] then return {'encoding', encoding or ''} end
 end
 
 -- Rights on every key that the step writes, tried by calls that change nothing: a right that is

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use ethhook_domain::fold::{Difference, ExpectedBlock, Fold, Violation};
-use ethhook_domain::{ChainId, Cursor, Filter, Header, Marker, ProcessedEvent};
+use ethhook_domain::{ChainId, Cursor, Encoding, Filter, Header, Marker};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client};
 use tokio::time::{Instant, sleep};
 
+use crate::entry;
 use crate::node_rpc::NodeRpc;
 
 /// Entries read at once.
@@ -50,6 +51,8 @@ pub struct Report {
     pub entries: usize,
     /// Entries that take another back.
     pub removed: usize,
+    /// Entries that are packed.
+    pub packed: usize,
 }
 
 impl Report {
@@ -183,6 +186,7 @@ impl Checker {
             }
         }
         report.cursor = compare_cursor(cursor.as_ref(), &markers, &fold);
+        report.cursor.extend(mixed(cursor.as_ref(), &report));
         report.differences = fold.compare(&expected);
         report.violations = fold.violations().to_vec();
         report.blocks = expected.len();
@@ -232,9 +236,9 @@ impl Checker {
         let key = format!("events:{}", self.chain_id);
         let mut from = "-".to_owned();
         let mut take = |id: &str, raw: &[Vec<u8>]| {
-            let event =
-                ProcessedEvent::from_fields(fields(raw)).with_context(|| format!("entry {id}"))?;
+            let (encoding, event) = entry::read(raw).with_context(|| format!("entry {id}"))?;
             report.entries += 1;
+            report.packed += usize::from(encoding == Encoding::Msgpack);
             report.removed += usize::from(event.removed);
             fold.entry(id, event);
             Ok(())
@@ -300,6 +304,15 @@ impl Checker {
 
 fn fields(raw: &[Vec<u8>]) -> impl Iterator<Item = (&[u8], &[u8])> {
     raw.chunks_exact(2).map(|pair| (pair[0].as_slice(), pair[1].as_slice()))
+}
+
+/// A stream holds one encoding, and the cursor says which.
+fn mixed(cursor: Option<&Cursor>, report: &Report) -> Option<String> {
+    let encoding = cursor?.encoding;
+    let right = if encoding == Encoding::Msgpack { report.entries } else { 0 };
+    let Report { packed, entries, .. } = report;
+    (*packed != right)
+        .then(|| format!("encoding is {encoding}, {packed} of {entries} entries are packed"))
 }
 
 /// The cursor moves with the streams (G4): it must say what they end with.

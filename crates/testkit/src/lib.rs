@@ -8,6 +8,7 @@ pub mod certificates;
 pub mod chain_data;
 pub mod checker;
 pub mod cluster;
+mod entry;
 pub mod ingestor;
 pub mod node_rpc;
 pub mod proxy;

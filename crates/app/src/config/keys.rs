@@ -41,6 +41,13 @@ pub(crate) const GLOBAL: &[Key] = &[
          cursor.",
     ),
     key(
+        "STREAM_ENCODING",
+        "fields",
+        "How entries are written: fields, each value a field of its own as text, or msgpack, all of\n\
+         them packed into one field, at half the memory (docs/consumers.md). A stream keeps the one\n\
+         it began with: to change it, `ethhook reset` the chain.",
+    ),
+    key(
         "RETENTION_HOURS",
         "24",
         "How long events are kept. What a consumer group has not acknowledged stays longer.",

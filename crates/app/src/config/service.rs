@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use ethhook_domain::Encoding;
 use ethhook_ingest::Options;
 use tracing_subscriber::EnvFilter;
 
@@ -21,6 +22,7 @@ pub(crate) struct Service {
     lease_ttl: Duration,
     max_chains: Option<NonZeroU32>,
     dedup_ttl: Duration,
+    encoding: Encoding,
     retention: Duration,
     group_idle_alarm: Duration,
     /// None: a share of Redis' memory.
@@ -39,6 +41,7 @@ impl Service {
             lease_ttl: self.lease_ttl,
             max_chains: self.max_chains,
             dedup_ttl: self.dedup_ttl,
+            encoding: self.encoding,
             retention: self.retention,
             group_idle_alarm: self.group_idle_alarm,
             stream_max_bytes: self.stream_max_bytes.unwrap_or(share),
@@ -85,6 +88,8 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Option<Service> {
     let bind_address = bind_address(reader);
     let (metrics_port, health_port) = ports(reader);
     let dedup_ttl = number(reader, "DEDUP_TTL_SECONDS", 1, MAX_HOURS * 3600);
+    let encoding = reader.global("STREAM_ENCODING");
+    let encoding = reader.parse(&encoding, "fields or msgpack", |text| text.parse().ok());
     let retention = number(reader, "RETENTION_HOURS", 1, MAX_HOURS);
     let group_idle_alarm = number(reader, "GROUP_IDLE_ALARM_HOURS", 1, MAX_HOURS);
     let ready_max_lag = number(reader, "READY_MAX_LAG_SECONDS", 1, MAX_HOURS * 3600);
@@ -111,6 +116,7 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Option<Service> {
         lease_ttl: Duration::from_millis(lease_ttl?),
         max_chains: max_chains?,
         dedup_ttl: Duration::from_secs(dedup_ttl?),
+        encoding: encoding?,
         retention: Duration::from_secs(retention? * 3600),
         group_idle_alarm: Duration::from_secs(group_idle_alarm? * 3600),
         stream_max_bytes: stream_max_bytes?,

@@ -69,6 +69,7 @@ const WRONG_VALUES: &[(&str, &str, &str)] = &[
         "1d",
         "DEDUP_TTL_SECONDS=1d (from env): must be a whole number from 1 to 3162240000",
     ),
+    ("STREAM_ENCODING", "MsgPack", "STREAM_ENCODING=MsgPack (from env): must be fields or msgpack"),
     (
         "RETENTION_HOURS",
         "0",

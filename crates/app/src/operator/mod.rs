@@ -96,7 +96,10 @@ impl Target {
     async fn take_lease(&self, command: &str) -> anyhow::Result<Writer> {
         let writer = format!("{}/{command}-{}", self.options.instance_id, std::process::id());
         let Options { lease_ttl, dedup_ttl, .. } = self.options;
-        match Publisher::open(&self.streams, self.id(), &writer, lease_ttl, dedup_ttl, None).await {
+        let (streams, as_it_is) = (&self.streams, None);
+        match Publisher::open(streams, self.id(), &writer, lease_ttl, dedup_ttl, as_it_is, None)
+            .await
+        {
             Ok(publisher) => {
                 Ok(Writer { publisher, renew_every: lease_ttl / 3, renewed: Instant::now() })
             }

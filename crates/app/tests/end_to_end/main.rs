@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod anvil;
+mod encoding;
 mod endpoints;
 mod fetching;
 mod operator;

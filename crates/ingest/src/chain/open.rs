@@ -85,7 +85,8 @@ impl Chain {
             }
             None => {
                 let start = self.resolve_start().await?;
-                Some(Cursor::starting_at(start, genesis, self.config.filter.digest()))
+                let first = Cursor::starting_at(start, genesis, self.config.filter.digest());
+                Some(first.encoded(self.options.encoding))
             }
         };
         let publisher = Publisher::open(
@@ -94,6 +95,7 @@ impl Chain {
             &self.options.instance_id,
             self.options.lease_ttl,
             self.options.dedup_ttl,
+            Some(self.options.encoding),
             first,
         )
         .await

@@ -29,7 +29,7 @@ impl Fixture {
 
     pub(crate) async fn with(options: RedisOptions) -> Self {
         let server = RedisServer::spawn(options).await.unwrap();
-        let streams = reach(&server, Duration::from_secs(5));
+        let streams = reach(&server, Duration::from_secs(30));
         let raw = server.connection().await.unwrap();
         Self { server, streams, keys: Keys::of(CHAIN), raw }
     }
@@ -123,7 +123,8 @@ pub(crate) async fn open(
     writer: &str,
     first: Option<Cursor>,
 ) -> Result<Publisher, ethhook_streams::OpenError> {
-    Publisher::open(streams, CHAIN, writer, LEASE_TTL, DEDUP_TTL, first).await
+    let encoding = first.as_ref().map(|cursor| cursor.encoding);
+    Publisher::open(streams, CHAIN, writer, LEASE_TTL, DEDUP_TTL, encoding, first).await
 }
 
 /// A block and its events.

@@ -397,7 +397,7 @@ async fn correctness_does_not_rest_on_the_dedup_record() {
     let ttl = Duration::from_secs(1);
     let lease = Duration::from_secs(10);
     let mut publisher =
-        Publisher::open(&redis.streams, 7, "one", lease, ttl, Some(first())).await.unwrap();
+        Publisher::open(&redis.streams, 7, "one", lease, ttl, None, Some(first())).await.unwrap();
     let (a1, a2) = (block("1a", "0", 2), block("2a", "1a", 2));
     add(&mut publisher, &a1).await;
     add(&mut publisher, &a2).await;

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use crate::chain::{CHAIN, DEDUP_TTL, Fixture, add, add_all, block, first, open};
 
 async fn open_for(streams: &Streams, writer: &str, ttl: Duration) -> Result<Publisher, OpenError> {
-    Publisher::open(streams, CHAIN, writer, ttl, DEDUP_TTL, Some(first())).await
+    Publisher::open(streams, CHAIN, writer, ttl, DEDUP_TTL, None, Some(first())).await
 }
 
 async fn until_free(redis: &mut Fixture) {

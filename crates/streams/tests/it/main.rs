@@ -7,6 +7,7 @@
 )]
 
 mod chain;
+mod encoding;
 mod fault;
 mod lease;
 mod orders;

@@ -183,6 +183,8 @@ pub(super) struct WorldPlan {
     pub(super) http: bool,
     pub(super) events_per_block: usize,
     pub(super) empty_every: u64,
+    /// `STREAM_ENCODING`.
+    pub(super) encoding: &'static str,
 }
 
 /// Draws worlds and rounds, for ever.
@@ -208,6 +210,7 @@ impl Schedule {
             http: random.random_bool(0.5),
             events_per_block: random.random_range(1..40),
             empty_every: [0, 2, 3, 7][random.random_range(0..4)],
+            encoding: if random.random_bool(0.5) { "msgpack" } else { "fields" },
         }
     }
 

@@ -109,6 +109,7 @@ impl World {
                 .set("LOCAL_START_BLOCK", 0)
                 .set("LOCAL_WS_URL", node_url("ws"))
                 .set("LEASE_TTL_MS", LEASE.as_millis())
+                .set("STREAM_ENCODING", world.encoding)
                 // Not a share of maxmemory, which is 1 byte for a while.
                 .set("STREAM_MAX_BYTES", 1_u64 << 30)
                 .set("RUST_LOG", "info");
