@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Measures head-to-stream latency, requests a block and memory on this machine.
-# Usage: scripts/bench.sh [SECONDS]   length of the second part (default 200: 100 blocks of 2 s)
+# Measures latency, throughput and cost on this machine, beside its limits, and prints a table.
+# Usage: scripts/bench.sh [--quick] [--rows A,B] [--json] [--redis-url URL] [--node-url URL] [--peer]
+#        scripts/bench.sh --help
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/install.sh

@@ -111,6 +111,20 @@ pub fn polygon_sessions(dir: &Path) -> Result<Vec<Value>> {
     gzipped_files(&dir.join("polygon_reorg/sessions"))?.iter().map(|path| read(path)).collect()
 }
 
+/// The complete Ethereum block at `number`.
+///
+/// # Errors
+/// If there is none, or its file cannot be read.
+pub fn ethereum_block(dir: &Path, number: u64) -> Result<RecordedBlock> {
+    let start = format!("{number:09}-");
+    let files = gzipped_files(&dir.join("blocks/ethereum-1"))?;
+    let is_it = |path: &PathBuf| {
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&start))
+    };
+    let file = files.into_iter().find(is_it).with_context(|| format!("no block {number}"))?;
+    load_all(vec![file])?.next().with_context(|| format!("no block {number}"))?
+}
+
 fn in_chain_folders(dir: &Path) -> Result<impl Iterator<Item = Result<RecordedBlock>> + use<>> {
     let mut files = Vec::new();
     for chain in entries(dir)? {

@@ -94,6 +94,12 @@ impl Ingestor {
         self.process.is_some()
     }
 
+    /// The id of the process that runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().and_then(Child::id)
+    }
+
     /// Starts it; does not wait for anything. Does nothing if it runs.
     ///
     /// # Errors

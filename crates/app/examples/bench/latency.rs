@@ -1,0 +1,124 @@
+//! How soon a block is in the stream, and what a live block costs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::Bench;
+use crate::live::{Delays, mine, percentile, watch};
+use crate::node::PreparedNode;
+use crate::node::chain::PreparedChain;
+use crate::node::template::{Template, simulated};
+use crate::redis_side::{NODE_BYTES, RedisSide};
+use crate::report::{Bar, Row};
+use crate::subject::{Chain, FIRST_ID, Subject};
+
+/// One kind of live chain. To measure another mode, add it to the lists below.
+#[derive(Clone)]
+struct Live {
+    logs: usize,
+    block_time: Duration,
+    /// Before each answer of the node.
+    delay: Duration,
+    blocks: usize,
+}
+
+const fn live(logs: usize, block_time_ms: u64, delay_ms: u64, blocks: usize) -> Live {
+    Live {
+        logs,
+        block_time: Duration::from_millis(block_time_ms),
+        delay: Duration::from_millis(delay_ms),
+        blocks,
+    }
+}
+
+/// Group `latency`.
+pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
+    const LIVE: [Live; 8] = [
+        live(200, 250, 0, 200),
+        live(200, 250, 20, 100),
+        live(200, 250, 100, 100),
+        live(50, 250, 0, 100),
+        live(1_000, 250, 0, 100),
+        live(10_000, 2_000, 0, 20),
+        live(200, 2_000, 0, 20),
+        live(200, 12_000, 0, 5),
+    ];
+    let mut rows = Vec::new();
+    for live in LIVE.iter().take(if bench.options.quick { 6 } else { LIVE.len() }) {
+        let templates = simulated(live.logs, 8).await?.into();
+        let seen = see(bench, live, templates).await?;
+        rows.extend(table(live, &seen.delays));
+    }
+    Ok(rows)
+}
+
+/// Group `live-cost`: requests, bytes and CPU of a live block of 2 s.
+pub(crate) async fn cost_rows(bench: &Bench) -> Result<Vec<Row>> {
+    let live = live(200, 2_000, 0, if bench.options.quick { 10 } else { 60 });
+    let seen = see(bench, &live, simulated(live.logs, 8).await?.into()).await?;
+    let row = |figure: &str, ours, unit| {
+        Row::new("live-cost", format!("live, 200 logs every 2 s: {figure}"), ours, unit)
+    };
+    Ok(vec![
+        row("requests a block, polls and tags included", seen.requests, "").bar(Bar::Under(1.05)),
+        row("bytes from the node a block", seen.bytes / 1e3, "kB"),
+        row("our CPU a block", seen.cpu_millis, "ms"),
+    ])
+}
+
+struct Seen {
+    delays: Delays,
+    requests: f64,
+    bytes: f64,
+    cpu_millis: f64,
+}
+
+async fn see(bench: &Bench, live: &Live, templates: Arc<[Template]>) -> Result<Seen> {
+    let mut redis = RedisSide::start(bench.options.redis_url.as_deref(), NODE_BYTES).await?;
+    redis.clear(FIRST_ID).await?;
+    let chain = PreparedChain::new(FIRST_ID, templates, 2, live.delay);
+    let node = PreparedNode::serve([chain]).await?;
+    let chain = node.chains().next().cloned().context("no chain")?;
+    let subject = Chain::new(FIRST_ID, node.ws_url(FIRST_ID), live.block_time);
+    let subject = Subject::start(redis.url(), &[subject], &[])?;
+    let _miner = mine(std::slice::from_ref(&chain), live.block_time);
+    watch(&mut redis, &chain, 1).await?;
+    chain.asked.take();
+    let (head, cpu) = (chain.head(), subject.cpu()?);
+    let delays = watch(&mut redis, &chain, live.blocks).await?;
+    let ((requests, bytes), blocks) = (chain.asked.take(), chain.head() - head);
+    let cpu = subject.cpu()?.saturating_sub(cpu);
+    redis.clear(FIRST_ID).await?;
+    let a_block = |count: f64| count / blocks.max(1) as f64;
+    Ok(Seen {
+        delays,
+        requests: a_block(requests as f64),
+        bytes: a_block(bytes as f64),
+        cpu_millis: a_block(cpu.as_secs_f64() * 1e3),
+    })
+}
+
+fn table(live: &Live, delays: &Delays) -> Vec<Row> {
+    let Live { logs, block_time, delay, .. } = live;
+    let usual = *logs == 200;
+    let delay_ms = delay.as_secs_f64() * 1e3;
+    let name = format!(
+        "head to stream, {logs} logs every {} ms, RPC delay {delay_ms} ms",
+        block_time.as_millis()
+    );
+    let row = |figure: &str, ours| Row::new("latency", format!("{name}: {figure}"), ours, "ms");
+    let mut rows = vec![row("first entry, p50", percentile(&delays.first, 50))];
+    let bars = match (usual, delay.is_zero()) {
+        (true, true) => [Some(4.0), Some(10.0), None],
+        (true, false) => [Some(delay_ms + 8.0), None, None],
+        (false, _) if *logs >= 10_000 => [None, None, Some(150.0)],
+        (false, _) => [None; 3],
+    };
+    for ((figure, percent), bar) in [("p50", 50), ("p99", 99), ("max", 100)].into_iter().zip(bars) {
+        let row = row(&format!("last entry, {figure}"), percentile(&delays.last, percent));
+        rows.push(bar.map(Bar::Under).into_iter().fold(row, Row::bar));
+    }
+    rows
+}

@@ -1,0 +1,214 @@
+//! The Redis under the bench: its limit, its CPU, its bytes.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use ethhook_streams::Keys;
+use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
+use redis::aio::MultiplexedConnection;
+use redis::streams::{StreamInfoStreamReply, StreamRangeReply};
+use redis::{AsyncConnectionConfig, Client, ConnectionLike as _};
+
+/// Commands that are sent before their answers are read.
+const PIPELINE: usize = 500;
+/// Entries that are prepared; they repeat.
+const PREPARED: usize = 50_000;
+/// The stream that the limit is measured with.
+const XADD_KEY: &str = "bench:xadd";
+
+/// As `scripts/run.sh` and the compose file set it; Redis' own is 4096.
+pub(crate) const NODE_BYTES: u32 = 16_384;
+
+/// A Redis of the bench's own, or one that is there already.
+pub(crate) struct RedisSide {
+    /// Killed with this value; none where Redis was there already.
+    _own: Option<RedisServer>,
+    url: String,
+    connection: MultiplexedConnection,
+}
+
+impl RedisSide {
+    pub(crate) async fn start(given: Option<&str>, node_bytes: u32) -> Result<Self> {
+        let own = match given {
+            Some(_) => None,
+            None => {
+                let more = vec![("stream-node-max-bytes".into(), node_bytes.to_string())];
+                Some(RedisServer::spawn(RedisOptions { more, ..RedisOptions::default() }).await?)
+            }
+        };
+        let url = given.map_or_else(|| own.as_ref().map(RedisServer::url), |u| Some(u.to_owned()));
+        let url = url.context("no Redis")?;
+        let connection = connect(&url).await?;
+        Ok(Self { _own: own, url, connection })
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A connection that no other answer holds up.
+    pub(crate) async fn connect(&self) -> Result<MultiplexedConnection> {
+        connect(&self.url).await
+    }
+
+    /// User and system CPU time of the server.
+    pub(crate) async fn cpu(&mut self) -> Result<Duration> {
+        let info: redis::InfoDict =
+            redis::cmd("INFO").arg("cpu").query_async(&mut self.connection).await?;
+        let seconds = |name: &str| info.get::<f64>(name).with_context(|| name.to_owned());
+        Ok(Duration::from_secs_f64(seconds("used_cpu_user")? + seconds("used_cpu_sys")?))
+    }
+
+    /// Height of a chain's tip; none before its first block.
+    pub(crate) async fn tip(&mut self, chain_id: u64) -> Result<Option<u64>> {
+        let cursor = Keys::of(chain_id).cursor;
+        let fields: (Option<u64>, Option<String>) = redis::cmd("HMGET")
+            .arg(&[cursor.as_str(), "number", "hash"])
+            .query_async(&mut self.connection)
+            .await?;
+        Ok(fields.0.filter(|_| fields.1.is_some_and(|hash| !hash.is_empty())))
+    }
+
+    pub(crate) async fn entries(&mut self, key: &str) -> Result<u64> {
+        Ok(redis::cmd("XLEN").arg(key).query_async(&mut self.connection).await?)
+    }
+
+    /// Bytes of the chain's events, markers and dedup records.
+    pub(crate) async fn bytes(&mut self, chain_id: u64) -> Result<Bytes> {
+        let keys = Keys::of(chain_id);
+        let seen = self.keys(&format!("seen:{{{}}}:*", keys.events)).await?;
+        let events = self.memory(&keys.events).await?;
+        let markers = self.memory(&keys.blocks).await?;
+        let dedup = match seen.first() {
+            Some(first) => self.memory(first).await? * seen.len() as u64,
+            None => 0,
+        };
+        Ok(Bytes { events, markers, dedup })
+    }
+
+    async fn memory(&mut self, key: &str) -> Result<u64> {
+        let bytes: Option<u64> = redis::cmd("MEMORY")
+            .arg(&["USAGE", key, "SAMPLES", "0"])
+            .query_async(&mut self.connection)
+            .await?;
+        Ok(bytes.unwrap_or_default())
+    }
+
+    async fn keys(&mut self, pattern: &str) -> Result<Vec<String>> {
+        let (mut found, mut cursor) = (Vec::new(), 0);
+        loop {
+            let (next, page): (u64, Vec<String>) = redis::cmd("SCAN")
+                .arg(cursor)
+                .arg(&["MATCH", pattern, "COUNT", "1000"])
+                .query_async(&mut self.connection)
+                .await?;
+            found.extend(page);
+            cursor = next;
+            if cursor == 0 {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// All streams by name, and how long each is.
+    pub(crate) async fn streams(&mut self) -> Result<Vec<(String, u64)>> {
+        let mut streams = Vec::new();
+        for key in self.keys("*").await? {
+            let kind: String =
+                redis::cmd("TYPE").arg(&key).query_async(&mut self.connection).await?;
+            if kind == "stream" {
+                let info: StreamInfoStreamReply = redis::cmd("XINFO")
+                    .arg(&["STREAM", &key])
+                    .query_async(&mut self.connection)
+                    .await?;
+                streams.push((key, info.length as u64));
+            }
+        }
+        Ok(streams)
+    }
+
+    /// Deletes all that the chain wrote.
+    pub(crate) async fn clear(&mut self, chain_id: u64) -> Result<()> {
+        let keys = Keys::of(chain_id);
+        let mut names = self.keys(&format!("*{{{}}}*", keys.events)).await?;
+        names.push(keys.events);
+        for name in names {
+            redis::cmd("UNLINK").arg(name).exec_async(&mut self.connection).await?;
+        }
+        Ok(())
+    }
+
+    /// How many entries a second `XADD` takes at most, and the server's CPU an entry: the entries of
+    /// `stream`, one connection, buffers written beforehand, a pipeline of 500.
+    pub(crate) async fn xadd_limit(&mut self, stream: &str, entries: u64) -> Result<(f64, f64)> {
+        let reply: StreamRangeReply = redis::cmd("XRANGE")
+            .arg(&[stream, "-", "+", "COUNT"])
+            .arg(PREPARED)
+            .query_async(&mut self.connection)
+            .await?;
+        ensure!(reply.ids.len() >= PIPELINE, "{stream} has too few entries to measure with");
+        let buffers: Vec<Vec<u8>> = reply.ids.chunks_exact(PIPELINE).map(pipeline).collect();
+        let url = self.url.clone();
+        let before = self.cpu().await?;
+        let write = move || -> Result<f64> {
+            let mut connection = Client::open(url)?.get_connection()?;
+            let (started, mut sent) = (Instant::now(), 0);
+            for buffer in buffers.iter().cycle() {
+                if sent >= entries {
+                    break;
+                }
+                connection.req_packed_commands(buffer, 0, PIPELINE)?;
+                sent += PIPELINE as u64;
+            }
+            Ok(sent as f64 / started.elapsed().as_secs_f64())
+        };
+        let rate = tokio::task::spawn_blocking(write).await??;
+        let cpu = self.cpu().await?.saturating_sub(before);
+        redis::cmd("UNLINK").arg(XADD_KEY).exec_async(&mut self.connection).await?;
+        Ok((rate, cpu.as_secs_f64() * 1e6 / entries as f64))
+    }
+}
+
+/// What a chain takes in Redis.
+pub(crate) struct Bytes {
+    pub(crate) events: u64,
+    pub(crate) markers: u64,
+    pub(crate) dedup: u64,
+}
+
+/// The entries as they are sent to Redis again, field by field in their order.
+fn pipeline(entries: &[redis::streams::StreamId]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for entry in entries {
+        let mut command = redis::cmd("XADD");
+        command.arg(XADD_KEY).arg("*");
+        for name in FIELD_ORDER {
+            if let Some(redis::Value::BulkString(value)) = entry.map.get(name) {
+                command.arg(name).arg(value.as_slice());
+            }
+        }
+        bytes.extend(command.get_packed_command());
+    }
+    bytes
+}
+
+/// Fields of an entry of either encoding, in their order.
+const FIELD_ORDER: [&str; 12] = [
+    "chain_id",
+    "block_number",
+    "block_hash",
+    "tx_hash",
+    "tx_index",
+    "log_index",
+    "contract",
+    "topics",
+    "data",
+    "timestamp",
+    "removed",
+    "e",
+];
+
+async fn connect(url: &str) -> Result<MultiplexedConnection> {
+    let waits = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(120)));
+    Ok(Client::open(url)?.get_multiplexed_async_connection_with_config(&waits).await?)
+}

@@ -1,0 +1,130 @@
+//! Several chains in one process: what each adds, what none costs, and what one does to another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::time::sleep;
+
+use crate::Bench;
+use crate::live::{mine, percentile, watch};
+use crate::node::PreparedNode;
+use crate::node::chain::PreparedChain;
+use crate::node::template::{Template, simulated};
+use crate::redis_side::{NODE_BYTES, RedisSide};
+use crate::report::{Bar, Row};
+use crate::subject::{Chain, FIRST_ID, Subject};
+
+const BLOCK_TIME: Duration = Duration::from_secs(2);
+
+/// Redis, a node of `count` chains, and an ingestor that is at all their heads.
+struct Stage {
+    redis: RedisSide,
+    chains: Vec<Arc<PreparedChain>>,
+    subject: Subject,
+    _node: PreparedNode,
+}
+
+impl Stage {
+    async fn set(bench: &Bench, chains: Vec<PreparedChain>) -> Result<Self> {
+        let mut redis = RedisSide::start(bench.options.redis_url.as_deref(), NODE_BYTES).await?;
+        let node = PreparedNode::serve(chains).await?;
+        let chains: Vec<_> = node.chains().cloned().collect();
+        let mut described = Vec::new();
+        for chain in &chains {
+            redis.clear(chain.id).await?;
+            described.push(Chain::new(chain.id, node.ws_url(chain.id), BLOCK_TIME));
+        }
+        let mut subject = Subject::start(redis.url(), &described, &[])?;
+        for chain in &chains {
+            while redis.tip(chain.id).await? < Some(chain.head()) {
+                subject.check()?;
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+        Ok(Self { redis, chains, subject, _node: node })
+    }
+
+    async fn clear(mut self) -> Result<()> {
+        drop(self.subject);
+        for chain in &self.chains {
+            self.redis.clear(chain.id).await?;
+        }
+        Ok(())
+    }
+}
+
+fn chain(id: u64, templates: &Arc<[Template]>) -> PreparedChain {
+    PreparedChain::new(FIRST_ID + id, Arc::clone(templates), 2, Duration::ZERO)
+}
+
+/// Group `chains`: CPU, memory and delay of 1 to 64 chains, each of 200 logs every 2 s.
+pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
+    let seconds = if bench.options.quick { 6 } else { 20 };
+    let templates: Arc<[Template]> = simulated(200, 8).await?.into();
+    let mut rows = Vec::new();
+    let mut of_one = None;
+    for count in [1, 4, 16, 64] {
+        let chains = (0..count).map(|id| chain(id, &templates)).collect();
+        let mut stage = Stage::set(bench, chains).await?;
+        let _miners = mine(&stage.chains, BLOCK_TIME);
+        let head = |stage: &Stage| stage.chains.iter().map(|c| c.head()).sum::<u64>();
+        let first = Arc::clone(&stage.chains[0]);
+        watch(&mut stage.redis, &first, 1).await?;
+        let (blocks, cpu) = (head(&stage), stage.subject.cpu()?);
+        let watched = seconds / usize::try_from(BLOCK_TIME.as_secs()).unwrap_or(1);
+        let delays = watch(&mut stage.redis, &first, watched).await?;
+        let blocks = (head(&stage) - blocks) as f64;
+        let cpu = stage.subject.cpu()?.saturating_sub(cpu).as_secs_f64() * 1e3 / blocks;
+        let row = |figure: &str, ours, unit| {
+            Row::new("chains", format!("{count} chains live: {figure}"), ours, unit)
+        };
+        let one = *of_one.get_or_insert(cpu);
+        let memory = row("peak resident memory", stage.subject.peak_mb()?, "MB");
+        rows.push(row("our CPU a block, beside that of one chain", cpu, "ms").of(one));
+        rows.push(if count == 4 { memory.bar(Bar::Under(32.0)) } else { memory });
+        rows.push(row("head to last entry, p50", percentile(&delays.last, 50), "ms"));
+        stage.clear().await?;
+    }
+    Ok(rows)
+}
+
+/// Group `idle`: a chain whose head does not move.
+pub(crate) async fn idle_rows(bench: &Bench) -> Result<Vec<Row>> {
+    let seconds = if bench.options.quick { 5 } else { 30 };
+    let templates = simulated(200, 1).await?.into();
+    let stage = Stage::set(bench, vec![chain(0, &templates)]).await?;
+    sleep(Duration::from_secs(2)).await;
+    let cpu = stage.subject.cpu()?;
+    sleep(Duration::from_secs(seconds)).await;
+    let cpu = stage.subject.cpu()?.saturating_sub(cpu).as_secs_f64();
+    let (share, memory) = (cpu / seconds as f64 * 100.0, stage.subject.peak_mb()?);
+    stage.clear().await?;
+    Ok(vec![
+        Row::new("idle", "one chain, no new block: our CPU", share, "% of a core"),
+        Row::new("idle", "one chain, no new block: peak resident memory", memory, "MB"),
+    ])
+}
+
+/// Group `neighbour`: a chain of 200 logs every 250 ms, alone and beside blocks of 10,000 logs.
+pub(crate) async fn neighbour_rows(bench: &Bench) -> Result<Vec<Row>> {
+    let blocks = if bench.options.quick { 60 } else { 200 };
+    let usual: Arc<[Template]> = simulated(200, 8).await?.into();
+    let large: Arc<[Template]> = simulated(10_000, 1).await?.into();
+    let mut stage = Stage::set(bench, vec![chain(0, &usual), chain(1, &large)]).await?;
+    let [small, large] = stage.chains.as_slice() else { anyhow::bail!("no chains") };
+    let (small, large) = (Arc::clone(small), [Arc::clone(large)]);
+    let _miner = mine(std::slice::from_ref(&small), Duration::from_millis(250));
+    let alone = watch(&mut stage.redis, &small, blocks).await?;
+    let _other = mine(&large, Duration::from_secs(1));
+    watch(&mut stage.redis, &small, 4).await.context("beside a large chain")?;
+    let beside = watch(&mut stage.redis, &small, blocks).await?;
+    stage.clear().await?;
+    let mut rows = Vec::new();
+    for (figure, percent) in [("p50", 50), ("p99", 99)] {
+        let (ours, alone) = (percentile(&beside.last, percent), percentile(&alone.last, percent));
+        let figure = format!("beside a chain of 10,000-log blocks, against alone: {figure}");
+        rows.push(Row::new("neighbour", figure, ours, "ms").of(alone));
+    }
+    Ok(rows)
+}

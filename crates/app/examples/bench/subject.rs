@@ -1,0 +1,93 @@
+//! The ingestor under the bench: what it is set to, and what it costs.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use ethhook_testkit::ingestor::Ingestor;
+
+use crate::node::chain::FIRST;
+
+/// Chain ids that no real chain has, so that a Redis in use keeps its streams.
+pub(crate) const FIRST_ID: u64 = 990_000_001;
+
+/// One `ethhook ingest`; killed when dropped.
+pub(crate) struct Subject {
+    ingestor: Ingestor,
+}
+
+/// A chain to ingest.
+pub(crate) struct Chain {
+    pub(crate) id: u64,
+    pub(crate) url: String,
+    pub(crate) block_time: Duration,
+    /// Further keys of the chain, such as `fetch = "logs"`.
+    pub(crate) more: String,
+}
+
+impl Chain {
+    pub(crate) fn new(id: u64, url: String, block_time: Duration) -> Self {
+        Self { id, url, block_time, more: format!("start_block = {FIRST}\n") }
+    }
+}
+
+impl Subject {
+    /// Starts the binary beside this one, with nothing of the environment but `env`.
+    pub(crate) fn start(redis_url: &str, chains: &[Chain], env: &[(&str, &str)]) -> Result<Self> {
+        let here = std::env::current_exe()?;
+        let program =
+            here.parent().and_then(|p| p.parent()).context("no parent folder")?.join("ethhook");
+        ensure!(program.exists(), "{} is not built: run ./scripts/bench.sh", program.display());
+        let mut ingestor = Ingestor::new(&program, redis_url, "bench")?;
+        ingestor.set("RUST_LOG", "warn");
+        for (name, value) in env {
+            ingestor.set(name, value);
+        }
+        let mut toml = String::new();
+        for Chain { id, url, block_time, more } in chains {
+            let transport = if url.starts_with("ws") { "ws_url" } else { "http_url" };
+            write!(
+                toml,
+                "[chains.bench{id}]\nchain_id = {id}\n{transport} = \"{url}\"\n\
+                 block_time_ms = {}\nfinality_depth = 64\nverify = \"receipts_root\"\n{more}",
+                block_time.as_millis().max(1)
+            )?;
+        }
+        ingestor.write_toml(&toml)?;
+        ingestor.start()?;
+        Ok(Self { ingestor })
+    }
+
+    /// Fails with the end of its log if it ended.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        if let Some(status) = self.ingestor.ended()? {
+            anyhow::bail!("the ingestor ended with {status}:\n{}", self.ingestor.log());
+        }
+        Ok(())
+    }
+
+    /// CPU time of all its threads so far (`schedstat`: nanoseconds).
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        let mut nanos = 0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.pid()?))? {
+            // A thread may end in this very moment.
+            let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else {
+                continue;
+            };
+            nanos += text.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0u64);
+        }
+        Ok(Duration::from_nanos(nanos))
+    }
+
+    /// The most memory that was ever resident, in MB.
+    pub(crate) fn peak_mb(&self) -> Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("no VmHWM")?;
+        let kilobytes: f64 = line.split_whitespace().nth(1).context("no figure")?.parse()?;
+        Ok(kilobytes * 1024.0 / 1e6)
+    }
+
+    fn pid(&self) -> Result<u32> {
+        self.ingestor.pid().context("the ingestor does not run")
+    }
+}
