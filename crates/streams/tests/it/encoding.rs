@@ -9,6 +9,9 @@ use crate::chain::{
     Block, CHAIN, DEDUP_TTL, Fixture, LEASE_TTL, add, add_all, block, first, open, remove,
 };
 
+/// ID, and the fields as Redis holds them.
+type RawEntry = (String, Vec<(String, Vec<u8>)>);
+
 fn packed() -> Cursor {
     first().encoded(Encoding::Msgpack)
 }
@@ -23,7 +26,7 @@ async fn a_packed_block_lands_is_read_and_taken_back() {
     let published = add(&mut publisher, &a2).await;
 
     let mut wanted = [a1.events.clone(), a2.events.clone()].concat();
-    let raw: Vec<(String, Vec<(String, Vec<u8>)>)> = redis.ask("XRANGE events:7 - +").await;
+    let raw: Vec<RawEntry> = redis.ask("XRANGE events:7 - +").await;
     for ((_, fields), event) in raw.iter().zip(&wanted) {
         let mut value = Vec::new();
         event.write_packed(&mut value);
@@ -72,7 +75,7 @@ async fn another_encoding_is_refused_and_nothing_changes() {
         let Block { link, events } = block("2a", "1a", 3);
         assert_eq!(publisher.cursor().hash, Some(link.hash));
         remove(&mut publisher, &Block { link, events }, &published[1]).await.unwrap();
-        let names: Vec<(String, Vec<(String, Vec<u8>)>)> = redis.ask("XRANGE events:7 - +").await;
+        let names: Vec<RawEntry> = redis.ask("XRANGE events:7 - +").await;
         let packed = names.iter().filter(|(_, fields)| fields[0].0 == "e").count();
         let all = if holds == Encoding::Msgpack { 9 } else { 0 };
         assert_eq!((names.len(), packed), (9, all));
