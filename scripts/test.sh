@@ -25,8 +25,11 @@ esac
 
 need_cargo
 if [ -n "$integration" ]; then
-  section "Redis and the dev node"
+  section "Redis, the dev node and what watches the service"
   need redis-server redis-server
+  need_unpacked prometheus prometheus
+  need_unpacked prometheus-redis-exporter prometheus-redis-exporter
+  need_unpacked prometheus-node-exporter prometheus-node-exporter
   if [ -z "${ANVIL_BIN:-}" ]; then
     anvil=.tools/node_modules/.bin/anvil
     need node nodejs
@@ -49,6 +52,14 @@ if [ -n "$unit" ]; then
   section "cargo doc"
   # Read by those who work on it, so private items are documented and may be linked to.
   RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --workspace --no-deps --document-private-items --locked --quiet
+fi
+
+if [ -n "$unit" ]; then
+  section "Containers and the droplet"
+  ./scripts/lint_containers.sh
+  ./scripts/test_deploy.sh
+  section "Prometheus and Alertmanager"
+  ./scripts/check_monitoring.sh
 fi
 
 if [ -n "$unit" ] && [ -n "$integration" ]; then

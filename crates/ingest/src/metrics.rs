@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use ethhook_domain::verify::Check;
-use ethhook_streams::GroupLag;
+use ethhook_streams::{FailureKind, GroupLag};
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry,
@@ -74,7 +74,7 @@ metrics! {
     hedges: counter("ethhook_rpc_hedges_total", "Requests that were also sent to the next endpoint, for the answer was slow.", ["chain", "endpoint"]);
     stalls: counter("ethhook_stalls_total", "Subscriptions that fell silent while the chain moved.", ["chain"]);
     breaker: gauge("ethhook_breaker_state", "0 closed, 1 half-open, 2 open.", ["chain", "endpoint"]);
-    socket: gauge("ethhook_websocket_up", "1 while subscribed to newHeads.", ["chain", "endpoint"]);
+    socket: gauge("ethhook_websocket_up", "1 while subscribed to newHeads, of endpoints with a WebSocket.", ["chain", "endpoint"]);
     heads_dropped: counter("ethhook_heads_dropped_total", "Heads that found the queue full; their blocks are fetched all the same.", ["chain"]);
     publish_seconds: histogram("ethhook_publish_seconds", "Time of a publish step, retries included.", ["chain"], LATENCY_BUCKETS);
     head_to_stream: histogram("ethhook_head_to_stream_seconds", "From the head's arrival to the block's last entry in the stream, of blocks whose head was heard.", ["chain"], LATENCY_BUCKETS);
@@ -97,31 +97,32 @@ metrics! {
 pub struct EndpointState {
     /// `closed`: it is asked; `open`: it is set aside; `half_open`: it is being tried again.
     pub breaker: &'static str,
-    /// Whether it is subscribed to `newHeads`.
-    pub subscribed: bool,
+    /// Whether it is subscribed to `newHeads`; none if it has no WebSocket.
+    pub subscribed: Option<bool>,
     /// Its answers that failed a check, since the process started.
     pub failed_checks: u64,
 }
 
 impl Metrics {
-    /// The state of the first `count` endpoints of `chain`, by their position.
+    /// The state of the endpoints of `chain`, by their position; `sockets` says which have one.
     #[must_use]
-    pub fn endpoints(&self, chain: &str, count: usize) -> Vec<EndpointState> {
-        let state = |position: usize| {
+    pub fn endpoints(&self, chain: &str, sockets: &[bool]) -> Vec<EndpointState> {
+        let state = |(position, has_socket): (usize, &bool)| {
             let position = position.to_string();
             let labels = [chain, position.as_str()];
             let failed = |check: &Check| {
                 let labels = [chain, position.as_str(), check.as_str()];
                 self.checks_failed.with_label_values(&labels).get()
             };
+            let subscribed = || self.socket.with_label_values(&labels).get() == 1;
             let breaker = self.breaker.with_label_values(&labels).get();
             EndpointState {
                 breaker: BreakerState::name(breaker),
-                subscribed: self.socket.with_label_values(&labels).get() == 1,
+                subscribed: has_socket.then(subscribed),
                 failed_checks: Check::ALL.iter().map(failed).sum(),
             }
         };
-        (0..count).map(state).collect()
+        sockets.iter().enumerate().map(state).collect()
     }
 
     pub(crate) fn restarted(&self, chain: &str, cause: &str) {
@@ -159,6 +160,9 @@ pub(crate) struct ChainMetrics {
 impl ChainMetrics {
     pub(crate) fn new(all: &Metrics, chain: &str) -> Self {
         let l = &[chain];
+        // An alert is to see it rise from 0, not appear.
+        let out_of_memory = FailureKind::OutOfMemory.as_str();
+        all.redis_errors.with_label_values(&[chain, out_of_memory]).inc_by(0);
         Self {
             ingested: all.ingested.with_label_values(l),
             published: all.published.with_label_values(l),
@@ -207,6 +211,8 @@ impl ChainMetrics {
         self.all.group_entries.with_label_values(&labels).set(entries);
         self.all.group_seconds.with_label_values(&labels).set(lag.waiting.as_secs_f64());
         self.all.group_idle.with_label_values(&labels).set(is_idle.into());
+        // An alert is to see it rise from 0, not appear.
+        self.lost_unread(&lag.group, 0);
     }
 
     /// A group that is no longer there shows nothing.
@@ -224,13 +230,17 @@ impl ChainMetrics {
 
     pub(crate) fn endpoint(&self, position: usize) -> EndpointMetrics {
         let label = position.to_string();
+        // An alert is to see them rise from 0, not appear.
+        for check in Check::ALL {
+            let labels = [self.chain.as_str(), &label, check.as_str()];
+            self.all.checks_failed.with_label_values(&labels).inc_by(0);
+        }
         EndpointMetrics {
             position,
             reconnects: self.all.reconnects.with_label_values(&[&self.chain]),
             heads_dropped: self.all.heads_dropped.with_label_values(&[&self.chain]),
             hedges: self.all.hedges.with_label_values(&[&self.chain, &label]),
             breaker: self.all.breaker.with_label_values(&[&self.chain, &label]),
-            socket: self.all.socket.with_label_values(&[&self.chain, &label]),
             all: self.all.clone(),
             chain: self.chain.clone(),
             label,
@@ -250,7 +260,6 @@ pub(crate) struct EndpointMetrics {
     pub(crate) heads_dropped: IntCounter,
     pub(crate) hedges: IntCounter,
     breaker: IntGauge,
-    socket: IntGauge,
 }
 
 impl EndpointMetrics {
@@ -269,6 +278,6 @@ impl EndpointMetrics {
     }
 
     pub(crate) fn socket_up(&self, up: bool) {
-        self.socket.set(i64::from(up));
+        self.all.socket.with_label_values(&[&self.chain, &self.label]).set(i64::from(up));
     }
 }

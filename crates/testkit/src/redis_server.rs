@@ -315,7 +315,10 @@ impl Drop for RedisServer {
 const PORTS: std::ops::Range<u16> = 10_000..32_000;
 
 /// A port that was free a moment ago.
-fn free_port() -> anyhow::Result<u16> {
+///
+/// # Errors
+/// If none of many tries was free.
+pub fn free_port() -> anyhow::Result<u16> {
     (0..100)
         .map(|_| rand::rng().random_range(PORTS))
         .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())

@@ -159,13 +159,14 @@ impl Live {
             chain.events_per_second = mean(&chain.rates);
         }
         drop(rates);
-        let states = self.metrics.endpoints(&chain.name, sockets.len());
-        let endpoints = states.into_iter().zip(sockets).enumerate();
-        chain.endpoints = endpoints
-            .map(|(position, (state, has_socket))| Endpoint {
+        let states = self.metrics.endpoints(&chain.name, sockets);
+        chain.endpoints = states
+            .into_iter()
+            .enumerate()
+            .map(|(position, state)| Endpoint {
                 position,
                 breaker: state.breaker.to_owned(),
-                subscribed: has_socket.then_some(state.subscribed),
+                subscribed: state.subscribed,
                 failed_checks: state.failed_checks,
             })
             .collect();

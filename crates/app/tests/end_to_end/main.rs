@@ -7,6 +7,7 @@ mod anvil;
 mod encoding;
 mod endpoints;
 mod fetching;
+mod monitoring;
 mod operator;
 mod recorded;
 mod rig;

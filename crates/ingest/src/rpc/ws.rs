@@ -155,6 +155,7 @@ impl Connection {
             .with_jitter()
             .without_max_times();
         let mut backoff = waits.build();
+        self.metrics.socket_up(false);
         loop {
             match timeout(CONNECT_TIMEOUT, self.connect()).await {
                 Ok(Ok(socket)) => {

@@ -1,0 +1,93 @@
+#!/bin/sh
+# Makes a fresh Ubuntu 24.04 or Debian 13 ready for EthHook: firewall, swap, security updates, Docker
+# with Compose. As root. Run again, it changes nothing. It runs at the first boot from
+# docker/cloud-init.yml, and each time from scripts/deploy_droplet.sh.
+set -eu
+
+# Where files are written; not empty only in tests.
+root=${ETHHOOK_ROOT:-}
+SWAP_MEGABYTES=2048
+
+say() { printf 'host_setup: %s\n' "$*"; }
+fail() {
+  say "$*" >&2
+  exit 1
+}
+
+# put PATH: writes standard input there, if it is not there already; says which by its exit code.
+put() {
+  content=$(cat)
+  if [ "$(cat "$root$1" 2>/dev/null)" = "$content" ]; then return 1; fi
+  mkdir -p "$(dirname "$root$1")"
+  printf '%s\n' "$content" >"$root$1"
+  say "wrote $1"
+}
+
+[ "$(id -u)" -eq 0 ] || fail "must be root"
+command -v apt-get >/dev/null || fail "no apt-get here: Ubuntu 24.04 or Debian 13 is what this is for"
+
+# ---- Packages. A Docker with Compose v2 that is there already is left as it is.
+wanted="ca-certificates ufw unattended-upgrades"
+if ! docker compose version >/dev/null 2>&1; then
+  id=$(sed -n 's/^ID=//p' "$root/etc/os-release" | tr -d '"')
+  case $id in
+    ubuntu) wanted="$wanted docker.io docker-compose-v2 docker-buildx" ;;
+    debian) wanted="$wanted docker.io docker-cli docker-compose docker-buildx" ;;
+    *) fail "cannot install Docker on '$id': install it with Compose v2, then run this again" ;;
+  esac
+fi
+missing=
+for package in $wanted; do
+  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $package"
+done
+if [ -n "$missing" ]; then
+  say "installing$missing"
+  export DEBIAN_FRONTEND=noninteractive
+  # The first boot may be installing something itself.
+  apt-get -o DPkg::Lock::Timeout=600 update -qq
+  # shellcheck disable=SC2086 # several packages
+  apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends $missing >/dev/null
+fi
+docker compose version >/dev/null 2>&1 \
+  || fail "docker compose does not work here (Debian 12's is too old): see docs.docker.com/engine/install"
+
+# ---- Swap: what is seldom touched makes room, and a build does not run out of memory.
+if [ -z "$(swapon --noheadings --show)" ]; then
+  say "making $SWAP_MEGABYTES MB of swap"
+  fallocate -l "${SWAP_MEGABYTES}M" "$root/swapfile"
+  chmod 600 "$root/swapfile"
+  mkswap "$root/swapfile" >/dev/null
+  swapon "$root/swapfile"
+fi
+if [ -e "$root/swapfile" ] && ! grep -qs '^/swapfile ' "$root/etc/fstab"; then
+  echo '/swapfile none swap sw 0 0' >>"$root/etc/fstab"
+fi
+
+# ---- Memory that Linux promises: else Redis cannot fork to rewrite its append-only file.
+if put /etc/sysctl.d/90-ethhook.conf <<'EOF'
+vm.overcommit_memory = 1
+vm.swappiness = 10
+EOF
+then sysctl -q -p "$root/etc/sysctl.d/90-ethhook.conf"; fi
+
+# ---- Security updates by themselves, and the restart that some of them need: EthHook drains, and
+# goes on from its cursor.
+put /etc/apt/apt.conf.d/52ethhook-upgrades <<'EOF' || true
+APT::Periodic::Update-Package-Lists "1";
+APT::Periodic::Unattended-Upgrade "1";
+Unattended-Upgrade::Automatic-Reboot "true";
+Unattended-Upgrade::Automatic-Reboot-Time "04:00";
+EOF
+
+# ---- Firewall: ssh alone, on the ports where sshd listens. (Docker opens the ports of containers past
+# it, which is why docker-compose.yml binds each to 127.0.0.1.)
+if ! ufw status | grep -q '^Status: active'; then
+  ports=$(sshd -T 2>/dev/null | sed -n 's/^port //p')
+  for port in ${ports:-22}; do ufw limit "$port/tcp" >/dev/null; done
+  ufw default deny incoming >/dev/null
+  ufw --force enable >/dev/null
+  say "firewall on, ssh open on ${ports:-22}"
+fi
+
+systemctl enable --quiet --now docker
+say "ready"
