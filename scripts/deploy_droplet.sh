@@ -65,6 +65,11 @@ git rev-parse --verify --quiet HEAD >/dev/null || fail "this is not a clone of t
 [ -z "$(git status --porcelain --untracked-files=no)" ] \
   || printf 'deploy_droplet.sh: changes that are not committed are not deployed\n' >&2
 
+# One connection for all steps, closed at the end.
+sockets=$(mktemp -d)
+trap '[ -n "$dry_run" ] || ssh -o ControlPath="$sockets/%C" -O exit "$host" 2>/dev/null || true; rm -rf "$sockets"' EXIT
+connection=(-o ConnectTimeout=20 -o ControlMaster=auto -o ControlPath="$sockets/%C" -o ControlPersist=60)
+
 # remote WHAT COMMAND...: runs a line of shell on the host as root, with our standard input.
 remote() {
   local what=$1
@@ -77,7 +82,7 @@ remote() {
     return
   fi
   # shellcheck disable=SC2029 # the line is made here
-  ssh -o ConnectTimeout=20 "$host" "sudo=; [ \$(id -u) -eq 0 ] || sudo='sudo -n'; \$sudo sh -ec $(printf '%q' "$*")" \
+  ssh "${connection[@]}" "$host" "sudo=; [ \$(id -u) -eq 0 ] || sudo='sudo -n'; \$sudo sh -ec $(printf '%q' "$*")" \
     || fail "$what: failed on $host"
 }
 

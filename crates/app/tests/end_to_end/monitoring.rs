@@ -196,13 +196,26 @@ async fn rules_and_dashboard_name_only_what_is_there_and_every_panel_has_data() 
     }
 }
 
+/// A counter that appears with its first event has not risen, and an endpoint without a WebSocket is
+/// not one whose WebSocket is down.
 #[tokio::test]
-async fn a_scrape_is_as_promtool_wants_it() {
-    let (chain, _node, mut rig) = manual().await;
+async fn a_scrape_is_as_promtool_and_the_alerts_want_it() {
+    let (chain, node, mut rig) = manual().await;
+    let http = node.http_url(31337);
+    rig.set("LOCAL_HTTP_URL", format!("{http},{http}"));
     rig.start();
     chain.mine(3);
     rig.wait_for("ready", |status, _| status == 200).await;
     let (_, scrape) = rig.get("metrics").await.unwrap();
+    for expected in [
+        r#"ethhook_websocket_up{chain="local",endpoint="0"} 1"#,
+        r#"ethhook_breaker_state{chain="local",endpoint="1"} 0"#,
+        r#"ethhook_checks_failed_total{chain="local",check="receipts_root",endpoint="1"} 0"#,
+        r#"ethhook_redis_errors_total{chain="local",kind="out_of_memory"} 0"#,
+    ] {
+        assert!(scrape.lines().any(|line| line == expected), "no {expected} in\n{scrape}");
+    }
+    assert!(!scrape.contains(r#"ethhook_websocket_up{chain="local",endpoint="1"}"#));
     let mut promtool = Command::new("promtool");
     promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped());
     let mut promtool = promtool.spawn().expect("promtool: scripts/test.sh brings it");
