@@ -1,18 +1,39 @@
 #!/usr/bin/env bash
-# Causes faults at random between the real binary, a node and a Redis, and compares the streams with
-# the chain after each round of them.
-# Usage: scripts/chaos.sh [--seed N] [--minutes M] [--append FILE]
+# Causes faults between the real binary, nodes and a Redis, and compares the streams with the chains
+# after each round of them.
+# Usage: scripts/chaos.sh [--seed N] [--minutes M] [--append FILE]           all kinds, mixed
+#        scripts/chaos.sh --part NAME [--count N] [--seed N] [--append FILE] one kind, N times
+#        scripts/chaos.sh --list                                            the parts
+#        scripts/chaos.sh --all FILE                     all parts in full, then 20 minutes mixed
+#        scripts/chaos.sh --render FILE [--into PAGE]    tables of the results in FILE
 #   --seed     repeats the schedule of another run (default: a new one, which is printed)
-#   --minutes  how long to go on (default 10)
 #   --append   adds the results to a file, as a line of JSON
+# With CHAOS_PREBUILT=1 it runs what the last call has built.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/install.sh
 . scripts/install.sh
 need_cargo
 need redis-server redis-server
-cargo build --quiet --locked --package ethhook --features fail-points --bin ethhook --example chaos
-# Copies, so that another build meanwhile does not change what is being tried.
-mkdir -p target/chaos
-cp --remove-destination target/debug/ethhook target/debug/examples/chaos target/chaos/
-exec target/chaos/chaos --program target/chaos/ethhook "$@"
+if [ -z "${CHAOS_PREBUILT:-}" ]; then
+  cargo build --quiet --locked --package ethhook --features fail-points --bin ethhook --example chaos
+  # Copies, so that another build meanwhile does not change what is being tried.
+  mkdir -p target/chaos
+  cp --remove-destination target/debug/ethhook target/debug/examples/chaos target/chaos/
+  git describe --always --dirty --abbrev=7 >target/chaos/commit 2>/dev/null || echo unknown >target/chaos/commit
+fi
+about="$(date -u +%F), $(nproc) cores, $(. /etc/os-release && echo "$PRETTY_NAME"), \
+Redis $(redis-server --version | sed 's/.* v=\([^ ]*\).*/\1/'), debug build of $(cat target/chaos/commit)"
+chaos() {
+  target/chaos/chaos --program target/chaos/ethhook --about "$about" "$@"
+}
+if [ "${1:-}" = --all ]; then
+  failed=
+  for part in $(chaos --list | cut -d' ' -f1); do
+    chaos --part "$part" --append "$2" || failed=1
+  done
+  chaos --minutes 20 --append "$2" || failed=1
+  [ -z "$failed" ]
+else
+  chaos "$@"
+fi

@@ -1,49 +1,117 @@
-//! The fault campaign from the command line: `./scripts/chaos.sh --seed N --minutes M`.
-#![allow(clippy::print_stdout, reason = "the table is the product")]
+//! The fault campaign from the command line; see `scripts/chaos.sh`.
+#![allow(clippy::print_stdout, reason = "the tables are the product")]
 
 use std::fs::File;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
-use ethhook_testkit::campaign::{self, Plan};
+use ethhook_testkit::campaign::{self, PARTS, Part, Plan, Record, What};
 
-/// Causes faults for a while and compares the streams with the chain after each round of them.
+/// In the page, what is made from results stands between these.
+const BEGIN: &str = "<!-- results: made by scripts/chaos.sh --render -->\n";
+const END: &str = "<!-- end of results -->\n";
+
+/// Causes faults and compares the streams with the chain after each round of them.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// The binary to try, built with the feature `fail-points`.
-    #[arg(long)]
-    program: PathBuf,
+    #[arg(long, required_unless_present_any = ["render", "list"])]
+    program: Option<PathBuf>,
     /// Repeats the schedule of another run. Not given: a new one.
     #[arg(long)]
     seed: Option<u64>,
-    /// How long to go on.
-    #[arg(long, default_value_t = 10.0)]
+    /// How long to go on with all kinds of faults, mixed.
+    #[arg(long, default_value_t = 10.0, conflicts_with = "part")]
     minutes: f64,
+    /// One kind of fault alone, again and again.
+    #[arg(long)]
+    part: Option<String>,
+    /// How often; not given: as in a full run.
+    #[arg(long, requires = "part")]
+    count: Option<u64>,
+    /// Names the parts and their counts in a full run.
+    #[arg(long)]
+    list: bool,
     /// Adds the results to this file, as a line of JSON.
     #[arg(long)]
     append: Option<PathBuf>,
+    /// When and on what it runs, for the results.
+    #[arg(long, default_value = "")]
+    about: String,
+    /// Prints the tables that the results in this file make.
+    #[arg(long)]
+    render: Option<PathBuf>,
+    /// Puts the tables into this page.
+    #[arg(long, requires = "render")]
+    into: Option<PathBuf>,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
+    if arguments.list {
+        for part in PARTS {
+            println!("{:<16} {:>4}  {}", part.name, part.count, part.about);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(results) = &arguments.render {
+        render(results, arguments.into.as_deref())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    run(&arguments).await
+}
+
+async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let what = match &arguments.part {
+        None => {
+            What::Mixed(Duration::try_from_secs_f64(arguments.minutes * 60.0).context("--minutes")?)
+        }
+        Some(name) => {
+            let part = Part::named(name).context("no such part; see --list")?;
+            What::Part(part, arguments.count.unwrap_or(part.count))
+        }
+    };
+    let program = arguments.program.as_deref().unwrap_or(Path::new("ethhook"));
     let plan = Plan {
-        program: arguments.program.canonicalize().context("--program")?,
+        program: program.canonicalize().context("--program")?,
         seed: arguments.seed.unwrap_or_else(rand::random),
-        duration: Duration::try_from_secs_f64(arguments.minutes * 60.0).context("--minutes")?,
+        what,
         fail_points: true,
         print_actions: true,
     };
     println!("seed {}", plan.seed);
     let tally = campaign::run(&plan).await;
     println!("{tally}");
-    if let Some(path) = arguments.append {
+    let sound = tally.failure.is_empty();
+    if let Some(path) = &arguments.append {
+        let wanted = match what {
+            What::Mixed(_) => 0,
+            What::Part(_, count) => count,
+        };
+        let record =
+            Record { about: arguments.about.clone(), part: arguments.part.clone(), wanted, tally };
         let mut file = File::options().create(true).append(true).open(path)?;
-        writeln!(file, "{}", serde_json::to_string(&tally)?)?;
+        writeln!(file, "{}", serde_json::to_string(&record)?)?;
     }
-    Ok(if tally.failure.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn render(results: &Path, into: Option<&Path>) -> anyhow::Result<()> {
+    let lines = std::fs::read_to_string(results)?;
+    let records: Vec<Record> =
+        lines.lines().map(serde_json::from_str).collect::<Result<_, _>>().context("--render")?;
+    let tables = campaign::render(&records);
+    let Some(page) = into else {
+        println!("{tables}");
+        return Ok(());
+    };
+    let text = std::fs::read_to_string(page)?;
+    let (before, rest) = text.split_once(BEGIN).context("the page has no place for results")?;
+    let (_, after) = rest.split_once(END).context("the results have no end")?;
+    Ok(std::fs::write(page, format!("{before}{BEGIN}\n{tables}\n{END}{after}"))?)
 }

@@ -3,20 +3,47 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ethhook_testkit::campaign::{self, Plan};
+use ethhook_testkit::campaign::{self, Part, Plan, Tally, What};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn g1_to_g5_and_g11_a_minute_of_faults_leaves_stream_and_chain_equal_and_secrets_unseen() {
+async fn run(what: What) -> Tally {
     let plan = Plan {
         program: PathBuf::from(env!("CARGO_BIN_EXE_ethhook")),
         seed: 20_250_101,
-        duration: Duration::from_secs(60),
+        what,
         fail_points: false, // the binary under test is the one that users get
         print_actions: false,
     };
     let tally = campaign::run(&plan).await;
     println!("{tally}");
     assert!(tally.failure.is_empty(), "{}", tally.failure);
+    tally
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g1_to_g5_and_g11_faults_of_all_kinds_leave_stream_and_chain_equal_and_secrets_unseen() {
+    let tally = run(What::Mixed(Duration::from_secs(40))).await;
     assert!(tally.rounds >= 2 && tally.events_compared > 100, "hardly anything was tried");
     assert!(tally.bytes_without_secrets > 100_000, "hardly anything was searched");
+}
+
+/// A bit of each part that is quick; fail points are not compiled in here, and what needs minutes
+/// (each provider fault, the soak) has them in a full run.
+#[tokio::test(flavor = "multi_thread")]
+async fn g1_to_g5_and_g10_a_bit_of_each_part_leaves_stream_and_chain_equal() {
+    let some = [
+        ("kill", 4),
+        ("sigterm", 2),
+        ("redis-everysec", 2),
+        ("redis-always", 2),
+        ("redis-cut", 2),
+        ("redis-full", 1),
+        ("reorg", 6),
+        ("below-finalized", 1),
+        ("takeover", 1),
+    ];
+    for (name, count) in some {
+        let tally = run(What::Part(Part::named(name).unwrap(), count)).await;
+        assert_eq!(tally.faults.values().sum::<u64>(), count, "{name}");
+        assert!(tally.events_compared > 0, "{name}: nothing was compared");
+    }
 }

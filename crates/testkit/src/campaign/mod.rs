@@ -1,35 +1,48 @@
 //! Faults by the hundred, drawn from a seed, and the stream compared with the chain after each
 //! round of them (G1 to G5). All URLs hold secrets, which are looked for at the end (G11).
 //!
-//! A *world* is a chain that is moved by hand, its node, a Redis and one or two ingestors, which are
-//! the real binary, with fault proxies between. In a *round* some ten actions happen, overlapping:
-//! what lasts is undone while others go on. Then all is made whole again, and the [`Checker`] must
-//! find stream, cursor and chain equal, with every marker covered. After eight rounds comes another
-//! world.
+//! A *world* is a chain or some that are moved by hand, their nodes, a Redis and one or two
+//! ingestors, which are the real binary, with fault proxies between. In a *round* actions happen,
+//! overlapping: what lasts is undone while others go on. Then all is made whole again, and the
+//! [`Checker`] must find stream, cursor and chain equal, with every marker covered. After some
+//! rounds comes another world.
+//!
+//! A campaign is either *mixed*, some ten actions of all kinds a round for a while, or one of the
+//! [`PARTS`], which repeats one kind a number of times under load.
 //!
 //! The seed gives what happens and when it is begun; how processes and sockets interleave is the
 //! machine's. So a seed repeats the schedule, not every microsecond.
 //!
 //! [`Checker`]: crate::checker::Checker
 
+mod action;
+mod parts;
+mod record;
 mod schedule;
+mod soak;
+mod tally;
 mod world;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
-use serde::Serialize;
+use anyhow::{Result, anyhow, ensure};
 use tokio::time::Instant;
 
-use schedule::{Action, Schedule, WorldPlan};
+use action::{Action, WorldPlan};
+use parts::Repetition;
+pub use parts::{PARTS, Part};
+pub use record::{Record, render};
+use schedule::Schedule;
+pub use tally::{Memory, Quarters, Tally};
 use world::World;
 
 /// Actions shown when a round fails.
 const ACTIONS_SHOWN: usize = 40;
 const LOG_LINES_SHOWN: usize = 80;
+/// A part that takes longer than this ends short of its count.
+const PART_LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// What a campaign is started with.
 #[derive(Debug, Clone)]
@@ -38,93 +51,24 @@ pub struct Plan {
     pub program: PathBuf,
     /// Same seed: same schedule.
     pub seed: u64,
-    /// No round is begun after this.
-    pub duration: Duration,
+    /// What happens, and how long or how often.
+    pub what: What,
     /// The binary was built with the feature `fail-points`.
     pub fail_points: bool,
     /// Whether every action is printed when it happens.
     pub print_actions: bool,
 }
 
-/// What a campaign did and found.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Tally {
-    /// The plan's seed.
-    pub seed: u64,
-    /// How long it took.
-    pub seconds: u64,
-    /// Rounds after which stream and chain were compared.
-    pub rounds: u64,
-    /// How often each kind of fault was caused.
-    pub faults: BTreeMap<String, u64>,
-    /// How often each fail point ended the process.
-    pub fail_points_reached: BTreeMap<&'static str, u64>,
-    /// How often the node did wrong, by the simulator's name of the kind.
-    pub wrongs_of_the_node: BTreeMap<&'static str, u64>,
-    /// Starts refused for want of a Redis, and tried again.
-    pub refused_starts: u64,
-    /// Blocks compared with the chain, each once a comparison.
-    pub blocks_compared: usize,
-    /// Events compared with the chain, each once a comparison.
-    pub events_compared: usize,
-    /// Entries that took another back, as they stood at the end of each world.
-    pub removed_entries: usize,
-    /// Bytes of logs, pages, keys and values in which no secret was found, at the end of each world.
-    pub bytes_without_secrets: usize,
-    /// The longest time that a stream took to be equal to its chain, ms.
-    pub slowest_settling_ms: u128,
-    /// The longest time from SIGTERM to exit, ms.
-    pub slowest_exit_ms: u128,
-    /// Empty if all comparisons found equality.
-    pub failure: String,
+/// What happens in a campaign.
+#[derive(Debug, Clone, Copy)]
+pub enum What {
+    /// All kinds of faults, drawn; no round is begun after this time.
+    Mixed(Duration),
+    /// One kind of fault, this often.
+    Part(&'static Part, u64),
 }
 
-impl fmt::Display for Tally {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let result = if self.failure.is_empty() { "equal" } else { "FAILED" };
-        writeln!(f, "{:<58} {:>7}  {:>8}", "fault", "count", "result")?;
-        for (kind, count) in &self.faults {
-            writeln!(f, "{kind:<58} {count:>7}  {result:>8}")?;
-        }
-        for (kind, count) in &self.wrongs_of_the_node {
-            writeln!(
-                f,
-                "{:<58} {count:>7}  {result:>8}",
-                format!("node's wrong answer or head: {kind}")
-            )?;
-        }
-        for (point, count) in &self.fail_points_reached {
-            writeln!(f, "{:<58} {count:>7}  {result:>8}", format!("killed itself at {point}"))?;
-        }
-        writeln!(
-            f,
-            "seed {}: {} rounds in {} s; compared {} blocks with {} events, {} \
-             entries taken back; settled within {} ms; SIGTERM to exit within {} ms; {} starts \
-             refused without Redis; no secret in {} bytes of logs, pages, keys and values",
-            self.seed,
-            self.rounds,
-            self.seconds,
-            self.blocks_compared,
-            self.events_compared,
-            self.removed_entries,
-            self.slowest_settling_ms,
-            self.slowest_exit_ms,
-            self.refused_starts,
-            self.bytes_without_secrets
-        )?;
-        write!(
-            f,
-            "{}",
-            if self.failure.is_empty() {
-                "nothing lost, doubled or out of order"
-            } else {
-                &self.failure
-            }
-        )
-    }
-}
-
-/// Runs until the plan's time is over or something is found; what was found stands in the tally.
+/// Runs until the plan is carried out or something is found; what was found stands in the tally.
 pub async fn run(plan: &Plan) -> Tally {
     let started = Instant::now();
     let mut campaign = Campaign {
@@ -135,8 +79,13 @@ pub async fn run(plan: &Plan) -> Tally {
     };
     if let Err(error) = campaign.run().await {
         let actions: Vec<_> = campaign.last.iter().map(|line| format!("  {line}\n")).collect();
+        let what = match plan.what {
+            What::Mixed(_) => String::new(),
+            What::Part(part, count) => format!("--part {} --count {count} ", part.name),
+        };
         campaign.tally.failure = format!(
-            "seed {0}, round {1}: {error:#}\nthe last actions:\n{2}repeat: ./scripts/chaos.sh --seed {0}",
+            "seed {0}, round {1}: {error:#}\nthe last actions:\n{2}\
+             repeat: ./scripts/chaos.sh {what}--seed {0}",
             plan.seed,
             campaign.tally.rounds + 1,
             actions.concat()
@@ -144,6 +93,44 @@ pub async fn run(plan: &Plan) -> Tally {
     }
     campaign.tally.seconds = started.elapsed().as_secs();
     campaign.tally
+}
+
+/// Where the actions come from.
+enum Script {
+    Mixed(Schedule, Duration),
+    Part(Repetition),
+}
+
+impl Script {
+    fn new(plan: &Plan) -> Self {
+        match plan.what {
+            What::Mixed(duration) => {
+                Self::Mixed(Schedule::new(plan.seed, plan.fail_points), duration)
+            }
+            What::Part(part, count) => Self::Part(Repetition::new(part, count, plan.seed)),
+        }
+    }
+
+    fn is_over(&self, done: u64, elapsed: Duration) -> bool {
+        match self {
+            Self::Mixed(_, duration) => elapsed >= *duration,
+            Self::Part(part) => part.left(done) == 0 || elapsed >= PART_LIMIT,
+        }
+    }
+
+    fn world(&mut self, done: u64) -> WorldPlan {
+        match self {
+            Self::Mixed(schedule, _) => schedule.world(),
+            Self::Part(part) => part.world(done),
+        }
+    }
+
+    fn round(&mut self, world: &WorldPlan, done: u64) -> Vec<(Action, Duration)> {
+        match self {
+            Self::Mixed(schedule, _) => schedule.round(world),
+            Self::Part(part) => part.round(done),
+        }
+    }
 }
 
 struct Campaign<'a> {
@@ -155,44 +142,45 @@ struct Campaign<'a> {
 
 impl Campaign<'_> {
     async fn run(&mut self) -> Result<()> {
-        let mut schedule = Schedule::new(self.plan.seed, self.plan.fail_points);
-        while self.has_time() {
-            let plan = schedule.world();
+        if let What::Part(part, minutes) = self.plan.what
+            && part.is_soak()
+        {
+            return self.soak(Duration::from_secs(60 * minutes)).await;
+        }
+        let mut script = Script::new(self.plan);
+        while !script.is_over(self.done(), self.started.elapsed()) {
+            let plan = script.world(self.done());
             self.say(format!("world: {plan:?}"));
             let mut world = World::new(self.plan, &plan).await?;
-            let mut result = Ok(0);
-            for _ in 0..plan.rounds {
-                if !self.has_time() {
-                    break;
-                }
-                result = self.round(&plan, &mut world, &schedule.round(&plan)).await;
-                if result.is_err() {
-                    break;
-                }
-            }
-            self.tally.refused_starts += world.refused_starts;
-            for (point, count) in &world.reached {
-                *self.tally.fail_points_reached.entry(point).or_default() += count;
-            }
-            for (kind, count) in world.wrongs() {
-                *self.tally.wrongs_of_the_node.entry(kind).or_default() += count;
-            }
-            let slowest = world.slowest_exit.as_millis();
-            self.tally.slowest_exit_ms = self.tally.slowest_exit_ms.max(slowest);
-            let result = match result {
-                Ok(removed) => world.sweep_for_secrets().await.map(|searched| (removed, searched)),
-                Err(error) => Err(error),
-            };
-            match result {
-                Ok((removed, searched)) => {
-                    self.tally.removed_entries += removed;
-                    self.tally.bytes_without_secrets += searched;
-                }
-                Err(error) => {
-                    return Err(anyhow!("{error:#}\n{}", world.log_tails(LOG_LINES_SHOWN)));
-                }
-            }
+            let result = self.rounds(&mut script, &plan, &mut world).await;
+            self.take_up(&world);
+            result.map_err(|e| anyhow!("{e:#}\n{}", world.log_tails(LOG_LINES_SHOWN)))?;
         }
+        if let What::Part(part, count) = self.plan.what {
+            let left = Repetition::new(part, count, 0).left(self.done());
+            ensure!(left == 0, "{left} were left after {PART_LIMIT:?}");
+        }
+        Ok(())
+    }
+
+    async fn rounds(
+        &mut self,
+        script: &mut Script,
+        plan: &WorldPlan,
+        world: &mut World,
+    ) -> Result<()> {
+        let mut removed = 0;
+        if plan.lead_ms > 0 {
+            world.warm_up().await?;
+        }
+        for _ in 0..plan.rounds {
+            if script.is_over(self.done(), self.started.elapsed()) {
+                break;
+            }
+            removed = self.round(plan, world, &script.round(plan, self.done())).await?;
+        }
+        self.tally.removed_entries += removed;
+        self.tally.bytes_without_secrets += world.sweep_for_secrets().await?;
         Ok(())
     }
 
@@ -203,6 +191,7 @@ impl Campaign<'_> {
         world: &mut World,
         actions: &[(Action, Duration)],
     ) -> Result<usize> {
+        world.pass(Duration::from_millis(plan.lead_ms)).await?;
         for (action, wait) in actions {
             self.say(format!("{action:?}"));
             if world.perform(action).await? {
@@ -210,22 +199,46 @@ impl Campaign<'_> {
             }
             world.pass(*wait).await?;
         }
-        let settling = Instant::now();
         // Now and then the poll must do, for no head tells.
         let one_more_block = self.tally.rounds % 5 != 4;
-        let report = world.settle(one_more_block).await?;
-        let tally = &mut self.tally;
-        tally.rounds += 1;
-        tally.blocks_compared += report.blocks;
-        tally.events_compared += report.events;
-        let took = settling.elapsed().as_millis();
-        tally.slowest_settling_ms = tally.slowest_settling_ms.max(took);
-        self.say(format!("settled and equal after {took} ms: {report}"));
-        Ok(report.removed)
+        self.settle(world, one_more_block).await
     }
 
-    fn has_time(&self) -> bool {
-        self.started.elapsed() < self.plan.duration
+    /// Compares all streams with their chains; returns like [`Campaign::round`].
+    async fn settle(&mut self, world: &mut World, one_more_block: bool) -> Result<usize> {
+        let settling = Instant::now();
+        let compared = world.settle(one_more_block).await?;
+        let took = millis(settling.elapsed());
+        let tally = &mut self.tally;
+        tally.rounds += 1;
+        tally.blocks_compared += compared.blocks;
+        tally.events_compared += compared.events;
+        tally.slowest_settling_ms = tally.slowest_settling_ms.max(took);
+        let done = self.done();
+        self.say(format!("{done} done; settled and equal after {took} ms: {compared:?}"));
+        Ok(compared.removed)
+    }
+
+    /// Adds what a world counted.
+    fn take_up(&mut self, world: &World) {
+        let tally = &mut self.tally;
+        tally.refused_starts += world.refused_starts;
+        for (point, count) in &world.reached {
+            *tally.fail_points_reached.entry(point.clone()).or_default() += count;
+        }
+        for (kind, count) in world.wrongs() {
+            *tally.wrongs_of_the_node.entry(kind).or_default() += count;
+        }
+        for (depth, count) in world.reorgs() {
+            *tally.reorgs_by_depth.entry(depth).or_default() += count;
+        }
+        tally.slowest_exit_ms = tally.slowest_exit_ms.max(millis(world.slowest_exit));
+        tally.slowest_takeover_ms = tally.slowest_takeover_ms.max(millis(world.slowest_takeover));
+    }
+
+    /// Faults caused so far.
+    fn done(&self) -> u64 {
+        self.tally.faults.values().sum()
     }
 
     fn say(&mut self, what: String) {
@@ -238,4 +251,8 @@ impl Campaign<'_> {
             self.last.pop_front();
         }
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    time.as_millis().try_into().unwrap_or(u64::MAX)
 }

@@ -7,8 +7,10 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
+use super::action::{Action, LinkFault, Side, WorldPlan};
+
 /// Places in the binary where it can be made to kill itself, with the feature `fail-points`.
-const FAIL_POINTS: &[&str] = &[
+pub(super) const FAIL_POINTS: &[&str] = &[
     "block-in-flight",
     "before-add",
     "after-add",
@@ -21,171 +23,6 @@ const FAIL_POINTS: &[&str] = &[
 ];
 /// Calls that faults are armed for.
 const METHODS: &[&str] = &["eth_getBlockReceipts", "eth_getBlockByNumber", "eth_getBlockByHash"];
-
-/// Which link a proxy stands in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    Node,
-    Redis,
-}
-
-/// What a proxy does to its link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LinkFault {
-    /// Connections are reset and none is accepted.
-    Cut,
-    /// Connections are reset once.
-    Drop,
-    /// The answer is cut after so many bytes more.
-    CutAnswer(u64),
-    /// Every byte comes by itself.
-    Slices,
-    /// Connections stand and nothing passes.
-    HalfOpen,
-    /// Every byte comes so many ms late.
-    Delay(u64),
-}
-
-/// One thing that happens. Durations in ms; what has one is undone after it, while others happen.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Action {
-    Mine {
-        blocks: u64,
-    },
-    MineEmpty {
-        blocks: u64,
-    },
-    MineLarge {
-        events: usize,
-    },
-    Reorg {
-        depth: u64,
-        longer_by: u64,
-        contents: Contents,
-    },
-    SwitchBack,
-    MuteHeads,
-    /// Heads of new blocks come in another order, one twice.
-    ShuffleHeads {
-        blocks: u64,
-        first: usize,
-    },
-    CutSockets,
-    /// A provider's faults, mixed, on so many of 1,000 calls and heads.
-    Misbehave {
-        seed: u64,
-        per_mille: u32,
-    },
-    Provider {
-        fault: Fault,
-        method: &'static str,
-        calls: u32,
-    },
-    Link {
-        side: Side,
-        fault: LinkFault,
-        millis: u64,
-    },
-    RedisKill {
-        millis: u64,
-    },
-    /// Killed, and its append-only file cut at this share of its length, in millionths.
-    RedisCut {
-        millionths: u64,
-        millis: u64,
-    },
-    RedisFull {
-        millis: u64,
-    },
-    RedisPause {
-        millis: u64,
-    },
-    Kill {
-        who: usize,
-        millis: u64,
-    },
-    /// Killed, the chain reorganised, and started again.
-    KillAndReorg {
-        who: usize,
-        depth: u64,
-        millis: u64,
-    },
-    Pause {
-        who: usize,
-        millis: u64,
-    },
-    /// For longer than the lease lasts.
-    PausePastLease {
-        who: usize,
-    },
-    Terminate {
-        who: usize,
-        millis: u64,
-    },
-    FailPoint {
-        who: usize,
-        point: &'static str,
-        count: u32,
-    },
-}
-
-impl Action {
-    /// The row of the table it is counted in.
-    pub(super) fn kind(&self, world: &WorldPlan) -> String {
-        match self {
-            Self::Mine { .. } => "chain: blocks mined in a burst".into(),
-            Self::MineEmpty { .. } => "chain: empty blocks".into(),
-            Self::MineLarge { .. } => "chain: block of 1,000 to 4,000 logs".into(),
-            Self::Reorg { contents: Contents::Fresh, .. } => {
-                "chain: reorg, other transactions".into()
-            }
-            Self::Reorg { .. } => "chain: reorg, the same transactions".into(),
-            Self::SwitchBack => "chain: back to the branch before (A, B, A)".into(),
-            Self::MuteHeads => "node: subscriptions fall silent".into(),
-            Self::ShuffleHeads { .. } => "node: heads out of order and twice".into(),
-            Self::CutSockets => "node: WebSockets cut".into(),
-            Self::Misbehave { .. } => "node: all faults of providers, mixed".into(),
-            Self::Provider { fault, .. } => format!("node: {} for some calls", fault.kind()),
-            Self::Link { side, fault, .. } => {
-                let side = if *side == Side::Node { "node" } else { "Redis" };
-                let fault = match fault {
-                    LinkFault::Cut => "cut off",
-                    LinkFault::Drop => "connections reset",
-                    LinkFault::CutAnswer(_) => "answer cut in the middle",
-                    LinkFault::Slices => "one byte at a time",
-                    LinkFault::HalfOpen => "half-open",
-                    LinkFault::Delay(_) => "slow",
-                };
-                format!("link to {side}: {fault}")
-            }
-            Self::RedisKill { .. } => format!("Redis: kill -9, appendfsync {}", world.appendfsync),
-            Self::RedisCut { .. } => "Redis: kill -9, append-only file cut".into(),
-            Self::RedisFull { .. } => "Redis: out of memory".into(),
-            Self::RedisPause { .. } => "Redis: stopped for a while".into(),
-            Self::Kill { .. } => "ingestor: kill -9".into(),
-            Self::KillAndReorg { .. } => "ingestor: kill -9, reorg while it is down".into(),
-            Self::Pause { .. } => "ingestor: stopped for a while".into(),
-            Self::PausePastLease { .. } => "ingestor: stopped past its lease".into(),
-            Self::Terminate { .. } => "ingestor: SIGTERM".into(),
-            Self::FailPoint { point, .. } => format!("fail point: {point}"),
-        }
-    }
-}
-
-/// What stays the same for some rounds: a chain, a Redis, one or two ingestors.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct WorldPlan {
-    pub(super) seed: u64,
-    pub(super) rounds: u32,
-    pub(super) appendfsync: &'static str,
-    pub(super) standby: bool,
-    /// Requests go over HTTP, not over the WebSocket.
-    pub(super) http: bool,
-    pub(super) events_per_block: usize,
-    pub(super) empty_every: u64,
-    /// `STREAM_ENCODING`.
-    pub(super) encoding: &'static str,
-}
 
 /// Draws worlds and rounds, for ever.
 pub(super) struct Schedule {
@@ -203,14 +40,19 @@ impl Schedule {
         self.worlds += 1;
         let random = &mut self.random;
         WorldPlan {
-            seed: random.random(),
             rounds: 8,
             appendfsync: if self.worlds.is_multiple_of(2) { "always" } else { "everysec" },
             standby: !(self.worlds / 2).is_multiple_of(2),
+            lease_ms: 2_000,
             http: random.random_bool(0.5),
+            chains: if random.random_bool(0.25) { 2 } else { 1 },
+            endpoints: random.random_range(1..=3),
             events_per_block: random.random_range(1..40),
             empty_every: [0, 2, 3, 7][random.random_range(0..4)],
-            encoding: if random.random_bool(0.5) { "msgpack" } else { "fields" },
+            encoding: encoding(random),
+            blocks_per_second: 0,
+            lead_ms: 0,
+            ..WorldPlan::small(random.random())
         }
     }
 
@@ -229,6 +71,7 @@ impl Schedule {
     fn action(&mut self, world: &WorldPlan) -> Action {
         let random = &mut self.random;
         let who = if world.standby { random.random_range(0..2) } else { 0 };
+        let at = random.random_range(0..world.endpoints);
         let millis = random.random_range(20..1_500);
         match random.random_range(0..100) {
             0..16 => Action::Mine { blocks: random.random_range(1..30) },
@@ -244,17 +87,19 @@ impl Schedule {
                 Action::Reorg { depth: depth(random), longer_by, contents }
             }
             30..34 => Action::SwitchBack,
-            34..36 => Action::MuteHeads,
+            34..36 => Action::MuteHeads { at },
             36..38 => {
                 let blocks = random.random_range(2..8);
-                Action::ShuffleHeads { blocks, first: random.random_range(0..8) }
+                Action::ShuffleHeads { at, blocks, first: random.random_range(0..8) }
             }
-            38..39 => Action::CutSockets,
-            39..43 => {
-                Action::Misbehave { seed: random.random(), per_mille: random.random_range(20..400) }
-            }
-            43..51 => provider(random),
-            51..59 => link(random, millis),
+            38..39 => Action::CutSockets { at },
+            39..43 => Action::Misbehave {
+                at,
+                seed: random.random(),
+                per_mille: random.random_range(20..400),
+            },
+            43..51 => provider(random, at),
+            51..59 => link(random, at, millis),
             59..64 => Action::RedisKill { millis },
             64..67 => Action::RedisCut { millionths: cut_at(random), millis },
             67..69 => Action::RedisFull { millis },
@@ -277,6 +122,10 @@ impl Schedule {
     }
 }
 
+pub(super) fn encoding(random: &mut SmallRng) -> &'static str {
+    if random.random_bool(0.5) { "msgpack" } else { "fields" }
+}
+
 /// Shallow ones are the usual ones; none is deeper than 64.
 fn depth(random: &mut SmallRng) -> u64 {
     let deepest = if random.random_bool(0.5) { 6 } else { 64 };
@@ -284,13 +133,13 @@ fn depth(random: &mut SmallRng) -> u64 {
 }
 
 /// Mostly what was written last is lost, sometimes anything.
-fn cut_at(random: &mut SmallRng) -> u64 {
+pub(super) fn cut_at(random: &mut SmallRng) -> u64 {
     let from = if random.random_bool(0.7) { 900_000 } else { 0 };
     random.random_range(from..1_000_000)
 }
 
-fn link(random: &mut SmallRng, millis: u64) -> Action {
-    let side = if random.random_bool(0.5) { Side::Node } else { Side::Redis };
+fn link(random: &mut SmallRng, at: usize, millis: u64) -> Action {
+    let side = if random.random_bool(0.5) { Side::Node(at) } else { Side::Redis };
     let fault = match random.random_range(0..6) {
         0 => LinkFault::Cut,
         1 => LinkFault::Drop,
@@ -302,7 +151,7 @@ fn link(random: &mut SmallRng, millis: u64) -> Action {
     Action::Link { side, fault, millis }
 }
 
-fn provider(random: &mut SmallRng) -> Action {
+fn provider(random: &mut SmallRng, at: usize) -> Action {
     let faults = [
         Fault::Null,
         Fault::Empty,
@@ -327,7 +176,7 @@ fn provider(random: &mut SmallRng) -> Action {
         Fault::DropReceipt | Fault::DropLog | Fault::AlterLog => METHODS[0],
         _ => METHODS.choose(random).copied().unwrap_or(METHODS[0]),
     };
-    Action::Provider { fault, method, calls: random.random_range(1..6) }
+    Action::Provider { at, fault, method, calls: random.random_range(1..6) }
 }
 
 #[cfg(test)]

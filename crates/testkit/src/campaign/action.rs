@@ -1,0 +1,233 @@
+//! What can happen in a world, and what a world is made of.
+
+use ethhook_simulator::{Contents, Fault};
+
+/// Which link a proxy stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// To the endpoint of this position.
+    Node(usize),
+    Redis,
+}
+
+/// What a proxy does to its link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LinkFault {
+    /// Connections are reset and none is accepted.
+    Cut,
+    /// Connections are reset once.
+    Drop,
+    /// The answer is cut after so many bytes more.
+    CutAnswer(u64),
+    /// Every byte comes by itself.
+    Slices,
+    /// Connections stand and nothing passes.
+    HalfOpen,
+    /// Every byte comes so many ms late.
+    Delay(u64),
+}
+
+/// One thing that happens. Durations in ms; what has one is undone after it, while others happen.
+/// What concerns a chain concerns the world's chains in turn; `at` is an endpoint of it, `who` an
+/// ingestor.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Action {
+    Mine {
+        blocks: u64,
+    },
+    MineEmpty {
+        blocks: u64,
+    },
+    MineLarge {
+        events: usize,
+    },
+    Reorg {
+        depth: u64,
+        longer_by: u64,
+        contents: Contents,
+    },
+    SwitchBack,
+    /// Below what is final: the chain must stop, and go on once the operator has said so.
+    ReorgBelowFinalized,
+    MuteHeads {
+        at: usize,
+    },
+    /// Heads of new blocks come in another order, one twice.
+    ShuffleHeads {
+        at: usize,
+        blocks: u64,
+        first: usize,
+    },
+    CutSockets {
+        at: usize,
+    },
+    /// A provider's faults, mixed, on so many of 1,000 calls and heads.
+    Misbehave {
+        at: usize,
+        seed: u64,
+        per_mille: u32,
+    },
+    /// One kind of a provider's faults alone, until it took effect so often.
+    GoWrong {
+        kind: &'static str,
+        seed: u64,
+        times: u64,
+    },
+    Provider {
+        at: usize,
+        fault: Fault,
+        method: &'static str,
+        calls: u32,
+    },
+    Link {
+        side: Side,
+        fault: LinkFault,
+        millis: u64,
+    },
+    RedisKill {
+        millis: u64,
+    },
+    /// Killed, and its append-only file cut at this share of its length, in millionths.
+    RedisCut {
+        millionths: u64,
+        millis: u64,
+    },
+    RedisFull {
+        millis: u64,
+    },
+    RedisPause {
+        millis: u64,
+    },
+    Kill {
+        who: usize,
+        millis: u64,
+    },
+    /// Killed, the chain reorganised, and started again.
+    KillAndReorg {
+        who: usize,
+        depth: u64,
+        millis: u64,
+    },
+    Pause {
+        who: usize,
+        millis: u64,
+    },
+    /// For longer than the lease lasts.
+    PausePastLease {
+        who: usize,
+    },
+    /// Whoever holds the lease is stopped until the other has taken over and published.
+    PauseOwner,
+    Terminate {
+        who: usize,
+        millis: u64,
+    },
+    FailPoint {
+        who: usize,
+        point: &'static str,
+        count: u32,
+    },
+}
+
+impl Action {
+    /// The row of the table it is counted in.
+    pub(super) fn kind(&self, world: &WorldPlan) -> String {
+        match self {
+            Self::Mine { .. } => "chain: blocks mined in a burst".into(),
+            Self::MineEmpty { .. } => "chain: empty blocks".into(),
+            Self::MineLarge { .. } => "chain: block of 1,000 to 4,000 logs".into(),
+            Self::Reorg { contents: Contents::Fresh, .. } => {
+                "chain: reorg, other transactions".into()
+            }
+            Self::Reorg { .. } => "chain: reorg, the same transactions".into(),
+            Self::SwitchBack => "chain: back to the branch before (A, B, A)".into(),
+            Self::ReorgBelowFinalized => {
+                "chain: reorg below the finalized block; alarm, then clear-alarm".into()
+            }
+            Self::MuteHeads { .. } => "node: subscriptions fall silent".into(),
+            Self::ShuffleHeads { .. } => "node: heads out of order and twice".into(),
+            Self::CutSockets { .. } => "node: WebSockets cut".into(),
+            Self::Misbehave { .. } => "node: all faults of providers, mixed".into(),
+            Self::GoWrong { .. } => "node: one fault of providers alone".into(),
+            Self::Provider { fault, .. } => format!("node: {} for some calls", fault.kind()),
+            Self::Link { side, fault, .. } => {
+                let side = if *side == Side::Redis { "Redis" } else { "node" };
+                let fault = match fault {
+                    LinkFault::Cut => "cut off",
+                    LinkFault::Drop => "connections reset",
+                    LinkFault::CutAnswer(_) => "answer cut in the middle",
+                    LinkFault::Slices => "one byte at a time",
+                    LinkFault::HalfOpen => "half-open",
+                    LinkFault::Delay(_) => "slow",
+                };
+                format!("link to {side}: {fault}")
+            }
+            Self::RedisKill { .. } => format!("Redis: kill -9, appendfsync {}", world.appendfsync),
+            Self::RedisCut { .. } => "Redis: kill -9, append-only file cut".into(),
+            Self::RedisFull { .. } => "Redis: out of memory".into(),
+            Self::RedisPause { .. } => "Redis: stopped for a while".into(),
+            Self::Kill { .. } => "ingestor: kill -9".into(),
+            Self::KillAndReorg { .. } => "ingestor: kill -9, reorg while it is down".into(),
+            Self::Pause { .. } => "ingestor: stopped for a while".into(),
+            Self::PausePastLease { .. } => "ingestor: stopped past its lease".into(),
+            Self::PauseOwner => "ingestor: owner stopped, the other takes over".into(),
+            Self::Terminate { .. } => "ingestor: SIGTERM".into(),
+            Self::FailPoint { point, .. } => format!("fail point: {point}"),
+        }
+    }
+}
+
+/// What stays the same for some rounds: chains, a Redis, one or two ingestors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct WorldPlan {
+    pub(super) seed: u64,
+    pub(super) rounds: u32,
+    pub(super) appendfsync: &'static str,
+    pub(super) standby: bool,
+    pub(super) lease_ms: u64,
+    /// Requests go over HTTP, not over the WebSocket.
+    pub(super) http: bool,
+    pub(super) chains: u64,
+    /// Of each chain.
+    pub(super) endpoints: usize,
+    pub(super) events_per_block: usize,
+    pub(super) empty_every: u64,
+    /// `STREAM_ENCODING`.
+    pub(super) encoding: &'static str,
+    /// Empty blocks that each chain has in the beginning.
+    pub(super) initial_blocks: u64,
+    /// Of each chain, while faults happen: the load. 0: only what is mined by actions.
+    pub(super) blocks_per_second: u32,
+    /// Of load before the first action of each round.
+    pub(super) lead_ms: u64,
+    pub(super) finality_depth: u64,
+    /// `VERIFY` of each chain.
+    pub(super) verify: &'static str,
+    /// Further settings of the ingestors.
+    pub(super) settings: &'static [(&'static str, &'static str)],
+}
+
+impl WorldPlan {
+    /// One chain of one endpoint, one ingestor, a load of thirty small blocks a second.
+    pub(super) fn small(seed: u64) -> Self {
+        Self {
+            seed,
+            rounds: 10,
+            appendfsync: "everysec",
+            standby: false,
+            lease_ms: 1_000,
+            http: false,
+            chains: 1,
+            endpoints: 1,
+            events_per_block: 6,
+            empty_every: 7,
+            encoding: "fields",
+            initial_blocks: 0,
+            blocks_per_second: 30,
+            lead_ms: 300,
+            finality_depth: 100,
+            verify: "receipts_root",
+            settings: &[],
+        }
+    }
+}

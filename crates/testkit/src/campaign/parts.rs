@@ -1,0 +1,380 @@
+//! Parts of the campaign: each repeats one kind of fault under load, many times, and compares after
+//! each time, or after a few.
+
+use std::time::Duration;
+
+use ethhook_simulator::{Contents, Mischief};
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use super::action::{Action, WorldPlan};
+use super::schedule::{FAIL_POINTS, cut_at, encoding};
+
+/// Reorgs go from depth 1 to this.
+const DEEPEST_REORG: u64 = 64;
+
+/// One kind of fault, again and again.
+#[derive(Debug)]
+pub struct Part {
+    /// As on the command line.
+    pub name: &'static str,
+    /// What is repeated.
+    pub about: &'static str,
+    /// How often, in a full run.
+    pub count: u64,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Repeated {
+        /// So often between two comparisons.
+        group: u64,
+        /// How many actions a count makes.
+        actions: fn(u64) -> u64,
+        world: fn(&mut SmallRng, u64) -> WorldPlan,
+        /// The nth action.
+        action: fn(&mut SmallRng, u64, u64) -> (Action, Duration),
+    },
+    /// Even load for so many minutes, and memory looked at.
+    Soak,
+}
+
+fn same(count: u64) -> u64 {
+    count
+}
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// All parts, in the order in which a full run has them.
+pub static PARTS: &[Part] = &[
+    Part {
+        name: "kill",
+        about: "kill -9 of the ingestor",
+        count: 200,
+        kind: Kind::Repeated {
+            group: 5,
+            actions: same,
+            world: |random, _| WorldPlan { rounds: 5, ..small(random) },
+            action: |random, _, _| {
+                let millis = random.random_range(0..300);
+                (Action::Kill { who: 0, millis }, ms(millis + random.random_range(50..900)))
+            },
+        },
+    },
+    Part {
+        name: "fail-points",
+        about: "the ingestor kills itself at each named place",
+        count: 90,
+        kind: Kind::Repeated {
+            group: 1,
+            actions: same,
+            // What must become final needs a new chain each time.
+            world: |random, _| WorldPlan { rounds: 3, ..small(random) },
+            action: |random, nth, _| {
+                let point = FAIL_POINTS[index(nth, FAIL_POINTS.len())];
+                let count = random.random_range(1..6);
+                (Action::FailPoint { who: 0, point, count }, ms(1_500))
+            },
+        },
+    },
+    Part {
+        name: "sigterm",
+        about: "SIGTERM under load, each out within 8 s",
+        count: 30,
+        kind: Kind::Repeated {
+            group: 3,
+            actions: same,
+            world: |random, _| WorldPlan {
+                blocks_per_second: 40,
+                events_per_block: 40,
+                ..small(random)
+            },
+            action: |random, _, _| {
+                let millis = random.random_range(0..300);
+                (Action::Terminate { who: 0, millis }, ms(millis + random.random_range(50..1_500)))
+            },
+        },
+    },
+    Part {
+        name: "redis-everysec",
+        about: "kill -9 of Redis, appendfsync everysec",
+        count: 50,
+        kind: Kind::Repeated {
+            group: 1,
+            actions: same,
+            world: |random, _| small(random),
+            action: |random, _, _| redis_killed(random),
+        },
+    },
+    Part {
+        name: "redis-always",
+        about: "kill -9 of Redis, appendfsync always",
+        count: 50,
+        kind: Kind::Repeated {
+            group: 1,
+            actions: same,
+            world: |random, _| WorldPlan { appendfsync: "always", ..small(random) },
+            action: |random, _, _| redis_killed(random),
+        },
+    },
+    Part {
+        name: "redis-cut",
+        about: "kill -9 of Redis, append-only file cut at a random byte",
+        count: 50,
+        kind: Kind::Repeated {
+            group: 1,
+            actions: same,
+            world: |random, _| small(random),
+            action: |random, _, _| {
+                let millis = random.random_range(0..600);
+                let action = Action::RedisCut { millionths: cut_at(random), millis };
+                (action, ms(millis + random.random_range(300..1_200)))
+            },
+        },
+    },
+    Part {
+        name: "redis-full",
+        about: "Redis out of memory for a while",
+        count: 10,
+        kind: Kind::Repeated {
+            group: 1,
+            actions: same,
+            world: |random, _| small(random),
+            action: |random, _, _| {
+                let millis = random.random_range(500..4_000);
+                (Action::RedisFull { millis }, ms(millis + 500))
+            },
+        },
+    },
+    Part {
+        name: "reorg",
+        about: "reorgs of depth 1 to 64, half of them while the ingestor is down",
+        count: 300,
+        kind: Kind::Repeated {
+            group: 1,
+            actions: same,
+            world: |random, _| WorldPlan {
+                rounds: 20,
+                initial_blocks: DEEPEST_REORG + 10,
+                // What is reorganised shall be published.
+                blocks_per_second: 5,
+                lead_ms: 0,
+                ..small(random)
+            },
+            action: |random, nth, _| {
+                let depth = nth / 2 % DEEPEST_REORG + 1;
+                let millis = random.random_range(0..300);
+                if nth % 2 == 1 {
+                    return (Action::KillAndReorg { who: 0, depth, millis }, ms(millis));
+                }
+                let contents =
+                    if nth % 4 == 0 { Contents::Fresh } else { Contents::SameTransactions };
+                (Action::Reorg { depth, longer_by: 1, contents }, ms(millis))
+            },
+        },
+    },
+    Part {
+        name: "below-finalized",
+        about: "a reorg below the finalized block: alarm, nothing published, clear-alarm",
+        count: 5,
+        kind: Kind::Repeated {
+            group: 1,
+            actions: same,
+            world: |random, _| WorldPlan {
+                rounds: 1,
+                finality_depth: 4,
+                blocks_per_second: 10,
+                ..small(random)
+            },
+            action: |_, _, _| (Action::ReorgBelowFinalized, ms(100)),
+        },
+    },
+    Part {
+        name: "takeover",
+        about: "two ingestors, the owner stopped past its lease",
+        count: 30,
+        kind: Kind::Repeated {
+            group: 1,
+            actions: same,
+            world: |random, _| WorldPlan { standby: true, ..small(random) },
+            action: |random, _, _| (Action::PauseOwner, ms(random.random_range(0..400))),
+        },
+    },
+    Part {
+        name: "provider",
+        about: "each fault of providers alone, so often that each takes effect this many times",
+        count: 20,
+        kind: Kind::Repeated {
+            group: 1,
+            actions: |_| Mischief::kinds().count() as u64,
+            world: |random, nth| provider_world(small(random), kind_of(nth)),
+            action: |random, nth, times| {
+                let (kind, seed) = (kind_of(nth), random.random());
+                (Action::GoWrong { kind, seed, times }, Duration::ZERO)
+            },
+        },
+    },
+    Part {
+        name: "soak",
+        about: "even load for this many minutes, retention at work, memory looked at",
+        count: 20,
+        kind: Kind::Soak,
+    },
+];
+
+fn small(random: &mut SmallRng) -> WorldPlan {
+    let http = random.random_bool(0.5);
+    WorldPlan { http, encoding: encoding(random), ..WorldPlan::small(random.random()) }
+}
+
+fn redis_killed(random: &mut SmallRng) -> (Action, Duration) {
+    let millis = random.random_range(0..600);
+    (Action::RedisKill { millis }, ms(millis + random.random_range(300..1_200)))
+}
+
+fn index(nth: u64, of: usize) -> usize {
+    usize::try_from(nth).unwrap_or_default() % of
+}
+
+fn kind_of(nth: u64) -> &'static str {
+    let kinds: Vec<_> = Mischief::kinds().collect();
+    kinds[index(nth, kinds.len())]
+}
+
+/// A world in which this kind of fault has something to spoil.
+fn provider_world(small: WorldPlan, kind: &str) -> WorldPlan {
+    // Its own for each kind: an endpoint that was set aside for long stays so. Several chains, whose
+    // endpoints are set aside each for itself: so more of them are asked.
+    let small = WorldPlan { rounds: 1, blocks_per_second: 10, chains: 4, ..small };
+    match kind {
+        "http_behind" | "status" | "status_429" => WorldPlan { http: true, ..small },
+        // What is fetched as logs is proven by the bloom alone.
+        "range_too_wide" | "method_not_found" | "method_not_offered" => {
+            WorldPlan { verify: "bloom", ..small }
+        }
+        // A head that goes back by thousands needs thousands to go back by.
+        "head_far_back" => WorldPlan { initial_blocks: 2_500, events_per_block: 1, ..small },
+        // A bloom that says something of an empty block needs one.
+        "bloom_on_empty" | "head_bloom_on_empty" => WorldPlan { empty_every: 2, ..small },
+        // Each chain asks for it once in 30 s.
+        _ if kind.starts_with("finalized") => {
+            WorldPlan { chains: 10, blocks_per_second: 5, ..small }
+        }
+        _ => small,
+    }
+}
+
+impl Part {
+    /// The part of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<&'static Self> {
+        PARTS.iter().find(|part| part.name == name)
+    }
+
+    /// Whether it is the part of even load.
+    pub(super) fn is_soak(&self) -> bool {
+        matches!(self.kind, Kind::Soak)
+    }
+}
+
+/// A part being run.
+pub(super) struct Repetition {
+    part: &'static Part,
+    count: u64,
+    random: SmallRng,
+}
+
+impl Repetition {
+    pub(super) fn new(part: &'static Part, count: u64, seed: u64) -> Self {
+        Self { part, count, random: SmallRng::seed_from_u64(seed) }
+    }
+
+    /// How many actions are left after `done`.
+    pub(super) fn left(&self, done: u64) -> u64 {
+        match self.part.kind {
+            Kind::Repeated { actions, .. } => actions(self.count).saturating_sub(done),
+            Kind::Soak => 0,
+        }
+    }
+
+    pub(super) fn world(&mut self, done: u64) -> WorldPlan {
+        match self.part.kind {
+            Kind::Repeated { world, .. } => world(&mut self.random, done),
+            Kind::Soak => small(&mut self.random),
+        }
+    }
+
+    /// What happens before the next comparison, each with the time to wait after it.
+    pub(super) fn round(&mut self, done: u64) -> Vec<(Action, Duration)> {
+        match self.part.kind {
+            Kind::Repeated { group, action, .. } => (done..done + group.min(self.left(done)))
+                .map(|nth| action(&mut self.random, nth, self.count))
+                .collect(),
+            Kind::Soak => Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn all(name: &str) -> Vec<Action> {
+        let part = Part::named(name).unwrap();
+        let mut repetition = Repetition::new(part, part.count, 1);
+        let mut actions = Vec::new();
+        while repetition.left(actions.len() as u64) > 0 {
+            let round = repetition.round(actions.len() as u64);
+            actions.extend(round.into_iter().map(|(action, _)| action));
+        }
+        actions
+    }
+
+    #[test]
+    fn every_name_is_there_once_and_every_part_comes_to_its_count() {
+        let names: BTreeSet<_> = PARTS.iter().map(|part| part.name).collect();
+        assert_eq!(names.len(), PARTS.len());
+        for part in PARTS.iter().filter(|part| !part.is_soak() && part.name != "provider") {
+            assert_eq!(all(part.name).len() as u64, part.count, "{}", part.name);
+        }
+    }
+
+    #[test]
+    fn reorgs_have_every_depth_up_to_64_half_of_them_while_it_is_down() {
+        let (mut up, mut down) = (BTreeSet::new(), BTreeSet::new());
+        for action in all("reorg") {
+            match action {
+                Action::Reorg { depth, .. } => up.insert(depth),
+                Action::KillAndReorg { depth, .. } => down.insert(depth),
+                other => panic!("{other:?}"),
+            };
+        }
+        assert_eq!(up, (1..=64).collect());
+        assert_eq!(down, up);
+    }
+
+    #[test]
+    fn every_fault_of_providers_and_every_fail_point_has_its_turn() {
+        let kinds: BTreeSet<_> = all("provider")
+            .into_iter()
+            .filter_map(|action| match action {
+                Action::GoWrong { kind, times: 20, .. } => Some(kind),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(kinds, Mischief::kinds().collect());
+        let points: BTreeSet<_> = all("fail-points")
+            .into_iter()
+            .filter_map(|action| match action {
+                Action::FailPoint { point, .. } => Some(point),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(points, FAIL_POINTS.iter().copied().collect());
+    }
+}

@@ -1,0 +1,204 @@
+//! What takes several steps, and has to be seen to happen.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use ethhook_simulator::{Contents, Fault, Finality, Mischief};
+use tokio::time::Instant;
+
+use super::members::{INSTANCES, UNTIL_FINALITY};
+use super::{Lift, World};
+
+/// How long anything that must happen may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A kind of fault that strikes seldom needs longer to strike often.
+const STRIKES: Duration = Duration::from_secs(240);
+const BEAT: Duration = Duration::from_millis(50);
+
+impl World {
+    pub(super) async fn kill_and_reorg(
+        &mut self,
+        who: usize,
+        depth: u64,
+        until: Instant,
+    ) -> Result<bool> {
+        if !self.kill(who, until).await? {
+            return Ok(false);
+        }
+        self.subject().reorg(depth, 1, Contents::Fresh);
+        Ok(true)
+    }
+
+    pub(super) async fn pause_past_lease(&mut self, who: usize) -> Result<bool> {
+        let past = Duration::from_millis(3_500);
+        if !self.pause(who, Instant::now() + past).await? {
+            return Ok(false);
+        }
+        // Blocks for the other to publish meanwhile.
+        for _ in 0..7 {
+            self.subject().mine(2);
+            self.pass(Duration::from_millis(500)).await?;
+        }
+        Ok(true)
+    }
+
+    /// Stops who holds the first chain's lease until the other has taken it and published, and
+    /// lets it go on then.
+    pub(super) async fn pause_owner(&mut self) -> Result<bool> {
+        let owner = self.writer().await?;
+        let Some(who) = INSTANCES.iter().position(|instance| *instance == owner) else {
+            return Ok(false);
+        };
+        let paused = Instant::now();
+        if !self.pause(who, paused + PATIENCE).await? {
+            return Ok(false);
+        }
+        while self.writer().await? == owner {
+            ensure!(paused.elapsed() < PATIENCE, "nobody took over from the stopped `{owner}`");
+            self.pass(BEAT).await?;
+        }
+        self.slowest_takeover = self.slowest_takeover.max(paused.elapsed());
+        let taken_at = self.tip().await?;
+        while self.tip().await? <= taken_at {
+            ensure!(paused.elapsed() < PATIENCE, "the new owner does not publish");
+            self.pass(BEAT).await?;
+        }
+        self.lifts.retain(|(_, lift)| *lift != Lift::Resume(who));
+        self.resume(who).await?;
+        self.pass(Duration::from_millis(300)).await?;
+        Ok(true)
+    }
+
+    /// Who last took the first chain's lease.
+    async fn writer(&self) -> Result<String> {
+        let cursor = self.first_cursor().await?;
+        Ok(cursor.map(|cursor| cursor.writer).unwrap_or_default())
+    }
+
+    async fn tip(&self) -> Result<u64> {
+        Ok(self.first_cursor().await?.map_or(0, |cursor| cursor.number))
+    }
+
+    pub(super) async fn first_cursor(&self) -> Result<Option<ethhook_domain::Cursor>> {
+        self.subjects[0].checker(&self.store.direct_url()).await?.cursor().await
+    }
+
+    /// The chain must stop, aloud and without another entry, and go on by the operator's order.
+    pub(super) async fn reorg_below_finalized(&mut self) -> Result<()> {
+        let finalized = self.has_finalized().await?;
+        let load = self.load.take();
+        let chain = &self.subjects[0].chain;
+        let depth = chain.head_number() - finalized + 3;
+        chain.reorg(depth, depth + 5, Contents::Fresh);
+        let begun = Instant::now();
+        let alarmed = loop {
+            let cursor = self.first_cursor().await?.context("the cursor is gone")?;
+            if !cursor.alarm.is_empty() {
+                break cursor;
+            }
+            ensure!(begun.elapsed() < PATIENCE, "no alarm");
+            self.pass(BEAT).await?;
+        };
+        ensure!(alarmed.finalized_number >= finalized, "finality moved back by itself");
+        loop {
+            let ready = self.members[0].process.get("ready").await;
+            if ready.is_some_and(|(status, body)| status == 503 && body.contains("alarm")) {
+                break;
+            }
+            ensure!(begun.elapsed() < PATIENCE, "/ready does not tell of the alarm");
+            self.pass(BEAT).await?;
+        }
+        // The chain goes on; the stream must not.
+        self.subjects[0].mine(5);
+        self.pass(Duration::from_secs(1)).await?;
+        let later = self.first_cursor().await?.context("the cursor is gone")?;
+        ensure!(
+            (later.seq, later.hash) == (alarmed.seq, alarmed.hash),
+            "published under the alarm"
+        );
+        self.clear_alarm().await?;
+        self.finality_moved_back += 1;
+        self.load = load;
+        Ok(())
+    }
+
+    /// Waits until a block well above the genesis is final.
+    async fn has_finalized(&mut self) -> Result<u64> {
+        let before = self.first_cursor().await?.map_or(0, |cursor| cursor.finalized_number);
+        self.subjects[0].chain.set_finality(Finality::Depth(4));
+        self.subjects[0].mine_empty(UNTIL_FINALITY);
+        let begun = Instant::now();
+        loop {
+            let now = self.first_cursor().await?.map_or(0, |cursor| cursor.finalized_number);
+            if now > before {
+                return Ok(now);
+            }
+            ensure!(begun.elapsed() < PATIENCE, "nothing becomes final above {before}");
+            self.pass(BEAT).await?;
+        }
+    }
+
+    async fn clear_alarm(&mut self) -> Result<()> {
+        let name = self.subjects[0].name();
+        let begun = Instant::now();
+        loop {
+            let arguments = ["clear-alarm", "--chain", &name, "--yes"];
+            let output = self.members[0].process.command(&arguments).await?;
+            if output.status.success() {
+                return Ok(());
+            }
+            let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(told.contains("holds the lease"), "clear-alarm: {told}");
+            ensure!(begun.elapsed() < PATIENCE, "clear-alarm never had the lease: {told}");
+            self.pass(BEAT).await?;
+        }
+    }
+
+    /// Has every chain's first endpoint do one kind of wrong until that took effect so often.
+    pub(super) async fn go_wrong(
+        &mut self,
+        kind: &'static str,
+        seed: u64,
+        times: u64,
+    ) -> Result<()> {
+        for subject in &self.subjects {
+            let view = &subject.endpoints[0].view;
+            if kind == "range_too_wide" {
+                // Only who is refused receipts asks for logs.
+                let refusal = Fault::Error(-32601, "the method does not exist".into());
+                view.faults().push("eth_getBlockReceipts", refusal, 1_000_000);
+            }
+            // Who hears of every block asks for few of them.
+            view.set_muted(kind.starts_with("bloom"));
+            let mischief = Mischief::alone(kind, seed, per_mille(kind));
+            view.misbehave(mischief.with_context(|| format!("no kind `{kind}`"))?);
+        }
+        let begun = Instant::now();
+        let mut played = 0;
+        while played < times {
+            ensure!(begun.elapsed() < STRIKES, "{kind} took effect {played} times only");
+            if kind == "deaf_subscription" {
+                self.subjects.iter().for_each(|subject| subject.endpoints[0].view.cut_sockets());
+            }
+            self.pass(Duration::from_millis(500)).await?;
+            if ["method_not_found", "method_not_offered"].contains(&kind) {
+                // What was refused is remembered; a new process has to find it out again.
+                self.kill(0, Instant::now()).await?;
+            }
+            let wrongs = self.wrongs().filter(|(wrong, _)| wrong == kind);
+            played = wrongs.map(|(_, count)| count).sum();
+        }
+        Ok(())
+    }
+}
+
+/// How many of 1,000 calls or heads go wrong: fewer of those that hold everything up.
+fn per_mille(kind: &str) -> u32 {
+    match kind {
+        "subscriptions_die" | "sockets_dropped" => 60,
+        "padded" => 100,
+        "head_far_back" | "deaf_subscription" | "method_not_found" | "method_not_offered" => 700,
+        _ if kind.starts_with("finalized") => 1_000,
+        _ => 300,
+    }
+}
