@@ -64,8 +64,10 @@ import ruamel.yaml
 
 yaml = ruamel.yaml.YAML(typ="safe")
 text = open("docker-compose.yml").read()
-# ${NAME:-default} as it is where NAME is not set.
-compose = yaml.load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
+# ${NAME:-default} as it is where NAME is not set; one may stand in another.
+for _ in range(2):
+    text = re.sub(r"\$\{\w+:-([^{}]*)\}", r"\1", text)
+compose = yaml.load(text)
 problems = []
 for name, service in compose["services"].items():
     expected = {
