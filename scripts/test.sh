@@ -30,6 +30,7 @@ if [ -n "$integration" ]; then
   need_unpacked prometheus prometheus
   need_unpacked prometheus-redis-exporter prometheus-redis-exporter
   need_unpacked prometheus-node-exporter prometheus-node-exporter
+  need chromium chromium
   if [ -z "${ANVIL_BIN:-}" ]; then
     anvil=.tools/node_modules/.bin/anvil
     need node nodejs

@@ -1,11 +1,18 @@
 //! The command line.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use alloy_primitives::{Address, B256};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use ethhook_domain::Filter;
 
 use crate::operator::skip::To;
+use crate::place::Place;
+use crate::{Exit, groups, tail};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,6 +39,46 @@ Examples:
   docker compose exec ethhook ethhook status
 
 Exit codes: 0 all is well; 1 something is wrong, or no service answers; 78 wrong configuration.";
+
+const VERIFY: &str = "\
+Examples:
+  ethhook verify --chain ethereum
+  ethhook verify --chain ethereum --from 21000000 --to 21000999
+
+Exit codes: 0 the same; 1 differences, listed on standard output, or it could not be told, then \
+standard error says why; 2 wrong command line; 78 wrong configuration.";
+
+const REPLAY: &str = "\
+Examples:
+  ethhook replay --chain ethereum --from 21000000 --to 21000999 --into history:1
+  ethhook replay --chain base --from 2000000 --to 2100000 --into usdc \\
+    --contract 0x833589fcd6edb6e08f4c7c32d4f71b54bda02913
+
+Exit codes: 0 the stream holds the range; 1 stopped or failed, run it again to go on; 2 wrong
+command line; 78 wrong configuration.";
+
+const TAIL: &str = "\
+Examples:
+  ethhook tail --chain ethereum
+  ethhook tail --chain ethereum --from 21000000 --event Transfer \\
+    --contract 0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48 | jq .decoded.args
+  ethhook tail --chain base --abi pool.json --event Swap
+  ethhook tail --chain base --group audit
+
+Exit codes: 0 ended by a signal or by its reader; 1 failed; 2 wrong command line; 78 wrong
+configuration.";
+
+const GROUPS_CREATE: &str = "\
+Examples:
+  ethhook groups create --chain ethereum --group indexer
+  ethhook groups create --chain ethereum --group indexer --from 21000000
+  ethhook groups create --chain ethereum --group indexer --from 2026-01-31T12:00:00Z";
+
+const COMPLETIONS: &str = "\
+Examples:
+  ethhook completions bash > /etc/bash_completion.d/ethhook
+  ethhook completions zsh > ~/.zfunc/_ethhook
+  ethhook completions fish > ~/.config/fish/completions/ethhook.fish";
 
 /// Self-hosted, multi-chain EVM event ingestor: every log, verified, in order, exactly once, in
 /// Redis Streams.
@@ -90,14 +137,57 @@ pub(crate) enum Command {
         #[arg(long)]
         watch: bool,
     },
-    /// Prints events as JSON lines as they land.
-    Tail {
-        /// Only this chain; else every configured one, or all known ones if none is.
+    /// Prints events as JSON lines as they land, decoded where their ABI is known.
+    #[command(after_help = TAIL)]
+    Tail(TailOptions),
+    /// Lists, makes and tidies up the consumer groups of the live streams.
+    Groups {
+        #[command(subcommand)]
+        command: GroupsCommand,
+    },
+    /// Prints completions for a shell.
+    #[command(after_help = COMPLETIONS)]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Holds the stream against the chain and lists every difference.
+    ///
+    /// Fetches and checks the blocks as the ingestor does; changes nothing; the ingestor may run.
+    #[command(after_help = VERIFY)]
+    Verify {
+        /// The chain.
         #[arg(long, value_name = "NAME")]
-        chain: Option<String>,
-        /// Entry ID to start behind; $: only what lands from now on; 0: all that is kept.
-        #[arg(long, value_name = "ID", default_value = "$", value_parser = entry_id)]
-        from: String,
+        chain: String,
+        /// First block; else the first that the stream keeps.
+        #[arg(long, value_name = "N")]
+        from: Option<u64>,
+        /// Last block; else the newest final one.
+        #[arg(long, value_name = "N")]
+        to: Option<u64>,
+    },
+    /// Fetches a final range of the chain again, checks it, and writes it to a stream of its own.
+    ///
+    /// For a consumer that starts anew, or a contract added late. Run it again to go on after a stop,
+    /// or with a higher --to; what the stream holds already is not written twice. A live stream is
+    /// mended by `rewind`, never by this. Nothing trims the stream: delete it, and replay:{STREAM}
+    /// beside it, once it is read.
+    #[command(after_help = REPLAY)]
+    Replay {
+        /// The chain.
+        #[arg(long, value_name = "NAME")]
+        chain: String,
+        /// First block.
+        #[arg(long, value_name = "N")]
+        from: u64,
+        /// Last block; it must be final.
+        #[arg(long, value_name = "N")]
+        to: u64,
+        /// Name of the stream.
+        #[arg(long, value_name = "STREAM")]
+        into: String,
+        #[command(flatten)]
+        selection: Selection,
     },
     /// Takes back every event above a block, in order; the ingestor then publishes them anew.
     ///
@@ -153,6 +243,132 @@ pub(crate) enum Command {
     },
 }
 
+/// What to print.
+#[derive(Debug, Args)]
+pub(crate) struct TailOptions {
+    /// Only this chain; else every configured one, or all known ones if none is.
+    #[arg(long, value_name = "NAME")]
+    chain: Option<String>,
+    /// $: only what lands from now on; 0: all that is kept; a block, whose first event comes first;
+    /// an entry ID to start behind; or a time, as 2026-01-31T12:00:00Z.
+    #[arg(long, value_name = "PLACE", default_value = "$")]
+    from: Place,
+    /// Read as a consumer of this group, from where it stands: what is printed is acknowledged.
+    #[arg(long, value_name = "NAME", conflicts_with = "from")]
+    group: Option<String>,
+    /// Name of that consumer. Two readers must not share one.
+    #[arg(long, value_name = "NAME", default_value = "ethhook-tail", requires = "group")]
+    consumer: String,
+    #[command(flatten)]
+    selection: Selection,
+    /// Only events of this name, or with this signature, as 'Deposit(address,uint256)'; give it
+    /// again for another.
+    #[arg(long = "event", value_name = "NAME")]
+    events: Vec<String>,
+    /// File with the ABI of a contract, beside the built-in ones of ERC-20, ERC-721 and ERC-1155; give
+    /// it again for another.
+    #[arg(long = "abi", value_name = "FILE")]
+    abis: Vec<PathBuf>,
+}
+
+impl TailOptions {
+    /// Reads the ABIs.
+    ///
+    /// # Errors
+    /// If a file is no ABI, or an event's name is not known.
+    pub(crate) fn read(self) -> anyhow::Result<tail::Options> {
+        let filter = self.selection.filter().unwrap_or_default();
+        let wanted = tail::Wanted::new(&self.abis, filter, &self.events)?;
+        let group = self.group.map(|group| (group, self.consumer));
+        Ok(tail::Options { chain: self.chain, from: self.from, group, wanted })
+    }
+}
+
+/// What to do with groups.
+#[derive(Debug, Subcommand)]
+pub(crate) enum GroupsCommand {
+    /// Lists the groups, how far each is behind, and its consumers.
+    List {
+        /// Only this chain; else every configured one, or all known ones if none is.
+        #[arg(long, value_name = "NAME")]
+        chain: Option<String>,
+        /// A line of JSON for each group.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Makes a group that begins with a block, at a time, or with what comes next.
+    #[command(after_help = GROUPS_CREATE)]
+    Create {
+        /// The chain.
+        #[arg(long, value_name = "NAME")]
+        chain: String,
+        /// The group's name.
+        #[arg(long, value_name = "NAME")]
+        group: String,
+        /// $: what lands from now on; 0: all that is kept; a block; an entry ID to start behind; or
+        /// a time, as 2026-01-31T12:00:00Z.
+        #[arg(long, value_name = "PLACE", default_value = "$")]
+        from: Place,
+    },
+    /// Removes the consumers of a group that are gone and hold nothing.
+    ///
+    /// One that holds entries is named and stays: with it they would be lost.
+    Prune {
+        /// The chain.
+        #[arg(long, value_name = "NAME")]
+        chain: String,
+        /// The group's name.
+        #[arg(long, value_name = "NAME")]
+        group: String,
+        /// Those that have not tried to read for so long.
+        #[arg(long, value_name = "MINUTES", default_value_t = 60,
+              value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+        idle_minutes: u64,
+    },
+}
+
+impl From<GroupsCommand> for groups::Order {
+    fn from(command: GroupsCommand) -> Self {
+        match command {
+            GroupsCommand::List { chain, json } => Self::List { chain, json },
+            GroupsCommand::Create { chain, group, from } => Self::Create { chain, group, from },
+            GroupsCommand::Prune { chain, group, idle_minutes } => {
+                Self::Prune { chain, group, idle: Duration::from_secs(60 * idle_minutes) }
+            }
+        }
+    }
+}
+
+/// Which events are meant, where not all.
+#[derive(Debug, Args)]
+pub(crate) struct Selection {
+    /// Only of this contract; give it again for another.
+    #[arg(long = "contract", value_name = "ADDRESS", value_parser = address)]
+    pub(crate) contracts: Vec<Address>,
+    /// Only with this first topic; give it again for another.
+    #[arg(long = "topic", value_name = "HASH", value_parser = topic)]
+    pub(crate) topics: Vec<B256>,
+}
+
+impl Selection {
+    /// None if nothing was selected.
+    pub(crate) fn filter(&self) -> Option<Filter> {
+        let filter = Filter {
+            contracts: self.contracts.iter().copied().collect(),
+            topics: self.topics.iter().copied().collect(),
+        };
+        (filter != Filter::default()).then_some(filter)
+    }
+}
+
+fn address(text: &str) -> Result<Address, String> {
+    text.parse().map_err(|_| "must be 0x and 40 hex digits".to_owned())
+}
+
+fn topic(text: &str) -> Result<B256, String> {
+    text.parse().map_err(|_| "must be 0x and 64 hex digits".to_owned())
+}
+
 /// What to serve.
 #[derive(Debug, Args)]
 pub(crate) struct Simulate {
@@ -200,35 +416,21 @@ fn events(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "must be a whole number up to 50000".to_owned())
 }
 
-/// `$`, `0`, or an entry ID as Redis has them: `<ms>` or `<ms>-<seq>`.
-fn entry_id(text: &str) -> Result<String, String> {
-    let number = |part: &str| part.parse::<u64>().is_ok();
-    let fits = match text.split_once('-') {
-        Some((ms, seq)) => number(ms) && number(seq),
-        None => text == "$" || number(text),
-    };
-    fits.then(|| text.to_owned())
-        .ok_or_else(|| "must be $, 0 or an entry ID, as 1700000000000-0".to_owned())
+/// Writes the completions of every command to standard output.
+pub(crate) fn completions(shell: Shell) -> Exit {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "ethhook", &mut text);
+    // Whoever reads no more, as `head` does, has enough.
+    std::io::stdout().write_all(&text).ok();
+    Exit::Done
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn entry_ids_are_told_from_other_texts() {
-        for good in ["$", "0", "0-0", "1700000000000", "1700000000000-12"] {
-            assert_eq!(entry_id(good).as_deref(), Ok(good));
-        }
-        for bad in ["", "-", "1-", "-1", "x", "1-x", "+", ">"] {
-            assert!(entry_id(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -1,5 +1,4 @@
 //! `/health`: the process answers. `/ready`: Redis answers and every chain is at its head.
-//! `/status.json`: all that is known of them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::Answer;
-use crate::status::live::Live;
+use crate::page::Page;
 
 /// How long an answer of Redis counts, so that probes cost it no more than one PING a second.
 const PING_AGE: Duration = Duration::from_secs(1);
@@ -25,10 +24,10 @@ struct Ping {
     answer: Result<(), String>,
 }
 
-/// What `/health`, `/ready` and `/status.json` go by; clones share it.
+/// What `/health` and `/ready` go by, and the page beside them; clones share it.
 #[derive(Clone)]
 pub(crate) struct Health {
-    live: Live,
+    page: Page,
     streams: Streams,
     status: StatusBoard,
     max_lag: Duration,
@@ -39,13 +38,13 @@ pub(crate) struct Health {
 impl Health {
     /// Not ready any more once `stopping` is cancelled.
     pub(crate) fn new(
-        live: Live,
+        page: Page,
         streams: Streams,
         status: StatusBoard,
         max_lag: Duration,
         stopping: CancellationToken,
     ) -> Self {
-        Self { live, streams, status, max_lag, stopping, last_ping: Arc::default() }
+        Self { page, streams, status, max_lag, stopping, last_ping: Arc::default() }
     }
 
     /// The answer for `path`; none if there is nothing.
@@ -53,8 +52,7 @@ impl Health {
         match path.as_str() {
             "/health" => Some(Answer::json(StatusCode::OK, &json!({ "alive": true }))),
             "/ready" => Some(self.ready().await),
-            "/status.json" => Some(Answer::json(StatusCode::OK, &*self.live.report().await)),
-            _ => None,
+            other => self.page.answer(other).await,
         }
     }
 

@@ -1,4 +1,4 @@
-//! The two small servers: `/metrics`, and `/health` with `/ready`.
+//! The two small servers: `/metrics`, and `/health` with `/ready` and the page.
 //!
 //! Whoever can reach a port can open connections and leave them: their number, the time for a
 //! request's head and the life of a connection are bounded (G7).
@@ -8,9 +8,14 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use futures_util::{Stream, StreamExt};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue,
+    REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -33,25 +38,62 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// Pause after a failed accept, when descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What every answer says of itself: nothing is kept, and a page made of these answers loads nothing
+/// from elsewhere, is framed by none and sends no form
+/// (<https://developer.mozilla.org/en-US/docs/Web/HTTP/Reference/Headers/Content-Security-Policy>).
+const HEADERS: [(HeaderName, &str); 4] = [
+    (CACHE_CONTROL, "no-store"),
+    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (REFERRER_POLICY, "no-referrer"),
+    (
+        CONTENT_SECURITY_POLICY,
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+];
+
 /// What is said to a GET.
-#[derive(Debug)]
 pub(crate) struct Answer {
-    pub(crate) status: StatusCode,
-    pub(crate) content_type: &'static str,
-    pub(crate) body: String,
+    status: StatusCode,
+    content_type: &'static str,
+    body: Body,
 }
+
+/// Whole, or as it comes.
+type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 impl Answer {
     /// A JSON body.
     pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Self {
         // Only a map whose keys are no texts could fail.
         let body = serde_json::to_string(body).unwrap_or_default();
-        Self { status, content_type: "application/json", body: body + "\n" }
+        Self::whole(status, "application/json", body + "\n")
     }
 
     /// A line of text.
     pub(crate) fn text(status: StatusCode, body: &str) -> Self {
-        Self { status, content_type: "text/plain; charset=utf-8", body: format!("{body}\n") }
+        Self::whole(status, "text/plain; charset=utf-8", format!("{body}\n"))
+    }
+
+    /// A part of the page.
+    pub(crate) fn file(content_type: &'static str, text: &'static str) -> Self {
+        Self::whole(StatusCode::OK, content_type, text)
+    }
+
+    /// All at once.
+    pub(crate) fn whole(
+        status: StatusCode,
+        content_type: &'static str,
+        body: impl Into<Bytes>,
+    ) -> Self {
+        Self { status, content_type, body: Full::new(body.into()).boxed_unsync() }
+    }
+
+    /// Server-sent events, each complete, until the connection's end.
+    pub(crate) fn events(events: impl Stream<Item = String> + Send + 'static) -> Self {
+        let frames = events.map(|event| Ok(Frame::data(Bytes::from(event))));
+        let body = StreamBody::new(frames).boxed_unsync();
+        Self { status: StatusCode::OK, content_type: "text/event-stream", body }
     }
 }
 
@@ -101,7 +143,7 @@ where
     }
 }
 
-async fn respond<A, F>(request: &Request<Incoming>, answer: &A) -> Response<Full<Bytes>>
+async fn respond<A, F>(request: &Request<Incoming>, answer: &A) -> Response<Body>
 where
     A: Fn(String) -> F,
     F: Future<Output = Option<Answer>>,
@@ -115,13 +157,15 @@ where
         Answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered")
     };
     // To a HEAD, hyper sends the head of this alone.
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
-    headers.insert(CACHE_CONTROL, hyper::header::HeaderValue::from_static("no-store"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    for (name, value) in HEADERS {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
     if !known_method {
-        headers.insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+        headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
     response
 }

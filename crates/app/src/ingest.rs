@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, Inputs, Problem, RedisSettings, Service};
 use crate::health::Health;
 use crate::http::{self, Answer};
+use crate::page::Page;
 use crate::process_metrics::ProcessMetrics;
 use crate::signals::Signals;
 use crate::status::live::Live;
@@ -125,7 +126,8 @@ impl Ready {
             stopping.clone(),
         );
         servers.spawn(live.clone().count());
-        let health = Health::new(live, streams.clone(), status.clone(), max_lag, stopping.clone());
+        let page = Page::new(live);
+        let health = Health::new(page, streams.clone(), status.clone(), max_lag, stopping.clone());
         let end = CancellationToken::new();
         servers.spawn(http::serve(
             health_listener,
@@ -228,11 +230,7 @@ fn scrape(path: &str, registry: &Registry, process: &ProcessMetrics) -> Option<A
     process.refresh();
     let text = TextEncoder::new().encode_to_string(&registry.gather());
     Some(match text {
-        Ok(body) => Answer {
-            status: StatusCode::OK,
-            content_type: "text/plain; version=0.0.4; charset=utf-8",
-            body,
-        },
+        Ok(body) => Answer::whole(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body),
         Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     })
 }

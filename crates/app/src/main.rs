@@ -1,22 +1,29 @@
 //! The binary `ethhook`: reads environment, files and arguments, and puts the crates together.
 
+mod abi;
+mod bar;
 mod check_config;
 mod cli;
 mod config;
+mod groups;
 mod health;
 mod healthcheck;
 mod http;
 mod ingest;
 mod logging;
 mod operator;
+mod page;
+mod place;
 mod process_metrics;
 mod progress;
 mod redis;
+mod replay;
 mod reset;
 mod signals;
 mod simulate;
 mod status;
 mod tail;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -70,7 +77,16 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Status { json, watch } => {
             in_runtime(status::run(inputs(), status::Options { json, watch }))
         }
-        Command::Tail { chain, from } => in_runtime(tail::run(inputs(), chain.as_deref(), &from)),
+        Command::Verify { chain, from, to } => {
+            in_runtime(verify::run(inputs(), &chain, verify::Range { from, to }))
+        }
+        Command::Replay { chain, from, to, into, selection } => {
+            let order = replay::Order { from, to, into, filter: selection.filter() };
+            in_runtime(replay::run(inputs(), &chain, order))
+        }
+        Command::Tail(options) => in_runtime(tail::run(inputs(), options.read()?)),
+        Command::Groups { command } => in_runtime(groups::run(inputs(), command.into())),
+        Command::Completions { shell } => Ok(cli::completions(shell)),
         Command::Rewind { chain, to, yes } => {
             in_runtime(operator::rewind::run(inputs(), Order { chain: &chain, yes }, to))
         }

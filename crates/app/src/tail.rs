@@ -1,16 +1,20 @@
 //! `ethhook tail`: events as JSON lines, as they land.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use ethhook_domain::{ProcessedEvent, Profile};
-use ethhook_streams::{Streams, Tail};
+use ethhook_domain::{Filter, ProcessedEvent, Profile};
+use ethhook_streams::{GroupError, GroupReader, Streams, Tail};
 use serde::Serialize;
+use serde_json::{Map, Value};
 use tokio::io::AsyncWriteExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use crate::abi::{Abis, Decoded};
 use crate::config::{Client, Inputs, Problem};
+use crate::place::Place;
 use crate::signals::Signals;
 use crate::{Exit, logging, redis, tell};
 
@@ -22,6 +26,51 @@ const READ_WAIT: Duration = Duration::from_secs(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Reads that wait to be printed, one a chain or so: a slow reader of ours slows the reading.
 const READS_QUEUED: usize = 8;
+
+/// What is printed, and from where on.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) chain: Option<String>,
+    pub(crate) from: Place,
+    /// As a consumer of this name of this group: what is printed is acknowledged.
+    pub(crate) group: Option<(String, String)>,
+    pub(crate) wanted: Wanted,
+}
+
+/// Which events are printed, and by which ABIs they are read.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    abis: Abis,
+    filter: Filter,
+}
+
+impl Wanted {
+    /// Events that pass `filter`, whose topics grow by those of the events called `names` by the
+    /// built-in ABIs or those of `files`.
+    ///
+    /// # Errors
+    /// If a file is no ABI, or a name is not known.
+    pub(crate) fn new(
+        files: &[std::path::PathBuf],
+        mut filter: Filter,
+        names: &[String],
+    ) -> anyhow::Result<Self> {
+        let abis = Abis::with_files(files)?;
+        for name in names {
+            filter.topics.extend(abis.topics(name)?);
+        }
+        Ok(Self { abis, filter })
+    }
+
+    /// The line of an event that is wanted.
+    fn line(&self, id: &str, event: &ProcessedEvent) -> anyhow::Result<Option<String>> {
+        if !self.filter.passes_event(event) {
+            return Ok(None);
+        }
+        let line = Line::new(id, event, self.abis.decode(event));
+        Ok(Some(serde_json::to_string(&line)? + "\n"))
+    }
+}
 
 /// One event as it is printed: the entry's fields under the entry's names, numbers as numbers.
 #[derive(Debug, Serialize)]
@@ -39,10 +88,26 @@ struct Line<'a> {
     data: String,
     timestamp: u64,
     removed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decoded: Option<Said>,
+}
+
+/// What a known event says.
+#[derive(Debug, Serialize)]
+struct Said {
+    event: String,
+    signature: String,
+    args: Map<String, Value>,
+}
+
+impl From<Decoded> for Said {
+    fn from(decoded: Decoded) -> Self {
+        Self { event: decoded.name, signature: decoded.signature, args: decoded.arguments }
+    }
 }
 
 impl<'a> Line<'a> {
-    fn new(id: &'a str, event: &ProcessedEvent) -> Self {
+    fn new(id: &'a str, event: &ProcessedEvent, decoded: Option<Decoded>) -> Self {
         Self {
             id,
             event_id: event.event_id(),
@@ -57,6 +122,7 @@ impl<'a> Line<'a> {
             data: format!("{:#x}", event.data),
             timestamp: event.timestamp,
             removed: event.removed,
+            decoded: decoded.map(Said::from),
         }
     }
 }
@@ -64,55 +130,69 @@ impl<'a> Line<'a> {
 /// Prints until a signal, or until nobody reads.
 ///
 /// # Errors
-/// If Redis fails in a way that does not pass.
+/// If the place is not in the stream, or Redis fails in a way that does not pass.
 pub(crate) async fn run(
     inputs: Result<Inputs, Vec<Problem>>,
-    chain: Option<&str>,
-    from: &str,
+    options: Options,
 ) -> anyhow::Result<Exit> {
     let mut signals = Signals::new()?;
-    let client = match inputs.and_then(|inputs| Client::load(&inputs)) {
-        Ok(client) => client,
+    let loaded = inputs.and_then(|inputs| {
+        let client = Client::load(&inputs)?;
+        let streams = redis::open(&client.redis).map_err(|problem| vec![problem])?;
+        Ok((client, streams))
+    });
+    let (client, streams) = match loaded {
+        Ok(loaded) => loaded,
         Err(problems) => {
             tell(&problems);
             return Ok(Exit::BadConfiguration);
         }
     };
     logging::start(&client.logging)?;
-    let streams = match redis::open(&client.redis) {
-        Ok(streams) => streams,
-        Err(problem) => {
-            tell(&[problem]);
-            return Ok(Exit::BadConfiguration);
-        }
-    };
-    let chains = match chain {
+    let chains = match &options.chain {
         Some(name) => vec![client.chain(name)?],
         None if client.on.is_empty() => client.known.iter().collect(),
         None => client.on.iter().collect(),
     };
     tokio::select! {
-        ended = print(&streams, &chains, from) => ended,
+        ended = print(&streams, &chains, options) => ended,
         () = signals.next() => Ok(Exit::Done),
     }
 }
 
-async fn print(streams: &Streams, chains: &[&Profile], from: &str) -> anyhow::Result<Exit> {
-    let (sender, mut lines) = mpsc::channel(READS_QUEUED);
+/// Lines, and whom to tell once they are printed.
+struct Batch {
+    text: String,
+    printed: oneshot::Sender<()>,
+}
+
+async fn print(streams: &Streams, chains: &[&Profile], options: Options) -> anyhow::Result<Exit> {
+    let (sender, mut batches) = mpsc::channel(READS_QUEUED);
     let mut readers = JoinSet::new();
+    let wanted = Arc::new(options.wanted);
     for chain in chains {
-        let tail = streams.tail(chain.chain_id, from, READ_WAIT);
-        readers.spawn(read(tail, chain.name.clone(), sender.clone()));
+        let (name, id) = (chain.name.clone(), chain.chain_id);
+        let source = match &options.group {
+            Some((group, consumer)) => {
+                Source::Group(streams.group_reader(id, (group, consumer), READ_WAIT))
+            }
+            None => {
+                let after = options.from.resolve(streams, (&name, id)).await?;
+                Source::Tail(streams.tail(id, &after, READ_WAIT))
+            }
+        };
+        readers.spawn(read(source, name, Arc::clone(&wanted), sender.clone()));
     }
     drop(sender);
     let mut out = tokio::io::stdout();
     loop {
         tokio::select! {
-            Some(text) = lines.recv() => {
-                let text: String = text;
+            Some(batch) = batches.recv() => {
+                let Batch { text, printed } = batch;
                 if out.write_all(text.as_bytes()).await.is_err() || out.flush().await.is_err() {
                     return Ok(Exit::Done);
                 }
+                printed.send(()).ok(); // a tail does not wait for it
             }
             Some(ended) = readers.join_next() => ended??,
             else => return Ok(Exit::Done),
@@ -120,11 +200,39 @@ async fn print(streams: &Streams, chains: &[&Profile], from: &str) -> anyhow::Re
     }
 }
 
+/// Where events come from.
+enum Source {
+    Tail(Tail),
+    Group(GroupReader),
+}
+
+impl Source {
+    async fn next(&mut self) -> Result<Vec<(String, ProcessedEvent)>, GroupError> {
+        match self {
+            Self::Tail(tail) => tail.next(EVENTS_A_READ).await.map_err(GroupError::from),
+            Self::Group(group) => group.next(EVENTS_A_READ).await,
+        }
+    }
+
+    /// Says that these are dealt with.
+    async fn done(&mut self, ids: &[String]) -> Result<(), GroupError> {
+        match self {
+            Self::Tail(_) => Ok(()),
+            Self::Group(group) => group.acknowledge(ids).await,
+        }
+    }
+}
+
 /// Reads one chain; passing failures are told once and waited out.
-async fn read(mut tail: Tail, chain: String, lines: mpsc::Sender<String>) -> anyhow::Result<()> {
+async fn read(
+    mut source: Source,
+    chain: String,
+    wanted: Arc<Wanted>,
+    batches: mpsc::Sender<Batch>,
+) -> anyhow::Result<()> {
     let mut told = false;
     loop {
-        let events = match tail.next(EVENTS_A_READ).await {
+        let events = match source.next().await {
             Ok(events) => events,
             Err(error) if error.is_retryable() => {
                 if !std::mem::replace(&mut told, true) {
@@ -138,11 +246,19 @@ async fn read(mut tail: Tail, chain: String, lines: mpsc::Sender<String>) -> any
         told = false;
         let mut text = String::new();
         for (id, event) in &events {
-            text += &serde_json::to_string(&Line::new(id, event))?;
-            text.push('\n');
+            text.extend(wanted.line(id, event)?);
         }
-        if !text.is_empty() && lines.send(text).await.is_err() {
-            return Ok(());
+        if !text.is_empty() {
+            let (printed, is_printed) = oneshot::channel();
+            if batches.send(Batch { text, printed }).await.is_err() || is_printed.await.is_err() {
+                return Ok(());
+            }
+        }
+        let ids: Vec<_> = events.into_iter().map(|(id, _)| id).collect();
+        // Not acknowledged, they are given again: at least once.
+        match source.done(&ids).await {
+            Err(error) if !error.is_retryable() => bail!("{chain}: {error}"),
+            _ => {}
         }
     }
 }

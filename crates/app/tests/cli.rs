@@ -32,11 +32,16 @@ fn help_shows_commands_examples_and_exit_codes() {
     let output = ethhook(folder.path(), &[], &["--help"]);
     assert!(output.status.success());
     let text = stdout(&output);
-    for part in ["ingest", "simulate", "check-config", "tail", "reset", "Examples:", "78"] {
+    for part in ["ingest", "simulate", "check-config", "reset", "Examples:", "78"] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }
-    for command in ["ingest", "simulate", "check-config", "tail", "reset"] {
+    for command in ["ingest", "simulate", "check-config", "rewind", "skip", "reset"] {
         assert!(ethhook(folder.path(), &[], &[command, "--help"]).status.success(), "{command}");
+    }
+    for command in ["status", "tail", "verify", "replay", "groups create", "completions"] {
+        let arguments: Vec<_> = command.split(' ').chain(["--help"]).collect();
+        let text = stdout(&ethhook(folder.path(), &[], &arguments));
+        assert!(text.contains(&format!("Examples:\n  ethhook {command}")), "{command}:\n{text}");
     }
     assert_eq!(ethhook(folder.path(), &[], &["nonsense"]).status.code(), Some(2));
 }
@@ -160,4 +165,42 @@ fn an_output_that_nobody_reads_is_no_failure() {
         .unwrap();
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn completions_name_every_command_of_the_shell_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    for (shell, begins) in
+        [("bash", "_ethhook()"), ("zsh", "#compdef ethhook"), ("fish", "# Print")]
+    {
+        let output = ethhook(folder.path(), &[], &["completions", shell]);
+        let text = stdout(&output);
+        assert!(output.status.success() && text.starts_with(begins), "{shell}: {text}");
+        for command in ["verify", "replay", "groups", "clear-alarm"] {
+            assert!(text.contains(command), "{shell} lacks {command}");
+        }
+    }
+    assert_eq!(ethhook(folder.path(), &[], &["completions", "tcsh"]).status.code(), Some(2));
+}
+
+#[test]
+fn wrong_orders_are_told_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let env = [("LOCAL_WS_URL", "ws://127.0.0.1:1"), ("REDIS_URL", "redis://127.0.0.1:1")];
+    for (arguments, code, part) in [
+        ("verify --chain lokal", 1, "chain lokal is not configured; there are local"),
+        ("replay --chain local --from 1 --to 2", 2, "--into <STREAM>"),
+        ("replay --chain local --from 1 --to 2 --into events:1", 1, "ethhook rewind"),
+        ("tail --contract 0x12", 2, "must be 0x and 40 hex digits"),
+        ("tail --topic 0x12", 2, "must be 0x and 64 hex digits"),
+        ("tail --from yesterday", 2, "must be $, 0, a block number"),
+        ("tail --group g --from 0", 2, "cannot be used with"),
+        ("groups create --chain etherum --group g", 1, "did you mean ethereum?"),
+        ("groups prune --chain local", 2, "--group <NAME>"),
+    ] {
+        let arguments: Vec<_> = arguments.split(' ').collect();
+        let output = ethhook(folder.path(), &env, &arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(part), "{arguments:?}: {}", stderr(&output));
+    }
 }

@@ -271,7 +271,7 @@ async fn the_ports_say_what_is_and_sigterm_ends_it() {
         assert!(metrics.contains(name), "{name} is missing in:\n{metrics}");
     }
     for (address, path) in
-        [(&service.health, "/"), (&service.health, "/metrics"), (&service.metrics, "/health")]
+        [(&service.health, "/metrics"), (&service.metrics, "/"), (&service.metrics, "/health")]
     {
         assert!(get(address, path).await.starts_with("HTTP/1.1 404"), "{path}");
     }

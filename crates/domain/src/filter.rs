@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use alloy_primitives::{Address, B256, Bloom, BloomInput, hex, keccak256};
 
-use crate::Log;
+use crate::{Log, ProcessedEvent};
 
 /// Contracts and first topics that a log must have; an empty set lets everything pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,9 +19,18 @@ impl Filter {
     /// Whether `log` becomes an event.
     #[must_use]
     pub fn passes(&self, log: &Log) -> bool {
-        (self.contracts.is_empty() || self.contracts.contains(&log.address))
-            && (self.topics.is_empty()
-                || log.topics.first().is_some_and(|topic| self.topics.contains(topic)))
+        self.lets_through(&log.address, log.topics.first())
+    }
+
+    /// Whether `event` is one that this filter would have let through.
+    #[must_use]
+    pub fn passes_event(&self, event: &ProcessedEvent) -> bool {
+        self.lets_through(&event.contract, event.topics.first())
+    }
+
+    fn lets_through(&self, contract: &Address, topic: Option<&B256>) -> bool {
+        (self.contracts.is_empty() || self.contracts.contains(contract))
+            && (self.topics.is_empty() || topic.is_some_and(|topic| self.topics.contains(topic)))
     }
 
     /// The test whether a block's bloom leaves room for a log that passes.

@@ -28,7 +28,11 @@ use std::fmt;
 
 use alloy_primitives::B256;
 
-use crate::{ChainId, Log, Marker, Op, ProcessedEvent};
+mod compare;
+
+pub use compare::{Difference, ExpectedBlock, compare};
+
+use crate::{ChainId, Marker, Op, ProcessedEvent};
 
 /// Of violations, and of differences, only this many are kept: one fault can cause many.
 pub const MAX_REPORTED: usize = 1_000;
@@ -100,70 +104,6 @@ pub struct FoldedBlock {
     pub skipped_from: Option<u64>,
 }
 
-/// A block of the chain, with the logs that should be live in the stream, by `log_index`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExpectedBlock {
-    /// Height.
-    pub number: u64,
-    /// Hash.
-    pub hash: B256,
-    /// Unix seconds.
-    pub timestamp: u64,
-    /// Its logs that pass the chain's filter.
-    pub logs: Vec<Log>,
-}
-
-/// Where stream and chain differ.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Difference {
-    /// The stream lacks a block of the chain.
-    #[error("block {number} {hash} is missing in the stream")]
-    BlockMissing {
-        /// Height.
-        number: u64,
-        /// Hash.
-        hash: B256,
-    },
-    /// The stream has a block that the chain has not.
-    #[error("block {number} {hash} is in the stream but not in the chain")]
-    BlockUnexpected {
-        /// Height.
-        number: u64,
-        /// Hash.
-        hash: B256,
-    },
-    /// The stream lacks a log.
-    #[error("block {number}: log {log_index} is missing in the stream")]
-    LogMissing {
-        /// Height.
-        number: u64,
-        /// Position in the block.
-        log_index: u64,
-    },
-    /// The stream has a log that the chain has not, or has it twice.
-    #[error("block {number}: log {log_index} is in the stream but not in the chain")]
-    LogUnexpected {
-        /// Height.
-        number: u64,
-        /// Position in the block.
-        log_index: u64,
-    },
-    /// The same log, with other content.
-    #[error("block {number}: log {log_index}: {field} is {stream}, the chain has {chain}")]
-    Field {
-        /// Height.
-        number: u64,
-        /// Position in the block.
-        log_index: u64,
-        /// The field's name in an entry.
-        field: &'static str,
-        /// Its value in the stream.
-        stream: String,
-        /// Its value in the chain.
-        chain: String,
-    },
-}
-
 /// An entry ID: milliseconds and a number among them.
 type Id = (u64, u64);
 
@@ -226,6 +166,19 @@ impl Fold {
         Self { may_be_trimmed: true, is_whole: false, ..Self::from_start(chain_id) }
     }
 
+    /// The replay that goes on behind the marker `seq` and the entry `last_id` (`0-0`: from the
+    /// first), whose predecessors are known to be whole: all that follows must be. A block from
+    /// before may be taken back unseen.
+    #[must_use]
+    pub fn after(chain_id: ChainId, seq: u64, last_id: &str) -> Self {
+        let last_id = parse_id(last_id).unwrap_or_default();
+        Self {
+            may_be_trimmed: true,
+            last_marker: Some((None, seq, last_id)),
+            ..Self::from_start(chain_id)
+        }
+    }
+
     /// Takes the next entry of `events:<chain_id>`.
     pub fn entry(&mut self, id: &str, event: ProcessedEvent) {
         let Some(parsed) = parse_id(id) else {
@@ -284,44 +237,25 @@ impl Fold {
         &self.violations
     }
 
-    /// Holds [`Fold::canonical`] against the chain's blocks, given by height, on block hash,
-    /// transaction hash, log index, contract, topics, data and timestamp. Blocks that an operator
-    /// ordered to skip are passed over; where the stream is trimmed, leave out what is below its
-    /// first block. Returns the first [`MAX_REPORTED`] differences.
+    /// Holds [`Fold::canonical`] against the chain's blocks, as [`compare`] does.
     #[must_use]
     pub fn compare(&self, expected: &[ExpectedBlock]) -> Vec<Difference> {
-        let mut differences = Vec::new();
-        let mut chain = expected.iter().peekable();
-        let missing = |block: &ExpectedBlock| Difference::BlockMissing {
-            number: block.number,
-            hash: block.hash,
-        };
-        for block in &self.blocks {
-            let first = block.skipped_from.unwrap_or(block.number);
-            while let Some(before) = chain.next_if(|e| e.number < first) {
-                differences.push(missing(before));
-            }
-            if block.skipped_from.is_some() {
-                while chain.next_if(|e| e.number <= block.number).is_some() {}
-                continue;
-            }
-            match chain.next_if(|e| e.number == block.number) {
-                Some(same) if same.hash == block.hash => {
-                    compare_events(block, same, &mut differences);
-                }
-                other => {
-                    let (number, hash) = (block.number, block.hash);
-                    differences.push(Difference::BlockUnexpected { number, hash });
-                    differences.extend(other.map(missing));
-                }
-            }
-            if differences.len() >= MAX_REPORTED {
-                break;
+        compare(&self.blocks, expected)
+    }
+
+    /// Hands over the blocks that are final, ascending, but for the newest of them, and forgets them:
+    /// nothing may take them back, so that a long replay need not hold them.
+    pub fn settle(&mut self) -> Vec<FoldedBlock> {
+        let Some((finalized, _)) = self.finalized else { return Vec::new() };
+        let final_blocks = self.blocks.partition_point(|block| block.number <= finalized);
+        let settled: Vec<_> = self.blocks.drain(..final_blocks.saturating_sub(1)).collect();
+        for block in &settled {
+            self.live_blocks.remove(&block.hash);
+            for event in &block.events {
+                self.live.remove(&(event.block_hash, event.log_index));
             }
         }
-        differences.extend(chain.map(missing));
-        differences.truncate(MAX_REPORTED);
-        differences
+        settled
     }
 
     /// History is not whole yet: whatever markers without entries said so far is of no use.
@@ -594,53 +528,4 @@ fn describe(event: &ProcessedEvent) -> String {
         event.block_number,
         event.block_hash
     )
-}
-
-fn compare_events(block: &FoldedBlock, expected: &ExpectedBlock, out: &mut Vec<Difference>) {
-    let number = block.number;
-    let missing = |log: &Log| Difference::LogMissing { number, log_index: log.log_index };
-    let mut logs = expected.logs.iter().peekable();
-    for event in &block.events {
-        while let Some(before) = logs.next_if(|log| log.log_index < event.log_index) {
-            out.push(missing(before));
-        }
-        match logs.next_if(|log| log.log_index == event.log_index) {
-            Some(log) => compare_event(event, log, expected.timestamp, out),
-            None => out.push(Difference::LogUnexpected { number, log_index: event.log_index }),
-        }
-    }
-    out.extend(logs.map(missing));
-}
-
-fn compare_event(event: &ProcessedEvent, log: &Log, timestamp: u64, out: &mut Vec<Difference>) {
-    let mut field = |field, stream: &dyn fmt::Debug, chain: &dyn fmt::Debug| {
-        out.push(Difference::Field {
-            number: event.block_number,
-            log_index: event.log_index,
-            field,
-            stream: format!("{stream:?}"),
-            chain: format!("{chain:?}"),
-        });
-    };
-    if event.block_hash != log.block_hash {
-        field("block_hash", &event.block_hash, &log.block_hash);
-    }
-    if event.tx_hash != log.tx_hash {
-        field("tx_hash", &event.tx_hash, &log.tx_hash);
-    }
-    if event.tx_index != log.tx_index {
-        field("tx_index", &event.tx_index, &log.tx_index);
-    }
-    if event.contract != log.address {
-        field("contract", &event.contract, &log.address);
-    }
-    if event.topics != log.topics {
-        field("topics", &event.topics, &log.topics);
-    }
-    if event.data != log.data {
-        field("data", &event.data, &log.data);
-    }
-    if event.timestamp != timestamp {
-        field("timestamp", &event.timestamp, &timestamp);
-    }
 }

@@ -546,3 +546,47 @@ proptest! {
         prop_assert_eq!(fold.compare(&chain(&names[1..].join(" "))), []);
     }
 }
+
+/// A reader of a long stream compares what is final and forgets it; what remains, together with what
+/// was handed over, is the chain, and nothing that is wrong is missed.
+#[test]
+fn what_is_settled_and_what_remains_are_the_chain() {
+    let streams = Streams::of(SOUND);
+    let mut fold = Fold::from_start(CHAIN);
+    let mut settled = Vec::new();
+    for (id, event) in &streams.entries {
+        fold.entry(id, event.clone());
+    }
+    for (id, marker) in &streams.markers {
+        fold.marker(id, marker);
+        settled.extend(fold.settle());
+    }
+    fold.finish();
+    assert_eq!(fold.violations(), []);
+    assert_eq!(settled.iter().map(|b| b.number).collect::<Vec<_>>(), [1, 2], "but not the newest");
+    assert_eq!(fold.canonical().first().map(|b| b.number), Some(3));
+    settled.extend_from_slice(fold.canonical());
+    assert_eq!(ethhook_domain::fold::compare(&settled, &chain(SOUND_CHAIN)), []);
+}
+
+/// From any marker on a replay finds what is wrong behind it, also before the next event.
+#[test]
+fn a_replay_can_go_on_behind_any_marker() {
+    let sound = Streams::of(SOUND);
+    for from in 1..sound.markers.len() {
+        let (_, before) = &sound.markers[from - 1];
+        let mut rest = sound.clone();
+        rest.markers.drain(..from);
+        rest.entries.retain(|(id, _)| parsed(id) > parsed_or_zero(&before.last_id));
+        let after = || Fold::after(CHAIN, before.seq, &before.last_id);
+        assert_eq!(rest.folded_by(after()).violations(), [], "behind {from}");
+        if rest.entries.is_empty() {
+            continue;
+        }
+        let mut broken = rest.clone();
+        broken.entries.remove(0);
+        assert_ne!(broken.folded_by(after()).violations(), [], "behind {from}, an entry missing");
+        rest.markers.remove(0);
+        assert_ne!(rest.folded_by(after()).violations(), [], "behind {from}, a marker missing");
+    }
+}

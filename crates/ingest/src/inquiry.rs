@@ -1,8 +1,11 @@
-//! Single questions to a chain's node, for the commands of an operator.
+//! Questions to a chain's node, for the commands of an operator.
 
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use ethhook_domain::Header;
+use ethhook_domain::{BlockRef, Header, Log, Proof};
+use futures_util::stream;
+use futures_util::{StreamExt, TryStreamExt};
 use prometheus::Registry;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -16,6 +19,8 @@ use crate::rpc::{Endpoint, Head};
 /// How long an answer is waited for, the connection included.
 const PATIENCE: Duration = Duration::from_secs(20);
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// Blocks whose logs are fetched at once.
+const FETCHES_AT_ONCE: usize = 8;
 /// Heads are of no interest here; what does not fit is dropped.
 const MAX_HEADS: usize = 1;
 
@@ -23,6 +28,18 @@ const MAX_HEADS: usize = 1;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("no endpoint answers: {0}")]
 pub struct Unanswered(String);
+
+/// A block and its logs, checked as the ingestor checks them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckedBlock {
+    /// The block.
+    pub block: BlockRef,
+    /// Its logs by `log_index`, unfiltered; none where the header rules out that any passes the
+    /// chain's filter.
+    pub logs: Vec<Log>,
+    /// The strongest check they passed.
+    pub proof: Proof,
+}
 
 /// Which block is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,21 +95,60 @@ impl Inquiry {
     /// # Errors
     /// See [`Unanswered`].
     pub async fn header(&self, which: Which) -> Result<Option<Header>, Unanswered> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let answer = match which {
-                Which::Latest => self.node.latest().await.map(Some),
-                Which::Finalized => self.node.finalized().await,
-                Which::Number(n) => self.node.by_numbers(n..=n).await.map(|mut found| found.pop()),
+        persist(async || match which {
+            Which::Latest => self.node.latest().await.map(Some),
+            Which::Finalized => self.node.finalized().await,
+            Which::Number(n) => self.node.by_numbers(n..=n).await.map(|mut found| found.pop()),
+        })
+        .await
+        .map(Option::flatten)
+    }
+
+    /// The canonical blocks at `numbers`, ascending, each on its parent. All in memory: ask for a
+    /// few dozen at once.
+    ///
+    /// # Errors
+    /// See [`Unanswered`]; also if the node lacks one of them.
+    pub async fn blocks(
+        &self,
+        numbers: RangeInclusive<u64>,
+    ) -> Result<Vec<CheckedBlock>, Unanswered> {
+        let headers = persist(async || self.node.by_numbers(numbers.clone()).await).await?;
+        let headers = headers.unwrap_or_default();
+        let next = headers.last().map_or(*numbers.start(), |last| last.block.number + 1);
+        if next <= *numbers.end() {
+            return Err(Unanswered(format!("the node has no block {next}")));
+        }
+        let parent_of = |pair: &[Header]| pair[0].block.hash == pair[1].block.parent_hash;
+        if let Some(pair) = headers.windows(2).find(|pair| !parent_of(pair)) {
+            let (below, above) = (pair[0].block, pair[1].block);
+            return Err(Unanswered(format!("{above} does not stand on {below}: a reorg just now")));
+        }
+        let fetch = |header: Header| async move {
+            let verified = match self.node.told_by(&header) {
+                Some(told) => Some(told),
+                None => persist(async || self.node.block(&header).await).await?,
             };
-            match answer {
-                Ok(header) => return Ok(header),
-                Err(NodeError::Unknown) => return Ok(None),
-                Err(error) if Instant::now() >= deadline => {
-                    return Err(Unanswered(error.to_string()));
-                }
-                Err(_) => tokio::time::sleep(ASK_AGAIN).await,
+            let block = header.block;
+            let gone = || Unanswered(format!("no endpoint has {block}"));
+            let verified = verified.ok_or_else(gone)?;
+            Ok(CheckedBlock { block, logs: verified.logs, proof: verified.proof })
+        };
+        stream::iter(headers).map(fetch).buffered(FETCHES_AT_ONCE).try_collect().await
+    }
+}
+
+/// Asks until there is an answer, for a while; none if no endpoint has what is asked for.
+async fn persist<T>(ask: impl AsyncFn() -> Result<T, NodeError>) -> Result<Option<T>, Unanswered> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match ask().await {
+            Ok(answer) => return Ok(Some(answer)),
+            Err(NodeError::Unknown) => return Ok(None),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(Unanswered(error.to_string()));
             }
+            Err(_) => tokio::time::sleep(ASK_AGAIN).await,
         }
     }
 }

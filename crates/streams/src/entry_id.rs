@@ -5,11 +5,11 @@ use std::str::FromStr;
 
 /// The ID of one entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) struct EntryId {
+pub struct EntryId {
     /// When Redis took the entry in, unix milliseconds (unless the clock went back).
-    pub(crate) ms: u64,
+    pub ms: u64,
     /// Position among the entries of that millisecond.
-    pub(crate) seq: u64,
+    pub seq: u64,
 }
 
 impl EntryId {

@@ -292,7 +292,7 @@ impl Entry {
         self.fields.chunks_exact(2).map(|pair| (pair[0].as_slice(), pair[1].as_slice()))
     }
 
-    fn event(&self, key: &str) -> Result<ProcessedEvent, ReadError> {
+    pub(crate) fn event(&self, key: &str) -> Result<ProcessedEvent, ReadError> {
         ProcessedEvent::from_fields(self.pairs()).map_err(|source| self.malformed(key, source))
     }
 
@@ -391,7 +391,7 @@ pub(crate) fn unexpected(what: &'static str) -> ReadError {
     RedisFailure::unexpected(what).into()
 }
 
-fn entries(value: Value) -> Result<Vec<Entry>, ReadError> {
+pub(crate) fn entries(value: Value) -> Result<Vec<Entry>, ReadError> {
     let read = || -> Option<Vec<Entry>> {
         let entry = |value: Value| {
             let mut parts = array(value)?.into_iter();

@@ -32,7 +32,7 @@ pub(crate) async fn run(
     inputs: Result<Inputs, Vec<Problem>>,
     order: Order<'_>,
 ) -> anyhow::Result<Exit> {
-    let Some(target) = Target::load(inputs, order)? else { return bad_configuration() };
+    let Some(target) = Target::load(inputs, order.chain)? else { return bad_configuration() };
     let cursor = target.cursor().await?;
     if cursor.alarm.is_empty() {
         println!("Chain {}: no alarm is latched.", target.name());

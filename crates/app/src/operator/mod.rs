@@ -24,10 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const TRY_AGAIN: Duration = Duration::from_millis(250);
 
 /// One chain, as the ingestor's own configuration has it.
-struct Target {
-    chain: ChainConfig,
-    options: Options,
-    streams: Streams,
+pub(crate) struct Target {
+    pub(crate) chain: ChainConfig,
+    pub(crate) options: Options,
+    pub(crate) streams: Streams,
 }
 
 /// What a command is told on its command line.
@@ -41,9 +41,9 @@ pub(crate) struct Order<'a> {
 
 impl Target {
     /// Reads the configuration and starts the log; none if something is wrong, which is then told.
-    fn load(
+    pub(crate) fn load(
         inputs: Result<Inputs, Vec<Problem>>,
-        order: Order<'_>,
+        chain: &str,
     ) -> anyhow::Result<Option<Self>> {
         let loaded = inputs
             .and_then(|inputs| Config::load(&inputs).map_err(|Invalid { problems, .. }| problems));
@@ -61,23 +61,23 @@ impl Target {
         logging::start(&config.logging)?;
         let options = config.service.options(None, config.chains.len());
         let names: Vec<_> = config.chains.iter().map(|c| c.profile.name.clone()).collect();
-        let named = |c: &ChainConfig| c.profile.name.eq_ignore_ascii_case(order.chain);
-        let Some(chain) = config.chains.into_iter().find(named) else {
-            bail!("chain {} is not configured; there are {}", order.chain, names.join(", "));
+        let named = |c: &ChainConfig| c.profile.name.eq_ignore_ascii_case(chain);
+        let Some(config) = config.chains.into_iter().find(named) else {
+            bail!("chain {chain} is not configured; there are {}", names.join(", "));
         };
-        Ok(Some(Self { chain, options, streams }))
+        Ok(Some(Self { chain: config, options, streams }))
     }
 
-    fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         self.chain.profile.chain_id
     }
 
-    fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.chain.profile.name
     }
 
     /// Where the stream stands.
-    async fn cursor(&self) -> anyhow::Result<Cursor> {
+    pub(crate) async fn cursor(&self) -> anyhow::Result<Cursor> {
         let cursor = self.streams.cursor(self.id()).await?;
         cursor.with_context(|| format!("Redis holds nothing of {}", self.name()))
     }
@@ -187,6 +187,6 @@ fn events(blocks: &[PublishedBlock]) -> u64 {
     blocks.iter().map(|block| block.events).sum()
 }
 
-fn bad_configuration() -> anyhow::Result<Exit> {
+pub(crate) fn bad_configuration() -> anyhow::Result<Exit> {
     Ok(Exit::BadConfiguration)
 }

@@ -17,7 +17,7 @@ pub(crate) async fn run(
     order: Order<'_>,
     to: u64,
 ) -> anyhow::Result<Exit> {
-    let Some(target) = Target::load(inputs, order)? else { return bad_configuration() };
+    let Some(target) = Target::load(inputs, order.chain)? else { return bad_configuration() };
     let cursor = target.cursor().await?;
     let window = target.streams.window(target.id(), &cursor).await?;
     let above = above(&cursor, &window, to)?;

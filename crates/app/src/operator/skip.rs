@@ -44,7 +44,7 @@ pub(crate) async fn run(
     order: Order<'_>,
     to: To,
 ) -> anyhow::Result<Exit> {
-    let Some(target) = Target::load(inputs, order)? else { return bad_configuration() };
+    let Some(target) = Target::load(inputs, order.chain)? else { return bad_configuration() };
     let cursor = target.cursor().await?;
     if !cursor.alarm.is_empty() {
         bail!("the chain is stopped by an alarm ({}): `ethhook clear-alarm` first", cursor.alarm);

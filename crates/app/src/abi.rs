@@ -1,0 +1,154 @@
+//! Events that are known by name: those of ERC-20, ERC-721 and ERC-1155, and those of ABI files.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use alloy_dyn_abi::{DynSolEvent, DynSolValue, Specifier};
+use alloy_json_abi::{Event, JsonAbi};
+use alloy_primitives::{B256, hex, keccak256};
+use anyhow::Context;
+use ethhook_domain::ProcessedEvent;
+use serde_json::{Map, Value, json};
+
+/// EIP-20, EIP-721 and EIP-1155. Two of the first two share a signature, and so the first topic:
+/// what is indexed tells them apart.
+const BUILT_IN: [&str; 8] = [
+    "event Transfer(address indexed from, address indexed to, uint256 value)",
+    "event Approval(address indexed owner, address indexed spender, uint256 value)",
+    "event Transfer(address indexed from, address indexed to, uint256 indexed tokenId)",
+    "event Approval(address indexed owner, address indexed approved, uint256 indexed tokenId)",
+    "event ApprovalForAll(address indexed owner, address indexed operator, bool approved)",
+    "event TransferSingle(address indexed operator, address indexed from, address indexed to, uint256 id, uint256 value)",
+    "event TransferBatch(address indexed operator, address indexed from, address indexed to, uint256[] ids, uint256[] values)",
+    "event URI(string value, uint256 indexed id)",
+];
+
+/// One event of which it is known how to read it.
+#[derive(Debug)]
+struct Known {
+    event: Event,
+    decoder: DynSolEvent,
+}
+
+/// All events that are known, by their first topic.
+#[derive(Debug, Default)]
+pub(crate) struct Abis(HashMap<B256, Vec<Known>>);
+
+/// What a log says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Decoded {
+    pub(crate) name: String,
+    /// `Transfer(address,address,uint256)`.
+    pub(crate) signature: String,
+    /// By the parameters' names, or by their position where they have none.
+    pub(crate) arguments: Map<String, Value>,
+}
+
+impl Abis {
+    /// The events of `files`, and behind them the built-in ones.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or is no ABI.
+    pub(crate) fn with_files(files: &[impl AsRef<Path>]) -> anyhow::Result<Self> {
+        let mut abis = Self::default();
+        for file in files {
+            let file = file.as_ref();
+            let shown = file.display();
+            let text = std::fs::read_to_string(file).with_context(|| format!("{shown}"))?;
+            let abi = read(&text).with_context(|| format!("{shown} is no ABI"))?;
+            for event in abi.events() {
+                abis.add(event.clone()).with_context(|| format!("{shown}: {}", event.name))?;
+            }
+        }
+        for declaration in BUILT_IN {
+            abis.add(Event::parse(declaration)?)?;
+        }
+        Ok(abis)
+    }
+
+    /// Anonymous events have no topic to be known by.
+    fn add(&mut self, event: Event) -> anyhow::Result<()> {
+        if !event.anonymous {
+            let decoder = event.resolve()?;
+            self.0.entry(event.selector()).or_default().push(Known { event, decoder });
+        }
+        Ok(())
+    }
+
+    /// The first topics of the events called `name`, or of the one with this signature, known or
+    /// not.
+    ///
+    /// # Errors
+    /// If no known event has this name.
+    pub(crate) fn topics(&self, name: &str) -> anyhow::Result<Vec<B256>> {
+        if name.contains('(') {
+            return Ok(vec![keccak256(name.replace(' ', ""))]);
+        }
+        let known = self.0.iter().filter(|(_, known)| known.iter().any(|k| k.event.name == name));
+        let topics: Vec<_> = known.map(|(topic, _)| *topic).collect();
+        if topics.is_empty() {
+            let names = self.0.values().flatten().map(|known| known.event.name.as_str());
+            let names: std::collections::BTreeSet<_> = names.collect();
+            let names = names.into_iter().collect::<Vec<_>>().join(", ");
+            anyhow::bail!(
+                "no event {name} is known; there are {names}: give --abi FILE, or the signature, as \
+                 'Deposit(address,uint256)'"
+            );
+        }
+        Ok(topics)
+    }
+
+    /// What the event says, if it is known; of several readings the first that fits.
+    pub(crate) fn decode(&self, event: &ProcessedEvent) -> Option<Decoded> {
+        let known = self.0.get(event.topics.first()?)?;
+        known.iter().find_map(|known| known.decode(event))
+    }
+}
+
+impl Known {
+    fn decode(&self, event: &ProcessedEvent) -> Option<Decoded> {
+        if self.decoder.indexed().len() + 1 != event.topics.len() {
+            return None;
+        }
+        let topics = event.topics.iter().copied();
+        let values = self.decoder.decode_log_parts(topics, &event.data).ok()?;
+        let (mut indexed, mut body) = (values.indexed.into_iter(), values.body.into_iter());
+        let mut arguments = Map::new();
+        for (position, input) in self.event.inputs.iter().enumerate() {
+            let value = if input.indexed { indexed.next()? } else { body.next()? };
+            let name = match input.name.as_str() {
+                "" => position.to_string(),
+                name => name.to_owned(),
+            };
+            arguments.insert(name, shown(value));
+        }
+        let (name, signature) = (self.event.name.clone(), self.event.signature());
+        Some(Decoded { name, signature, arguments })
+    }
+}
+
+/// An array of items, or an artifact of a compiler that has it under `abi`.
+fn read(text: &str) -> Result<JsonAbi, serde_json::Error> {
+    let mut value: Value = serde_json::from_str(text)?;
+    if let Some(abi) = value.get_mut("abi") {
+        value = abi.take();
+    }
+    serde_json::from_value(value)
+}
+
+/// Numbers as decimal text, for JSON's own end at 2^53; bytes and addresses as hex.
+fn shown(value: DynSolValue) -> Value {
+    match value {
+        DynSolValue::Bool(flag) => json!(flag),
+        DynSolValue::Int(number, _) => json!(number.to_string()),
+        DynSolValue::Uint(number, _) => json!(number.to_string()),
+        DynSolValue::FixedBytes(word, size) => json!(hex::encode_prefixed(&word[..size])),
+        DynSolValue::Address(address) => json!(hex::encode_prefixed(address)),
+        DynSolValue::Function(function) => json!(hex::encode_prefixed(function)),
+        DynSolValue::Bytes(bytes) => json!(hex::encode_prefixed(bytes)),
+        DynSolValue::String(text) => json!(text),
+        DynSolValue::Array(values)
+        | DynSolValue::FixedArray(values)
+        | DynSolValue::Tuple(values) => values.into_iter().map(shown).collect(),
+    }
+}

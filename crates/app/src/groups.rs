@@ -1,0 +1,133 @@
+//! `ethhook groups`: the consumer groups of the live streams.
+
+use std::time::Duration;
+
+use ethhook_domain::Profile;
+use ethhook_streams::{Consumer, GroupLag, Streams};
+use serde_json::json;
+
+use crate::config::{Client, Inputs, Problem};
+use crate::place::Place;
+use crate::{Exit, logging, redis, tell};
+
+/// What is ordered.
+#[derive(Debug)]
+pub(crate) enum Order {
+    List { chain: Option<String>, json: bool },
+    Create { chain: String, group: String, from: Place },
+    Prune { chain: String, group: String, idle: Duration },
+}
+
+/// Carries the order out.
+///
+/// # Errors
+/// If there is no such chain, stream or group, or Redis fails.
+pub(crate) async fn run(
+    inputs: Result<Inputs, Vec<Problem>>,
+    order: Order,
+) -> anyhow::Result<Exit> {
+    let loaded = inputs.and_then(|inputs| {
+        let client = Client::load(&inputs)?;
+        let streams = redis::open(&client.redis).map_err(|problem| vec![problem])?;
+        Ok((client, streams))
+    });
+    let (client, streams) = match loaded {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            tell(&problems);
+            return Ok(Exit::BadConfiguration);
+        }
+    };
+    logging::start(&client.logging)?;
+    match order {
+        Order::List { chain, json } => {
+            let chains = match &chain {
+                Some(name) => vec![client.chain(name)?],
+                None if client.on.is_empty() => client.known.iter().collect(),
+                None => client.on.iter().collect(),
+            };
+            list(&streams, &chains, json).await?;
+        }
+        Order::Create { chain, group, from } => {
+            let chain = client.chain(&chain)?;
+            let after = from.resolve(&streams, (&chain.name, chain.chain_id)).await?;
+            streams.create_group(chain.chain_id, &group, &after).await?;
+            println!("Group {group} of {}: it is given what stands behind {after}.", chain.name);
+        }
+        Order::Prune { chain, group, idle } => {
+            let chain = client.chain(&chain)?;
+            let removed = streams.prune_consumers(chain.chain_id, &group, idle).await?;
+            println!("{} consumers removed{}.", removed.len(), names(&removed));
+            for dead in streams.consumers(chain.chain_id, &group).await? {
+                if dead.idle >= idle {
+                    println!(
+                        "{} stays: it holds {} entries, which another consumer can claim (XAUTOCLAIM).",
+                        dead.name, dead.pending
+                    );
+                }
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn names(names: &[String]) -> String {
+    if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) }
+}
+
+async fn list(streams: &Streams, chains: &[&Profile], json: bool) -> anyhow::Result<()> {
+    let mut none = true;
+    for chain in chains {
+        for group in streams.groups(chain.chain_id).await? {
+            none = false;
+            let consumers = streams.consumers(chain.chain_id, &group.group).await?;
+            if json {
+                println!("{}", as_json(chain, &group, &consumers));
+            } else {
+                print!("{}", as_text(chain, &group, &consumers));
+            }
+        }
+    }
+    if none && !json {
+        println!("There is no group; `ethhook groups create` makes one.");
+    }
+    Ok(())
+}
+
+fn as_json(chain: &Profile, group: &GroupLag, consumers: &[Consumer]) -> serde_json::Value {
+    let consumer = |consumer: &Consumer| {
+        json!({
+            "name": consumer.name,
+            "pending": consumer.pending,
+            "idle_seconds": consumer.idle.as_secs(),
+        })
+    };
+    json!({
+        "chain": chain.name,
+        "group": group.group,
+        "behind": group.entries,
+        "waiting_seconds": group.waiting.as_secs(),
+        "pending": group.pending,
+        "consumers": consumers.iter().map(consumer).collect::<Vec<_>>(),
+    })
+}
+
+fn as_text(chain: &Profile, group: &GroupLag, consumers: &[Consumer]) -> String {
+    let behind = group.entries.map_or("an unknown number of".to_owned(), |n| n.to_string());
+    let mut text = format!(
+        "{} {}: {behind} entries to read or acknowledge, {} of them pending; the oldest waits for {} s\n",
+        chain.name,
+        group.group,
+        group.pending,
+        group.waiting.as_secs()
+    );
+    for consumer in consumers {
+        text += &format!(
+            "  {}: {} pending, has not read for {} s\n",
+            consumer.name,
+            consumer.pending,
+            consumer.idle.as_secs()
+        );
+    }
+    text
+}

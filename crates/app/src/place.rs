@@ -1,0 +1,100 @@
+//! From where on a stream is read: an ID, a block or a time.
+
+use std::str::FromStr;
+
+use anyhow::{Context, bail};
+use ethhook_domain::{ChainId, Op};
+use ethhook_streams::Streams;
+use jiff::Timestamp;
+
+/// Below it a bare number is a block: no chain has as many, and no entry is as old as a time of so
+/// few milliseconds, which is in 2001.
+const FIRST_MILLISECOND: u64 = 1_000_000_000_000;
+
+/// Where reading begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Behind this ID; `$` is what comes next, `0` all that is kept.
+    Id(String),
+    /// With the first event of this block.
+    Block(u64),
+    /// With the first block that is not older.
+    Time(Timestamp),
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "$" || text == "0" {
+            return Ok(Self::Id(text.to_owned()));
+        }
+        if let Ok(number) = text.parse::<u64>() {
+            let is_block = number < FIRST_MILLISECOND;
+            return Ok(if is_block { Self::Block(number) } else { Self::Id(text.to_owned()) });
+        }
+        if let Some((ms, seq)) = text.split_once('-')
+            && ms.parse::<u64>().is_ok()
+            && seq.parse::<u64>().is_ok()
+        {
+            return Ok(Self::Id(text.to_owned()));
+        }
+        text.parse().map(Self::Time).map_err(|_| {
+            "must be $, 0, a block number, an entry ID as 1700000000000-0, or a time as \
+             2026-01-31T12:00:00Z"
+                .to_owned()
+        })
+    }
+}
+
+impl Place {
+    /// The ID behind which the place begins in the stream of `chain`, called `name`.
+    ///
+    /// # Errors
+    /// If the stream does not hold the place.
+    pub(crate) async fn resolve(
+        &self,
+        streams: &Streams,
+        (name, chain): (&str, ChainId),
+    ) -> anyhow::Result<String> {
+        let place = match self {
+            Self::Id(id) => return Ok(id.clone()),
+            Self::Block(number) => streams.place(chain, |m| m.number >= *number).await?,
+            Self::Time(time) => {
+                let seconds = u64::try_from(time.as_second()).unwrap_or_default();
+                streams.place(chain, |m| m.timestamp >= seconds).await?
+            }
+        };
+        let place = place.with_context(|| match self {
+            Self::Block(number) => format!("{name}: block {number} is not published yet"),
+            _ => format!("{name}: no block from then on is published yet"),
+        })?;
+        if let Self::Block(number) = self
+            && place.marker.op != Op::Gap
+            && place.marker.number > *number
+        {
+            bail!("{name}: the stream keeps blocks from {} on", place.marker.number);
+        }
+        Ok(place.after_entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_blocks_and_times_are_told_apart() {
+        for id in ["$", "0", "0-0", "1700000000000", "1700000000000-12"] {
+            assert_eq!(id.parse(), Ok(Place::Id(id.to_owned())));
+        }
+        assert_eq!("21000000".parse(), Ok(Place::Block(21_000_000)));
+        let time = Timestamp::from_second(1_700_000_000).unwrap();
+        assert_eq!("2023-11-14T22:13:20Z".parse(), Ok(Place::Time(time)));
+        assert_eq!("2023-11-15T00:13:20+02:00".parse(), Ok(Place::Time(time)));
+        for bad in ["", "-", "1-", "-1", "x", "1-x", "+", ">", "2023-11-14", "latest"] {
+            let refused = bad.parse::<Place>().unwrap_err();
+            assert!(refused.starts_with("must be $, 0, a block"), "{bad}");
+        }
+    }
+}

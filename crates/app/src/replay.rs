@@ -1,0 +1,120 @@
+//! `ethhook replay`: a final range of a chain, fetched and checked again, into a stream of its own.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use ethhook_domain::{Filter, ProcessedEvent};
+use ethhook_ingest::inquiry::{CheckedBlock, Inquiry, Which};
+use ethhook_streams::{Replay, ReplayError, ReplaySpec};
+
+use crate::Exit;
+use crate::bar::Bar;
+use crate::config::{Inputs, Problem};
+use crate::operator::{Target, bad_configuration};
+use crate::signals::Signals;
+use crate::verify::BLOCKS_A_QUESTION;
+
+/// How long a block is tried again while Redis is away.
+const PATIENCE: Duration = Duration::from_secs(30);
+const TRY_AGAIN: Duration = Duration::from_millis(250);
+
+/// What is replayed, and where to.
+#[derive(Debug, Clone)]
+pub(crate) struct Order {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) into: String,
+    /// None: the chain's own.
+    pub(crate) filter: Option<Filter>,
+}
+
+/// Writes what the stream does not hold yet.
+///
+/// # Errors
+/// If the range is not final, the stream is another's, or the node or Redis do not answer.
+pub(crate) async fn run(
+    inputs: Result<Inputs, Vec<Problem>>,
+    chain: &str,
+    order: Order,
+) -> anyhow::Result<Exit> {
+    let mut signals = Signals::new()?;
+    let Order { from, to, into, filter } = order;
+    ensure!(from <= to, "--from {from} is above --to {to}");
+    let Some(mut target) = Target::load(inputs, chain)? else { return bad_configuration() };
+    // The node is asked with it, too.
+    target.chain.filter = filter.unwrap_or(target.chain.filter);
+    let (filter, encoding) = (target.chain.filter.digest(), target.options.encoding);
+    let spec = ReplaySpec { chain: target.id(), from, filter, encoding };
+    let mut replay = target.streams.replay_into(&into, spec).await?;
+    let before = replay.events();
+    let done = async {
+        if replay.next() <= to {
+            write(&target, &mut replay, to).await?;
+        }
+        anyhow::Ok(())
+    };
+    let interrupted = tokio::select! {
+        done = done => done.map(|()| false),
+        () = signals.next() => Ok(true),
+    };
+    let (published, next) = (replay.events() - before, replay.next());
+    println!("{published} events published into {into}, {} in all.", replay.events());
+    if interrupted.with_context(|| format!("the next block is {next}: run it again to go on"))? {
+        bail!("stopped; the next block is {next}: run it again to go on");
+    }
+    Ok(Exit::Done)
+}
+
+async fn write(target: &Target, replay: &mut Replay, to: u64) -> anyhow::Result<()> {
+    let filter = &target.chain.filter;
+    let inquiry = Inquiry::open(&target.chain)?;
+    let last = newest_final(target, &inquiry).await?;
+    ensure!(
+        to <= last,
+        "block {to} is not final yet, and a replayed stream takes nothing back: --to must not be \
+         above {last}"
+    );
+    let bar = Bar::new("blocks", to + 1 - replay.next());
+    while replay.next() <= to {
+        let next = replay.next();
+        let blocks = inquiry.blocks(next..=to.min(next + BLOCKS_A_QUESTION - 1)).await?;
+        for block in blocks {
+            let CheckedBlock { block, mut logs, .. } = block;
+            ensure!(
+                replay.tip().is_none_or(|tip| tip == block.parent_hash),
+                "block {block} does not stand on what was replayed: the node's chain is another one"
+            );
+            logs.retain(|log| filter.passes(log));
+            let id = target.id();
+            let events: Vec<_> =
+                logs.into_iter().map(|log| ProcessedEvent::new(id, &block, log)).collect();
+            patiently(async || replay.append(&block, &events).await).await?;
+            bar.advance(1);
+        }
+    }
+    bar.end();
+    Ok(())
+}
+
+/// The newest block that counts as final: the node's tag, but never less deep than the chain's
+/// depth, as the ingestor counts it.
+async fn newest_final(target: &Target, inquiry: &Inquiry) -> anyhow::Result<u64> {
+    let head = inquiry.header(Which::Latest).await?.context("the node shows no head")?;
+    let deep = head.block.number.saturating_sub(target.chain.profile.finality_depth);
+    let tag = inquiry.header(Which::Finalized).await?;
+    Ok(tag.map_or(deep, |tag| tag.block.number.min(deep)))
+}
+
+async fn patiently(
+    mut act: impl AsyncFnMut() -> Result<(), ReplayError>,
+) -> Result<(), ReplayError> {
+    let started = Instant::now();
+    loop {
+        match act().await {
+            Err(error) if error.is_retryable() && started.elapsed() < PATIENCE => {
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+            result => return result,
+        }
+    }
+}

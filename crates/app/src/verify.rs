@@ -1,0 +1,244 @@
+//! `ethhook verify`: holds a chain's streams against the chain.
+//!
+//! The streams are replayed by `domain`'s fold from the first marker of the range to their end, so
+//! that whatever is wrong in them shows, and the blocks of the range are fetched and checked as the
+//! ingestor does it. Neither is held in memory as a whole: what is final is compared and forgotten.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, bail, ensure};
+use ethhook_domain::fold::{Difference, ExpectedBlock, Fold, FoldedBlock, MAX_REPORTED, compare};
+use ethhook_domain::{ChainId, Cursor, Filter, Op};
+use ethhook_ingest::inquiry::{CheckedBlock, Inquiry};
+use ethhook_streams::{EntryId, Place, Streams};
+
+use crate::Exit;
+use crate::bar::Bar;
+use crate::config::{Inputs, Problem};
+use crate::operator::{Target, bad_configuration};
+
+/// Markers read at once.
+const MARKERS_A_READ: usize = 256;
+/// Entries read at once.
+const EVENTS_A_READ: usize = 1_000;
+/// Blocks asked of the node at once.
+pub(crate) const BLOCKS_A_QUESTION: u64 = 32;
+
+/// The blocks that were ordered to be looked at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Range {
+    /// None: from the first that the stream keeps whole.
+    pub(crate) from: Option<u64>,
+    /// None: to the newest final one.
+    pub(crate) to: Option<u64>,
+}
+
+/// Prints every difference, and how many there are.
+///
+/// # Errors
+/// If the range is not in the stream, or Redis or the node do not answer.
+pub(crate) async fn run(
+    inputs: Result<Inputs, Vec<Problem>>,
+    chain: &str,
+    range: Range,
+) -> anyhow::Result<Exit> {
+    let Some(target) = Target::load(inputs, chain)? else { return bad_configuration() };
+    let cursor = target.cursor().await?;
+    let (place, from, to) = locate(&target, &cursor, range).await?;
+    println!("Chain {}: blocks {from} to {to} of the stream against the chain.", target.name());
+    let bar = Bar::new("blocks", to - from + 1);
+    let mut verification = Verification {
+        streams: &target.streams,
+        inquiry: Inquiry::open(&target.chain)?,
+        chain: target.id(),
+        filter: &target.chain.filter,
+        fold: Fold::after(target.id(), place.marker.seq - 1, &place.after_entry),
+        next: from,
+        to,
+        seen: Seen::default(),
+        bar,
+    };
+    verification.replay(&place).await?;
+    verification.rest().await?;
+    let Verification { fold, seen, bar, .. } = verification;
+    bar.end();
+    let faults = fold.violations();
+    faults.iter().for_each(|violation| println!("{violation}"));
+    seen.differences.iter().for_each(|difference| println!("{difference}"));
+    let count = faults.len() + seen.differences.len();
+    if count == 0 {
+        println!("The same: {} blocks with {} events.", seen.blocks, seen.events);
+        return Ok(Exit::Done);
+    }
+    let more = if count >= MAX_REPORTED { " or more" } else { "" };
+    println!("{count} differences{more}. `ethhook rewind` mends what is not yet final.");
+    if cursor.finalized_hash.is_none() || to > cursor.finalized_number {
+        println!("Not all of these blocks are final: a reorg meanwhile shows as a difference.");
+    }
+    Ok(Exit::Failed)
+}
+
+/// Where the streams begin to tell of the range, and the range.
+async fn locate(
+    target: &Target,
+    cursor: &Cursor,
+    range: Range,
+) -> anyhow::Result<(Place, u64, u64)> {
+    let tip = cursor.hash.map(|_| cursor.number).context("nothing is published yet")?;
+    let finalized = cursor.finalized_hash.map(|_| cursor.finalized_number);
+    let to = match range.to {
+        Some(to) => to,
+        None => finalized.context("no block is final yet: say --to")?,
+    };
+    ensure!(to <= tip, "block {to} is not published yet: the stream ends with block {tip}");
+    let least = range.from.unwrap_or(0);
+    let place = target.streams.place(target.id(), |marker| marker.number >= least).await?;
+    let place = place.context("no block of the range is kept in the stream any more")?;
+    let kept = match place.marker.op {
+        Op::Gap => place.marker.number + 1,
+        _ => place.marker.number,
+    };
+    let from = match range.from {
+        Some(from) if from < kept && place.marker.op != Op::Gap => {
+            bail!("the stream keeps blocks from {kept} on: --from must not be below that")
+        }
+        Some(from) => from.max(kept),
+        None => kept,
+    };
+    ensure!(from <= to, "there is nothing to compare: the range is {from} to {to}");
+    Ok((place, from, to))
+}
+
+/// What was found so far.
+#[derive(Debug, Default)]
+struct Seen {
+    differences: Vec<Difference>,
+    blocks: usize,
+    events: usize,
+    /// Heights whose markers name another filter than the configuration's.
+    foreign_filter: HashMap<u64, String>,
+}
+
+struct Verification<'a> {
+    streams: &'a Streams,
+    inquiry: Inquiry,
+    chain: ChainId,
+    filter: &'a Filter,
+    fold: Fold,
+    /// The next block to compare.
+    next: u64,
+    to: u64,
+    seen: Seen,
+    bar: Bar,
+}
+
+impl Verification<'_> {
+    /// Replays both streams from `place` to their end.
+    async fn replay(&mut self, place: &Place) -> anyhow::Result<()> {
+        let digest = self.filter.digest();
+        let mut marker_id = place.after_marker.clone();
+        let mut entries = Entries { id: place.after_entry.clone(), at: EntryId::default() };
+        loop {
+            let markers = self.streams.markers(self.chain, &marker_id, MARKERS_A_READ).await?;
+            if markers.is_empty() {
+                // What stands behind the last marker belongs to the next, or to none.
+                let fed = entries.feed(self.streams, self.chain, &mut self.fold, None).await?;
+                if fed && !self.streams.markers(self.chain, &marker_id, 1).await?.is_empty() {
+                    continue;
+                }
+                self.fold.finish();
+                return Ok(());
+            }
+            for (id, marker) in markers {
+                let last = marker.last_id.parse().ok();
+                entries.feed(self.streams, self.chain, &mut self.fold, last).await?;
+                self.fold.marker(&id, &marker);
+                if marker.op == Op::Add && marker.filter != digest {
+                    self.seen.foreign_filter.insert(marker.number, marker.filter);
+                }
+                marker_id = id;
+            }
+            let settled = self.fold.settle();
+            let up_to = settled.last().map(|block| block.number);
+            self.compare(&settled, up_to).await?;
+        }
+    }
+
+    /// Compares what never became final.
+    async fn rest(&mut self) -> anyhow::Result<()> {
+        let blocks = self.fold.canonical().to_vec();
+        self.compare(&blocks, Some(self.to)).await
+    }
+
+    /// Compares the range up to `up_to` with `blocks`, which hold all of it.
+    async fn compare(&mut self, blocks: &[FoldedBlock], up_to: Option<u64>) -> anyhow::Result<()> {
+        let Some(up_to) = up_to.map(|number| number.min(self.to)) else { return Ok(()) };
+        while self.next <= up_to {
+            // What an operator skipped is not asked for: perhaps no node has it any more.
+            let gaps = blocks.iter().filter_map(|block| Some((block.skipped_from?, block.number)));
+            let mut gaps = gaps.filter(|(_, last)| *last >= self.next);
+            let mut last = up_to.min(self.next + BLOCKS_A_QUESTION - 1);
+            match gaps.next() {
+                Some((first, end)) if first <= self.next => {
+                    self.bar.advance(end - self.next + 1);
+                    self.next = end + 1;
+                    continue;
+                }
+                Some((first, _)) => last = last.min(first - 1),
+                None => {}
+            }
+            if let Some(number) =
+                (self.next..=last).find(|number| self.seen.foreign_filter.contains_key(number))
+            {
+                bail!(
+                    "block {number} was published under another filter (_CONTRACTS, _TOPICS) than the \
+                     configuration now has: it cannot be compared; choose --from and --to beside it"
+                );
+            }
+            let part = |number: u64| blocks.partition_point(|block| block.number < number);
+            let part = &blocks[part(self.next)..part(last + 1)];
+            let chain = self.inquiry.blocks(self.next..=last).await?;
+            let expected: Vec<_> = chain.into_iter().map(|b| expected(b, self.filter)).collect();
+            self.seen.blocks += expected.len();
+            self.seen.events += expected.iter().map(|block| block.logs.len()).sum::<usize>();
+            self.seen.differences.extend(compare(part, &expected));
+            self.seen.differences.truncate(MAX_REPORTED);
+            self.bar.advance(last - self.next + 1);
+            self.next = last + 1;
+        }
+        Ok(())
+    }
+}
+
+fn expected(block: CheckedBlock, filter: &Filter) -> ExpectedBlock {
+    let CheckedBlock { block, mut logs, .. } = block;
+    logs.retain(|log| filter.passes(log));
+    ExpectedBlock { number: block.number, hash: block.hash, timestamp: block.timestamp, logs }
+}
+
+/// How far the entries are read.
+struct Entries {
+    id: String,
+    at: EntryId,
+}
+
+impl Entries {
+    /// Gives `fold` the entries up to `last` and perhaps more, or all; whether there were any.
+    async fn feed(
+        &mut self,
+        streams: &Streams,
+        chain: ChainId,
+        fold: &mut Fold,
+        last: Option<EntryId>,
+    ) -> anyhow::Result<bool> {
+        let mut any = false;
+        while last.is_none_or(|last| self.at < last) {
+            let events = streams.events(chain, &self.id, EVENTS_A_READ).await?;
+            let Some((id, _)) = events.last() else { return Ok(any) };
+            (self.id, any) = (id.clone(), true);
+            self.at = id.parse().unwrap_or_default();
+            events.into_iter().for_each(|(id, event)| fold.entry(&id, event));
+        }
+        Ok(any)
+    }
+}

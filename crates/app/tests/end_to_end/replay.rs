@@ -1,0 +1,115 @@
+//! `ethhook replay`: a stream of its own that equals the chain, written once.
+
+use std::process::Stdio;
+
+use redis::aio::MultiplexedConnection;
+use tokio::process::Command;
+
+use crate::operator::{checker, done, manual, refused};
+use crate::rig::{SETTLE, until};
+use crate::verify::final_after_four;
+
+/// The fields of all entries of `stream`, names and values in turn.
+async fn fields(redis: &mut MultiplexedConnection, stream: &str) -> Vec<Vec<String>> {
+    let mut range = redis::cmd("XRANGE");
+    let entries: Vec<(String, Vec<String>)> =
+        range.arg(stream).arg("-").arg("+").query_async(redis).await.unwrap();
+    entries.into_iter().map(|(_, fields)| fields).collect()
+}
+
+#[tokio::test]
+async fn a_replayed_range_equals_the_live_stream_and_is_written_once() {
+    let (chain, node, mut rig) = manual().await;
+    final_after_four(&mut rig);
+    rig.start();
+    chain.mine(100);
+    // The live stream is known to be the chain; no reorg, so its entries are those of the blocks.
+    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    let mut redis = rig.redis.connection().await.unwrap();
+    let live = fields(&mut redis, "events:31337").await;
+    let range = async |from: &str, to: &str, more: &[&str]| {
+        let replay = ["replay", "--chain", "local", "--from", from, "--to", to, "--into"];
+        rig.command(&[&replay[..], more].concat()).await
+    };
+    chain.set_finalized(1_000);
+    let told = done(&range("1", "60", &["history"]).await);
+    assert_eq!(told, "600 events published into history, 600 in all.\n");
+    assert_eq!(fields(&mut redis, "history").await, live[..600]);
+    let told = done(&range("1", "60", &["history"]).await);
+    assert_eq!(told, "0 events published into history, 600 in all.\n");
+    let told = done(&range("21", "80", &["history"]).await);
+    assert_eq!(told, "200 events published into history, 800 in all.\n");
+    assert_eq!(fields(&mut redis, "history").await, live[..800]);
+
+    let told = refused(&range("1", "60", &["events:31337"]).await);
+    assert!(told.contains("live stream is mended by `ethhook rewind`"), "{told}");
+    let told = refused(&range("1", "97", &["other"]).await);
+    assert!(told.contains("97 is not final") && told.contains("must not be above 96"), "{told}");
+    let told = refused(&range("0", "60", &["history"]).await);
+    assert!(told.contains("holds blocks 1 to 80"), "{told}");
+    let told = refused(&range("82", "90", &["history"]).await);
+    assert!(told.contains("does not continue"), "{told}");
+    let told = refused(&range("9", "8", &["history"]).await);
+    assert!(told.contains("--from 9 is above --to 8"), "{told}");
+    redis::cmd("SET").arg("mine").arg("1").exec_async(&mut redis).await.unwrap();
+    let told = refused(&range("1", "8", &["mine"]).await);
+    assert!(told.contains("was not written by a replay"), "{told}");
+
+    // One contract only; the same stream takes no other selection.
+    let contract =
+        live[0][live[0].iter().position(|field| field == "contract").unwrap() + 1].clone();
+    let one = ["one", "--contract", &contract];
+    done(&range("1", "60", &one).await);
+    let expected: Vec<_> =
+        live[..600].iter().filter(|fields| fields.contains(&contract)).cloned().collect();
+    assert_eq!(fields(&mut redis, "one").await, expected);
+    let told = refused(&range("1", "61", &["one"]).await);
+    assert!(told.contains("events of other contracts or topics"), "{told}");
+    let wrong = range("1", "60", &["one", "--contract", "0x12"]).await;
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
+}
+
+#[tokio::test]
+async fn a_replay_that_is_killed_goes_on_where_it_stood() {
+    let (chain, node, mut rig) = manual().await;
+    final_after_four(&mut rig);
+    chain.mine(140);
+    chain.set_finalized(1_000);
+    let replay = ["replay", "--chain", "local", "--from", "1", "--to", "130", "--into", "history"];
+    let folder = tempfile::tempdir().unwrap();
+    let toml = "[chains.local]\nblock_time_ms = 100\nfinality_depth = 4\n";
+    std::fs::write(folder.path().join("ethhook.toml"), toml).unwrap();
+    // So slow that it can be killed in the middle.
+    let env = [("REDIS_URL", rig.redis.url()), ("LOCAL_WS_URL", node.ws_url(31337))];
+    let slow = [("LOCAL_RPS", "20".to_owned()), ("RUST_LOG", "error".to_owned())];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ethhook"))
+        .args(replay)
+        .env_clear()
+        .envs(env.into_iter().chain(slow))
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut redis = rig.redis.connection().await.unwrap();
+    until("some blocks", async || {
+        let mut last = redis::cmd("HGET");
+        last.arg("replay:{history}").arg("last");
+        let last: Option<u64> = last.query_async(&mut redis).await.unwrap();
+        last.is_some()
+    })
+    .await;
+    child.kill().await.unwrap();
+    let before = fields(&mut redis, "history").await.len();
+    assert!(
+        (10..1_300).contains(&before) && before % 10 == 0,
+        "{before}: in the middle, and whole"
+    );
+    let told = done(&rig.command(&replay).await);
+    let rest = 1_300 - before;
+    assert_eq!(told, format!("{rest} events published into history, 1300 in all.\n"));
+    rig.start();
+    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    let live = fields(&mut redis, "events:31337").await;
+    assert_eq!(fields(&mut redis, "history").await, live[..1_300]);
+}

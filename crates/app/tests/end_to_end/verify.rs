@@ -1,0 +1,133 @@
+//! `ethhook verify`: what is the same, and each way in which a stream can differ.
+
+use std::process::Output;
+
+use redis::aio::MultiplexedConnection;
+
+use crate::operator::{checker, done, manual, refused};
+use crate::rig::{Rig, SETTLE, until};
+
+/// An entry: its ID, and names and values in turn.
+type Entry = (String, Vec<String>);
+
+async fn entries(redis: &mut MultiplexedConnection) -> Vec<Entry> {
+    let mut range = redis::cmd("XRANGE");
+    range.arg("events:31337").arg("-").arg("+").query_async(redis).await.unwrap()
+}
+
+/// Puts other entries in the stream's place.
+async fn replace(redis: &mut MultiplexedConnection, entries: &[Entry]) {
+    let mut pipe = redis::pipe();
+    pipe.del("events:31337");
+    for (id, fields) in entries {
+        pipe.cmd("XADD").arg("events:31337").arg(id).arg(fields);
+    }
+    let _: Vec<redis::Value> = pipe.query_async(redis).await.unwrap();
+}
+
+/// What was listed of a stream that differs, the summary last.
+fn differences(output: &Output) -> Vec<String> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    text.lines().skip(1).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn verify_finds_every_kind_of_planted_difference() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(40);
+    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    chain.reorg(3, 4, ethhook_simulator::Contents::Fresh);
+    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    let verify = ["verify", "--chain", "local", "--from", "1", "--to", "41"];
+    let same = "The same: 41 blocks with 410 events.\n";
+    assert!(done(&rig.command(&verify).await).ends_with(same), "while the ingestor runs");
+    let told = refused(&rig.command(&["verify", "--chain", "local"]).await);
+    assert!(told.contains("no block is final yet: say --to"), "{told}");
+    let told = refused(&rig.command(&["verify", "--chain", "local", "--to", "42"]).await);
+    assert!(told.contains("the stream ends with block 41"), "{told}");
+    rig.terminate().await;
+
+    let mut redis = rig.redis.connection().await.unwrap();
+    let whole = entries(&mut redis).await;
+    // Block n, of 10 logs, begins at 10 * (n - 1).
+    let check = async |redis: &mut MultiplexedConnection, planted: &[Entry], found: &[&str]| {
+        replace(redis, planted).await;
+        let told = differences(&rig.command(&verify).await);
+        assert_eq!(told.len(), found.len() + 2, "{told:#?}");
+        for part in found {
+            assert!(told.iter().any(|line| line.contains(part)), "{part} in {told:#?}");
+        }
+        assert!(told[told.len() - 2].contains("rewind") && told[told.len() - 1].contains("final"));
+    };
+    let mut altered = whole.clone();
+    let data = altered[117].1.iter().position(|field| field == "data").unwrap() + 1;
+    altered[117].1[data] = "0xbad0".into();
+    check(&mut redis, &altered, &["block 12: log 7: data is 0xbad0, the chain has 0x"]).await;
+
+    let mut missing = whole.clone();
+    missing.remove(204);
+    let found = ["Range at", "block 21: log 4 is missing in the stream"];
+    check(&mut redis, &missing, &found).await;
+
+    let mut extra = whole.clone();
+    let (ms, seq) = extra.last().unwrap().0.split_once('-').unwrap();
+    let behind_all = format!("{ms}-{}", seq.parse::<u64>().unwrap() + 1);
+    extra.push((behind_all.clone(), whole[55].1.clone()));
+    let found = format!("OutsideMarker at {behind_all}: new log 5 of block 6");
+    check(&mut redis, &extra, &[&found]).await;
+
+    let mut swapped = whole.clone();
+    let fields = std::mem::replace(&mut swapped[301].1, whole[302].1.clone());
+    swapped[302].1 = fields;
+    let found = ["Order at", "log 1 is missing", "log 1 is in the stream but not in the chain"];
+    check(&mut redis, &swapped, &found).await;
+
+    // What is not in the range is not looked at in the chain, but the stream is replayed.
+    replace(&mut redis, &altered).await;
+    let beside = ["verify", "--chain", "local", "--from", "13", "--to", "30"];
+    assert!(done(&rig.command(&beside).await).contains("The same: 18 blocks with 180 events."));
+    replace(&mut redis, &whole).await;
+    assert!(done(&rig.command(&verify).await).ends_with(same));
+    rig.set("LOCAL_TOPICS", format!("0x{}", "ab".repeat(32)));
+    let told = refused(&rig.command(&verify).await);
+    assert!(told.contains("block 1 was published under another filter"), "{told}");
+    rig.unset("LOCAL_TOPICS");
+    drop(node);
+}
+
+/// A long chain: what is final is compared and forgotten on the way, and what was skipped is
+/// passed over.
+#[tokio::test]
+async fn verify_reads_a_long_stream_with_a_gap_to_its_final_block() {
+    let (chain, node, mut rig) = manual().await;
+    final_after_four(&mut rig);
+    rig.set("LOCAL_WS_URL", node.ws_url(31337));
+    rig.start();
+    chain.mine(20);
+    let checker = checker(&rig, &node).await;
+    checker.settle(SETTLE).await.unwrap();
+    rig.terminate().await;
+    chain.mine(30);
+    done(&rig.command(&["skip", "--chain", "local", "--to", "50", "--yes"]).await);
+    chain.mine(1_100);
+    rig.start();
+    checker.settle(SETTLE).await.unwrap();
+    let mut finalized = 0;
+    until("a finalized block", async || {
+        finalized = checker.cursor().await.unwrap().unwrap().finalized_number;
+        finalized >= 1_000
+    })
+    .await;
+    let told = done(&rig.command(&["verify", "--chain", "local"]).await);
+    let (first, blocks) = (0, finalized + 1 - 30);
+    assert!(told.contains(&format!("blocks {first} to {finalized}")), "{told}");
+    assert!(told.contains(&format!("The same: {blocks} blocks with {} events", 10 * (blocks - 1))));
+}
+
+/// Makes the chain `local` one that is final after four blocks.
+pub(crate) fn final_after_four(rig: &mut Rig) {
+    let toml = "[chains.local]\nblock_time_ms = 100\nfinality_depth = 4\n";
+    rig.write_toml(toml).unwrap();
+}
