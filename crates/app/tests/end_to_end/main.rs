@@ -6,6 +6,7 @@
 mod anvil;
 mod encoding;
 mod endpoints;
+mod examples;
 mod fetching;
 mod monitoring;
 mod operator;

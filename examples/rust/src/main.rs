@@ -1,0 +1,274 @@
+//! Sums the ERC-20 transfers of a chain by contract, exactly, whatever is killed when.
+//!
+//! What is delivered to this consumer is pending until it is acknowledged. All work is done on what
+//! is pending, and the sums and the acknowledgements move in one MULTI/EXEC: an entry is pending
+//! exactly as long as it is not in the sums, so that a kill at any moment neither loses nor doubles
+//! it.
+//!
+//!     CHAIN_ID=1 GROUP=sums CONSUMER=one cargo run [-- --finalized]
+//!
+//! With `--finalized`, an entry waits until its block is final. Have one reader a group then: the
+//! entries that take a block back must come to the consumer that holds the block's own.
+
+use std::collections::{BTreeMap, HashMap};
+use std::env;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use num_bigint::{BigInt, Sign};
+use redis::{Client, Connection, cmd, pipe};
+use serde::Deserialize;
+use serde_bytes::ByteBuf;
+
+const BATCH: usize = 1000;
+const TRANSFER: &str = "ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef";
+
+/// An ID, and the fields; none if retention trimmed the entry before we came to it.
+type Entry = (String, Option<HashMap<String, Vec<u8>>>);
+
+/// The values in the order of the fields; of them only what is needed has a use here.
+#[derive(Deserialize)]
+#[allow(dead_code)]
+struct Event {
+    chain_id: u64,
+    block_number: u64,
+    block_hash: ByteBuf,
+    tx_hash: ByteBuf,
+    tx_index: u64,
+    log_index: u64,
+    contract: ByteBuf,
+    topics: Vec<ByteBuf>,
+    data: ByteBuf,
+    timestamp: u64,
+    removed: bool,
+}
+
+/// An entry of either encoding.
+fn read_event(fields: &HashMap<String, Vec<u8>>) -> Result<Event> {
+    if let Some(packed) = fields.get("e") {
+        return Ok(rmp_serde::from_slice(packed)?);
+    }
+    let text = |name: &str| -> Result<&str> {
+        Ok(std::str::from_utf8(fields.get(name).with_context(|| name.to_owned())?)?)
+    };
+    let binary = |hex: &str| -> Result<ByteBuf> {
+        Ok(ByteBuf::from(hex::decode(hex.trim_start_matches("0x"))?))
+    };
+    let topics: Vec<String> = serde_json::from_str(text("topics")?)?;
+    Ok(Event {
+        chain_id: text("chain_id")?.parse()?,
+        block_number: text("block_number")?.parse()?,
+        block_hash: binary(text("block_hash")?)?,
+        tx_hash: binary(text("tx_hash")?)?,
+        tx_index: text("tx_index")?.parse()?,
+        log_index: text("log_index")?.parse()?,
+        contract: binary(text("contract")?)?,
+        topics: topics.iter().map(|topic| binary(topic)).collect::<Result<_>>()?,
+        data: binary(text("data")?)?,
+        timestamp: text("timestamp")?.parse()?,
+        removed: text("removed")?.parse()?,
+    })
+}
+
+struct Consumer {
+    redis: Connection,
+    events: String,
+    blocks: String,
+    /// A hash; the braces put it beside its stream on a Cluster.
+    sums: String,
+    group: String,
+    name: String,
+    claim_idle_ms: u64,
+    finalized_only: bool,
+}
+
+impl Consumer {
+    fn connect(client: &Client) -> Result<Self> {
+        let variable = |name: &str, default: &str| env::var(name).unwrap_or(default.to_owned());
+        // Without a read timeout, for with one a signal would cut a blocking read off.
+        let redis = client.get_connection()?;
+        let events = format!("events:{}", variable("CHAIN_ID", "1"));
+        let group = variable("GROUP", "sums");
+        let mut consumer = Self {
+            redis,
+            blocks: format!("blocks:{{{events}}}"),
+            sums: format!("sums:{{{events}}}:{group}"),
+            events,
+            group,
+            name: variable("CONSUMER", "one"),
+            // A consumer that has not acknowledged for so long is dead; more than any work may take.
+            claim_idle_ms: variable("CLAIM_IDLE_MS", "60000").parse()?,
+            finalized_only: env::args().any(|argument| argument == "--finalized"),
+        };
+        let mut create = cmd("XGROUP");
+        create.arg("CREATE").arg(&consumer.events).arg(&consumer.group).arg("0").arg("MKSTREAM");
+        match create.exec(&mut consumer.redis) {
+            Err(error) if error.code() != Some("BUSYGROUP") => Err(error.into()),
+            _ => Ok(consumer),
+        }
+    }
+
+    /// Entries of this consumer: `>` has new ones delivered, an ID shows what is pending above it.
+    fn read(&mut self, after: &str, wait_ms: Option<u64>) -> Result<Vec<Entry>> {
+        let mut command = cmd("XREADGROUP");
+        command.arg("GROUP").arg(&self.group).arg(&self.name).arg("COUNT").arg(BATCH);
+        if let Some(wait_ms) = wait_ms {
+            command.arg("BLOCK").arg(wait_ms);
+        }
+        command.arg("STREAMS").arg(&self.events).arg(after);
+        let streams: Option<Vec<(String, Vec<Entry>)>> = command.query(&mut self.redis)?;
+        Ok(streams.into_iter().flatten().next().map(|(_, entries)| entries).unwrap_or_default())
+    }
+
+    /// What was delivered to us and is not acknowledged, oldest first: one batch, or all of it if
+    /// entries wait until they are final.
+    fn pending(&mut self) -> Result<Vec<Entry>> {
+        let (mut entries, mut after) = (Vec::new(), "0".to_owned());
+        loop {
+            let page = self.read(&after, None)?;
+            let is_last = page.len() < BATCH || !self.finalized_only;
+            if let Some((id, _)) = page.last() {
+                after.clone_from(id);
+            }
+            entries.extend(page);
+            if is_last {
+                return Ok(entries);
+            }
+        }
+    }
+
+    /// Puts what is pending, up to the block `last` if there is one, into the sums.
+    fn work(&mut self, last: Option<i64>) -> Result<()> {
+        loop {
+            // Whoever claims an entry from us and applies it changes the sums: then ours is off.
+            cmd("WATCH").arg(&self.sums).exec(&mut self.redis)?;
+            let (mut ids, mut changes, mut lost) = (Vec::new(), BTreeMap::new(), 0);
+            for (id, fields) in self.pending()? {
+                let Some(fields) = fields else {
+                    ids.push(id);
+                    lost += 1;
+                    continue;
+                };
+                let event = read_event(&fields).with_context(|| format!("entry {id}"))?;
+                if last
+                    .is_some_and(|last| i64::try_from(event.block_number).is_ok_and(|n| n > last))
+                {
+                    continue;
+                }
+                ids.push(id);
+                let is_transfer =
+                    event.topics.len() == 3 && hex::encode(&event.topics[0]) == TRANSFER;
+                if is_transfer && event.data.len() == 32 {
+                    let value = BigInt::from_bytes_be(Sign::Plus, &event.data);
+                    let contract = format!("0x{}", hex::encode(&event.contract));
+                    // One that is removed takes an earlier entry back.
+                    *changes.entry(contract).or_insert_with(BigInt::default) +=
+                        if event.removed { -value } else { value };
+                }
+            }
+            if ids.is_empty() {
+                return Ok(cmd("UNWATCH").exec(&mut self.redis)?);
+            }
+            let mut step = pipe();
+            step.atomic();
+            for (contract, change) in changes {
+                let mut get = cmd("HGET");
+                let held: Option<String> =
+                    get.arg(&self.sums).arg(&contract).query(&mut self.redis)?;
+                let sum = held.map_or(Ok(BigInt::default()), |held| held.parse())? + change;
+                step.hset(&self.sums, contract, sum.to_string()).ignore();
+            }
+            if lost > 0 {
+                step.hincr(&self.sums, "lost", lost).ignore();
+            }
+            step.cmd("XACK").arg(&self.events).arg(&self.group).arg(ids).ignore();
+            // Nothing comes back if the sums changed: look again at what is still ours.
+            let _taken: Option<()> = step.query(&mut self.redis)?;
+        }
+    }
+
+    /// Makes ours what another has not acknowledged for too long.
+    fn claim_from_the_dead(&mut self) -> Result<()> {
+        let mut start = "0-0".to_owned();
+        loop {
+            let mut command = cmd("XAUTOCLAIM");
+            command.arg(&self.events).arg(&self.group).arg(&self.name).arg(self.claim_idle_ms);
+            command.arg(&start).arg("COUNT").arg(BATCH).arg("JUSTID");
+            let (next, _claimed, trimmed): (String, Vec<String>, Vec<String>) =
+                command.query(&mut self.redis)?;
+            if !trimmed.is_empty() {
+                // Gone from the stream before anybody worked on them: a loss.
+                eprintln!("{} entries were lost to retention", trimmed.len());
+                let mut count = cmd("HINCRBY");
+                count.arg(&self.sums).arg("lost").arg(trimmed.len()).exec(&mut self.redis)?;
+            }
+            if next == "0-0" {
+                return Ok(());
+            }
+            start = next;
+        }
+    }
+
+    /// From the chain's markers; -1 while no block is final.
+    fn newest_final_block(&mut self) -> Result<i64> {
+        let mut before = "+".to_owned();
+        loop {
+            let mut command = cmd("XREVRANGE");
+            command.arg(&self.blocks).arg(&before).arg("-").arg("COUNT").arg(BATCH);
+            let page: Vec<(String, HashMap<String, String>)> = command.query(&mut self.redis)?;
+            for (_, marker) in &page {
+                if marker.get("op").is_some_and(|op| op == "finalized") {
+                    return Ok(marker.get("number").context("a marker without number")?.parse()?);
+                }
+            }
+            match page.last() {
+                Some((id, _)) if page.len() == BATCH => before = format!("({id}"),
+                _ => return Ok(-1),
+            }
+        }
+    }
+
+    /// Returns the block up to which pending entries were worked on; `done` is the round's before.
+    fn round(&mut self, done: Option<i64>) -> Result<Option<i64>> {
+        self.claim_from_the_dead()?;
+        self.read(">", Some(1_000))?;
+        let mut last = None;
+        if self.finalized_only {
+            last = Some(self.newest_final_block()?);
+            // What took a block back stands before the marker that made its successor final.
+            while !self.read(">", None)?.is_empty() {}
+        }
+        if last.is_none() || last != done {
+            self.work(last)?;
+        }
+        Ok(last)
+    }
+}
+
+fn main() -> Result<()> {
+    // The round ends first: what was delivered is worked on.
+    let stopping = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&stopping))?;
+    }
+    let is_running = || !stopping.load(Ordering::Relaxed);
+    let client =
+        Client::open(env::var("REDIS_URL").unwrap_or("redis://127.0.0.1:6379".to_owned()))?;
+    while is_running() {
+        let result = Consumer::connect(&client).and_then(|mut consumer| {
+            let mut done = None;
+            while is_running() {
+                done = consumer.round(done)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = result {
+            eprintln!("trying again: {error:#}");
+            sleep(Duration::from_secs(1));
+        }
+    }
+    Ok(())
+}
