@@ -74,6 +74,8 @@ if [ -n "$unit" ]; then
 fi
 
 if [ -n "$unit" ]; then
+  section "Dependencies"
+  ./scripts/supply_chain.sh
   section "Containers and the droplet"
   ./scripts/lint_containers.sh
   ./scripts/test_deploy.sh
