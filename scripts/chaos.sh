@@ -22,6 +22,7 @@ if [ -z "${CHAOS_PREBUILT:-}" ]; then
   cp --remove-destination target/debug/ethhook target/debug/examples/chaos target/chaos/
   git describe --always --dirty --abbrev=7 >target/chaos/commit 2>/dev/null || echo unknown >target/chaos/commit
 fi
+# shellcheck source=/dev/null
 about="$(date -u +%F), $(nproc) cores, $(. /etc/os-release && echo "$PRETTY_NAME"), \
 Redis $(redis-server --version | sed 's/.* v=\([^ ]*\).*/\1/'), debug build of $(cat target/chaos/commit)"
 chaos() {
