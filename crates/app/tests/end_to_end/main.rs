@@ -3,6 +3,7 @@
 //! ARCHITECTURE.md).
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod alertmanager;
 mod anvil;
 mod encoding;
 mod endpoints;
