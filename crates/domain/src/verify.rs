@@ -190,6 +190,35 @@ pub fn verify(profile: &Profile, header: &Header, body: Body) -> Result<Verified
     Ok(Verified { logs, proof, unhashed: header.seal != Seal::Matches })
 }
 
+/// Holds the logs of a range of blocks against their headers, each block by itself as [`verify`]
+/// does. `headers` follow each other, the lowest first; the outcomes are in their order.
+///
+/// A log of another height than theirs is of no block: it fails the first.
+pub fn verify_range(
+    profile: &Profile,
+    headers: &[Header],
+    logs: Vec<Log>,
+) -> Vec<Result<Verified, Failure>> {
+    let lowest = headers.first().map_or(0, |header| header.block.number);
+    let mut by_block: Vec<Vec<Log>> = headers.iter().map(|_| Vec::new()).collect();
+    let mut stray = None;
+    for log in logs {
+        let position = log.block_number.checked_sub(lowest).and_then(|p| usize::try_from(p).ok());
+        match position.and_then(|position| by_block.get_mut(position)) {
+            Some(logs) => logs.push(log),
+            None => stray = Some(log.block_number),
+        }
+    }
+    let held = headers.iter().zip(by_block);
+    let mut outcomes: Vec<_> =
+        held.map(|(header, logs)| verify(profile, header, Body::Logs(logs))).collect();
+    if let (Some(number), Some(first)) = (stray, outcomes.first_mut()) {
+        *first =
+            fail(Check::BlockHash, || format!("a log is of block {number}, outside the range"));
+    }
+    outcomes
+}
+
 /// The hash under which Polygon (before PIP-74) reports the state-sync logs of a block.
 fn state_sync_hash(header: &Header) -> B256 {
     const PREFIX: &[u8] = b"matic-bor-receipt-";

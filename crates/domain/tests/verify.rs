@@ -4,8 +4,9 @@
 
 use alloy_primitives::{Address, B256, Bloom, b256, keccak256};
 use ethhook_domain::block::{Body, Seal};
-use ethhook_domain::verify::{Check, verify, verify_header, without_fetching};
-use ethhook_domain::{Filter, Header, Log, Profile, Proof, Receipt};
+use ethhook_domain::verify::Verified;
+use ethhook_domain::verify::{Check, verify, verify_header, verify_range, without_fetching};
+use ethhook_domain::{BlockRef, Filter, Header, Log, Profile, Proof, Receipt};
 use serde::Deserialize;
 
 const EMPTY_ROOT: B256 = b256!("56e81f171bcc55a6ff8345e692c0f86e5b48e01b996cadc001622fb5e363b421");
@@ -141,6 +142,52 @@ fn old_state_sync_logs_are_kept_and_stand_outside_the_commitments() {
     receipts[1].cumulative_gas_used = header.gas_used;
     let failure = verify(&polygon, &header, Body::Receipts(receipts)).unwrap_err();
     assert_eq!(failure.check, Check::ReceiptsRoot);
+}
+
+#[test]
+fn each_block_of_a_range_stands_for_itself() {
+    let (header, receipts) = recorded();
+    let log = receipts[0].logs[0].clone();
+    let height = header.block.number;
+    let at_height = |number, bloom: &Bloom| {
+        let hash = keccak256([number as u8]);
+        let block = BlockRef { number, hash, ..header.block };
+        Header { block, logs_bloom: Box::new(*bloom), ..header.clone() }
+    };
+    // One with the log, one without any, one more with the log.
+    let headers = [
+        header.clone(),
+        at_height(height + 1, &Bloom::ZERO),
+        at_height(height + 2, &header.logs_bloom),
+    ];
+    let log_of = |header: &Header| Log {
+        block_hash: header.block.hash,
+        block_number: header.block.number,
+        ..log.clone()
+    };
+    let outcomes = |logs: &[Log]| {
+        let verified = verify_range(&at(Proof::Bloom), &headers, logs.to_vec()).into_iter();
+        let word = |verified: Verified| (verified.logs.len(), verified.proof.as_str());
+        verified.map(|v| v.map_or_else(|f| (9, f.check.as_str()), word)).collect::<Vec<_>>()
+    };
+    let (first, third) = (log_of(&headers[0]), log_of(&headers[2]));
+    let whole = [(1, "bloom"), (0, "bloom"), (1, "bloom")];
+    assert_eq!(outcomes(&[first.clone(), third.clone()]), whole);
+    assert_eq!(outcomes(&[third.clone(), first.clone()]), whole, "the order of blocks is free");
+    let first_only = [(1, "bloom"), (0, "bloom"), (9, "empty")];
+    assert_eq!(outcomes(std::slice::from_ref(&first)), first_only);
+    let fork = Log { block_hash: B256::repeat_byte(5), ..third.clone() };
+    assert_eq!(outcomes(&[first.clone(), fork])[1..], [(0, "bloom"), (9, "block_hash")]);
+    let second = log_of(&headers[1]);
+    assert_eq!(
+        outcomes(&[first.clone(), second, third.clone()])[1..],
+        [(9, "bloom"), (1, "bloom")]
+    );
+    for stray in [height - 1, height + 3, 0, u64::MAX] {
+        let stray = Log { block_number: stray, ..first.clone() };
+        let found = outcomes(&[first.clone(), stray, third.clone()]);
+        assert_eq!(found, [(9, "block_hash"), (0, "bloom"), (1, "bloom")]);
+    }
 }
 
 #[test]

@@ -22,6 +22,24 @@ pub struct ChainConfig {
     pub confirmations: u64,
     /// Requests a second that each endpoint may be sent; none: as many as it takes.
     pub requests_per_second: Option<NonZeroU32>,
+    /// What the calls to each endpoint may cost a second, in its provider's units; none: no limit.
+    pub units_per_second: Option<NonZeroU32>,
+    /// How a block's logs are fetched.
+    pub fetch: Fetch,
+    /// At the head, blocks are fetched together, once in so long; none: each as soon as it is heard of.
+    pub batch_every: Option<Duration>,
+}
+
+/// How a block's logs are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetch {
+    /// Receipts, or logs where an endpoint has no receipts to give; where logs prove enough,
+    /// whichever cost less.
+    Auto,
+    /// `eth_getBlockReceipts` alone.
+    Receipts,
+    /// `eth_getLogs` alone; they prove the bloom at most.
+    Logs,
 }
 
 /// One provider: requests go to `http` where there is one, heads come from `ws` where there is one.

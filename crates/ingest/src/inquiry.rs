@@ -14,7 +14,7 @@ use crate::Metrics;
 use crate::config::ChainConfig;
 use crate::metrics::ChainMetrics;
 use crate::node::{Node, NodeError};
-use crate::rpc::{Endpoint, Head};
+use crate::rpc::Head;
 
 /// How long an answer is waited for, the connection included.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -76,17 +76,11 @@ impl Inquiry {
         let metrics = Metrics::register(&Registry::new())?;
         let metrics = ChainMetrics::new(&metrics, &chain.profile.name);
         let (heads_in, heads) = mpsc::channel(MAX_HEADS);
-        let (mut endpoints, mut sockets) = (Vec::new(), JoinSet::new());
-        for (position, endpoint) in chain.endpoints.iter().enumerate() {
-            let (id, rate) = (chain.profile.chain_id, chain.requests_per_second);
-            let (endpoint, socket) =
-                Endpoint::new(endpoint, id, heads_in.clone(), rate, metrics.endpoint(position));
-            endpoints.push(endpoint);
-            if let Some(socket) = socket {
-                sockets.spawn(socket.run());
-            }
+        let (node, running) = Node::new(chain, &heads_in, &metrics);
+        let mut sockets = JoinSet::new();
+        for socket in running {
+            sockets.spawn(socket.run());
         }
-        let node = Node::new(chain, endpoints);
         Ok(Self { node, _sockets: sockets, _heads: heads })
     }
 

@@ -15,7 +15,7 @@ pub mod status;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use config::{ChainConfig, EndpointConfig, Options, StartBlock};
+pub use config::{ChainConfig, EndpointConfig, Fetch, Options, StartBlock};
 use ethhook_streams::Streams;
 pub use metrics::{EndpointState, Metrics};
 pub use status::StatusBoard;

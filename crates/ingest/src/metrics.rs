@@ -69,7 +69,8 @@ metrics! {
     reorg_depth: histogram("ethhook_reorg_depth_blocks", "Blocks orphaned by a reorg.", ["chain"], DEPTH_BUCKETS);
     checks_failed: counter("ethhook_checks_failed_total", "Answers that failed a check.", ["chain", "endpoint", "check"]);
     headers_unhashed: counter("ethhook_headers_unhashed_total", "Headers with unknown fields, whose hash could not be recomputed.", ["chain"]);
-    rpc_requests: counter("ethhook_rpc_requests_total", "Requests by what became of them.", ["chain", "endpoint", "method", "outcome"]);
+    rpc_requests: counter("ethhook_rpc_requests_total", "Calls by what became of them; a batch is as many as it holds.", ["chain", "endpoint", "method", "outcome"]);
+    rpc_units: counter("ethhook_rpc_compute_units_total", "What the calls are billed in the provider's units, by its published prices; a call is one unit where they are not known.", ["chain", "endpoint", "method"]);
     rpc_seconds: histogram("ethhook_rpc_request_seconds", "Time from request to parsed answer.", ["chain", "endpoint", "method"], LATENCY_BUCKETS);
     hedges: counter("ethhook_rpc_hedges_total", "Requests that were also sent to the next endpoint, for the answer was slow.", ["chain", "endpoint"]);
     stalls: counter("ethhook_stalls_total", "Subscriptions that fell silent while the chain moved.", ["chain"]);
@@ -263,10 +264,16 @@ pub(crate) struct EndpointMetrics {
 }
 
 impl EndpointMetrics {
-    pub(crate) fn request(&self, method: &str, outcome: &str, took: Duration) {
+    /// A message of so many `calls` was answered, or not.
+    pub(crate) fn request(&self, method: &str, calls: u32, outcome: &str, took: Duration) {
         let labels = [self.chain.as_str(), &self.label, method];
-        self.all.rpc_requests.with_label_values(&[labels[0], labels[1], method, outcome]).inc();
+        let requests = &self.all.rpc_requests;
+        requests.with_label_values(&[labels[0], labels[1], method, outcome]).inc_by(calls.into());
         self.all.rpc_seconds.with_label_values(&labels).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn spent(&self, method: &str, units: u64) {
+        self.all.rpc_units.with_label_values(&[&self.chain, &self.label, method]).inc_by(units);
     }
 
     pub(crate) fn check_failed(&self, check: &str) {

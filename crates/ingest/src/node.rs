@@ -4,27 +4,29 @@
 //! lags, lies or is slower than it tends to be is followed by the next. Every header is held against its own
 //! hash and every block against its header before it leaves this module (G6).
 
+mod blocks;
+
 use std::future::Future;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use alloy_primitives::B256;
-use ethhook_domain::block::{Body, Quantity};
-use ethhook_domain::verify::{self, Check, Failure, Verified};
-use ethhook_domain::{BloomTest, Header, Log, Profile, Proof, Receipt};
+use ethhook_domain::block::Quantity;
+use ethhook_domain::verify::{self, Check, Failure};
+use ethhook_domain::{BloomTest, Header, Profile};
 use futures_util::future::join_all;
-use futures_util::stream::{self, FuturesUnordered};
+use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use serde_json::json;
+use tokio::sync::mpsc;
 use tracing::warn;
 
-use crate::config::ChainConfig;
-use crate::rpc::{Endpoint, RpcError};
+use self::blocks::SPAN_PATIENCE;
+pub(crate) use self::blocks::{Outcome, Plan};
+use crate::config::{ChainConfig, Fetch};
+use crate::metrics::ChainMetrics;
+use crate::rpc::{About, Endpoint, Head, RpcError, Socket, connect};
 
-/// Headers that are asked for at once while catching up.
-const HEADERS_AT_ONCE: usize = 8;
-/// Between the two askings of one endpoint for a block that it says is empty.
-const SECOND_ASKING: Duration = Duration::from_millis(500);
 /// The next endpoint is not asked before this long.
 const LEAST_PATIENCE: Duration = Duration::from_millis(50);
 /// How many times slower than the fastest, and how much, an endpoint may be and keep its place.
@@ -68,20 +70,27 @@ impl NodeError {
 /// The endpoints of one chain.
 pub(crate) struct Node {
     profile: Profile,
+    fetch: Fetch,
     /// Whether a block may hold a log that anybody wants.
     wanted: BloomTest,
     endpoints: Vec<Endpoint>,
 }
 
 impl Node {
-    pub(crate) fn new(config: &ChainConfig, endpoints: Vec<Endpoint>) -> Self {
+    /// The node, and the tasks that keep the WebSockets of its endpoints up.
+    pub(crate) fn new(
+        config: &ChainConfig,
+        heads: &mpsc::Sender<Head>,
+        metrics: &ChainMetrics,
+    ) -> (Self, Vec<Socket>) {
+        let (endpoints, sockets) = connect(config, heads, metrics);
         let (profile, wanted) = (config.profile.clone(), config.filter.bloom_test());
-        Self { profile, wanted, endpoints }
+        (Self { profile, fetch: config.fetch, wanted, endpoints }, sockets)
     }
 
     /// The block that the node calls `latest`.
     pub(crate) async fn latest(&self) -> Result<Header, NodeError> {
-        self.first(async |endpoint| {
+        self.first(LEAST_PATIENCE, async |endpoint| {
             let header =
                 self.header(endpoint, "eth_getBlockByNumber", json!(["latest", false])).await?;
             header.ok_or(NodeError::Unknown)
@@ -92,7 +101,7 @@ impl Node {
     /// The block that the node calls `finalized`; none where there is no such tag.
     pub(crate) async fn finalized(&self) -> Result<Option<Header>, NodeError> {
         let asked = self
-            .first(async |endpoint| {
+            .first(LEAST_PATIENCE, async |endpoint| {
                 self.header(endpoint, "eth_getBlockByNumber", json!(["finalized", false])).await
             })
             .await;
@@ -125,7 +134,7 @@ impl Node {
     /// The hash of block 0; none where the node has forgotten it.
     pub(crate) async fn genesis_hash(&self) -> Result<Option<B256>, NodeError> {
         let asked = self
-            .first(async |endpoint| {
+            .first(LEAST_PATIENCE, async |endpoint| {
                 // The genesis of some chains is not hashed as other headers are.
                 let params = json!(["0x0", false]);
                 let header = endpoint.call::<BareBlock>("eth_getBlockByNumber", &params).await?;
@@ -140,7 +149,7 @@ impl Node {
 
     /// The block with `hash`.
     pub(crate) async fn by_hash(&self, hash: B256) -> Result<Header, NodeError> {
-        self.first(async |endpoint| {
+        self.first(LEAST_PATIENCE, async |endpoint| {
             let header = self
                 .header(endpoint, "eth_getBlockByHash", json!([hash, false]))
                 .await?
@@ -159,63 +168,65 @@ impl Node {
         .await
     }
 
-    /// The blocks at `numbers` in order, up to the first that is not there.
+    /// The blocks from the first of `numbers` on, in order: as many as one message asks for, up to
+    /// the first that is not there.
     pub(crate) async fn by_numbers(
         &self,
         numbers: RangeInclusive<u64>,
     ) -> Result<Vec<Header>, NodeError> {
-        let mut answers = stream::iter(numbers)
-            .map(|number| async move {
-                self.first(async |endpoint| {
-                    let params = json!([Quantity(number), false]);
-                    let header = self.header(endpoint, "eth_getBlockByNumber", params).await?;
-                    header.filter(|h| h.block.number == number).ok_or(NodeError::Unknown)
-                })
-                .await
-            })
-            .buffered(HEADERS_AT_ONCE);
-        let mut headers = Vec::new();
-        while let Some(answer) = answers.next().await {
-            match answer {
+        let is_one = numbers.start() == numbers.end();
+        let patience = if is_one { LEAST_PATIENCE } else { SPAN_PATIENCE };
+        let asked = self
+            .first(patience, async |endpoint| self.headers(endpoint, numbers.clone()).await)
+            .await;
+        match asked {
+            Err(NodeError::Unknown) => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
+    /// One or more headers of an endpoint.
+    async fn headers(
+        &self,
+        endpoint: &Endpoint,
+        numbers: RangeInclusive<u64>,
+    ) -> Result<Vec<Header>, NodeError> {
+        let items = loop {
+            let blocks = endpoint.blocks_at_once(About::Headers);
+            let params: Vec<_> =
+                numbers.clone().take(blocks).map(|n| json!([Quantity(n), false])).collect();
+            let answer =
+                endpoint.call_each::<Header>(About::Headers, "eth_getBlockByNumber", &params);
+            match answer.await {
+                Ok(items) => break items,
+                // A batch that was too large: the next one is smaller.
+                Err(error) if params.len() > 1 && error.may_be_of_size() => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let asked = items.len();
+        let mut headers = Vec::with_capacity(asked);
+        for (number, item) in numbers.zip(items) {
+            let checked = match item {
+                Ok(header) => header
+                    .filter(|header| header.block.number == number)
+                    .ok_or(NodeError::Unknown)
+                    .and_then(|header| self.sealed(endpoint, header)),
+                Err(error) => {
+                    // Some answer the first few of a batch.
+                    if error.may_be_of_size() {
+                        endpoint.was_too_much(About::Headers, asked);
+                    }
+                    Err(error.into())
+                }
+            };
+            match checked {
                 Ok(header) => headers.push(header),
-                Err(NodeError::Unknown) => break,
                 Err(error) if headers.is_empty() => return Err(error),
                 Err(_) => break, // what came before it is of use; it is asked for again
             }
         }
         Ok(headers)
-    }
-
-    /// What need not be asked about `header`'s block, for the header tells it.
-    pub(crate) fn told_by(&self, header: &Header) -> Option<Verified> {
-        verify::without_fetching(&self.profile, header, &self.wanted)
-    }
-
-    /// The logs of `header`'s block, checked; one request.
-    pub(crate) async fn block(&self, header: &Header) -> Result<Verified, NodeError> {
-        let (answerer, verified) = self
-            .first(async |endpoint| Ok((endpoint, self.checked(endpoint, header).await?)))
-            .await?;
-        let unproven = verified.logs.is_empty() && verified.proof != Proof::ReceiptsRoot;
-        if unproven && !self.is_empty_again(answerer, header).await? {
-            return Err(NodeError::Unknown);
-        }
-        Ok(verified)
-    }
-
-    /// An empty answer proves nothing by itself: another endpoint is asked, or the same one again.
-    async fn is_empty_again(
-        &self,
-        answerer: &Endpoint,
-        header: &Header,
-    ) -> Result<bool, NodeError> {
-        for other in self.endpoints.iter().filter(|other| !std::ptr::eq(*other, answerer)) {
-            if let Ok(verified) = self.checked(other, header).await {
-                return Ok(verified.logs.is_empty());
-            }
-        }
-        tokio::time::sleep(SECOND_ASKING).await;
-        Ok(self.checked(answerer, header).await?.logs.is_empty())
     }
 
     /// Makes the sockets subscribe anew.
@@ -224,11 +235,15 @@ impl Node {
     }
 
     /// The answer of the best endpoint that has one. The next is asked when one fails, and, without
-    /// giving up on it, when it is slower than it tends to be (a hedge).
+    /// giving up on it, when it is slower than it tends to be and than `least_patience` (a hedge).
     ///
     /// An endpoint that failed a check is set aside only if another passed it: where every one fails
     /// the same check, the check is suspect, and the chain waits (G6).
-    async fn first<'a, T, F>(&'a self, ask: impl Fn(&'a Endpoint) -> F) -> Result<T, NodeError>
+    async fn first<'a, T, F>(
+        &'a self,
+        least_patience: Duration,
+        ask: impl Fn(&'a Endpoint) -> F,
+    ) -> Result<T, NodeError>
     where
         F: Future<Output = Result<T, NodeError>> + 'a,
     {
@@ -243,7 +258,7 @@ impl Node {
                 newest = Some(next);
                 running.push(start(next));
             }
-            let patience = newest.map_or(LEAST_PATIENCE, Endpoint::patience).max(LEAST_PATIENCE);
+            let patience = newest.map_or(least_patience, Endpoint::patience).max(least_patience);
             tokio::select! {
                 biased;
                 Some((endpoint, answer)) = running.next() => match answer {
@@ -286,49 +301,12 @@ impl Node {
         params: serde_json::Value,
     ) -> Result<Option<Header>, NodeError> {
         let header = endpoint.call::<Header>(method, &params).await?;
-        if let Some(header) = &header {
-            verify::verify_header(&self.profile, header).map_err(|f| lie(endpoint, f))?;
-        }
+        header.map(|header| self.sealed(endpoint, header)).transpose()
+    }
+
+    fn sealed(&self, endpoint: &Endpoint, header: Header) -> Result<Header, NodeError> {
+        verify::verify_header(&self.profile, &header).map_err(|f| lie(endpoint, f))?;
         Ok(header)
-    }
-
-    async fn checked(&self, endpoint: &Endpoint, header: &Header) -> Result<Verified, NodeError> {
-        let body = self.body(endpoint, header).await?;
-        match verify::verify(&self.profile, header, body) {
-            Ok(verified) => Ok(verified),
-            // A node that has not caught up, or does not offer what a proof needs, is not a liar.
-            Err(failure) if matches!(failure.check, Check::Empty | Check::Unprovable) => {
-                endpoint.metrics.check_failed(failure.check.as_str());
-                Err(failure.into())
-            }
-            Err(failure) => Err(lie(endpoint, failure)),
-        }
-    }
-
-    /// The logs of one block by the best way that the endpoint offers.
-    async fn body(&self, endpoint: &Endpoint, header: &Header) -> Result<Body, NodeError> {
-        const RECEIPTS: &str = "eth_getBlockReceipts";
-        let block = &header.block;
-        if endpoint.offers_receipts() {
-            let mut answer = endpoint.call::<Vec<Receipt>>(RECEIPTS, &json!([block.hash])).await;
-            if let Err(RpcError::Answer { code: -32602, .. }) = answer {
-                // Some take a number only; the receipts' own hashes tell which block they are of.
-                answer = endpoint.call(RECEIPTS, &json!([Quantity(block.number)])).await;
-            }
-            match answer {
-                Err(RpcError::NotOffered(_)) => {
-                    warn!(
-                        endpoint = endpoint.metrics.position,
-                        "eth_getBlockReceipts is not offered: eth_getLogs it is"
-                    );
-                    endpoint.lacks_receipts();
-                }
-                other => return other?.map(Body::Receipts).ok_or(NodeError::Unknown),
-            }
-        }
-        let params = json!([{ "blockHash": block.hash }]);
-        let logs = endpoint.call::<Vec<Log>>("eth_getLogs", &params).await?;
-        logs.map(Body::Logs).ok_or(NodeError::Unknown)
     }
 }
 

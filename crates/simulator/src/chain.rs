@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +12,9 @@ use tokio::sync::{broadcast, watch};
 
 use crate::block::Block;
 use crate::faults::{Faults, FinalizedLie};
-use crate::limits::{COUNTED_METHODS, HEADS_QUEUED, RENDERED_BYTES, RENDERED_RECEIPTS, SENT_TIMES};
+use crate::limits::{
+    BATCH_CALLS, COUNTED_METHODS, HEADS_QUEUED, RENDERED_BYTES, RENDERED_RECEIPTS, SENT_TIMES,
+};
 use crate::manual::{ManualChain, ManualSpec};
 use crate::methods::Vantage;
 use crate::mischief::{Mischief, Playing};
@@ -58,6 +60,7 @@ pub struct RangeLimits {
 #[derive(Debug, Default)]
 pub struct Stats {
     requests: Mutex<BTreeMap<String, u64>>,
+    messages: AtomicU64,
     faults: Mutex<BTreeMap<&'static str, u64>>,
     bytes_sent: AtomicU64,
     heads_sent: AtomicU64,
@@ -88,6 +91,12 @@ impl Stats {
         self.bytes_sent.load(Ordering::Relaxed)
     }
 
+    /// HTTP bodies and WebSocket messages that held calls, each a batch or one call.
+    #[must_use]
+    pub fn messages(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
+    }
+
     /// Announcements sent, one a block and subscription.
     #[must_use]
     pub fn heads_sent(&self) -> u64 {
@@ -105,6 +114,7 @@ impl Stats {
     pub fn reset(&self) {
         lock(&self.requests).clear();
         lock(&self.faults).clear();
+        self.messages.store(0, Ordering::Relaxed);
         self.bytes_sent.store(0, Ordering::Relaxed);
         self.heads_sent.store(0, Ordering::Relaxed);
     }
@@ -117,6 +127,10 @@ impl Stats {
             Some(count) => *count += 1,
             None => _ = requests.insert(name.to_owned(), 1),
         }
+    }
+
+    pub(crate) fn message(&self) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn played(&self, fault: &'static str) {
@@ -196,6 +210,7 @@ struct Inner {
     http_behind: AtomicU64,
     finalized: Mutex<Option<FinalizedLie>>,
     range_limits: Mutex<RangeLimits>,
+    batch_limit: AtomicUsize,
     sent: Mutex<SentTimes>,
 }
 
@@ -213,6 +228,7 @@ impl Inner {
             http_behind: AtomicU64::new(0),
             finalized: Mutex::default(),
             range_limits: Mutex::new(RangeLimits { blocks: 1_000, logs: 20_000 }),
+            batch_limit: AtomicUsize::new(BATCH_CALLS),
             sent: Mutex::default(),
         })
     }
@@ -386,6 +402,15 @@ impl Chain {
     /// How much one `eth_getLogs` by range may ask for: at first 1,000 blocks and 20,000 logs.
     pub fn set_range_limits(&self, limits: RangeLimits) {
         *lock(&self.inner.range_limits) = limits;
+    }
+
+    /// How many calls one batch may hold: at first as many as with geth.
+    pub fn set_batch_limit(&self, calls: usize) {
+        self.inner.batch_limit.store(calls, Ordering::Relaxed);
+    }
+
+    pub(crate) fn batch_limit(&self) -> usize {
+        self.inner.batch_limit.load(Ordering::Relaxed)
     }
 
     pub(crate) fn range_limits(&self) -> RangeLimits {

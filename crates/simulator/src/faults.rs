@@ -41,6 +41,10 @@ pub enum Fault {
     AlterLog,
     /// Receipts or logs that say they are of another block.
     ForeignLogs,
+    /// One of the logs says that it is of another block: of another fork, in a range.
+    ForeignLog,
+    /// A range of logs without those of one of its blocks.
+    DropBlock,
     /// Logs that are numbered from 0 in each transaction. Needs two transactions that have any.
     LogIndexPerTransaction,
     /// The second log of the block has the index of the first.
@@ -134,6 +138,8 @@ impl Fault {
             Self::DropLog => "drop_log",
             Self::AlterLog => "alter_log",
             Self::ForeignLogs => "foreign_logs",
+            Self::ForeignLog => "foreign_log",
+            Self::DropBlock => "drop_block",
             Self::LogIndexPerTransaction => "log_index_per_transaction",
             Self::DoubledLogIndex => "doubled_log_index",
             Self::UnknownAsEmpty(_) => "unknown_as_empty",
@@ -487,6 +493,8 @@ async fn play(fault: &Fault, honest: &impl Fn(Vantage) -> Answer) -> Option<Outc
         Fault::DropLog => return altered(drop_log),
         Fault::AlterLog => return altered(alter_log),
         Fault::ForeignLogs => return altered(foreign_logs),
+        Fault::ForeignLog => return altered(foreign_log),
+        Fault::DropBlock => return altered(drop_block),
         Fault::LogIndexPerTransaction => return altered(log_index_per_transaction),
         Fault::DoubledLogIndex => return altered(doubled_log_index),
         Fault::Bloom(BloomLie::Zero) => return altered(|block| BloomLie::Zero.tell(block)),
@@ -546,6 +554,24 @@ fn foreign_logs(result: &mut Value) -> bool {
         }
     }
     changed
+}
+
+fn foreign_log(result: &mut Value) -> bool {
+    let Some(logs) = some_logs(result) else { return false };
+    let middle = logs.len() / 2;
+    logs.get_mut(middle).is_some_and(|log| other_digit(&mut log["blockHash"]))
+}
+
+/// Takes the logs of the middle log's block away, if others remain.
+fn drop_block(result: &mut Value) -> bool {
+    let Some(logs) = some_logs(result) else { return false };
+    let dropped = logs[logs.len() / 2]["blockHash"].clone();
+    let is_other = |log: &Value| log["blockHash"] != dropped;
+    let others = logs.iter().any(is_other);
+    if others {
+        logs.retain(is_other);
+    }
+    others
 }
 
 /// Alters the last digit of a hexadecimal text.

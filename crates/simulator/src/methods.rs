@@ -328,6 +328,7 @@ fn stats(chain: &Chain) -> String {
     json!({
         "requests": stats.by_method(),
         "totalRequests": stats.total_requests(),
+        "messages": stats.messages(),
         "bytesSent": stats.bytes_sent(),
         "headsSent": stats.heads_sent(),
         "faultsPlayed": stats.faults_played(),

@@ -138,6 +138,8 @@ static CALLS: &[CallTrick] = &[
     call("drop_log", 8, CONTENTS, |_, _| Fault::DropLog),
     call("alter_log", 8, CONTENTS, |_, _| Fault::AlterLog),
     call("foreign_logs", 8, CONTENTS, |_, _| Fault::ForeignLogs),
+    call("foreign_log", 8, CONTENTS, |_, _| Fault::ForeignLog),
+    call("drop_block", 8, LOGS, |_, _| Fault::DropBlock),
     call("log_index_per_transaction", 8, CONTENTS, |_, _| Fault::LogIndexPerTransaction),
     call("doubled_log_index", 8, CONTENTS, |_, _| Fault::DoubledLogIndex),
     call("unknown_as_empty", 8, CONTENTS, |bits, _| Fault::UnknownAsEmpty(1 + bits.below(3))),

@@ -11,7 +11,6 @@ use serde_json::value::RawValue;
 
 use crate::chain::{Chain, lock};
 use crate::faults::Outcome;
-use crate::limits::BATCH_CALLS;
 use crate::methods::{self, Seen, Vantage};
 
 /// The `error` of an answer.
@@ -89,6 +88,10 @@ pub(crate) async fn answer(chain: &Chain, session: Option<&Session>, request: &[
     let Ok(request) = serde_json::from_slice::<&RawValue>(request) else {
         return Reply::Text(error("null", &RpcError::new(-32700, "parse error")));
     };
+    // The simulator's own methods are not counted.
+    if !request.get().contains("\"sim_") {
+        chain.stats().message();
+    }
     if !request.get().starts_with('[') {
         return answer_call(chain, session, request).await;
     }
@@ -96,7 +99,7 @@ pub(crate) async fn answer(chain: &Chain, session: Option<&Session>, request: &[
     if calls.is_empty() {
         return Reply::Text(error("null", &RpcError::new(-32600, "empty batch")));
     }
-    if calls.len() > BATCH_CALLS {
+    if calls.len() > chain.batch_limit() {
         return Reply::Text(error("null", &RpcError::new(-32600, "batch too large")));
     }
     let mut answers = String::from("[");

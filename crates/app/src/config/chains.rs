@@ -3,8 +3,8 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use ethhook_domain::{Filter, Profile, Secret};
-use ethhook_ingest::{ChainConfig, EndpointConfig, StartBlock};
+use ethhook_domain::{Filter, Profile, Proof, Secret};
+use ethhook_ingest::{ChainConfig, EndpointConfig, Fetch, StartBlock};
 
 use super::keys;
 use super::layers::{Origin, Setting, env_name};
@@ -15,6 +15,9 @@ use super::read::Reader;
 const MAX_CONFIRMATIONS: u64 = 4096;
 /// More than any provider sells to one key.
 const MAX_RPS: u32 = 10_000;
+const MAX_UNITS: u32 = 10_000_000;
+/// Longer than this, and a chain does not follow its head any more.
+const MAX_BATCH_MS: u64 = 60_000;
 
 /// The profiles of all chains that are known: built in, or described in `ethhook.toml`.
 pub(crate) fn known(reader: &mut Reader<'_>) -> Vec<Profile> {
@@ -147,7 +150,18 @@ fn chain(reader: &mut Reader<'_>, name: &str, profile: Option<&Profile>) -> Opti
         Some(setting) => reader.number(&setting, 1..=MAX_RPS).map(NonZeroU32::new),
         None => Some(None),
     };
+    let units_per_second = match reader.chain(name, "CU_PER_SECOND") {
+        Some(setting) => reader.number(&setting, 1..=MAX_UNITS).map(NonZeroU32::new),
+        None => Some(None),
+    };
+    let batch_every = match reader.chain(name, "BATCH_MS") {
+        Some(setting) => {
+            reader.number(&setting, 1..=MAX_BATCH_MS).map(|ms| Some(Duration::from_millis(ms)))
+        }
+        None => Some(None),
+    };
     let profile = profile?.clone();
+    let fetch = fetch(reader, name, &profile);
     reader.resolve_verify(name, &profile);
     Some(ChainConfig {
         profile,
@@ -160,7 +174,30 @@ fn chain(reader: &mut Reader<'_>, name: &str, profile: Option<&Profile>) -> Opti
         },
         confirmations: confirmations?,
         requests_per_second: requests_per_second?,
+        units_per_second: units_per_second?,
+        fetch: fetch?,
+        batch_every: batch_every?,
     })
+}
+
+/// Only `VERIFY` lowers a check, so that one key says what a block was held against.
+fn fetch(reader: &mut Reader<'_>, name: &str, profile: &Profile) -> Option<Fetch> {
+    let setting = reader.chain(name, "FETCH")?;
+    let fetch = reader.parse(&setting, "auto, receipts or logs", |text| match text {
+        "auto" => Some(Fetch::Auto),
+        "receipts" => Some(Fetch::Receipts),
+        "logs" => Some(Fetch::Logs),
+        _ => None,
+    })?;
+    if fetch == Fetch::Logs && profile.verify == Proof::ReceiptsRoot {
+        let verify = env_name(Some(name), "VERIFY");
+        let text = format!(
+            "logs prove no receipts root, which {verify}=receipts_root asks for; set \
+             {verify}=bloom to accept that, or leave the receipts"
+        );
+        reader.problems.push(setting.problem(text));
+    }
+    Some(fetch)
 }
 
 /// The first WebSocket URL and the first HTTP URL are one endpoint, and so on.

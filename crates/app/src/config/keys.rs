@@ -134,6 +134,26 @@ pub(crate) const CHAIN: &[Key] = &[
         "Requests a second that each endpoint of the chain may be sent, 1 to 10000. Not set: no limit.",
     ),
     key(
+        "CU_PER_SECOND",
+        "",
+        "What the calls to each endpoint of the chain may cost a second, in its provider's units\n\
+         (compute units, credits), by the published prices of Alchemy, Infura, QuickNode, Ankr and\n\
+         Moralis; with any other a call is one unit. Not set: no limit.",
+    ),
+    key(
+        "FETCH",
+        "auto",
+        "How logs are fetched: receipts, by eth_getBlockReceipts alone; logs, by eth_getLogs alone,\n\
+         behind the head by ranges of blocks, which proves the bloom at most and so needs VERIFY=bloom or\n\
+         structure; auto, receipts, or where VERIFY allows logs whichever cost less.",
+    ),
+    key(
+        "BATCH_MS",
+        "",
+        "For chains with more than a block a second: blocks at the head are fetched together, once in\n\
+         so many milliseconds, up to 60000. Not set: each block at once.",
+    ),
+    key(
         "VERIFY",
         "",
         "Weakest check with which a block may be published: receipts_root, bloom or structure.\n\

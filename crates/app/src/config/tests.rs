@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ethhook_domain::{Proof, Secret};
-use ethhook_ingest::{EndpointConfig, StartBlock};
+use ethhook_ingest::{EndpointConfig, Fetch, StartBlock};
 
 use super::*;
 
@@ -177,6 +177,13 @@ const WRONG_VALUES: &[(&str, &str, &str)] = &[
         "5000",
         "LOCAL_CONFIRMATIONS=5000 (from env): must be a whole number from 0 to 4096",
     ),
+    ("LOCAL_FETCH", "blocks", "LOCAL_FETCH=blocks (from env): must be auto, receipts or logs"),
+    ("LOCAL_BATCH_MS", "0", "LOCAL_BATCH_MS=0 (from env): must be a whole number from 1 to 60000"),
+    (
+        "LOCAL_CU_PER_SECOND",
+        "-1",
+        "LOCAL_CU_PER_SECOND=-1 (from env): must be a whole number from 1 to 10000000",
+    ),
     (
         "LOCAL_VERIFY",
         "none",
@@ -234,6 +241,12 @@ fn values_that_contradict_each_other_are_told() {
         (
             vec![("LOCAL_START_BLOCK", "10"), ("LOCAL_END_BLOCK", "9")],
             "LOCAL_END_BLOCK=9 (from env): must not be below LOCAL_START_BLOCK=10",
+        ),
+        (
+            vec![("LOCAL_FETCH", "logs")],
+            "LOCAL_FETCH=logs (from env): logs prove no receipts root, which \
+             LOCAL_VERIFY=receipts_root asks for; set LOCAL_VERIFY=bloom to accept that, or leave \
+             the receipts",
         ),
     ] {
         assert_eq!(wrong(&env, "", ""), [line], "{env:?}");
@@ -404,6 +417,18 @@ fn the_environment_wins_over_env_file_over_toml_over_defaults() {
         assert!(found.iter().any(|l| l == line), "{line} is missing in {found:#?}");
     }
     assert!(!found.iter().any(|line| line.contains(CANARY)));
+}
+
+#[test]
+fn logs_may_be_fetched_where_the_operator_accepts_what_they_prove() {
+    let set = [("LOCAL_VERIFY", "bloom"), ("LOCAL_FETCH", "logs"), CHAIN_ON];
+    let config = load(&set, "LOCAL_BATCH_MS=250\nLOCAL_CU_PER_SECOND=330", "");
+    let local = &config.chains[0];
+    assert_eq!(local.fetch, Fetch::Logs);
+    assert_eq!(local.batch_every, Some(Duration::from_millis(250)));
+    assert_eq!(local.units_per_second.map(u32::from), Some(330));
+    let config = load(&[CHAIN_ON], "", "");
+    assert_eq!((config.chains[0].fetch, config.chains[0].batch_every), (Fetch::Auto, None));
 }
 
 #[test]

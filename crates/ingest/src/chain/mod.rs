@@ -22,7 +22,7 @@ use tracing::{Instrument, Span, error, info, warn};
 use crate::config::{ChainConfig, Options};
 use crate::metrics::ChainMetrics;
 use crate::node::Node;
-use crate::rpc::{Endpoint, Head};
+use crate::rpc::Head;
 use crate::{Metrics, StatusBoard};
 
 /// Heads that may wait for the chain: more are known by the gap they leave.
@@ -74,18 +74,11 @@ impl Chain {
         let lowered = usual.is_some_and(|usual| config.profile.verify.is_weaker_than(usual.verify));
         metrics.verify_lowered.set(lowered.into());
         let (heads_in, mut heads) = mpsc::channel(MAX_HEADS);
-        let mut endpoints = Vec::new();
+        let (node, running) = Node::new(&config, &heads_in, &metrics);
         let mut sockets = JoinSet::new();
-        for (position, endpoint) in config.endpoints.iter().enumerate() {
-            let (id, rate) = (config.profile.chain_id, config.requests_per_second);
-            let (endpoint, socket) =
-                Endpoint::new(endpoint, id, heads_in.clone(), rate, metrics.endpoint(position));
-            endpoints.push(endpoint);
-            if let Some(socket) = socket {
-                sockets.spawn(socket.run().instrument(Span::current()));
-            }
+        for socket in running {
+            sockets.spawn(socket.run().instrument(Span::current()));
         }
-        let node = Node::new(&config, endpoints);
         let mut chain =
             Self { config, options, streams, node, metrics, status, resolved_start: None, places };
         let sessions = chain.sessions(&mut heads, &cancel);

@@ -1,6 +1,7 @@
 //! What the chain wants published and is not yet: steps in their order, blocks fetched ahead.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use alloy_primitives::B256;
@@ -9,12 +10,16 @@ use ethhook_domain::verify::Verified;
 use ethhook_domain::{BlockRef, Header};
 use futures_util::future::AbortHandle;
 
-/// Blocks whose logs are fetched at once.
+use crate::node::Plan;
+
+/// Messages that ask for logs at once.
 const FETCHES_AT_ONCE: usize = 8;
+/// Messages about several blocks each, for which blocks are looked for ahead of the next one.
+const SPANS_AHEAD: usize = 4;
 /// Logs that may wait in memory for their turn; the block that passes it is the last one fetched.
 const MAX_WAITING_LOGS: usize = 20_000;
 /// Headers that may wait, beyond those held back by confirmations.
-const MAX_WAITING_BLOCKS: usize = 128;
+const MAX_WAITING_BLOCKS: usize = 512;
 
 /// One block on its way into the stream.
 pub(super) struct Pending {
@@ -23,13 +28,34 @@ pub(super) struct Pending {
     pub(super) heard: Option<Instant>,
     /// Fetches that failed.
     pub(super) attempts: u32,
+    /// It failed a check, maybe for what stood beside it: it is fetched by its hash.
+    alone: bool,
     body: Slot,
 }
 
 enum Slot {
     Wanted { not_before: Option<Instant> },
-    Fetching(AbortHandle),
+    Fetching { _until_dropped: Arc<Fetch> },
     Here(Verified),
+}
+
+/// A fetch under way; it ends when no block is left that waits for it.
+struct Fetch(AbortHandle);
+
+impl Drop for Fetch {
+    fn drop(&mut self) {
+        self.0.abort(); // of no effect on one that is done
+    }
+}
+
+/// Which blocks may be fetched now, and how.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Up to this height.
+    pub(super) up_to: u64,
+    /// Up to this one several together.
+    pub(super) together: u64,
+    pub(super) plan: Plan,
 }
 
 enum Item {
@@ -47,7 +73,7 @@ pub(super) enum Next {
 pub(super) struct Queue {
     items: VecDeque<Item>,
     waiting_logs: usize,
-    fetching: usize,
+    fetches: Vec<Weak<Fetch>>,
 }
 
 impl Queue {
@@ -87,33 +113,56 @@ impl Queue {
                 Some(verified) => Slot::Here(verified),
                 None => Slot::Wanted { not_before: None },
             };
-            Item::Add(Box::new(Pending { header, heard, attempts: 0, body }))
+            Item::Add(Box::new(Pending { header, heard, attempts: 0, alone: false, body }))
         }));
         dropped
     }
 
-    /// The next block to fetch, up to height `up_to`; register the fetch with `abort`.
-    pub(super) fn next_fetch(&mut self, up_to: u64, now: Instant) -> Option<&mut Pending> {
-        if self.fetching >= FETCHES_AT_ONCE {
-            return None;
+    /// The blocks to fetch with the next message, none if there are none; register the fetch.
+    ///
+    /// Where publishing is the slower side, each step makes room for one block more. Fewer than one
+    /// message could ask for wait for the others then, unless theirs is the next turn.
+    pub(super) fn next_fetch(&mut self, limits: &Limits, now: Instant) -> Vec<Header> {
+        if self.is_busy() {
+            return Vec::new();
         }
-        // The block whose turn is next is fetched however much waits behind it: only it can make room.
-        let ahead = self.ahead();
-        let blocks = self.items.iter_mut().filter_map(|item| match item {
-            Item::Add(pending) => Some(&mut **pending),
-            Item::Undo(_) => None,
-        });
-        blocks.take(ahead).find(|pending| {
-            pending.header.block.number <= up_to
-                && matches!(pending.body, Slot::Wanted { not_before } if not_before.is_none_or(|t| t <= now))
-        })
+        let Limits { up_to, together, plan } = *limits;
+        let mut chosen: Vec<Header> = Vec::new();
+        let mut is_next_turn = false;
+        for (position, pending) in self.to_fetch(plan.blocks).enumerate() {
+            let block = &pending.header.block;
+            let is_due = |not_before: Option<Instant>| not_before.is_none_or(|t| t <= now);
+            let may_start = block.number <= up_to
+                && matches!(pending.body, Slot::Wanted { not_before } if is_due(not_before));
+            let may_join = block.number <= together && !pending.alone;
+            if let Some(last) = chosen.last() {
+                let follows = last.block.number + 1 == block.number;
+                if block.number > together || (plan.in_a_row && !(follows && may_start && may_join))
+                {
+                    return chosen;
+                }
+            } else if may_start {
+                is_next_turn = position == 0;
+            }
+            if may_start && (may_join || chosen.is_empty()) {
+                chosen.push(pending.header.clone());
+                if !may_join || chosen.len() >= plan.blocks || block.number == together {
+                    return chosen;
+                }
+            }
+        }
+        if is_next_turn { chosen } else { Vec::new() }
     }
 
-    /// The fetch of the block that `next_fetch` gave is on its way.
-    pub(super) fn fetching(&mut self, hash: B256, abort: AbortHandle) {
-        if let Some(pending) = self.find(hash) {
-            pending.body = Slot::Fetching(abort);
-            self.fetching += 1;
+    /// The fetch of the blocks that `next_fetch` gave is on its way.
+    pub(super) fn fetching(&mut self, hashes: &[B256], abort: AbortHandle) {
+        let fetch = Arc::new(Fetch(abort));
+        self.fetches.retain(|fetch| fetch.strong_count() > 0);
+        self.fetches.push(Arc::downgrade(&fetch));
+        for hash in hashes {
+            if let Some(pending) = self.find(*hash) {
+                pending.body = Slot::Fetching { _until_dropped: Arc::clone(&fetch) };
+            }
         }
     }
 
@@ -123,36 +172,39 @@ impl Queue {
         if let Some(pending) = self.find(hash) {
             pending.body = Slot::Here(verified);
             self.waiting_logs += logs;
-            self.fetching -= 1;
         }
     }
 
-    /// A fetch failed: again, after a wait that grows with `attempts` up to two seconds. Returns
-    /// how often it has failed by now.
-    pub(super) fn failed(&mut self, hash: B256, now: Instant) -> Option<u32> {
+    /// A fetch failed: again, after a wait that grows with `attempts` up to two seconds, and from
+    /// now on `alone` if so. Returns how often it has failed by now.
+    pub(super) fn failed(&mut self, hash: B256, alone: bool, now: Instant) -> Option<u32> {
         let pending = self.find(hash)?;
         pending.attempts += 1;
+        pending.alone |= alone;
         let attempts = pending.attempts;
         let wait = Duration::from_millis(25 << attempts.min(7)).min(Duration::from_secs(2));
         pending.body = Slot::Wanted { not_before: Some(now + wait) };
-        self.fetching -= 1;
         Some(attempts)
     }
 
+    /// Whether a block up to height `up_to` waits to be fetched, and could be.
+    pub(super) fn wants_fetch(&self, up_to: u64) -> bool {
+        let wanted = |pending: &Pending| {
+            matches!(pending.body, Slot::Wanted { .. }) && pending.header.block.number <= up_to
+        };
+        !self.is_busy() && self.to_fetch(1).any(wanted)
+    }
+
     /// When the earliest postponed fetch is due, if it could start then.
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        if self.fetching >= FETCHES_AT_ONCE {
+    pub(super) fn next_due(&self, limits: &Limits) -> Option<Instant> {
+        if self.is_busy() {
             return None;
         }
-        let ahead = self.ahead();
-        let slots = self.items.iter().filter_map(|item| match item {
-            Item::Add(pending) => Some(&pending.body),
-            Item::Undo(_) => None,
-        });
-        slots
-            .take(ahead)
-            .filter_map(|slot| match slot {
-                Slot::Wanted { not_before } => *not_before,
+        let in_reach = self.to_fetch(limits.plan.blocks);
+        in_reach
+            .filter(|pending| pending.header.block.number <= limits.up_to)
+            .filter_map(|pending| match pending.body {
+                Slot::Wanted { not_before } => not_before,
                 _ => None,
             })
             .min()
@@ -184,15 +236,29 @@ impl Queue {
                         self.waiting_logs -= verified.logs.len();
                         Some(Next::Add(pending, verified))
                     }
-                    Slot::Wanted { .. } | Slot::Fetching(_) => None,
+                    Slot::Wanted { .. } | Slot::Fetching { .. } => None,
                 }
             }
         }
     }
 
-    /// How many blocks from the front may be fetched now.
-    fn ahead(&self) -> usize {
-        if self.waiting_logs >= MAX_WAITING_LOGS { 1 } else { 2 * FETCHES_AT_ONCE }
+    fn is_busy(&self) -> bool {
+        self.fetches.iter().filter(|fetch| fetch.strong_count() > 0).count() >= FETCHES_AT_ONCE
+    }
+
+    /// The blocks from the front that may be fetched now, `at_once` with one message. The block
+    /// whose turn is next is fetched however much waits behind it: only it can make room.
+    fn to_fetch(&self, at_once: usize) -> impl Iterator<Item = &Pending> {
+        let ahead = if self.waiting_logs >= MAX_WAITING_LOGS {
+            1
+        } else {
+            (2 * FETCHES_AT_ONCE).max(SPANS_AHEAD * at_once)
+        };
+        let blocks = self.items.iter().filter_map(|item| match item {
+            Item::Add(pending) => Some(&**pending),
+            Item::Undo(_) => None,
+        });
+        blocks.take(ahead)
     }
 
     fn find(&mut self, hash: B256) -> Option<&mut Pending> {
@@ -203,13 +269,8 @@ impl Queue {
     }
 
     fn forget(&mut self, pending: Pending) {
-        match pending.body {
-            Slot::Fetching(abort) => {
-                abort.abort();
-                self.fetching -= 1;
-            }
-            Slot::Here(verified) => self.waiting_logs -= verified.logs.len(),
-            Slot::Wanted { .. } => {}
+        if let Slot::Here(verified) = pending.body {
+            self.waiting_logs -= verified.logs.len();
         }
     }
 }
@@ -248,10 +309,25 @@ mod tests {
         queue.follow(change, None, |_| None)
     }
 
+    const ALONE: Plan = Plan { blocks: 1, in_a_row: false };
+
+    fn one_by_one(up_to: u64) -> Limits {
+        Limits { up_to, together: 0, plan: ALONE }
+    }
+
     fn fetch(queue: &mut Queue, up_to: u64) -> Option<u64> {
-        let block = queue.next_fetch(up_to, Instant::now())?.header.block;
-        queue.fetching(block.hash, AbortHandle::new_pair().0);
-        Some(block.number)
+        let numbers = fetch_together(queue, &one_by_one(up_to));
+        assert!(numbers.len() < 2);
+        numbers.first().copied()
+    }
+
+    fn fetch_together(queue: &mut Queue, limits: &Limits) -> Vec<u64> {
+        let headers = queue.next_fetch(limits, Instant::now());
+        if !headers.is_empty() {
+            let hashes: Vec<_> = headers.iter().map(|header| header.block.hash).collect();
+            queue.fetching(&hashes, AbortHandle::new_pair().0);
+        }
+        headers.iter().map(|header| header.block.number).collect()
     }
 
     fn arrive(queue: &mut Queue, name: &str) {
@@ -315,10 +391,10 @@ mod tests {
     #[test]
     fn g7_reading_ahead_stops_at_its_bounds() {
         let mut queue = Queue::default();
-        let names: Vec<_> = (1..=200).map(|n| format!("+{n}a")).collect();
-        follow(&mut queue, &names[..100].join(" "));
-        assert_eq!((queue.room(0), queue.room(10)), (28, 38));
-        follow(&mut queue, &names[100..].join(" "));
+        let names: Vec<_> = (1..=600).map(|n| format!("+{n}a")).collect();
+        follow(&mut queue, &names[..500].join(" "));
+        assert_eq!((queue.room(0), queue.room(10)), (12, 22));
+        follow(&mut queue, &names[500..].join(" "));
         assert_eq!(queue.room(0), 0);
         let fetched = std::iter::from_fn(|| fetch(&mut queue, 999)).count();
         assert_eq!(fetched, FETCHES_AT_ONCE);
@@ -347,10 +423,11 @@ mod tests {
         follow(&mut queue, "+1a +2a +3a");
         assert_eq!((fetch(&mut queue, 9), fetch(&mut queue, 9)), (Some(1), Some(2)));
         let now = Instant::now();
-        queue.failed(keccak256("1a"), now);
+        queue.failed(keccak256("1a"), false, now);
         queue.waiting_logs = MAX_WAITING_LOGS;
-        let due = queue.next_due().unwrap();
-        assert_eq!(queue.next_fetch(9, due).map(|pending| pending.header.block.number), Some(1));
+        let due = queue.next_due(&one_by_one(9)).unwrap();
+        let next = queue.next_fetch(&one_by_one(9), due);
+        assert_eq!(next.iter().map(|header| header.block.number).collect::<Vec<_>>(), [1]);
     }
 
     #[test]
@@ -360,14 +437,95 @@ mod tests {
         let now = Instant::now();
         for (attempt, wait) in [(1, 50), (2, 100), (3, 200)] {
             assert_eq!(fetch(&mut queue, 9), Some(1));
-            assert_eq!(queue.failed(keccak256("1a"), now), Some(attempt));
+            assert_eq!(queue.failed(keccak256("1a"), false, now), Some(attempt));
             let due = now + Duration::from_millis(wait);
-            assert_eq!(queue.next_due(), Some(due));
-            assert!(queue.next_fetch(9, now).is_none());
-            assert!(queue.next_fetch(9, due).is_some());
+            assert_eq!(queue.next_due(&one_by_one(9)), Some(due));
+            assert_eq!(queue.next_due(&one_by_one(0)), None, "not before it may be published");
+            assert!(queue.next_fetch(&one_by_one(9), now).is_empty());
+            assert_eq!(queue.next_fetch(&one_by_one(9), due).len(), 1);
             // As if the time had come.
             queue.find(keccak256("1a")).unwrap().body = Slot::Wanted { not_before: None };
         }
-        assert_eq!(queue.failed(keccak256("9z"), now), None);
+        assert_eq!(queue.failed(keccak256("9z"), false, now), None);
+    }
+
+    #[test]
+    fn several_blocks_are_fetched_together_up_to_a_height() {
+        let mut queue = Queue::default();
+        let names: Vec<_> = (1..=20).map(|n| format!("+{n}a")).collect();
+        let known = |header: &Header| {
+            let nothing = Verified { logs: Vec::new(), proof: Proof::Bloom, unhashed: false };
+            (header.block.number == 4).then_some(nothing)
+        };
+        let new = names.iter().map(|name| header(&name[1..])).collect();
+        queue.follow(Change { undo: Vec::new(), new }, None, known);
+        let plan = Plan { blocks: 5, in_a_row: true };
+        let limits = Limits { up_to: 12, together: 9, plan };
+        // Block 4 need not be fetched, which ends a row.
+        assert_eq!(fetch_together(&mut queue, &limits), [1, 2, 3]);
+        assert_eq!(fetch_together(&mut queue, &limits), [5, 6, 7, 8, 9]);
+        assert_eq!(fetch_together(&mut queue, &limits), [10]);
+        // One that failed a check is fetched alone, and what failed with it together again.
+        let now = Instant::now();
+        queue.failed(keccak256("2a"), true, now);
+        queue.failed(keccak256("1a"), false, now);
+        queue.failed(keccak256("3a"), false, now);
+        let later = now + Duration::from_secs(9);
+        let next = |queue: &mut Queue, plan| {
+            let headers = queue.next_fetch(&Limits { plan, ..limits }, later);
+            let hashes: Vec<_> = headers.iter().map(|header| header.block.hash).collect();
+            queue.fetching(&hashes, AbortHandle::new_pair().0);
+            headers.iter().map(|header| header.block.number).collect::<Vec<_>>()
+        };
+        // A batch may hold what does not follow each other.
+        assert_eq!(next(&mut queue, Plan { blocks: 5, in_a_row: false }), [1, 3]);
+        assert_eq!(next(&mut queue, plan), [2]);
+    }
+
+    #[test]
+    fn a_few_blocks_wait_for_the_rest_of_their_message_unless_it_is_their_turn() {
+        let names: Vec<_> = (1..=40).map(|n| format!("+{n}a")).collect();
+        for plan in [false, true].map(|in_a_row| Plan { blocks: 5, in_a_row }) {
+            let limits = Limits { up_to: 99, together: 99, plan };
+            let mut queue = Queue::default();
+            follow(&mut queue, &names.join(" "));
+            for first in [1, 6, 11, 16] {
+                let message: Vec<u64> = (first..first + 5).collect();
+                assert_eq!(fetch_together(&mut queue, &limits), message);
+            }
+            for number in 1..=20 {
+                arrive(&mut queue, &format!("{number}a"));
+                assert_eq!(pop(&mut queue, 99), format!("+{number}"));
+                let expected: Vec<u64> = if number % 5 == 0 {
+                    (number + 16..=number + 20).collect()
+                } else {
+                    Vec::new()
+                };
+                assert_eq!(fetch_together(&mut queue, &limits), expected, "after {number}");
+            }
+            (21..=40).for_each(|number| arrive(&mut queue, &format!("{number}a")));
+            (21..=40).for_each(|_| _ = pop(&mut queue, 99));
+            // All that is known; more may come, but it is their turn.
+            follow(&mut queue, "+41a +42a");
+            assert_eq!(fetch_together(&mut queue, &limits), [41, 42]);
+            // No more may join them.
+            follow(&mut queue, "+43a +44a");
+            let limits = Limits { together: 44, ..limits };
+            assert_eq!(fetch_together(&mut queue, &limits), [43, 44]);
+        }
+    }
+
+    #[test]
+    fn a_fetch_ends_when_nobody_waits_for_it_any_more() {
+        let mut queue = Queue::default();
+        follow(&mut queue, "+1a +2a +3a");
+        let (abort, registration) = AbortHandle::new_pair();
+        let hashes = ["2a", "3a"].map(|name| keccak256(name));
+        queue.fetching(&hashes, abort);
+        follow(&mut queue, "-3a");
+        assert!(!registration.handle().is_aborted(), "block 2 waits for it");
+        follow(&mut queue, "-2a +2b");
+        assert!(registration.handle().is_aborted());
+        assert_eq!((fetch(&mut queue, 9), fetch(&mut queue, 9)), (Some(1), Some(2)));
     }
 }

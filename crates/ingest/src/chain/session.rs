@@ -4,17 +4,16 @@
 //! lock: the canonical chain says what is wanted, the queue holds it until it is fetched and its
 //! turn has come, and one step at a time is with the publisher.
 
+mod fetching;
 mod upkeep;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use alloy_primitives::B256;
 use ethhook_domain::canonical::{Ask, Change, Violation};
-use ethhook_domain::verify::Verified;
 use ethhook_domain::{BlockRef, CanonicalChain, Header};
 use ethhook_streams::{PublishedBlock, Publisher, ReadError, Retained, StepError};
-use futures_util::future::{Aborted, BoxFuture, abortable, pending};
+use futures_util::future::{Aborted, BoxFuture, pending};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -26,15 +25,11 @@ use super::open::Opened;
 use super::queue::{Next, Queue};
 use super::write::{Done, Work, Writer};
 use super::{Chain, End};
-use crate::node::NodeError;
+use crate::node::{NodeError, Outcome};
 use crate::rpc::{Head, RpcError};
 
-/// Headers asked for with one question.
-const NUMBERS_AT_ONCE: u64 = 32;
-/// Failed fetches of one block after which the chain is asked whether it still wants it.
-const DOUBT_AFTER: u32 = 3;
-/// Failed fetches of one block after which the chain counts as standing still.
-const TROUBLE_AFTER: u32 = 8;
+/// Headers that one message is sent for, if there are as many to be had.
+const HEADERS_WORTH_ASKING: u64 = 128;
 /// Polls in a row without a head after which the subscriptions are suspected.
 const STALLED_POLLS: u32 = 2;
 /// Where there are no subscriptions, one poll in so many asks every endpoint.
@@ -48,7 +43,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// One thing at a time of its kind; taken out when it is done.
 type Running<'a, T> = Option<BoxFuture<'a, T>>;
 type Asked = (Ask, Result<Vec<Header>, NodeError>);
-type Fetched = (B256, u64, Result<Result<Verified, NodeError>, Aborted>);
+type Fetched = (Vec<BlockRef>, Result<Vec<Outcome>, Aborted>);
 type Written = (Publisher, Result<Done, StepError>);
 
 struct Session<'a> {
@@ -89,6 +84,8 @@ struct Due {
     renew: Instant,
     finality: Instant,
     retention: Instant,
+    /// Where blocks at the head are fetched together.
+    batch: Instant,
 }
 
 impl Chain {
@@ -158,6 +155,7 @@ impl<'a> Session<'a> {
                 renew: now + chain.options.lease_ttl / 3,
                 finality: now + chain.finality_every(),
                 retention: now + Duration::from_secs(1),
+                batch: now,
             },
             silent_polls: 0,
             heard_otherwise: false,
@@ -185,7 +183,7 @@ impl<'a> Session<'a> {
         consider(due.finality, self.finality.is_none());
         consider(due.retention, self.retention.is_none());
         consider(due.ask, self.asks_something());
-        if let Some(fetch) = self.queue.next_due() {
+        if let Some(fetch) = self.fetches_due(Instant::now()) {
             consider(fetch, true);
         }
         next.max(Instant::now() + Duration::from_millis(1))
@@ -213,7 +211,11 @@ impl<'a> Session<'a> {
     fn asks_something(&self) -> bool {
         self.asking.is_none()
             && match self.ask() {
-                Some(Ask::Numbers(_)) => self.queue.room(self.chain.config.confirmations) > 0,
+                // Not for the few that each published block makes room for.
+                Some(Ask::Numbers(numbers)) => {
+                    let wanted = (numbers.end() - numbers.start() + 1).min(HEADERS_WORTH_ASKING);
+                    self.queue.room(self.chain.config.confirmations) >= wanted
+                }
                 Some(_) => true,
                 None => false,
             }
@@ -228,23 +230,10 @@ impl<'a> Session<'a> {
             self.silent_polls += 1;
             self.due.poll = now + self.chain.poll_every();
         }
-        if let Some(up_to) = self.up_to() {
-            self.start_fetches(up_to, now);
-        }
+        self.start_fetches(now);
         self.start_writing(now);
         self.start_asking(now);
         self.start_upkeep(now);
-    }
-
-    fn start_fetches(&mut self, up_to: u64, now: Instant) {
-        let chain = self.chain;
-        while let Some(pending) = self.queue.next_fetch(up_to, now) {
-            let header = pending.header.clone();
-            let (hash, number) = (header.block.hash, header.block.number);
-            let (fetch, abort) = abortable(async move { chain.node.block(&header).await });
-            self.fetches.push(fetch.map(move |result| (hash, number, result)).boxed());
-            self.queue.fetching(hash, abort);
-        }
     }
 
     fn start_writing(&mut self, now: Instant) {
@@ -316,7 +305,7 @@ impl<'a> Session<'a> {
             }
             .boxed(),
             Some(Ask::Numbers(numbers)) => {
-                let room = self.queue.room(self.chain.config.confirmations).min(NUMBERS_AT_ONCE);
+                let room = self.queue.room(self.chain.config.confirmations);
                 let last = (*numbers.end()).min(numbers.start() + room - 1);
                 let numbers = *numbers.start()..=last;
                 async move { (Ask::Numbers(numbers.clone()), node.by_numbers(numbers).await) }
@@ -440,35 +429,6 @@ impl<'a> Session<'a> {
         let node = &self.chain.node;
         for _ in 0..self.queue.follow(change, heard, |header| node.told_by(header)) {
             self.chain.metrics.block("skipped");
-        }
-    }
-
-    fn fetched(&mut self, (hash, number, result): Fetched) {
-        match result {
-            Err(Aborted) => {} // wanted no longer
-            Ok(Ok(verified)) => {
-                self.note_answer();
-                if verified.unhashed {
-                    self.chain.metrics.unhashed.inc();
-                }
-                self.queue.fetched(hash, verified);
-                self.chain.trouble(None);
-            }
-            Ok(Err(error)) => {
-                let Some(attempts) = self.queue.failed(hash, Instant::now()) else { return };
-                if matches!(error, NodeError::Check(_)) {
-                    self.chain.metrics.block("refused");
-                }
-                if attempts >= DOUBT_AFTER {
-                    self.canonical.doubt();
-                }
-                if matches!(error, NodeError::Rpc(RpcError::SetAside(_))) {
-                    return; // says less than what was said before
-                }
-                if attempts >= TROUBLE_AFTER {
-                    self.chain.trouble(Some(format!("block {number} cannot be had: {error}")));
-                }
-            }
         }
     }
 
@@ -611,7 +571,9 @@ impl Chain {
 
     /// How long no head may come before the node is asked for one.
     fn poll_every(&self) -> Duration {
-        let block_time = self.config.profile.block_time;
+        // Blocks that are fetched together need not be known of one by one.
+        let block_time =
+            self.config.profile.block_time.max(self.config.batch_every.unwrap_or_default());
         if self.has_socket() {
             (3 * block_time).clamp(Duration::from_secs(5), Duration::from_secs(30))
         } else {

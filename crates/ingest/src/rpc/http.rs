@@ -12,7 +12,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
-use super::{Answer, CONNECT_TIMEOUT, MAX_ANSWER_BYTES, RpcError};
+use super::{Answer, CONNECT_TIMEOUT, RpcError};
 
 /// Idle connections are kept for the next block, and no longer than proxies tend to.
 const IDLE: Duration = Duration::from_secs(50);
@@ -40,8 +40,9 @@ impl HttpClient {
         Self { url, client }
     }
 
-    /// Posts `body` and returns the answer's body; the caller sets the time limit.
-    pub(crate) async fn post(&self, body: String) -> Answer {
+    /// Posts `body` and returns the answer's body of at most `max_bytes`; the caller sets the time
+    /// limit.
+    pub(crate) async fn post(&self, body: String, max_bytes: usize) -> Answer {
         let request = Request::post(self.url.reveal())
             .header(CONTENT_TYPE, "application/json")
             .body(Full::from(body))
@@ -60,15 +61,14 @@ impl HttpClient {
         if status == StatusCode::TOO_MANY_REQUESTS {
             return Err(RpcError::RateLimited(retry_after));
         }
-        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await.map_err(
-            |error| {
+        let body =
+            Limited::new(response.into_body(), max_bytes).collect().await.map_err(|error| {
                 if error.is::<LengthLimitError>() {
-                    RpcError::TooLarge
+                    RpcError::TooLarge(max_bytes)
                 } else {
                     RpcError::Connection("the answer was cut".into())
                 }
-            },
-        )?;
+            })?;
         let body = body.to_bytes();
         // Some providers send JSON-RPC errors with a status of their own.
         if !status.is_success() && !body.trim_ascii_start().starts_with(b"{") {

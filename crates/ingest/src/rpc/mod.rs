@@ -3,11 +3,15 @@
 //! An answer is raw JSON until the caller knows what it should be; whatever is wrong with it ends in
 //! an [`RpcError`], whose text never holds the provider's address (G11).
 
+mod batch;
 mod breaker;
+mod cost;
 mod endpoint;
 mod http;
 mod latency;
 mod redaction;
+mod span;
+mod throttle;
 mod ws;
 
 use std::time::Duration;
@@ -19,7 +23,7 @@ use serde_json::error::Category;
 use serde_json::value::RawValue;
 
 pub(crate) use breaker::State as BreakerState;
-pub(crate) use endpoint::Endpoint;
+pub(crate) use endpoint::{About, Endpoint, Socket, connect};
 pub(crate) use ws::Head;
 
 /// Longest time from request to answer.
@@ -28,6 +32,8 @@ pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest answer: the receipts of a block with 100,000 logs, with room to spare.
 pub(crate) const MAX_ANSWER_BYTES: usize = 128 << 20;
+/// Largest answer about several blocks, over HTTP: what is larger is asked for in parts.
+pub(crate) const MAX_SPAN_BYTES: usize = 8 << 20;
 
 /// Why a request has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -58,9 +64,9 @@ pub(crate) enum RpcError {
     /// Not JSON, not JSON-RPC, another id, or not of the expected shape.
     #[error("invalid answer: {0}")]
     Invalid(String),
-    /// Over [`MAX_ANSWER_BYTES`].
-    #[error("answer over {} MiB", MAX_ANSWER_BYTES >> 20)]
-    TooLarge,
+    /// Over so many bytes.
+    #[error("answer over {} MiB", .0 >> 20)]
+    TooLarge(usize),
     /// The endpoint is set aside; the next probe is due then.
     #[error("set aside for another {} ms", .0.as_millis())]
     SetAside(Duration),
@@ -85,15 +91,51 @@ impl RpcError {
             Self::NotOffered(_) => "not_offered",
             Self::Answer { .. } => "error",
             Self::Invalid(_) => "invalid",
-            Self::TooLarge => "too_large",
+            Self::TooLarge(_) => "too_large",
             Self::SetAside(_) => "set_aside",
             Self::WrongChain { .. } => "wrong_chain",
         }
     }
 
-    /// Whether it speaks against the endpoint: an error answer to one request does not.
+    /// Whether it speaks against the endpoint: an error answer to one request does not, nor does
+    /// an answer that is larger than we wanted it.
     pub(crate) fn is_endpoint_failure(&self) -> bool {
-        !matches!(self, Self::Answer { .. } | Self::NotOffered(_) | Self::SetAside(_))
+        !matches!(
+            self,
+            Self::Answer { .. }
+                | Self::NotOffered(_)
+                | Self::SetAside(_)
+                | Self::TooLarge(..MAX_ANSWER_BYTES)
+        )
+    }
+
+    /// Whether less of it may be answered, if a message asked about several blocks at once.
+    /// Providers refuse what is too wide by any code, or do not get ready in time.
+    pub(crate) fn may_be_of_size(&self) -> bool {
+        matches!(
+            self,
+            Self::Answer { .. }
+                | Self::RateLimited(_)
+                | Self::TooLarge(_)
+                | Self::Timeout(_)
+                | Self::Status(400 | 413)
+        )
+    }
+
+    /// How many blocks the provider says it would take: several name a range that would do, as in
+    /// `this block range should work: [0x10, 0x1f]`, or a number, as in `up to a 500 block range`.
+    pub(crate) fn suggested_blocks(&self) -> Option<u64> {
+        let Self::Answer { message, .. } = self else { return None };
+        let bounds = message.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+        if let Some((first, last)) = bounds.and_then(|(bounds, _)| bounds.split_once(',')) {
+            let quantity =
+                |text: &str| u64::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok();
+            return quantity(last)?.checked_add(1)?.checked_sub(quantity(first)?);
+        }
+        let words: Vec<&str> = message.split_whitespace().collect();
+        let number = |word: &str| word.replace([',', '.'], "").parse().ok();
+        let pairs = words.windows(2).filter(|pair| pair[1].starts_with("block"));
+        pairs.filter_map(|pair| number(pair[0])).next()
     }
 }
 
@@ -133,22 +175,38 @@ impl ErrorObject {
         let message: String = self.message.chars().filter(|c| !c.is_control()).take(200).collect();
         match self.code {
             -32601 | -32001 => RpcError::NotOffered(message),
-            -32005 | 429 => RpcError::RateLimited(None),
+            -32005 | 429 if !speaks_of_size(&message) => RpcError::RateLimited(None),
             code => RpcError::Answer { code, message },
         }
+    }
+}
+
+/// Whether -32005, which means patience, is about too much at once: `query returned more than 10000
+/// results`, `block range too wide`.
+fn speaks_of_size(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    ["range", "results", "logs", "blocks", "response size"]
+        .iter()
+        .any(|word| message.contains(word))
+}
+
+impl Response<'_> {
+    /// What was asked for: none for `null`.
+    fn into_result<T: DeserializeOwned>(self) -> Result<Option<T>, RpcError> {
+        if let Some(error) = self.error {
+            return Err(error.into_error());
+        }
+        self.result.map_or(Ok(None), |raw| parse(raw.get().as_bytes()).map(Some))
     }
 }
 
 /// The answer to request `id` in `body`: none for `null`.
 fn decode<T: DeserializeOwned>(body: &[u8], id: u64) -> Result<Option<T>, RpcError> {
     let response: Response<'_> = parse(body)?;
-    if let Some(error) = response.error {
-        return Err(error.into_error());
-    }
-    if response.id != Some(id) {
+    if response.error.is_none() && response.id != Some(id) {
         return Err(RpcError::Invalid("the id is not the request's".into()));
     }
-    response.result.map_or(Ok(None), |raw| parse(raw.get().as_bytes()).map(Some))
+    response.into_result()
 }
 
 /// `serde_json`'s own words quote what they found, which may be a key; the place is enough.
@@ -167,3 +225,55 @@ fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, RpcError> {
 
 /// An answer on its way to the one who asked.
 type Answer = Result<Bytes, RpcError>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(code: i64, message: &str) -> RpcError {
+        ErrorObject { code, message: message.to_owned() }.into_error()
+    }
+
+    #[test]
+    fn a_range_that_is_too_wide_is_told_from_a_rate_by_its_words() {
+        for (code, message) in [
+            (
+                -32005,
+                "query returned more than 10000 results. Try with this block range [0x1, 0xA].",
+            ),
+            (-32005, "Log response size exceeded"),
+            (-32005, "block range too wide"),
+            (-32602, "Log response size exceeded. this block range should work: [0x0, 0x1]"),
+            (-32000, "eth_getLogs is limited to a 10,000 range"),
+            (35, "ranges over 10000 blocks are not supported on freetier"),
+        ] {
+            let error = error(code, message);
+            assert!(
+                matches!(error, RpcError::Answer { .. }) && error.may_be_of_size(),
+                "{message}"
+            );
+        }
+        for message in ["daily request count exceeded, request rate limited", "limit exceeded", ""]
+        {
+            assert!(matches!(error(-32005, message), RpcError::RateLimited(None)), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_a_provider_suggests_is_understood() {
+        for (message, blocks) in [
+            ("this block range should work: [0x10, 0x1f]", Some(16)),
+            ("Try with this block range [0x5B0F1A, 0x5B0F1A].", Some(1)),
+            ("You can make eth_getLogs requests with up to a 500 block range.", Some(500)),
+            ("ranges over 10,000 blocks are not supported", Some(10_000)),
+            ("wrong way round: [0x1f, 0x10]", None),
+            ("at most [many, more]", None),
+            ("query returned more than 10000 results", None),
+            ("exceed maximum block range", None),
+        ] {
+            assert_eq!(error(-32602, message).suggested_blocks(), blocks, "{message}");
+        }
+        let most = format!("[0x0, 0x{:x}]", u64::MAX);
+        assert_eq!(error(-32602, &most).suggested_blocks(), None);
+    }
+}

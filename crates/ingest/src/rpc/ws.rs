@@ -7,7 +7,7 @@
 //! 3. On any fault all that is pending fails at once and step 1 comes again, after a wait that grows
 //!    from 1 to 60 seconds while it keeps failing. The gap is the chain's to fill.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use ethhook_domain::block::Quantity;
 use ethhook_domain::{Header, Secret};
 use futures_util::{SinkExt, StreamExt};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -51,10 +52,35 @@ pub(crate) enum Head {
     Subscribed,
 }
 
+/// One call, or a batch of so many, numbered from `id`.
 pub(super) struct Command {
-    pub(super) id: u64,
-    pub(super) text: String,
-    pub(super) reply: oneshot::Sender<Answer>,
+    id: u64,
+    calls: u64,
+    text: String,
+    reply: oneshot::Sender<Answer>,
+}
+
+/// Who waits for which answers, by the number of the first.
+#[derive(Default)]
+struct Pending(BTreeMap<u64, (u64, oneshot::Sender<Answer>)>);
+
+impl Pending {
+    fn add(&mut self, command: Command) -> String {
+        self.0.insert(command.id, (command.calls, command.reply));
+        command.text
+    }
+
+    /// The one who waits for the answer `id`, alone or in a batch.
+    fn take(&mut self, id: u64) -> Option<oneshot::Sender<Answer>> {
+        let (&first, &(calls, _)) = self.0.range(..=id).next_back()?;
+        (id - first < calls).then(|| self.0.remove(&first).map(|(_, reply)| reply))?
+    }
+
+    /// The one who has waited longest for a batch: a refusal of all of it bears no number.
+    fn take_batch(&mut self) -> Option<oneshot::Sender<Answer>> {
+        let first = self.0.iter().find(|(_, (calls, _))| *calls > 1).map(|(first, _)| *first)?;
+        self.0.remove(&first).map(|(_, reply)| reply)
+    }
 }
 
 /// The handle through which requests are sent.
@@ -110,11 +136,11 @@ impl WsClient {
         )
     }
 
-    /// Sends a request; the caller sets the time limit.
-    pub(super) async fn request(&self, id: u64, text: String) -> Answer {
+    /// Sends a request, or a batch of `calls` numbered from `id`; the caller sets the time limit.
+    pub(super) async fn request(&self, id: u64, calls: u64, text: String) -> Answer {
         let (reply, answer) = oneshot::channel();
         self.commands
-            .try_send(Command { id, text, reply })
+            .try_send(Command { id, calls, text, reply })
             .map_err(|_| RpcError::Connection("too many requests wait for the WebSocket".into()))?;
         answer.await.unwrap_or_else(|_| Err(RpcError::Connection("the WebSocket closed".into())))
     }
@@ -133,6 +159,8 @@ struct Frame<'a> {
     id: Option<u64>,
     #[serde(borrow, default)]
     params: Option<Notification<'a>>,
+    #[serde(default)]
+    error: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -258,7 +286,7 @@ impl Connection {
 
     /// Serves until the connection breaks.
     async fn serve(&mut self, mut socket: Socket) -> RpcError {
-        let mut pending: HashMap<u64, oneshot::Sender<Answer>> = HashMap::new();
+        let mut pending = Pending::default();
         let mut highest_id = FIRST_REQUEST;
         let mut last_frame = Instant::now();
         let mut ticks = interval(PING_AFTER / 3);
@@ -280,13 +308,13 @@ impl Connection {
                         break error;
                     }
                 }
-                Some(Command { id, text, reply }) = self.commands.recv() => {
+                Some(command) = self.commands.recv() => {
                     // Those whose asker gave up make room.
-                    if pending.len() >= MAX_PENDING {
-                        pending.retain(|_, reply| !reply.is_closed());
+                    if pending.0.len() >= MAX_PENDING {
+                        pending.0.retain(|_, (_, reply)| !reply.is_closed());
                     }
-                    highest_id = highest_id.max(id);
-                    pending.insert(id, reply);
+                    highest_id = highest_id.max(command.id + command.calls - 1);
+                    let text = pending.add(command);
                     match timeout(CONNECT_TIMEOUT, socket.send(Message::text(text))).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => break describe(error),
@@ -307,7 +335,7 @@ impl Connection {
                 }
             }
         };
-        for reply in pending.into_values() {
+        for (_, reply) in pending.0.into_values() {
             reply.send(Err(error.clone())).ok(); // the asker may have given up
         }
         error
@@ -316,12 +344,12 @@ impl Connection {
     fn take(
         &mut self,
         frame: Bytes,
-        pending: &mut HashMap<u64, oneshot::Sender<Answer>>,
+        pending: &mut Pending,
         highest_id: u64,
     ) -> Result<(), RpcError> {
-        let parsed: Frame<'_> = parse(&frame)?;
+        let parsed = first_of(&frame)?;
         match (parsed.id, parsed.params) {
-            (Some(id), _) => match pending.remove(&id) {
+            (Some(id), _) => match pending.take(id) {
                 Some(reply) => {
                     self.served = true;
                     reply.send(Ok(frame)).ok(); // the asker may have given up
@@ -335,7 +363,12 @@ impl Connection {
                 self.served = true;
                 self.take_head(notification.result.get())?;
             }
-            (None, None) => return Err(RpcError::Invalid("neither an answer nor a head".into())),
+            (None, None) => match parsed.error.and_then(|_| pending.take_batch()) {
+                Some(reply) => {
+                    reply.send(Ok(frame)).ok(); // the asker may have given up
+                }
+                None => return Err(RpcError::Invalid("neither an answer nor a head".into())),
+            },
         }
         Ok(())
     }
@@ -353,6 +386,15 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+/// What a frame is an answer to: of a batch, the first of its answers says so as well as any.
+fn first_of(frame: &[u8]) -> Result<Frame<'_>, RpcError> {
+    if !frame.trim_ascii_start().starts_with(b"[") {
+        return parse(frame);
+    }
+    let answers: Vec<Frame<'_>> = parse(frame)?;
+    answers.into_iter().next().ok_or_else(|| RpcError::Invalid("an empty batch".into()))
 }
 
 async fn next_frame(socket: &mut Socket) -> Result<Bytes, RpcError> {
@@ -373,7 +415,7 @@ fn describe(error: Error) -> RpcError {
     match error {
         Error::Io(io) => RpcError::Connection(io.kind().to_string()),
         Error::Http(response) => RpcError::Status(response.status().as_u16()),
-        Error::Capacity(_) => RpcError::TooLarge,
+        Error::Capacity(_) => RpcError::TooLarge(MAX_ANSWER_BYTES),
         Error::ConnectionClosed | Error::AlreadyClosed => {
             RpcError::Connection("closed by the node".into())
         }

@@ -127,6 +127,10 @@ async fn a_batch_is_answered_call_by_call() {
     let call = r#"{"jsonrpc":"2.0","id":1,"method":"eth_chainId"}"#;
     let many = format!("[{}]", vec![call; 1_001].join(","));
     assert_eq!(post(node.addr(), "/1", &many).await["error"]["message"], "batch too large");
+    assert_eq!(chain.stats().messages(), 2);
+    chain.set_batch_limit(1);
+    let refused = post(node.addr(), "/1", &batch.to_string()).await;
+    assert_eq!(refused["error"]["message"], "batch too large");
 }
 
 #[tokio::test]

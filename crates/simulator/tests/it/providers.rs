@@ -62,8 +62,27 @@ async fn logs_of_another_fork_and_wrong_indices() {
             hashes.len()
         });
         assert_eq!(indices(&wrong(Fault::DoubledLogIndex).await)[..3], [0, 0, 2]);
+        let one = logs(&wrong(Fault::ForeignLog).await);
+        let foreign = one.iter().zip(logs(&right)).filter(|(one, right)| *one != right);
+        assert_eq!(foreign.count(), 1);
         chain.stats().reset();
     }
+}
+
+#[tokio::test]
+async fn a_range_without_one_of_its_blocks() {
+    let (chain, node) = manual(3).await;
+    chain.mine(4);
+    let range = async |first: u64, last: u64| {
+        let bounds = json!([{ "fromBlock": hex(first), "toBlock": hex(last) }]);
+        let logs = result(&node, "eth_getLogs", bounds).await;
+        logs.as_array().unwrap().iter().map(|log| number(&log["blockNumber"])).collect::<Vec<_>>()
+    };
+    chain.faults().push("eth_getLogs", Fault::DropBlock, 1);
+    // Of one block nothing would be left.
+    assert_eq!(range(2, 2).await, [2, 2, 2]);
+    assert_eq!(range(1, 3).await, [1, 1, 1, 3, 3, 3]);
+    assert_eq!(range(1, 3).await.len(), 9);
 }
 
 #[tokio::test]

@@ -1,0 +1,111 @@
+//! The fetching side of a session: which blocks are asked for, when, and how many at once.
+
+use std::time::Instant;
+
+use alloy_primitives::B256;
+use ethhook_domain::BlockRef;
+use ethhook_domain::verify::Verified;
+use futures_util::FutureExt;
+use futures_util::future::abortable;
+
+use super::{Fetched, Session};
+use crate::chain::queue::Limits;
+use crate::node::NodeError;
+use crate::rpc::RpcError;
+
+/// Failed fetches of one block after which the chain is asked whether it still wants it.
+const DOUBT_AFTER: u32 = 3;
+/// Failed fetches of one block after which the chain counts as standing still.
+const TROUBLE_AFTER: u32 = 8;
+
+impl Session<'_> {
+    /// What may be fetched now. Blocks that are deep enough to be final are fetched together; so are
+    /// those above them where the operator wants it, but only once in a while.
+    fn fetch_limits(&self, now: Instant) -> Option<Limits> {
+        if self.queue.len() == 0 {
+            return None;
+        }
+        let limits =
+            Limits { up_to: self.up_to()?, together: self.deep(), plan: self.chain.node.plan() };
+        Some(match self.chain.config.batch_every {
+            None => limits,
+            Some(_) if now >= self.due.batch => Limits { together: limits.up_to, ..limits },
+            Some(_) => Limits { up_to: limits.up_to.min(limits.together), ..limits },
+        })
+    }
+
+    /// The highest block that no reorg is expected to reach.
+    fn deep(&self) -> u64 {
+        let (head, _) = self.head.unwrap_or_default();
+        head.saturating_sub(self.chain.config.profile.finality_depth)
+    }
+
+    /// When a fetch is due that could start then.
+    pub(super) fn fetches_due(&self, now: Instant) -> Option<Instant> {
+        let postponed = self.queue.next_due(&self.fetch_limits(now)?);
+        let batch = (self.chain.config.batch_every.is_some() && now < self.due.batch)
+            .then_some(self.due.batch)
+            .filter(|_| self.queue.wants_fetch(self.up_to().unwrap_or(0)));
+        postponed.into_iter().chain(batch).min()
+    }
+
+    pub(super) fn start_fetches(&mut self, now: Instant) {
+        let Some(limits) = self.fetch_limits(now) else { return };
+        let (chain, deep) = (self.chain, self.deep());
+        let mut at_head = false;
+        loop {
+            let headers = self.queue.next_fetch(&limits, now);
+            let Some(last) = headers.last() else { break };
+            at_head |= last.block.number > deep;
+            let blocks: Vec<BlockRef> = headers.iter().map(|header| header.block).collect();
+            let hashes: Vec<B256> = blocks.iter().map(|block| block.hash).collect();
+            let (fetch, abort) = abortable(async move {
+                let outcomes = chain.node.blocks(&headers).await;
+                outcomes.unwrap_or_else(|error| vec![Err(error); headers.len()])
+            });
+            self.fetches.push(fetch.map(move |result| (blocks, result)).boxed());
+            self.queue.fetching(&hashes, abort);
+        }
+        if let (Some(every), true) = (chain.config.batch_every, at_head) {
+            self.due.batch = self.due.batch.max(now + every);
+        }
+    }
+
+    pub(super) fn fetched(&mut self, (blocks, result): Fetched) {
+        let Ok(outcomes) = result else { return }; // wanted no longer
+        for (block, outcome) in blocks.into_iter().zip(outcomes) {
+            match outcome {
+                Ok(verified) => self.fetched_block(&block, verified),
+                Err(error) => self.not_fetched(&block, &error),
+            }
+        }
+    }
+
+    fn fetched_block(&mut self, block: &BlockRef, verified: Verified) {
+        self.note_answer();
+        if verified.unhashed {
+            self.chain.metrics.unhashed.inc();
+        }
+        self.queue.fetched(block.hash, verified);
+        self.chain.trouble(None);
+    }
+
+    fn not_fetched(&mut self, block: &BlockRef, error: &NodeError) {
+        // What an endpoint makes of a whole message says nothing of one block.
+        let alone = !matches!(error, NodeError::Rpc(_));
+        let Some(attempts) = self.queue.failed(block.hash, alone, Instant::now()) else { return };
+        if matches!(error, NodeError::Check(_)) {
+            self.chain.metrics.block("refused");
+        }
+        if attempts >= DOUBT_AFTER {
+            self.canonical.doubt();
+        }
+        if matches!(error, NodeError::Rpc(RpcError::SetAside(_))) {
+            return; // says less than what was said before
+        }
+        if attempts >= TROUBLE_AFTER {
+            let number = block.number;
+            self.chain.trouble(Some(format!("block {number} cannot be had: {error}")));
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! The logs of blocks: of one by its hash, or of several with one message (ADR 11).
+//!
+//! Whatever the way, each block is held against its own header; one that fails among others is asked
+//! for alone by whoever wants it.
+
+use std::time::Duration;
+
+use ethhook_domain::block::{Body, Quantity};
+use ethhook_domain::verify::{self, Check, Failure, Verified};
+use ethhook_domain::{Header, Log, Proof, Receipt};
+use serde_json::json;
+use tracing::warn;
+
+use super::{LEAST_PATIENCE, Node, NodeError, lie};
+use crate::config::Fetch;
+use crate::rpc::{About, Endpoint, RpcError};
+
+const RECEIPTS: &str = "eth_getBlockReceipts";
+const LOGS: &str = "eth_getLogs";
+/// Between the two askings of one endpoint for blocks that it says are empty.
+const SECOND_ASKING: Duration = Duration::from_millis(500);
+/// Another endpoint is not asked for several blocks before this long: their answer takes its time.
+pub(super) const SPAN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How many blocks to fetch with one message, and whether they must follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// 1: one block at a time.
+    pub(crate) blocks: usize,
+    /// One range holds them all.
+    pub(crate) in_a_row: bool,
+}
+
+/// What became of one block of several.
+pub(crate) type Outcome = Result<Verified, NodeError>;
+
+impl Node {
+    /// What need not be asked about `header`'s block, for the header tells it.
+    pub(crate) fn told_by(&self, header: &Header) -> Option<Verified> {
+        verify::without_fetching(&self.profile, header, &self.wanted)
+    }
+
+    /// How blocks that are not at the head are best fetched now.
+    pub(crate) fn plan(&self) -> Plan {
+        let preferred = self.by_preference();
+        let Some(endpoint) = preferred.first() else { return Plan { blocks: 1, in_a_row: false } };
+        let about = self.way(endpoint, endpoint.blocks_at_once(About::Logs));
+        Plan { blocks: endpoint.blocks_at_once(about), in_a_row: about == About::Logs }
+    }
+
+    /// The logs of `header`'s block, checked; one request.
+    pub(crate) async fn block(&self, header: &Header) -> Outcome {
+        let (answerer, verified) = self
+            .first(LEAST_PATIENCE, async |endpoint| {
+                Ok((endpoint, self.checked(endpoint, header).await?))
+            })
+            .await?;
+        if is_unproven(&verified) && !self.is_empty_again(answerer, header).await? {
+            return Err(NodeError::Unknown);
+        }
+        Ok(verified)
+    }
+
+    /// The logs of the blocks of `headers`, as [`Node::plan`] would have them, in their order.
+    ///
+    /// # Errors
+    /// If none of them could be had.
+    pub(crate) async fn blocks(&self, headers: &[Header]) -> Result<Vec<Outcome>, NodeError> {
+        if let [header] = headers {
+            return Ok(vec![self.block(header).await]);
+        }
+        let (answerer, mut outcomes) = self
+            .first(SPAN_PATIENCE, async |endpoint| {
+                let outcomes = self.several(endpoint, headers).await?;
+                match outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
+                    Some(error) if outcomes.iter().all(Result::is_err) => Err(error.clone()),
+                    _ => Ok((endpoint, outcomes)),
+                }
+            })
+            .await?;
+        let unproven = |outcome: &Outcome| outcome.as_ref().is_ok_and(is_unproven);
+        if outcomes.iter().any(unproven) {
+            let again = self.several_again(answerer, headers).await?;
+            for (outcome, again) in outcomes.iter_mut().zip(again) {
+                if unproven(outcome) && !again.is_ok_and(|again| again.logs.is_empty()) {
+                    *outcome = Err(NodeError::Unknown);
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// An empty answer proves nothing by itself: another endpoint is asked, or the same one again.
+    async fn is_empty_again(
+        &self,
+        answerer: &Endpoint,
+        header: &Header,
+    ) -> Result<bool, NodeError> {
+        for other in self.others(answerer) {
+            if let Ok(verified) = self.checked(other, header).await {
+                return Ok(verified.logs.is_empty());
+            }
+        }
+        tokio::time::sleep(SECOND_ASKING).await;
+        Ok(self.checked(answerer, header).await?.logs.is_empty())
+    }
+
+    /// The same for several blocks.
+    async fn several_again(
+        &self,
+        answerer: &Endpoint,
+        headers: &[Header],
+    ) -> Result<Vec<Outcome>, NodeError> {
+        for other in self.others(answerer) {
+            if let Ok(outcomes) = self.several(other, headers).await {
+                return Ok(outcomes);
+            }
+        }
+        tokio::time::sleep(SECOND_ASKING).await;
+        self.several(answerer, headers).await
+    }
+
+    fn others<'a>(&'a self, answerer: &'a Endpoint) -> impl Iterator<Item = &'a Endpoint> {
+        self.endpoints.iter().filter(move |other| !std::ptr::eq(*other, answerer))
+    }
+
+    /// The way to so many blocks that an endpoint offers and the operator allows; the cheaper where
+    /// both would do, and receipts, which prove more, where they cost the same.
+    fn way(&self, endpoint: &Endpoint, blocks: usize) -> About {
+        let receipts_of_all = endpoint.units(RECEIPTS).saturating_mul(blocks as u64);
+        match self.fetch {
+            Fetch::Receipts => About::Receipts,
+            Fetch::Logs => About::Logs,
+            Fetch::Auto if !endpoint.offers_receipts() => About::Logs,
+            // Logs prove no receipts root.
+            Fetch::Auto if self.profile.verify == Proof::ReceiptsRoot => About::Receipts,
+            Fetch::Auto if endpoint.units(LOGS) < receipts_of_all => About::Logs,
+            Fetch::Auto => About::Receipts,
+        }
+    }
+
+    async fn several(
+        &self,
+        endpoint: &Endpoint,
+        headers: &[Header],
+    ) -> Result<Vec<Outcome>, NodeError> {
+        let follow_each_other =
+            headers.windows(2).all(|pair| pair[1].block.number == pair[0].block.number + 1);
+        match self.way(endpoint, headers.len()) {
+            About::Logs if follow_each_other => self.range(endpoint, headers).await,
+            About::Logs | About::Headers | About::Receipts => self.batch(endpoint, headers).await,
+        }
+    }
+
+    /// Ranges of logs; one that is too wide is split.
+    async fn range(
+        &self,
+        endpoint: &Endpoint,
+        headers: &[Header],
+    ) -> Result<Vec<Outcome>, NodeError> {
+        let mut outcomes = Vec::with_capacity(headers.len());
+        let mut rest = headers;
+        while let Some(first) = rest.first() {
+            let blocks = endpoint.blocks_at_once(About::Logs).min(rest.len());
+            let (part, others) = rest.split_at(blocks);
+            let last = part.last().unwrap_or(first).block.number;
+            let bounds = json!([{
+                "fromBlock": Quantity(first.block.number),
+                "toBlock": Quantity(last),
+            }]);
+            match endpoint.call_range::<Vec<Log>>(About::Logs, blocks, LOGS, &bounds).await {
+                Ok(logs) => {
+                    let logs = logs.ok_or(NodeError::Unknown)?;
+                    let verified = verify::verify_range(&self.profile, part, logs);
+                    outcomes.extend(verified.into_iter().map(|result| judged(endpoint, result)));
+                    rest = others;
+                }
+                Err(error) if blocks > 1 && error.may_be_of_size() => {}
+                // What came before it is of use; the rest is asked for again.
+                Err(error) if outcomes.is_empty() => return Err(error.into()),
+                Err(error) => {
+                    outcomes.extend(rest.iter().map(|_| Err(error.clone().into())));
+                    break;
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Batches of receipts; one that is too large is split.
+    async fn batch(
+        &self,
+        endpoint: &Endpoint,
+        headers: &[Header],
+    ) -> Result<Vec<Outcome>, NodeError> {
+        let mut outcomes = Vec::with_capacity(headers.len());
+        let mut rest = headers;
+        while !rest.is_empty() {
+            let blocks = endpoint.blocks_at_once(About::Receipts).min(rest.len());
+            let (part, others) = rest.split_at(blocks);
+            let params: Vec<_> = part.iter().map(|header| json!([header.block.hash])).collect();
+            match endpoint.call_each::<Vec<Receipt>>(About::Receipts, RECEIPTS, &params).await {
+                Ok(items) => {
+                    let refused = items.iter().filter(|item| item.is_err()).count();
+                    if 2 * refused > blocks {
+                        endpoint.was_too_much(About::Receipts, blocks);
+                    }
+                    for (header, item) in part.iter().zip(items) {
+                        outcomes.push(match item {
+                            Ok(Some(receipts)) => {
+                                self.held_against(endpoint, header, Body::Receipts(receipts))
+                            }
+                            Ok(None) => Err(NodeError::Unknown),
+                            Err(error) => {
+                                self.note_lack(endpoint, &error);
+                                Err(error.into())
+                            }
+                        });
+                    }
+                    rest = others;
+                }
+                Err(error) if blocks > 1 && error.may_be_of_size() => {}
+                Err(error) if outcomes.is_empty() => return Err(error.into()),
+                Err(error) => {
+                    outcomes.extend(rest.iter().map(|_| Err(error.clone().into())));
+                    break;
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+
+    async fn checked(&self, endpoint: &Endpoint, header: &Header) -> Outcome {
+        let body = self.body(endpoint, header).await?;
+        self.held_against(endpoint, header, body)
+    }
+
+    fn held_against(&self, endpoint: &Endpoint, header: &Header, body: Body) -> Outcome {
+        judged(endpoint, verify::verify(&self.profile, header, body))
+    }
+
+    /// The logs of one block by the best way that the endpoint offers.
+    async fn body(&self, endpoint: &Endpoint, header: &Header) -> Result<Body, NodeError> {
+        let block = &header.block;
+        if self.way(endpoint, 1) == About::Receipts {
+            let ask = async |params| {
+                endpoint.call_range::<Vec<Receipt>>(About::Receipts, 1, RECEIPTS, &params).await
+            };
+            let mut answer = ask(json!([block.hash])).await;
+            if let Err(RpcError::Answer { code: -32602, .. }) = answer {
+                // Some take a number only; the receipts' own hashes tell which block they are of.
+                answer = ask(json!([Quantity(block.number)])).await;
+            }
+            match answer {
+                Err(error @ RpcError::NotOffered(_)) if self.fetch != Fetch::Receipts => {
+                    self.note_lack(endpoint, &error);
+                }
+                other => return other?.map(Body::Receipts).ok_or(NodeError::Unknown),
+            }
+        }
+        let params = json!([{ "blockHash": block.hash }]);
+        let logs = endpoint.call_range::<Vec<Log>>(About::Logs, 1, LOGS, &params).await?;
+        logs.map(Body::Logs).ok_or(NodeError::Unknown)
+    }
+
+    fn note_lack(&self, endpoint: &Endpoint, error: &RpcError) {
+        if matches!(error, RpcError::NotOffered(_)) && endpoint.offers_receipts() {
+            warn!(endpoint = endpoint.metrics.position, "{RECEIPTS} is not offered");
+            endpoint.lacks_receipts();
+        }
+    }
+}
+
+/// Whether it is empty and no more than an answer says so.
+fn is_unproven(verified: &Verified) -> bool {
+    verified.logs.is_empty() && verified.proof != Proof::ReceiptsRoot
+}
+
+/// Counts a failed check. A node that has not caught up, or does not offer what a proof needs, is
+/// not a liar.
+fn judged(endpoint: &Endpoint, result: Result<Verified, Failure>) -> Outcome {
+    result.map_err(|failure| {
+        if matches!(failure.check, Check::Empty | Check::Unprovable) {
+            endpoint.metrics.check_failed(failure.check.as_str());
+            return failure.into();
+        }
+        lie(endpoint, failure)
+    })
+}
