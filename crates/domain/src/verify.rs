@@ -13,6 +13,7 @@
 use std::fmt;
 
 use alloy_consensus::constants::EMPTY_ROOT_HASH;
+use alloy_primitives::map::{AddressMap, B256Map};
 use alloy_primitives::{B256, Bloom, keccak256};
 use alloy_rlp::{BufMut, Encodable, Header as RlpHeader, length_of_length};
 use alloy_trie::root::ordered_trie_root_with_encoder;
@@ -363,7 +364,10 @@ fn prove_receipts(
     header: &Header,
     receipts: &[Receipt],
 ) -> Result<Proof, Failure> {
-    let root = ordered_trie_root_with_encoder(receipts, encode_receipt);
+    let mut blooms = Blooms::default();
+    let root = ordered_trie_root_with_encoder(receipts, |receipt: &Receipt, out| {
+        encode_receipt(receipt, &blooms.of(&receipt.logs), out);
+    });
     if root == header.receipts_root {
         return Ok(Proof::ReceiptsRoot);
     }
@@ -393,7 +397,7 @@ fn prove_bloom<'a>(
     header: &Header,
     logs: impl Iterator<Item = &'a Log>,
 ) -> Result<Proof, Failure> {
-    let bloom = bloom_of(logs);
+    let bloom = Blooms::default().of(logs);
     if bloom == *header.logs_bloom {
         return Ok(Proof::Bloom);
     }
@@ -415,22 +419,53 @@ fn count_ones(a: &Bloom, b: &Bloom) -> u32 {
     a.iter().zip(b.iter()).map(|(a, b)| (a & !b).count_ones()).sum()
 }
 
-fn bloom_of<'a>(logs: impl Iterator<Item = &'a Log>) -> Bloom {
-    let mut bloom = Bloom::ZERO;
-    for log in logs {
-        bloom.accrue_raw_log(log.address, &log.topics);
+/// Blooms of the logs of one block. The same contracts, events and accounts come again and again,
+/// and a bloom hashes each of them: what was hashed once is kept.
+#[derive(Default)]
+struct Blooms {
+    addresses: AddressMap<Bits>,
+    topics: B256Map<Bits>,
+}
+
+/// The three bits that an address or a topic sets (yellow paper 4.3.1): a byte and a mask each.
+type Bits = [(u8, u8); 3];
+
+impl Blooms {
+    fn of<'a>(&mut self, logs: impl IntoIterator<Item = &'a Log>) -> Bloom {
+        let mut bloom = Bloom::ZERO;
+        let mut set = |bits: &Bits| {
+            for (byte, mask) in bits {
+                bloom.0[usize::from(*byte)] |= mask;
+            }
+        };
+        for log in logs {
+            set(self.addresses.entry(log.address).or_insert_with(|| bits(log.address.as_slice())));
+            for topic in &log.topics {
+                set(self.topics.entry(*topic).or_insert_with(|| bits(topic.as_slice())));
+            }
+        }
+        bloom
     }
-    bloom
+}
+
+/// The low 11 bits of each of the first three pairs of bytes of the hash, counted from the bloom's
+/// last bit.
+fn bits(item: &[u8]) -> Bits {
+    let hash = keccak256(item);
+    [0, 2, 4].map(|i| {
+        let bit = u16::from_be_bytes([hash[i], hash[i + 1]]) & 0x7ff;
+        let [_, byte] = (bit >> 3).to_be_bytes();
+        (255 - byte, 1 << (bit & 7))
+    })
 }
 
 /// The receipt as a value of the trie: `type || rlp([status or root, cumulativeGasUsed, bloom,
 /// logs])`, the type left out for legacy transactions. The bloom is computed, not believed. Foreign
 /// types are encoded the same way; one that differs fails the root, not the parser.
-fn encode_receipt(receipt: &Receipt, out: &mut Vec<u8>) {
+fn encode_receipt(receipt: &Receipt, bloom: &Bloom, out: &mut Vec<u8>) {
     let first_type_byte = receipt.tx_type.leading_zeros() as usize / 8;
     out.put_slice(&receipt.tx_type.to_be_bytes()[first_type_byte..]);
 
-    let bloom = bloom_of(receipt.logs.iter());
     let logs_length = receipt.logs.iter().map(log_length).sum::<usize>();
     let outcome: &dyn Encodable = match (&receipt.status, &receipt.root) {
         (Some(status), _) => status,
