@@ -18,6 +18,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) fn open(settings: &RedisSettings) -> Result<Streams, Problem> {
     Streams::new(RedisConfig {
         url: settings.url.clone(),
+        authorities: settings.authorities.clone(),
         pool_size: settings.pool_size,
         connect_timeout: CONNECT_TIMEOUT,
         response_timeout: RESPONSE_TIMEOUT,

@@ -104,7 +104,7 @@ fn every_error_is_told_at_once_and_ends_with_78() {
             [
                 "ethhook: chains.base.ws_ulr (from toml): is not a key; did you mean ws_url?",
                 "ethhook: ETHERUM_WS_URL (from env): is not a key; did you mean ETHEREUM_WS_URL?",
-                "ethhook: REDIS_URL (from env): the URL must start with redis:// or rediss://",
+                "ethhook: REDIS_URL (from env): the URL must start with redis://, redis-sentinel:// or redis-cluster://, or for TLS rediss://, rediss-sentinel:// or rediss-cluster://",
                 "ethhook: METRICS_PORT=80800 (from env): must be a whole number from 0 to 65535",
                 "ethhook: ETHEREUM_HTTP_URL (from env): the URL must start with http:// or https://",
                 "ethhook: ETHEREUM_CONTRACTS=0x1 (from env): item 1 must be 0x and 40 hex digits",

@@ -80,6 +80,8 @@ metrics! {
     publish_seconds: histogram("ethhook_publish_seconds", "Time of a publish step, retries included.", ["chain"], LATENCY_BUCKETS);
     head_to_stream: histogram("ethhook_head_to_stream_seconds", "From the head's arrival to the block's last entry in the stream, of blocks whose head was heard.", ["chain"], LATENCY_BUCKETS);
     redis_errors: counter("ethhook_redis_errors_total", "Failed calls to Redis by kind.", ["chain", "kind"]);
+    rollbacks: counter("ethhook_redis_rollbacks_total", "Times that Redis had lost steps which it had acknowledged.", ["chain"]);
+    wipes: counter("ethhook_redis_wipes_total", "Times that Redis held nothing of the chain any more.", ["chain"]);
     queue: gauge("ethhook_queue_blocks", "Blocks that are known but not published.", ["chain"]);
     stream_entries: gauge("ethhook_stream_entries", "Length of the event stream.", ["chain"]);
     stream_bytes: gauge("ethhook_stream_bytes", "Memory of the event stream in Redis, as MEMORY USAGE estimates it.", ["chain"]);
@@ -140,6 +142,8 @@ pub(crate) struct ChainMetrics {
     pub(crate) published: IntCounter,
     pub(crate) duplicates: IntCounter,
     pub(crate) removed: IntCounter,
+    pub(crate) rollbacks: IntCounter,
+    pub(crate) wipes: IntCounter,
     pub(crate) unhashed: IntCounter,
     pub(crate) head: IntGauge,
     pub(crate) tip: IntGauge,
@@ -169,6 +173,8 @@ impl ChainMetrics {
             published: all.published.with_label_values(l),
             duplicates: all.duplicates.with_label_values(l),
             removed: all.removed.with_label_values(l),
+            rollbacks: all.rollbacks.with_label_values(l),
+            wipes: all.wipes.with_label_values(l),
             unhashed: all.headers_unhashed.with_label_values(l),
             head: all.head.with_label_values(l),
             tip: all.tip.with_label_values(l),

@@ -1,25 +1,35 @@
-//! The way to Redis: one URL, a pool for short commands, and connections of their own for the
-//! publisher and for blocking reads.
+//! The way to Redis: pools for short commands, and connections of their own for the publisher and
+//! for blocking reads.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use deadpool_redis::{Connection, Manager, Pool, Runtime};
+use deadpool::Runtime;
+use deadpool::managed::{self, Metrics, Object, Pool, RecycleResult};
 use ethhook_domain::{ChainId, Secret};
+use futures_util::future::try_join_all;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client};
 
 use crate::entry_id::EntryId;
 use crate::errors::RedisFailure;
+use crate::keys::Keys;
+use crate::location::Location;
+use crate::servers::{Servers, slot};
 
 /// Where Redis is and how long to wait for it.
 #[derive(Debug, Clone)]
 pub struct RedisConfig {
-    /// `redis://` or `rediss://`, with user and password where needed: a secret.
+    /// `redis://[user:password@]host[:port][/database]`,
+    /// `redis-sentinel://[user:password@]host[:port],…/master[/database]` (with
+    /// `?sentinel_user=…&sentinel_password=…` where the Sentinels ask for them) or
+    /// `redis-cluster://[user:password@]host[:port],…`; with TLS `rediss`, `rediss-sentinel`,
+    /// `rediss-cluster`. A secret.
     pub url: Secret,
-    /// Connections for everything but publishing and blocking reads.
+    /// Certificate authorities to trust in place of the public ones, PEM; only with TLS.
+    pub authorities: Option<Vec<u8>>,
+    /// Connections for everything but publishing and blocking reads; in a Cluster, for each chain.
     pub pool_size: usize,
     /// Longest wait for a connection to stand.
     pub connect_timeout: Duration,
@@ -34,6 +44,7 @@ impl RedisConfig {
     pub fn new(url: Secret) -> Self {
         Self {
             url,
+            authorities: None,
             pool_size: 8,
             connect_timeout: Duration::from_secs(5),
             response_timeout: Duration::from_secs(10),
@@ -44,26 +55,38 @@ impl RedisConfig {
 /// The configuration cannot work, whatever Redis does.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
-    /// The URL (not shown) does not parse.
-    #[error(
-        "the Redis URL is not valid: expected redis://[user:password@]host[:port][/db], or rediss:// for TLS"
-    )]
-    Url,
+    /// The URL (not shown) is wrong; what about it.
+    #[error("the Redis URL {0}")]
+    Url(String),
+    /// The certificate authorities are no use; why.
+    #[error("the Redis certificate authorities {0}")]
+    Authorities(&'static str),
     /// A pool without connections.
     #[error("the Redis pool needs at least one connection")]
     EmptyPool,
 }
 
-/// Redis as this program uses it; clones share one pool.
+/// Redis as this program uses it; clones share its pools.
 #[derive(Clone)]
 pub struct Streams {
-    client: Client,
-    pool: Pool,
+    servers: Arc<Servers>,
+    pool_size: usize,
     connect_timeout: Duration,
     response_timeout: Duration,
-    /// The highest ID that each chain's stream has given this process. It outlives publishers: after
-    /// a failover the new one lifts the stream above what readers may already have seen.
-    floors: Arc<Mutex<HashMap<ChainId, EntryId>>>,
+    /// One for each slot in use; without a Cluster all chains share one.
+    pools: Arc<Mutex<HashMap<u16, Pool<Master>>>>,
+    /// What this process was told of each chain. It outlives publishers.
+    known: Arc<Mutex<HashMap<ChainId, Known>>>,
+}
+
+/// What Redis has told of one chain.
+#[derive(Debug, Clone, Copy, Default)]
+struct Known {
+    /// The highest ID that the chain's stream gave: after a failover the next publisher lifts the
+    /// stream above what readers may already have seen.
+    floor: Option<EntryId>,
+    /// `seq` of the last step that was acknowledged, or of the cursor that was found since.
+    seq: Option<u64>,
 }
 
 impl fmt::Debug for Streams {
@@ -73,7 +96,7 @@ impl fmt::Debug for Streams {
 }
 
 impl Streams {
-    /// Parses the configuration; no I/O.
+    /// Reads the configuration; no I/O.
     ///
     /// # Errors
     /// See [`ConnectError`]; none of them shows the URL.
@@ -81,78 +104,165 @@ impl Streams {
         if config.pool_size == 0 {
             return Err(ConnectError::EmptyPool);
         }
-        let url = config.url.reveal();
-        if url.starts_with("rediss://") {
+        let mut location = Location::read(config.url.reveal()).map_err(ConnectError::Url)?;
+        if location.is_encrypted() {
             // The provider is process-wide; whoever comes second finds it installed.
             drop(rustls::crypto::ring::default_provider().install_default());
         }
-        let client = Client::open(url).map_err(|_| ConnectError::Url)?;
-        let options = options(config.connect_timeout, config.response_timeout);
-        let manager = Manager::new_with_config(client.get_connection_info().clone(), options)
-            .map_err(|_| ConnectError::Url)?;
-        let pool = Pool::builder(manager)
-            .max_size(config.pool_size)
-            .runtime(Runtime::Tokio1)
-            .wait_timeout(Some(config.response_timeout))
-            .create_timeout(Some(config.connect_timeout))
-            .recycle_timeout(Some(config.response_timeout))
-            .build()
-            .map_err(|_| ConnectError::EmptyPool)?;
+        match config.authorities {
+            Some(_) if !location.is_encrypted() => {
+                return Err(ConnectError::Authorities("need a URL with TLS, rediss…://"));
+            }
+            Some(pem) => location
+                .trust(pem)
+                .map_err(|_| ConnectError::Authorities("are not certificates in PEM form"))?,
+            None => {}
+        }
+        let servers = Servers::new(location, config.connect_timeout, config.response_timeout);
         Ok(Self {
-            client,
-            pool,
+            servers: Arc::new(servers),
+            pool_size: config.pool_size,
             connect_timeout: config.connect_timeout,
             response_timeout: config.response_timeout,
-            floors: Arc::default(),
+            pools: Arc::default(),
+            known: Arc::default(),
         })
     }
 
-    /// Host and port, without user and password.
+    /// Hosts and ports, without user and password.
     #[must_use]
     pub fn address(&self) -> String {
-        self.client.get_connection_info().addr().to_string()
+        self.servers.to_string()
     }
 
-    /// Whether Redis answers.
+    /// Whether every master in use answers.
     ///
     /// # Errors
-    /// Why it does not.
+    /// Why one does not.
     pub async fn ping(&self) -> Result<(), RedisFailure> {
-        let mut connection = self.pooled().await?;
-        Ok(redis::cmd("PING").exec_async(&mut connection).await?)
+        let mut pools: Vec<_> = self.locked_pools().values().cloned().collect();
+        if pools.is_empty() {
+            pools.push(self.pool(&Keys::of(0).events)?);
+        }
+        // What the pool gives has just answered.
+        try_join_all(pools.iter().map(Pool::get)).await?;
+        Ok(())
     }
 
-    /// A connection of the pool, known to answer.
-    pub(crate) async fn pooled(&self) -> Result<Connection, RedisFailure> {
-        Ok(self.pool.get().await?)
+    /// A pool's connection to the master of these keys, known to answer and to be the master.
+    pub(crate) async fn pooled(&self, keys: &Keys) -> Result<Object<Master>, RedisFailure> {
+        Ok(self.pool(&keys.events)?.get().await?)
     }
 
-    /// A connection of one's own, whose answers may take `longer` than usual.
+    fn pool(&self, key: &str) -> Result<Pool<Master>, RedisFailure> {
+        let slot = if self.servers.is_cluster() { slot(key) } else { 0 };
+        let mut pools = self.locked_pools();
+        if let Some(pool) = pools.get(&slot) {
+            return Ok(pool.clone());
+        }
+        let master = Master { servers: Arc::clone(&self.servers), key: key.to_owned() };
+        // Making a connection has limits of its own.
+        let pool = Pool::builder(master)
+            .max_size(self.pool_size)
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(self.response_timeout))
+            // One that does not say at once that it is the master is dropped for another.
+            .recycle_timeout(Some(self.connect_timeout))
+            .build()
+            .map_err(|_| RedisFailure::unexpected("the making of a pool"))?;
+        pools.insert(slot, pool.clone());
+        Ok(pool)
+    }
+
+    fn locked_pools(&self) -> MutexGuard<'_, HashMap<u16, Pool<Master>>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection of one's own to the master of `key`, an event stream's, whose answers may take
+    /// `longer` than usual.
     pub(crate) async fn connect(
         &self,
+        key: &str,
         longer: Duration,
     ) -> Result<MultiplexedConnection, RedisFailure> {
-        let options = options(self.connect_timeout, self.response_timeout.saturating_add(longer));
-        Ok(self.client.get_multiplexed_async_connection_with_config(&options).await?)
+        self.servers.master(key, longer).await
+    }
+
+    /// An event stream's name for each master, made by `name` from a number.
+    pub(crate) async fn name_for_each_master(
+        &self,
+        name: impl Fn(u32) -> String,
+    ) -> Result<Vec<String>, RedisFailure> {
+        self.servers.key_of_each_master(name).await
+    }
+
+    /// Whether this is a Cluster.
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.servers.is_cluster()
     }
 
     /// The highest ID this process was given for `chain`.
     pub(crate) fn floor(&self, chain: ChainId) -> Option<EntryId> {
-        self.floors.lock().unwrap_or_else(PoisonError::into_inner).get(&chain).copied()
+        self.locked_known().get(&chain).copied().unwrap_or_default().floor
     }
 
     /// Remembers that `chain`'s stream gave `id`.
     pub(crate) fn raise_floor(&self, chain: ChainId, id: EntryId) {
-        let mut floors = self.floors.lock().unwrap_or_else(PoisonError::into_inner);
-        let floor = floors.entry(chain).or_default();
-        *floor = id.max(*floor);
+        let mut known = self.locked_known();
+        let floor = &mut known.entry(chain).or_default().floor;
+        *floor = (*floor).max(Some(id));
+    }
+
+    /// `seq` of the cursor as this process last knew it for certain: a cursor that is below has lost
+    /// steps that were acknowledged. None if it never held the chain's lease, or has forgotten.
+    #[must_use]
+    pub fn acknowledged(&self, chain: ChainId) -> Option<u64> {
+        self.locked_known().get(&chain)?.seq
+    }
+
+    /// Lets the next cursor of `chain`, or that there is none, be no surprise.
+    pub fn forget_acknowledged(&self, chain: ChainId) {
+        self.locked_known().entry(chain).or_default().seq = None;
+    }
+
+    /// Remembers that `chain`'s cursor holds `seq`.
+    pub(crate) fn acknowledge(&self, chain: ChainId, seq: u64) {
+        self.locked_known().entry(chain).or_default().seq = Some(seq);
+    }
+
+    fn locked_known(&self) -> MutexGuard<'_, HashMap<ChainId, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn options(connect_timeout: Duration, response_timeout: Duration) -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(connect_timeout))
-        .set_response_timeout(Some(response_timeout))
+/// Makes a pool's connections, all to the master of one key.
+pub(crate) struct Master {
+    servers: Arc<Servers>,
+    key: String,
+}
+
+impl fmt::Debug for Master {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Master").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+impl managed::Manager for Master {
+    type Type = MultiplexedConnection;
+    type Error = RedisFailure;
+
+    async fn create(&self) -> Result<MultiplexedConnection, RedisFailure> {
+        self.servers.master(&self.key, Duration::ZERO).await
+    }
+
+    /// Drops a connection to what is no longer the master.
+    async fn recycle(
+        &self,
+        connection: &mut MultiplexedConnection,
+        _: &Metrics,
+    ) -> RecycleResult<RedisFailure> {
+        Ok(self.servers.check(connection, &self.key).await?)
+    }
 }
 
 #[cfg(test)]
@@ -165,9 +275,23 @@ mod tests {
             let error = Streams::new(RedisConfig::new(Secret::new(url))).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
         }
-        let streams =
-            Streams::new(RedisConfig::new(Secret::new("redis://u:hunter2@host:6380/1"))).unwrap();
-        let shown = format!("{streams:?} {}", streams.address());
-        assert!(shown.contains("host:6380") && !shown.contains("hunter2"), "{shown}");
+        for url in ["redis://u:hunter2@host:6380/1", "redis-cluster://u:hunter2@host:6380"] {
+            let streams = Streams::new(RedisConfig::new(Secret::new(url))).unwrap();
+            let shown = format!("{streams:?} {}", streams.address());
+            assert!(shown.contains("host:6380") && !shown.contains("hunter2"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn authorities_are_for_tls_and_must_be_some() {
+        for (url, pem, says) in [
+            ("redis://h", "", "need a URL with TLS"),
+            ("rediss://h", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----", "are not"),
+        ] {
+            let authorities = Some(pem.as_bytes().to_vec());
+            let config = RedisConfig { authorities, ..RedisConfig::new(Secret::new(url)) };
+            let error = Streams::new(config).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
     }
 }

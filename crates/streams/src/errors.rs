@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use deadpool_redis::PoolError;
+use deadpool::managed::PoolError;
 use redis::{ErrorKind, RedisError};
 
 /// Why Redis did not do what it was asked. Also the label of the error metric.
@@ -81,6 +81,11 @@ impl RedisFailure {
         Self::new(FailureKind::Other, format_args!("unexpected answer to {what}"))
     }
 
+    /// Whether nobody answered.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        matches!(self.kind, FailureKind::Connection | FailureKind::Timeout)
+    }
+
     /// Whether the same call may succeed later by itself.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
@@ -97,10 +102,14 @@ impl From<RedisError> for RedisFailure {
             FailureKind::Connection if error.is_connection_refusal() => {
                 "connection refused".to_owned()
             }
-            FailureKind::Connection => match error.detail() {
-                Some(detail) => format!("no connection: {}", cut(detail)),
-                None => "no connection, or it was dropped".to_owned(),
-            },
+            FailureKind::Connection => {
+                // What the system or TLS says names no URL, such as a certificate's issuer unknown.
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                match error.detail().or(cause.as_deref()) {
+                    Some(detail) => format!("no connection: {}", cut(detail)),
+                    None => "no connection, or it was dropped".to_owned(),
+                }
+            }
             _ => match (error.code(), error.detail()) {
                 (Some(code), Some(detail)) => format!("{code} {}", cut(detail)),
                 (Some(code), None) => code.to_owned(),
@@ -112,10 +121,10 @@ impl From<RedisError> for RedisFailure {
     }
 }
 
-impl From<PoolError> for RedisFailure {
-    fn from(error: PoolError) -> Self {
+impl From<PoolError<Self>> for RedisFailure {
+    fn from(error: PoolError<Self>) -> Self {
         match error {
-            PoolError::Backend(error) => error.into(),
+            PoolError::Backend(failure) => failure,
             PoolError::Timeout(_) => Self::new(FailureKind::Timeout, "no connection in time"),
             other => Self::new(FailureKind::Connection, other),
         }
@@ -133,7 +142,8 @@ fn kind_of(error: &RedisError) -> FailureKind {
     }
     match error.code() {
         Some("OOM") => FailureKind::OutOfMemory,
-        Some("READONLY") => FailureKind::ReadOnly,
+        // Redis says UNBLOCKED to whom it made wait when it becomes a replica.
+        Some("READONLY" | "UNBLOCKED") => FailureKind::ReadOnly,
         Some("NOREPLICAS") => FailureKind::NoReplicas,
         Some("LOADING" | "MASTERDOWN") => FailureKind::Loading,
         Some("MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN") => FailureKind::Cluster,
@@ -180,6 +190,7 @@ mod tests {
         for (line, kind, retryable) in [
             ("OOM command not allowed when used memory > 'maxmemory'.", "out_of_memory", true),
             ("READONLY You can't write against a read only replica.", "read_only", true),
+            ("UNBLOCKED force unblock from blocking operation", "read_only", true),
             ("NOREPLICAS Not enough good replicas to write.", "no_replicas", true),
             ("LOADING Redis is loading the dataset in memory", "loading", true),
             ("MASTERDOWN Link with MASTER is down", "loading", true),

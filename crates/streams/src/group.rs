@@ -81,9 +81,10 @@ impl Streams {
     /// # Errors
     /// See [`ReadError`].
     pub async fn groups(&self, chain: ChainId) -> Result<Vec<GroupLag>, ReadError> {
-        let mut connection = self.pooled().await?;
-        let now_ms = now_ms(&mut connection).await?;
-        Ok(look_at_groups(&mut connection, &Keys::of(chain).events, now_ms).await?.1)
+        let keys = Keys::of(chain);
+        let connection = &mut *self.pooled(&keys).await?;
+        let now_ms = now_ms(connection).await?;
+        Ok(look_at_groups(connection, &keys.events, now_ms).await?.1)
     }
 
     /// The consumers of a group.
@@ -95,12 +96,13 @@ impl Streams {
         chain: ChainId,
         group: &str,
     ) -> Result<Vec<Consumer>, GroupError> {
-        let key = Keys::of(chain).events;
+        let keys = Keys::of(chain);
+        let key = &keys.events;
         let mut command = redis::cmd("XINFO");
-        command.arg("CONSUMERS").arg(&key).arg(group);
-        let answer = query(&command, &mut self.pooled().await?, &key).await;
+        command.arg("CONSUMERS").arg(key).arg(group);
+        let answer = query(&command, &mut *self.pooled(&keys).await?, key).await;
         let found: Vec<HashMap<String, Value>> =
-            answer.map_err(|error| GroupError::of(error, &key, group))?;
+            answer.map_err(|error| GroupError::of(error, key, group))?;
         let consumer = |fields: &HashMap<String, Value>| {
             let number = |name| u64::from_redis_value_ref(fields.get(name)?).ok();
             Some(Consumer {
@@ -124,11 +126,12 @@ impl Streams {
         group: &str,
         after_id: &str,
     ) -> Result<(), GroupError> {
-        let key = Keys::of(chain).events;
+        let keys = Keys::of(chain);
+        let key = &keys.events;
         let mut command = redis::cmd("XGROUP");
-        command.arg("CREATE").arg(&key).arg(group).arg(after_id);
-        let made: Result<(), _> = query(&command, &mut self.pooled().await?, &key).await;
-        made.map_err(|error| GroupError::of(error, &key, group))
+        command.arg("CREATE").arg(key).arg(group).arg(after_id);
+        let made: Result<(), _> = query(&command, &mut *self.pooled(&keys).await?, key).await;
+        made.map_err(|error| GroupError::of(error, key, group))
     }
 
     /// Removes the consumers of a group that hold nothing and have not tried to read for `idle`;
@@ -142,13 +145,14 @@ impl Streams {
         group: &str,
         idle: Duration,
     ) -> Result<Vec<String>, GroupError> {
-        let key = Keys::of(chain).events;
+        let keys = Keys::of(chain);
+        let key = &keys.events;
         let idle_ms = idle.as_millis().to_string();
         let arguments = [group.as_bytes(), idle_ms.as_bytes()];
-        let mut connection = self.pooled().await?;
-        let call = Call { keys: &[&key], arguments: &arguments };
-        let reply = PRUNE.call(&mut connection, call).await;
-        let reply = reply.map_err(|failure| GroupError::of(failure.into(), &key, group))?;
+        let connection = &mut *self.pooled(&keys).await?;
+        let call = Call { keys: &[key], arguments: &arguments };
+        let reply = PRUNE.call(connection, call).await;
+        let reply = reply.map_err(|failure| GroupError::of(failure.into(), key, group))?;
         Ok(reply.rest)
     }
 
@@ -249,7 +253,7 @@ impl GroupReader {
     async fn connected(&mut self) -> Result<MultiplexedConnection, GroupError> {
         match self.connection.take() {
             Some(connection) => Ok(connection),
-            None => Ok(self.streams.connect(self.block).await?),
+            None => Ok(self.streams.connect(&self.key, self.block).await?),
         }
     }
 }

@@ -76,19 +76,19 @@ impl Streams {
     /// See [`ReadError`].
     pub async fn inventory(&self, chain: ChainId) -> Result<Inventory, ReadError> {
         let keys = Keys::of(chain);
-        let mut connection = self.pooled().await?;
+        let connection = &mut *self.pooled(&keys).await?;
         let mut dedup_records = 0;
         let mut scan = Scan::of(&keys);
-        while let Some(found) = scan.next(&mut connection).await? {
+        while let Some(found) = scan.next(connection).await? {
             dedup_records += found.len() as u64;
         }
         Ok(Inventory {
-            events_len: length(&mut connection, &keys.events).await?,
-            blocks_len: length(&mut connection, &keys.blocks).await?,
-            cursor: reader::cursor(&mut connection, &keys).await?,
-            lease: query(redis::cmd("GET").arg(&keys.lease), &mut connection, &keys.lease).await?,
+            events_len: length(connection, &keys.events).await?,
+            blocks_len: length(connection, &keys.blocks).await?,
+            cursor: reader::cursor(connection, &keys).await?,
+            lease: query(redis::cmd("GET").arg(&keys.lease), connection, &keys.lease).await?,
             dedup_records,
-            groups: groups(&mut connection, &keys.events).await?,
+            groups: groups(connection, &keys.events).await?,
         })
     }
 
@@ -98,9 +98,9 @@ impl Streams {
     /// See [`ResetError`].
     pub async fn reset(&self, chain: ChainId) -> Result<(), ResetError> {
         let keys = Keys::of(chain);
-        let mut connection = self.pooled().await?;
+        let connection = &mut *self.pooled(&keys).await?;
         let names = [&keys.lease, &keys.cursor, &keys.events, &keys.blocks].map(String::as_str);
-        let reply = RESET.call(&mut connection, Call { keys: &names, arguments: &[] }).await?;
+        let reply = RESET.call(connection, Call { keys: &names, arguments: &[] }).await?;
         if reply.outcome != "deleted" {
             return Err(ResetError::LeaseHeld {
                 owner: reply.text(0),
@@ -108,11 +108,11 @@ impl Streams {
             });
         }
         let mut scan = Scan::of(&keys);
-        while let Some(found) = scan.next(&mut connection).await? {
+        while let Some(found) = scan.next(connection).await? {
             if !found.is_empty() {
                 let mut unlink = redis::cmd("UNLINK");
                 unlink.arg(found);
-                unlink.exec_async(&mut connection).await.map_err(RedisFailure::from)?;
+                unlink.exec_async(connection).await.map_err(RedisFailure::from)?;
             }
         }
         Ok(())
@@ -125,9 +125,9 @@ impl Streams {
     /// See [`ReadError`].
     pub async fn stream_size(&self, chain: ChainId) -> Result<(u64, u64), ReadError> {
         let keys = Keys::of(chain);
-        let mut connection = self.pooled().await?;
-        let len = length(&mut connection, &keys.events).await?;
-        Ok((len, bytes(&mut connection, &keys.events).await?))
+        let connection = &mut *self.pooled(&keys).await?;
+        let len = length(connection, &keys.events).await?;
+        Ok((len, bytes(connection, &keys.events).await?))
     }
 }
 

@@ -10,6 +10,7 @@
 //! [`Streams`] reads what was written, keeps streams short ([`Retention`]) and looks at the server
 //! before anything starts ([`Streams::preflight`]). No error of this crate shows the Redis URL.
 
+mod append_only;
 mod connection;
 mod entry_id;
 mod errors;
@@ -18,6 +19,7 @@ mod group;
 mod inventory;
 mod keys;
 mod lease;
+mod location;
 mod preflight;
 mod publisher;
 mod reader;
@@ -25,6 +27,7 @@ mod replay;
 mod retention;
 mod script;
 mod search;
+mod servers;
 mod standing;
 mod step;
 

@@ -23,12 +23,12 @@ const OLDEST: (u64, u64) = (7, 0);
 /// How long the scratch keys' lease lives should the probe die half-way.
 const PROBE_TTL: Duration = Duration::from_secs(10);
 
-/// What is worth knowing about the server.
+/// What is worth knowing about the server, or about a Cluster's masters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerInfo {
-    /// Such as `7.0.15`, or `Valkey 8.1.0`.
+    /// Such as `7.0.15`, or `Valkey 8.1.0`; in a Cluster one master's.
     pub version: String,
-    /// `maxmemory` in bytes; none if there is no limit.
+    /// `maxmemory` in bytes, in a Cluster the smallest; none if there is no limit.
     pub maxmemory: Option<u64>,
 }
 
@@ -43,9 +43,11 @@ pub enum PreflightError {
         /// Why.
         failure: RedisFailure,
     },
-    /// It is a replica.
-    #[error("Redis at {address} is a replica: the master's address is required")]
-    Replica {
+    /// The URL is for another form than the server has.
+    #[error(
+        "Redis at {address} is a node of a Cluster: redis-cluster://host:port,host:port is required"
+    )]
+    Cluster {
         /// Host and port.
         address: String,
     },
@@ -79,43 +81,57 @@ impl PreflightError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Unavailable { failure, .. } => failure.is_retryable(),
-            Self::Replica { .. } => true,
             _ => false,
         }
     }
 }
 
 impl Streams {
-    /// Looks at the server and tries everything this program does on scratch keys
+    /// Looks at every master and tries everything this program does on scratch keys
     /// (`events:probe:…`), which are deleted again.
     ///
     /// # Errors
     /// See [`PreflightError`].
     pub async fn preflight(&self) -> Result<ServerInfo, PreflightError> {
-        let unavailable =
-            |failure| PreflightError::Unavailable { address: self.address(), failure };
-        let mut connection = self.connect(Duration::ZERO).await.map_err(unavailable)?;
+        let nonce = RandomState::new().hash_one(0);
+        let name = |n| format!("events:probe:{nonce:016x}:{n}");
+        let names =
+            self.name_for_each_master(name).await.map_err(|failure| self.unavailable(failure))?;
+        let mut all: Option<ServerInfo> = None;
+        for name in names {
+            let server = self.look_at_master(&Keys::tagged(name)).await?;
+            let so_far = all.get_or_insert_with(|| server.clone());
+            so_far.maxmemory = so_far.maxmemory.into_iter().chain(server.maxmemory).min();
+        }
+        all.ok_or_else(|| self.unavailable(RedisFailure::unexpected("the search for masters")))
+    }
+
+    async fn look_at_master(&self, keys: &Keys) -> Result<ServerInfo, PreflightError> {
+        let connected = self.connect(&keys.events, Duration::ZERO).await;
+        let mut connection = connected.map_err(|failure| self.unavailable(failure))?;
         let info: String = redis::cmd("INFO")
             .query_async(&mut connection)
             .await
-            .map_err(|error| unavailable(error.into()))?;
-        let server = examine(&info, &self.address())?;
-        let nonce = RandomState::new().hash_one(0);
-        let keys = Keys::tagged(format!("events:probe:{nonce:016x}"));
-        let result = probe(self, &mut connection, &keys).await;
-        let deleted = delete(&mut connection, &keys).await;
+            .map_err(|error| self.unavailable(error.into()))?;
+        let server = examine(&info, self)?;
+        let result = probe(self, &mut connection, keys).await;
+        let deleted = delete(&mut connection, keys).await;
         match result.and(deleted) {
             Ok(()) => Ok(server),
             Err(Failed { failure: Some(failure), .. }) if failure.is_retryable() => {
-                Err(unavailable(failure))
+                Err(self.unavailable(failure))
             }
             Err(Failed { what, why, .. }) => Err(PreflightError::Probe { what, why }),
         }
     }
+
+    fn unavailable(&self, failure: RedisFailure) -> PreflightError {
+        PreflightError::Unavailable { address: self.address(), failure }
+    }
 }
 
 /// What `INFO` tells.
-fn examine(info: &str, address: &str) -> Result<ServerInfo, PreflightError> {
+fn examine(info: &str, streams: &Streams) -> Result<ServerInfo, PreflightError> {
     let field = |name: &str| {
         info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
     };
@@ -126,10 +142,10 @@ fn examine(info: &str, address: &str) -> Result<ServerInfo, PreflightError> {
     }
     if field("loading") == Some("1") {
         let failure = RedisFailure::new(FailureKind::Loading, "it is loading its data");
-        return Err(PreflightError::Unavailable { address: address.to_owned(), failure });
+        return Err(streams.unavailable(failure));
     }
-    if field("role") == Some("slave") {
-        return Err(PreflightError::Replica { address: address.to_owned() });
+    if field("cluster_enabled") == Some("1") && !streams.is_cluster() {
+        return Err(PreflightError::Cluster { address: streams.address() });
     }
     let policy = field("maxmemory_policy").unwrap_or("unknown");
     if policy != "noeviction" {
@@ -191,9 +207,8 @@ fn expect<T: PartialEq + Display>(what: &'static str, found: T, wanted: T) -> Re
 /// Every command that this program or one of its scripts uses, in an order in which each one works.
 /// `E`, `B`, `C`, `L` and `S` stand for the events, the blocks, the cursor, the lease and a dedup
 /// record. Each is tried by itself, for an error within a script does not name the command.
-const COMMANDS: [&str; 33] = [
-    "PING",
-    "UNWATCH",
+const COMMANDS: [&str; 32] = [
+    "ROLE",
     "TIME",
     "TYPE E",
     "EXISTS C",
@@ -332,26 +347,38 @@ fn probe_event(block: &BlockRef, removed: bool) -> ProcessedEvent {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use ethhook_domain::Secret;
 
-    fn said(version: &str, role: &str, policy: &str) -> Result<ServerInfo, String> {
+    use super::*;
+    use crate::connection::RedisConfig;
+
+    fn said(version: &str, cluster: &str, policy: &str) -> Result<ServerInfo, String> {
         let info = format!(
             "# Server\r\nredis_version:{version}\r\n# Memory\r\nmaxmemory:1024\r\n\
-             maxmemory_policy:{policy}\r\nloading:0\r\nrole:{role}\r\n"
+             maxmemory_policy:{policy}\r\nloading:0\r\ncluster_enabled:{cluster}\r\n"
         );
-        examine(&info, "host:6379").map_err(|error| error.to_string())
+        examine(&info, &streams()).map_err(|error| error.to_string())
+    }
+
+    fn streams() -> Streams {
+        Streams::new(RedisConfig::new(Secret::new("redis://host:6379"))).unwrap()
     }
 
     #[test]
     fn each_fault_is_one_line_that_says_what_would_be_right() {
         let right = ServerInfo { version: "7.0.15".to_owned(), maxmemory: Some(1024) };
-        assert_eq!(said("7.0.15", "master", "noeviction"), Ok(right));
-        for (version, role, policy, line) in [
-            ("6.2.14", "master", "noeviction", "Redis is version 6.2.14; 7.0 or later is required"),
-            ("7.0.0", "slave", "noeviction", "Redis at host:6379 is a replica"),
-            ("8.2.1", "master", "allkeys-lru", "maxmemory-policy is allkeys-lru; noeviction is"),
+        assert_eq!(said("7.0.15", "0", "noeviction"), Ok(right));
+        for (version, cluster, policy, line) in [
+            ("6.2.14", "0", "noeviction", "Redis is version 6.2.14; 7.0 or later is required"),
+            (
+                "7.0.0",
+                "1",
+                "noeviction",
+                "Redis at host:6379 is a node of a Cluster: redis-cluster",
+            ),
+            ("8.2.1", "0", "allkeys-lru", "maxmemory-policy is allkeys-lru; noeviction is"),
         ] {
-            let said = said(version, role, policy).unwrap_err();
+            let said = said(version, cluster, policy).unwrap_err();
             assert!(said.starts_with(line) && !said.contains('\n'), "{said}");
         }
     }
@@ -360,7 +387,7 @@ mod tests {
     fn valkey_is_known_by_its_own_version() {
         let info = "redis_version:7.2.4\r\nvalkey_version:8.1.0\r\nmaxmemory:0\r\n\
                     maxmemory_policy:noeviction\r\nrole:master\r\n";
-        let server = examine(info, "host").unwrap();
+        let server = examine(info, &streams()).unwrap();
         assert_eq!(server, ServerInfo { version: "Valkey 8.1.0".to_owned(), maxmemory: None });
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ethhook_domain::{ChainId, Cursor, Encoding};
 use redis::aio::MultiplexedConnection;
 
+use crate::append_only;
 use crate::connection::Streams;
 use crate::entry_id::EntryId;
 use crate::errors::{FailureKind, RedisFailure};
@@ -70,7 +71,7 @@ impl Publisher {
         dedup_ttl: Duration,
         first: Option<Cursor>,
     ) -> Result<Self, OpenError> {
-        let mut connection = streams.connect(Duration::ZERO).await?;
+        let mut connection = connect(streams, &keys).await?;
         let cursor = match lease.take(&mut connection, &keys, None).await {
             Err(OpenError::NoCursor) => {
                 let seen = inventory::first_dedup_record(&mut connection, &keys).await?;
@@ -84,6 +85,7 @@ impl Publisher {
         };
         fail_point("lease", "taken");
         let floor = streams.floor(chain);
+        streams.acknowledge(chain, cursor.seq);
         let streams = streams.clone();
         let connection = Some(connection);
         Ok(Self { streams, chain, keys, lease, dedup_ttl, connection, cursor, floor })
@@ -100,7 +102,7 @@ impl Publisher {
     /// # Errors
     /// See [`LeaseError`].
     pub async fn renew(&mut self) -> Result<(), LeaseError> {
-        let connection = connected(&self.streams, &mut self.connection).await?;
+        let connection = connected(&self.streams, &self.keys, &mut self.connection).await?;
         let result = self.lease.renew(connection, &self.keys, self.cursor.epoch).await;
         if let Err(LeaseError::Redis(failure)) = &result {
             self.drop_connection_after(failure);
@@ -112,7 +114,7 @@ impl Publisher {
     /// fail, it runs out.
     pub async fn release(&mut self) {
         fail_point("before", "release");
-        let result = match connected(&self.streams, &mut self.connection).await {
+        let result = match connected(&self.streams, &self.keys, &mut self.connection).await {
             Ok(connection) => self.lease.release(connection, &self.keys, self.cursor.epoch).await,
             Err(failure) => Err(failure),
         };
@@ -127,7 +129,7 @@ impl Publisher {
     /// # Errors
     /// See [`StepError`].
     pub async fn apply(&mut self, step: &Step<'_>) -> Result<Outcome, StepError> {
-        let connection = connected(&self.streams, &mut self.connection).await?;
+        let connection = connected(&self.streams, &self.keys, &mut self.connection).await?;
         let envelope = Envelope {
             chain: self.chain,
             keys: &self.keys,
@@ -141,6 +143,7 @@ impl Publisher {
         match &result {
             Ok(Outcome::Published { last_id, .. }) => {
                 self.cursor = step.after(&self.cursor);
+                self.streams.acknowledge(self.chain, self.cursor.seq);
                 if !matches!(step, Step::Alarm { .. }) {
                     self.floor = None;
                 }
@@ -179,14 +182,22 @@ impl Publisher {
     }
 }
 
+/// A new connection, to a server that may have crashed since the last.
+async fn connect(streams: &Streams, keys: &Keys) -> Result<MultiplexedConnection, RedisFailure> {
+    let mut connection = streams.connect(&keys.events, Duration::ZERO).await?;
+    append_only::mend(&mut connection).await;
+    Ok(connection)
+}
+
 /// The connection that stands, or a new one.
 async fn connected<'a>(
     streams: &Streams,
+    keys: &Keys,
     connection: &'a mut Option<MultiplexedConnection>,
 ) -> Result<&'a mut MultiplexedConnection, RedisFailure> {
     let standing = match connection.take() {
         Some(standing) => standing,
-        None => streams.connect(Duration::ZERO).await?,
+        None => connect(streams, keys).await?,
     };
     Ok(connection.insert(standing))
 }

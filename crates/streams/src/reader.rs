@@ -96,7 +96,8 @@ impl Streams {
     /// # Errors
     /// See [`ReadError`].
     pub async fn cursor(&self, chain: ChainId) -> Result<Option<Cursor>, ReadError> {
-        cursor(&mut self.pooled().await?, &Keys::of(chain)).await
+        let keys = Keys::of(chain);
+        cursor(&mut *self.pooled(&keys).await?, &keys).await
     }
 
     /// The canonical blocks that a reorg may still take back, ascending: from the finalized block
@@ -112,10 +113,10 @@ impl Streams {
         cursor: &Cursor,
     ) -> Result<Vec<PublishedBlock>, ReadError> {
         let keys = Keys::of(chain);
-        let mut connection = self.pooled().await?;
-        let result = unwind(&mut connection, &keys, cursor, Depth::Window).await;
+        let connection = &mut *self.pooled(&keys).await?;
+        let result = unwind(connection, &keys, cursor, Depth::Window).await;
         if matches!(result, Err(ReadError::Inconsistent(_)))
-            && self::cursor(&mut connection, &keys).await?.as_ref() != Some(cursor)
+            && self::cursor(connection, &keys).await?.as_ref() != Some(cursor)
         {
             return Err(ReadError::Moved);
         }
@@ -132,7 +133,8 @@ impl Streams {
         chain: ChainId,
         cursor: &Cursor,
     ) -> Result<Vec<PublishedBlock>, ReadError> {
-        unwind(&mut self.pooled().await?, &Keys::of(chain), cursor, Depth::Retained).await
+        let keys = Keys::of(chain);
+        unwind(&mut *self.pooled(&keys).await?, &keys, cursor, Depth::Retained).await
     }
 
     /// The events of a published block, in the stream's order.
@@ -148,12 +150,12 @@ impl Streams {
             return Ok(Vec::new());
         }
         let keys = Keys::of(chain);
-        let mut connection = self.pooled().await?;
+        let connection = &mut *self.pooled(&keys).await?;
         let mut events = Vec::new();
         let mut from = block.first_id.clone();
         loop {
             let page = Page { from: &from, to: &block.last_id, count: EVENTS_A_BATCH };
-            let entries = range(&mut connection, &keys.events, page).await?;
+            let entries = range(connection, &keys.events, page).await?;
             let last = entries.last().map(|entry| format!("({}", entry.id));
             let full = entries.len() == EVENTS_A_BATCH;
             for entry in entries {
@@ -187,7 +189,7 @@ impl Streams {
         let keys = Keys::of(chain);
         let from = format!("({after_id}");
         let page = Page { from: &from, to: "+", count };
-        let entries = range(&mut self.pooled().await?, &keys.events, page).await?;
+        let entries = range(&mut *self.pooled(&keys).await?, &keys.events, page).await?;
         entries.into_iter().map(|e| Ok((e.id.clone(), e.event(&keys.events)?))).collect()
     }
 
@@ -204,7 +206,7 @@ impl Streams {
         let keys = Keys::of(chain);
         let from = format!("({after_id}");
         let page = Page { from: &from, to: "+", count };
-        markers(&mut self.pooled().await?, &keys.blocks, page).await
+        markers(&mut *self.pooled(&keys).await?, &keys.blocks, page).await
     }
 
     /// A reader that waits for events after `after_id`: an ID, `0-0` for the oldest or `$` for what
@@ -249,7 +251,7 @@ impl Tail {
     pub async fn next(&mut self, count: usize) -> Result<Vec<(String, ProcessedEvent)>, ReadError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => self.streams.connect(self.block).await?,
+            None => self.streams.connect(&self.key, self.block).await?,
         };
         if self.after_id == "$" {
             // Resolved once: what comes between two calls is not to be missed.

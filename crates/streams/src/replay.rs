@@ -109,7 +109,7 @@ impl Streams {
     ) -> Result<Replay, ReplayError> {
         check_name(stream)?;
         let position = format!("replay:{{{stream}}}");
-        let mut connection = self.connect(Duration::ZERO).await?;
+        let mut connection = self.connect(stream, Duration::ZERO).await?;
         let mut held = redis::cmd("HGETALL");
         held.arg(&position);
         let held: HashMap<String, String> = query(&held, &mut connection, &position).await?;
@@ -236,7 +236,7 @@ impl Replay {
         let keys = [self.stream.as_str(), self.position.as_str()];
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => self.streams.connect(Duration::ZERO).await?,
+            None => self.streams.connect(&self.stream, Duration::ZERO).await?,
         };
         let call = Call { keys: &keys, arguments: &arguments };
         let reply = REPLAY.call(&mut connection, call).await?;

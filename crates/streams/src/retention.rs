@@ -89,7 +89,8 @@ impl Streams {
     /// # Errors
     /// See [`ReadError`]. What a failed sweep has trimmed is not told; the next goes on from there.
     pub async fn retain(&self, chain: ChainId, policy: &Retention) -> Result<Retained, ReadError> {
-        retain(&mut self.pooled().await?, &Keys::of(chain), policy).await
+        let keys = Keys::of(chain);
+        retain(&mut *self.pooled(&keys).await?, &keys, policy).await
     }
 }
 

@@ -35,15 +35,15 @@ impl Streams {
         fits: impl Fn(&Marker) -> bool,
     ) -> Result<Option<Place>, ReadError> {
         let keys = Keys::of(chain);
-        let mut connection = self.pooled().await?;
+        let connection = &mut *self.pooled(&keys).await?;
         let first = Page { from: "-", to: "+", count: 1 };
-        let oldest = reader::range(&mut connection, &keys.events, first).await?;
+        let oldest = reader::range(connection, &keys.events, first).await?;
         let oldest = oldest.first().and_then(|entry| entry.id.parse::<EntryId>().ok());
         let (mut after_marker, mut after_entry) = ("0-0".to_owned(), "0-0".to_owned());
         loop {
             let from = format!("({after_marker}");
             let page = Page { from: &from, to: "+", count: MARKERS_A_BATCH };
-            let markers = reader::markers(&mut connection, &keys.blocks, page).await?;
+            let markers = reader::markers(connection, &keys.blocks, page).await?;
             let is_last = markers.len() < MARKERS_A_BATCH;
             for (id, marker) in markers {
                 let joins = matches!(marker.op, Op::Add | Op::Gap);

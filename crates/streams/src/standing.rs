@@ -36,16 +36,16 @@ impl Streams {
     /// See [`ReadError`].
     pub async fn standing(&self, chain: ChainId) -> Result<Standing, ReadError> {
         let keys = Keys::of(chain);
-        let mut connection = self.pooled().await?;
-        let now_ms = now_ms(&mut connection).await?;
-        let newest = reader::last_id(&mut connection, &keys.blocks).await?;
+        let connection = &mut *self.pooled(&keys).await?;
+        let now_ms = now_ms(connection).await?;
+        let newest = reader::last_id(connection, &keys.blocks).await?;
         let age = Duration::from_millis(now_ms.saturating_sub(newest.ms));
-        let (_, groups) = look_at_groups(&mut connection, &keys.events, now_ms).await?;
+        let (_, groups) = look_at_groups(connection, &keys.events, now_ms).await?;
         Ok(Standing {
-            cursor: reader::cursor(&mut connection, &keys).await?,
-            lease: query(redis::cmd("GET").arg(&keys.lease), &mut connection, &keys.lease).await?,
-            entries: length(&mut connection, &keys.events).await?,
-            bytes: bytes(&mut connection, &keys.events).await?,
+            cursor: reader::cursor(connection, &keys).await?,
+            lease: query(redis::cmd("GET").arg(&keys.lease), connection, &keys.lease).await?,
+            entries: length(connection, &keys.events).await?,
+            bytes: bytes(connection, &keys.events).await?,
             last_step: (newest != EntryId::default()).then_some(age),
             groups,
         })

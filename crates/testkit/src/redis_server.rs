@@ -127,6 +127,12 @@ impl RedisServer {
         self.bus_port
     }
 
+    /// Whether it was started and not killed since.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
     /// Where its append-only file and log are.
     #[must_use]
     pub fn directory(&self) -> &Path {

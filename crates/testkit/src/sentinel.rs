@@ -107,18 +107,25 @@ impl SentinelSet {
         self.other_master(master, async || {}).await
     }
 
-    /// Makes a replica the master while the old one lives, as for maintenance. Returns the new one.
+    /// Makes a replica the master while the old one lives, as for maintenance, and waits until that is
+    /// a replica: what it takes until then is lost. Returns the new master.
     ///
     /// # Errors
     /// If the Sentinels refuse, or it takes too long.
     pub async fn switch(&self, master: usize) -> Result<usize> {
         let order = format!("SENTINEL FAILOVER {MASTER_NAME}");
-        self.other_master(master, async || {
-            // Given until it is carried out: while a Sentinel has not looked at a replica lately, it
-            // refuses, or begins and gives up.
-            drop(self.sentinels[0].ask::<()>(&order).await);
+        let new = self
+            .other_master(master, async || {
+                // Given until it is carried out: while a Sentinel has not looked at a replica lately,
+                // it refuses, or begins and gives up.
+                drop(self.sentinels[0].ask::<()>(&order).await);
+            })
+            .await?;
+        wait_until("the old master is a replica", async || {
+            Ok(self.servers[master].ask::<String>("INFO replication").await?.contains("role:slave"))
         })
-        .await
+        .await?;
+        Ok(new)
     }
 
     async fn other_master(&self, old: usize, order: impl AsyncFn()) -> Result<usize> {

@@ -27,13 +27,27 @@ const fn secret(name: &'static str, help: &'static str) -> Key {
 pub(crate) const GLOBAL: &[Key] = &[
     secret(
         "REDIS_URL",
-        "Redis, as redis://[user:password@]host[:port][/db] or rediss:// for TLS.\n\
+        "Redis, as redis://[user:password@]host[:port][/db],\n\
+         under Sentinel redis-sentinel://[user:password@]host[:port],host[:port]/master[/db],\n\
+         as a Cluster redis-cluster://[user:password@]host[:port],host[:port];\n\
+         for TLS rediss://, rediss-sentinel://, rediss-cluster://.\n\
+         Sentinels that ask for a password: ?sentinel_user=USER&sentinel_password=PASSWORD at the end.\n\
          Set either this or REDIS_HOST, REDIS_PORT and REDIS_PASSWORD.",
     ),
     key("REDIS_HOST", "127.0.0.1", "Host of Redis."),
     key("REDIS_PORT", "6379", "Port of Redis."),
     secret("REDIS_PASSWORD", "Password of Redis."),
-    key("REDIS_POOL_SIZE", "8", "Connections to Redis that all chains share, 1 to 1024."),
+    key(
+        "REDIS_CA_FILE",
+        "",
+        "PEM file of the certificate authorities that Redis' certificate is by, where it is not a\n\
+         public one; only with TLS.",
+    ),
+    key(
+        "REDIS_POOL_SIZE",
+        "8",
+        "Connections to Redis that all chains share, 1 to 1024; in a Cluster, that each chain has.",
+    ),
     key(
         "DEDUP_TTL_SECONDS",
         "86400",

@@ -42,6 +42,13 @@ impl Reader<'_> {
         setting
     }
 
+    /// A key of the process; none if it is not set and has no default.
+    pub(crate) fn given(&mut self, name: &str) -> Option<Setting> {
+        let setting = self.settings.global(name).given()?;
+        self.resolve(name, &setting);
+        Some(setting)
+    }
+
     /// A key of a chain; none if it is not set and has no default.
     pub(crate) fn chain(&mut self, chain: &str, name: &str) -> Option<Setting> {
         let setting = self.settings.chain(chain, name).given()?;

@@ -1,16 +1,20 @@
 //! Where Redis is.
 
 use ethhook_domain::Secret;
+use ethhook_streams::{ConnectError, RedisConfig, Streams};
 use url::{Host, Url};
 
-use super::read::{Reader, check_url};
+use super::layers::Setting;
+use super::read::Reader;
 
 /// How to reach Redis.
 #[derive(Debug, Clone)]
 pub(crate) struct RedisSettings {
-    /// `redis://` or `rediss://`, password included.
+    /// As `Streams` takes it, password included.
     pub(crate) url: Secret,
-    /// Connections that all chains share.
+    /// Certificate authorities to trust in place of the public ones, PEM.
+    pub(crate) authorities: Option<Vec<u8>>,
+    /// Connections that all chains share; in a Cluster, that each chain has.
     pub(crate) pool_size: usize,
 }
 
@@ -21,16 +25,41 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Option<RedisSettings> {
     let pool_size = reader.number(&pool_size, 1..=1024);
     let by_url = reader.settings.global("REDIS_URL").given().is_some()
         || reader.settings.file_of(None, by_name("REDIS_URL")?).is_some();
-    let url = if by_url { from_url(reader) } else { from_parts(reader) };
+    let url_setting = if by_url { from_url(reader) } else { None };
+    let url = match &url_setting {
+        Some(setting) => Some(Secret::new(&setting.text)),
+        None if by_url => None,
+        None => from_parts(reader),
+    };
+    let authorities_setting = reader.given("REDIS_CA_FILE");
+    let authorities =
+        authorities_setting.as_ref().and_then(|setting| read_authorities(reader, setting));
+    let config = RedisConfig { authorities: authorities.clone(), ..RedisConfig::new(url.clone()?) };
+    let wrong = match Streams::new(config) {
+        Err(ConnectError::Url(why)) => url_setting.map(|s| s.problem(format!("the URL {why}"))),
+        Err(ConnectError::Authorities(why)) => authorities_setting.map(|s| s.problem(why)),
+        _ => None,
+    };
+    reader.problems.extend(wrong);
     (reader.problems.len() == before).then_some(())?;
-    Some(RedisSettings { url: url?, pool_size: pool_size? })
+    Some(RedisSettings { url: url?, authorities, pool_size: pool_size? })
+}
+
+fn read_authorities(reader: &mut Reader<'_>, setting: &Setting) -> Option<Vec<u8>> {
+    match std::fs::read(&setting.text) {
+        Ok(pem) => Some(pem),
+        Err(e) => {
+            reader.problems.push(setting.problem(format!("this file cannot be read: {e}")));
+            None
+        }
+    }
 }
 
 fn by_name(name: &str) -> Option<&'static super::keys::Key> {
     super::keys::GLOBAL.iter().find(|key| key.name == name)
 }
 
-fn from_url(reader: &mut Reader<'_>) -> Option<Secret> {
+fn from_url(reader: &mut Reader<'_>) -> Option<Setting> {
     let mut parts = Vec::new();
     for name in ["REDIS_HOST", "REDIS_PORT", "REDIS_PASSWORD"] {
         let setting = reader.settings.global(name);
@@ -45,18 +74,7 @@ fn from_url(reader: &mut Reader<'_>) -> Option<Secret> {
         let text = format!("{} is set as well; keep one of the two forms", parts.join(", "));
         reader.problems.push(url.problem(text));
     }
-    let checked = check_url(&url.text, &["redis", "rediss"]).and_then(|checked| {
-        let db = checked.path().trim_matches('/');
-        let known = db.is_empty() || db.parse::<u16>().is_ok();
-        known.then_some(()).ok_or_else(|| "must end in the number of a database, if any".to_owned())
-    });
-    match checked {
-        Ok(()) => Some(Secret::new(url.text)),
-        Err(why) => {
-            reader.problems.push(url.problem(format!("the URL {why}")));
-            None
-        }
-    }
+    Some(url)
 }
 
 fn from_parts(reader: &mut Reader<'_>) -> Option<Secret> {

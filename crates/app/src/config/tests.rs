@@ -118,7 +118,11 @@ const WRONG_VALUES: &[(&str, &str, &str)] = &[
         "u:c4n4ry@h",
         "REDIS_HOST=<redacted> (from env): must be a host name or an IP address, without port",
     ),
-    ("REDIS_URL", "c4n4ry", "REDIS_URL (from env): the URL must start with redis:// or rediss://"),
+    (
+        "REDIS_URL",
+        "c4n4ry",
+        "REDIS_URL (from env): the URL must start with redis://, redis-sentinel:// or redis-cluster://, or for TLS rediss://, rediss-sentinel:// or rediss-cluster://",
+    ),
     ("REDIS_URL", "redis://:c4n4ry@", "REDIS_URL (from env): the URL is not a URL: empty host"),
     (
         "REDIS_URL",
@@ -129,6 +133,26 @@ const WRONG_VALUES: &[(&str, &str, &str)] = &[
         "REDIS_URL",
         "redis://h/c4n4ry",
         "REDIS_URL (from env): the URL must end in the number of a database, if any",
+    ),
+    (
+        "REDIS_URL",
+        "redis-sentinel://:c4n4ry@a,b?sentinel_password=c4n4ry",
+        "REDIS_URL (from env): the URL must name the master after the hosts: redis-sentinel://host:port,host:port/NAME",
+    ),
+    (
+        "REDIS_URL",
+        "redis-cluster://:c4n4ry@a:1,b:99999",
+        "REDIS_URL (from env): the URL is wrong in host 2: it is not a URL: invalid port number",
+    ),
+    (
+        "REDIS_CA_FILE",
+        "/nowhere/at/all",
+        "REDIS_CA_FILE=/nowhere/at/all (from env): this file cannot be read: No such file or directory (os error 2)",
+    ),
+    (
+        "REDIS_CA_FILE",
+        "/dev/null",
+        "REDIS_CA_FILE=/dev/null (from env): need a URL with TLS, rediss…://",
     ),
     (
         "REDIS_URL_FILE",
@@ -510,7 +534,7 @@ fn a_secret_may_come_from_a_file() {
     assert_eq!(config.redis.url.reveal(), "redis://other");
     // Wrong content is told by the file's key, without the content.
     std::fs::write(path, "c4n4ry").unwrap();
-    let line = "REDIS_URL_FILE (from env): the URL must start with redis:// or rediss://";
+    let line = "REDIS_URL_FILE (from env): the URL must start with redis://, redis-sentinel:// or redis-cluster://, or for TLS rediss://, rediss-sentinel:// or rediss-cluster://";
     assert_eq!(wrong(&[("REDIS_URL_FILE", path)], "", ""), [line]);
 }
 

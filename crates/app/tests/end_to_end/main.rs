@@ -13,6 +13,7 @@ mod monitoring;
 mod operator;
 mod page;
 mod recorded;
+mod redis_forms;
 mod replay;
 mod rig;
 mod several;

@@ -17,8 +17,8 @@ pub(crate) const SETTLE: Duration = Duration::from_secs(60);
 const EXIT: Duration = Duration::from_secs(8);
 
 /// A Redis and an ingestor; both end when dropped, and the log is shown if the test failed.
-pub(crate) struct Rig {
-    pub(crate) redis: RedisServer,
+pub(crate) struct Rig<R = RedisServer> {
+    pub(crate) redis: R,
     ingestor: Ingestor,
 }
 
@@ -29,8 +29,19 @@ impl Rig {
 
     pub(crate) async fn with_redis(options: RedisOptions) -> Self {
         let redis = RedisServer::spawn(options).await.unwrap();
-        let ingestor = ingestor(&redis, "rig");
-        Self { redis, ingestor }
+        let url = redis.url();
+        Self::over(redis, &url)
+    }
+
+    pub(crate) async fn checker(&self, node: NodeRpc, chain_id: u64) -> Checker {
+        Checker::connect(&self.redis.url(), node, chain_id).await.unwrap()
+    }
+}
+
+impl<R> Rig<R> {
+    /// Over a Redis of any form, which is at `url`.
+    pub(crate) fn over(redis: R, url: &str) -> Self {
+        Self { redis, ingestor: ingestor_at(url, "rig") }
     }
 
     /// Starts the ingestor; does not wait for anything.
@@ -53,17 +64,13 @@ impl Rig {
         self.ingestor.command(arguments).await.unwrap()
     }
 
-    pub(crate) async fn checker(&self, node: NodeRpc, chain_id: u64) -> Checker {
-        Checker::connect(&self.redis.url(), node, chain_id).await.unwrap()
-    }
-
     /// Polls a page until `holds` of it.
     pub(crate) async fn wait_for(&self, page: &str, holds: impl Fn(u16, &str) -> bool) -> String {
         wait_for(&self.ingestor, page, holds).await
     }
 }
 
-impl Deref for Rig {
+impl<R> Deref for Rig<R> {
     type Target = Ingestor;
 
     fn deref(&self) -> &Ingestor {
@@ -71,13 +78,13 @@ impl Deref for Rig {
     }
 }
 
-impl DerefMut for Rig {
+impl<R> DerefMut for Rig<R> {
     fn deref_mut(&mut self) -> &mut Ingestor {
         &mut self.ingestor
     }
 }
 
-impl Drop for Rig {
+impl<R> Drop for Rig<R> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = self.log();
@@ -90,8 +97,12 @@ impl Drop for Rig {
 
 /// An ingestor beside others on one Redis.
 pub(crate) fn ingestor(redis: &RedisServer, instance: &str) -> Ingestor {
+    ingestor_at(&redis.url(), instance)
+}
+
+fn ingestor_at(redis_url: &str, instance: &str) -> Ingestor {
     let program = Path::new(env!("CARGO_BIN_EXE_ethhook"));
-    Ingestor::new(program, &redis.url(), instance).unwrap()
+    Ingestor::new(program, redis_url, instance).unwrap()
 }
 
 /// Polls a page of an ingestor until `holds` of it.

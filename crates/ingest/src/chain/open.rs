@@ -76,6 +76,7 @@ impl Chain {
             self.metrics.redis_error(error.kind());
             NotYet::passing(error)
         })?;
+        self.tell_of_loss(held.as_ref());
         let genesis = self.node.genesis_hash().await.map_err(|e| node_away(&e))?;
         self.status.update(self.name(), |status| status.last_answer = Some(Instant::now()));
         let first = match &held {
@@ -114,6 +115,32 @@ impl Chain {
         Ok(Opened { publisher, chain, published, _place: place })
     }
 
+    /// Says aloud, and counts, what Redis has lost of what it had acknowledged to this process.
+    fn tell_of_loss(&self, held: Option<&Cursor>) {
+        let Some(acknowledged) = self.streams.acknowledged(self.id()) else { return };
+        match held {
+            Some(cursor) if cursor.seq >= acknowledged => return,
+            Some(cursor) => {
+                self.metrics.rollbacks.inc();
+                tracing::error!(
+                    acknowledged_seq = acknowledged,
+                    held_seq = cursor.seq,
+                    tip = cursor.number,
+                    "Redis went back: it lost steps that it had acknowledged. They are published anew"
+                );
+            }
+            None => {
+                self.metrics.wipes.inc();
+                tracing::error!(
+                    acknowledged_seq = acknowledged,
+                    "Redis was wiped: it holds nothing of this chain any more"
+                );
+            }
+        }
+        // Once is enough, however long it takes until a session is open again.
+        self.streams.forget_acknowledged(self.id());
+    }
+
     /// What must hold of a cursor before we go on from it.
     fn check_held(
         &self,
@@ -141,7 +168,7 @@ impl Chain {
     async fn resolve_start(&mut self) -> Result<u64, NotYet> {
         let start = match (self.resolved_start, self.config.start) {
             (Some(start), _) => {
-                tracing::warn!(start, "Redis holds nothing of this chain any more: starting anew");
+                tracing::warn!(start, "starting anew where this process began");
                 start
             }
             (None, StartBlock::Number(number)) => number,

@@ -184,6 +184,12 @@ impl Block {
         }
     }
 
+    /// The same block on another chain.
+    pub(crate) fn on(mut self, chain: u64) -> Self {
+        self.events.iter_mut().for_each(|event| event.chain_id = chain);
+        self
+    }
+
     /// The events that take this block back.
     pub(crate) fn reversed(&self) -> Vec<ProcessedEvent> {
         let removed = |event: &ProcessedEvent| ProcessedEvent { removed: true, ..event.clone() };

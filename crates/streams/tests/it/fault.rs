@@ -6,6 +6,7 @@ use std::time::Duration;
 use ethhook_domain::Op;
 use ethhook_streams::{FailureKind, Outcome, Publisher, Step, StepError};
 use ethhook_testkit::redis_server::RedisOptions;
+use ethhook_testkit::replication::wait_until;
 use tokio::time::{Instant, sleep};
 
 use crate::chain::{Block, Fixture, add, add_all, block, first, hash, open, remove};
@@ -347,7 +348,8 @@ async fn ids_stay_above_those_that_a_failover_took_back() {
             redis.ask::<String>("FLUSHALL").await;
         } else {
             redis.ask::<i64>("XDEL events:7 9999999999999-8").await;
-            redis.ask::<String>("XSETID events:7 1999999999999-0").await;
+            let below = "XSETID events:7 1999999999999-0 ENTRIESADDED 4 MAXDELETEDID 0-0";
+            redis.ask::<String>(below).await;
             redis.raw_hset("cursor:{events:7}", "seq", "2").await;
             redis.raw_hset("cursor:{events:7}", "number", "2").await;
             redis.raw_hset("cursor:{events:7}", "hash", &hash("2a").to_string()).await;
@@ -410,4 +412,51 @@ async fn correctness_does_not_rest_on_the_dedup_record() {
     assert_eq!(publisher.apply(&a2.add()).await.unwrap(), Outcome::Duplicate { events: 2 });
     assert!(matches!(publisher.apply(&a1.add()).await, Err(StepError::Refused(_))));
     assert_eq!(redis.dump().await, before);
+}
+
+/// Cuts the append-only file within the second entry of the newest block, which has `events`.
+fn tear_newest_block(redis: &Fixture, events: usize) {
+    let folder = redis.server.directory().join("appendonlydir");
+    let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+    // Their names end with the same digits but for a small number.
+    let newest = files.filter(|path| path.to_string_lossy().ends_with(".incr.aof")).max().unwrap();
+    let bytes = std::fs::read(&newest).unwrap();
+    let adds: Vec<_> =
+        (0..bytes.len()).filter(|at| bytes[*at..].starts_with(b"\r\nXADD\r\n")).collect();
+    // The block's marker is the last.
+    let second = adds[adds.len() - events];
+    let file = std::fs::File::options().write(true).open(newest).unwrap();
+    file.set_len(second as u64 + 20).unwrap();
+}
+
+#[tokio::test]
+async fn g2_entries_of_a_torn_block_do_not_come_back_with_the_restart_after_the_next() {
+    let options = RedisOptions { appendfsync: "always", ..RedisOptions::default() };
+    let mut redis = Fixture::with(options).await;
+    let mut publisher = redis.publisher().await;
+    until_rewritten(&redis).await;
+    add_all(&mut publisher, 1..=2, 3).await;
+    redis.server.kill();
+    tear_newest_block(&redis, 3);
+
+    redis.server.start().await.unwrap();
+    let mut publisher = redis.publisher().await;
+    assert_eq!(publisher.cursor().seq, 1);
+    until_rewritten(&redis).await;
+    add(&mut publisher, &block("2b", "1a", 1)).await;
+    let before = redis.events().await;
+    redis.server.kill();
+    redis.server.start().await.unwrap();
+    assert_eq!(before.len(), 4);
+    assert_eq!(redis.events().await, before);
+}
+
+/// Waits until the server has rewritten its append-only file once, for a publisher asked for it.
+async fn until_rewritten(redis: &Fixture) {
+    wait_until("the append-only file is rewritten", async || {
+        let info: String = redis.server.ask("INFO persistence").await?;
+        Ok(info.contains("aof_rewrites:1") && info.contains("aof_rewrite_in_progress:0"))
+    })
+    .await
+    .unwrap();
 }

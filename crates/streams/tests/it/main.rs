@@ -9,6 +9,7 @@
 mod chain;
 mod encoding;
 mod fault;
+mod forms;
 mod lease;
 mod orders;
 mod preflight;

@@ -1,0 +1,299 @@
+//! Which server takes a chain's writes now, and connections to it.
+//!
+//! Every connection is to one master, found anew for each: the one server there is, the master that
+//! a Sentinel names, or in a Cluster the node that serves the chain's slot. It is used only once it
+//! has said itself that it takes writes, and asked again before each further use. So nothing here
+//! needs to hear of a failover: the old master's connections break, or it calls itself a replica
+//! (`READONLY`, `MOVED`), they are dropped, and the next one leads to the new master. `ASK` and
+//! `TRYAGAIN`, with a slot on its way, are waited for, since a chain's keys move one by one and a
+//! script needs all of them.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crc::{CRC_16_XMODEM, Crc};
+use futures_util::{StreamExt as _, stream};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, ConnectionInfo, Value};
+
+use crate::errors::{FailureKind, RedisFailure};
+use crate::location::{Address, Form, Location};
+
+/// How many nodes are asked at once where the master is: more only if these do not answer.
+const ASKED_AT_ONCE: usize = 3;
+/// Nodes of a Cluster that are remembered.
+const MAX_NODES: usize = 1_024;
+
+/// The slot of a key without braces
+/// (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#key-distribution-model>).
+pub(crate) fn slot(key: &str) -> u16 {
+    Crc::<u16>::new(&CRC_16_XMODEM).checksum(key.as_bytes()) % 16_384
+}
+
+/// All servers at a location.
+pub(crate) struct Servers {
+    location: Location,
+    connect_timeout: Duration,
+    response_timeout: Duration,
+    /// Of a Cluster: the nodes that the URL names and those that they named since.
+    nodes: Mutex<Vec<Address>>,
+    /// Which of the nodes is asked first, another one each time: one that is cut off from the others
+    /// may not know better.
+    turn: AtomicUsize,
+}
+
+/// A part of a Cluster's slots, and its master.
+struct SlotRange {
+    first: u16,
+    last: u16,
+    master: Address,
+}
+
+impl Servers {
+    pub(crate) fn new(
+        location: Location,
+        connect_timeout: Duration,
+        response_timeout: Duration,
+    ) -> Self {
+        let nodes = Mutex::new(location.nodes.clone());
+        Self { location, connect_timeout, response_timeout, nodes, turn: AtomicUsize::new(0) }
+    }
+
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.location.form == Form::Cluster
+    }
+
+    /// A connection to the master that serves `key`, a key without braces. Its answers may take
+    /// `longer` than usual.
+    pub(crate) async fn master(
+        &self,
+        key: &str,
+        longer: Duration,
+    ) -> Result<MultiplexedConnection, RedisFailure> {
+        let limit = self.connect_timeout + self.response_timeout;
+        match tokio::time::timeout(limit, self.find(key, longer)).await {
+            Ok(found) => found,
+            Err(_) => Err(RedisFailure::new(FailureKind::Timeout, "no connection in time")),
+        }
+    }
+
+    async fn find(
+        &self,
+        key: &str,
+        longer: Duration,
+    ) -> Result<MultiplexedConnection, RedisFailure> {
+        if self.location.form == Form::Standalone {
+            return self.open(&self.location.nodes[0], key, longer).await;
+        }
+        let mut told = stream::iter(self.nodes_in_turn())
+            .map(|node| async move { self.ask(&node, key).await })
+            .buffer_unordered(ASKED_AT_ONCE);
+        let mut refused = Vec::new();
+        let mut worst = None;
+        while let Some(told) = told.next().await {
+            let failure = match told {
+                // Said so by another node before.
+                Ok(master) if refused.contains(&master) => continue,
+                Ok(master) => match self.open(&master, key, longer).await {
+                    Ok(connection) => return Ok(connection),
+                    Err(failure) => {
+                        refused.push(master);
+                        failure
+                    }
+                },
+                Err(failure) => failure,
+            };
+            // That one of many is away tells less than what another said.
+            if worst.as_ref().is_none_or(|worst: &RedisFailure| worst.is_unreachable()) {
+                worst = Some(failure);
+            }
+        }
+        Err(worst.unwrap_or_else(|| RedisFailure::unexpected("the search for the master")))
+    }
+
+    /// Where the master of `key` is, by what `node` says.
+    async fn ask(&self, node: &Address, key: &str) -> Result<Address, RedisFailure> {
+        match &self.location.form {
+            Form::Standalone => Ok(node.clone()),
+            Form::Sentinel(name) => self.ask_sentinel(node, name).await,
+            Form::Cluster => {
+                let slot = slot(key);
+                let ranges = self.ask_cluster(node).await?;
+                let range = ranges.into_iter().find(|r| (r.first..=r.last).contains(&slot));
+                range.map(|range| range.master).ok_or_else(|| {
+                    RedisFailure::new(FailureKind::Cluster, "no node serves the chain's slot")
+                })
+            }
+        }
+    }
+
+    async fn ask_sentinel(&self, node: &Address, name: &str) -> Result<Address, RedisFailure> {
+        let way = self.location.sentinel(node);
+        let mut connection = self.connect(way, self.connect_timeout).await?;
+        let mut command = redis::cmd("SENTINEL");
+        command.arg("GET-MASTER-ADDR-BY-NAME").arg(name);
+        let told: Option<(String, u16)> = command.query_async(&mut connection).await?;
+        let (host, port) = told.ok_or_else(|| {
+            let why = format!("the Sentinel at {node} knows no master `{name}`");
+            RedisFailure::new(FailureKind::Other, why)
+        })?;
+        Ok(Address { host, port })
+    }
+
+    /// The slots by what `node` says, whose other nodes are remembered.
+    async fn ask_cluster(&self, node: &Address) -> Result<Vec<SlotRange>, RedisFailure> {
+        let way = self.location.server(node);
+        let mut connection = self.connect(way, self.connect_timeout).await?;
+        // First slot, last slot, master, replicas; of each host, port, id and more.
+        let told: Vec<Vec<Value>> =
+            redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await?;
+        let mut ranges = Vec::new();
+        for range in told {
+            let mut parts = range.into_iter();
+            let bounds = (parts.next().and_then(number), parts.next().and_then(number));
+            let mut nodes = parts.filter_map(|part| address(part, node));
+            if let ((Some(first), Some(last)), Some(master)) = (bounds, nodes.next()) {
+                self.remember(std::iter::once(master.clone()).chain(nodes));
+                ranges.push(SlotRange { first, last, master });
+            }
+        }
+        Ok(ranges)
+    }
+
+    /// One key without braces for each master, made by `name` from a number; a Cluster has several.
+    pub(crate) async fn key_of_each_master(
+        &self,
+        name: impl Fn(u32) -> String,
+    ) -> Result<Vec<String>, RedisFailure> {
+        if !self.is_cluster() {
+            return Ok(vec![name(0)]);
+        }
+        let mut failure = RedisFailure::unexpected("CLUSTER SLOTS");
+        for node in self.nodes_in_turn() {
+            let ranges = match self.ask_cluster(&node).await {
+                Ok(ranges) => ranges,
+                Err(why) => {
+                    failure = why;
+                    continue;
+                }
+            };
+            let mut keys: Vec<(Address, String)> = Vec::new();
+            for range in ranges {
+                if keys.iter().all(|(master, _)| *master != range.master) {
+                    let mut names = (0..).map(&name);
+                    let key = names.find(|key| (range.first..=range.last).contains(&slot(key)));
+                    keys.extend(key.map(|key| (range.master, key)));
+                }
+            }
+            if !keys.is_empty() {
+                return Ok(keys.into_iter().map(|(_, key)| key).collect());
+            }
+            failure = RedisFailure::new(FailureKind::Cluster, "the Cluster serves no slots yet");
+        }
+        Err(failure)
+    }
+
+    /// A connection to the server at `address`, which says itself that it is the master of `key`.
+    async fn open(
+        &self,
+        address: &Address,
+        key: &str,
+        longer: Duration,
+    ) -> Result<MultiplexedConnection, RedisFailure> {
+        let timeout = self.response_timeout.saturating_add(longer);
+        let mut connection = self.connect(self.location.server(address), timeout).await?;
+        self.check(&mut connection, key).await?;
+        Ok(connection)
+    }
+
+    /// Whether the server at the other end takes the writes of `key`, by its own word.
+    pub(crate) async fn check(
+        &self,
+        connection: &mut MultiplexedConnection,
+        key: &str,
+    ) -> Result<(), RedisFailure> {
+        if self.is_cluster() {
+            // Whoever does not serve the slot says MOVED, a replica too.
+            return Ok(redis::cmd("EXISTS").arg(key).exec_async(connection).await?);
+        }
+        let role: Vec<Value> = redis::cmd("ROLE").query_async(connection).await?;
+        let role: String = role
+            .into_iter()
+            .next()
+            .and_then(|role| redis::from_redis_value(role).ok())
+            .ok_or_else(|| RedisFailure::unexpected("ROLE"))?;
+        match role.as_str() {
+            "master" => Ok(()),
+            "sentinel" => Err(RedisFailure::new(
+                FailureKind::Other,
+                "this is a Sentinel: redis-sentinel://host:port,host:port/NAME is required",
+            )),
+            _ => Err(RedisFailure::new(
+                FailureKind::ReadOnly,
+                "this is a replica: the master is required",
+            )),
+        }
+    }
+
+    async fn connect(
+        &self,
+        way: ConnectionInfo,
+        response_timeout: Duration,
+    ) -> Result<MultiplexedConnection, RedisFailure> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.connect_timeout))
+            .set_response_timeout(Some(response_timeout));
+        let client = Client::open(way)?;
+        Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
+    }
+
+    fn nodes_in_turn(&self) -> Vec<Address> {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % nodes.len();
+        nodes.rotate_left(turn);
+        nodes
+    }
+
+    fn remember(&self, named: impl Iterator<Item = Address>) {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        for node in named {
+            if nodes.len() < MAX_NODES && !nodes.contains(&node) {
+                nodes.push(node);
+            }
+        }
+    }
+}
+
+impl fmt::Display for Servers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.location.fmt(f)
+    }
+}
+
+fn number(value: Value) -> Option<u16> {
+    redis::from_redis_value(value).ok()
+}
+
+/// A node of `CLUSTER SLOTS`, as told by `teller`: its host may be left out, which means the
+/// teller's own.
+fn address(node: Value, teller: &Address) -> Option<Address> {
+    let Value::Array(parts) = node else { return None };
+    let mut parts = parts.into_iter();
+    let host: Option<String> = redis::from_redis_value(parts.next()?).ok()?;
+    let host = host.filter(|host| !host.is_empty()).unwrap_or_else(|| teller.host.clone());
+    Some(Address { host, port: number(parts.next()?)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_the_specifications() {
+        // As `CLUSTER KEYSLOT` says.
+        assert_eq!(slot("123456789"), 12_739);
+        assert_eq!((slot("events:1"), slot("events:8453")), (12_255, 8_027));
+    }
+}
