@@ -1,5 +1,7 @@
 //! The command line.
 
+mod examples;
+
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,76 +16,10 @@ use crate::operator::skip::To;
 use crate::place::Place;
 use crate::{Exit, groups, tail};
 
-const EXAMPLES: &str = "\
-Examples:
-  Ingest Ethereum into the Redis on this machine:
-    ETHEREUM_WS_URL=wss://... ethhook ingest --progress
-  Try it without a node:
-    ethhook simulate --chains 1,10
-    ETHEREUM_WS_URL=ws://127.0.0.1:8545/1 ethhook ingest --progress
-  See what is configured, and where each value came from:
-    ethhook check-config
-  Watch the events of one chain:
-    ethhook tail --chain ethereum
-
-Configuration: environment, then .env, then ethhook.toml, then defaults; `ethhook check-config
---example` prints every key.
-
-Exit codes: 0 done; 1 failed, trying again may help; 2 wrong command line; 78 wrong configuration.";
-
-const STATUS: &str = "\
-Examples:
-  ethhook status
-  ethhook status --watch
-  ethhook status --json | jq '.chains[] | {name, lag_blocks}'
-  docker compose exec ethhook ethhook status
-
-Exit codes: 0 all is well; 1 something is wrong, or no service answers; 78 wrong configuration.";
-
-const VERIFY: &str = "\
-Examples:
-  ethhook verify --chain ethereum
-  ethhook verify --chain ethereum --from 21000000 --to 21000999
-
-Exit codes: 0 the same; 1 differences, listed on standard output, or it could not be told, then \
-standard error says why; 2 wrong command line; 78 wrong configuration.";
-
-const REPLAY: &str = "\
-Examples:
-  ethhook replay --chain ethereum --from 21000000 --to 21000999 --into history:1
-  ethhook replay --chain base --from 2000000 --to 2100000 --into usdc \\
-    --contract 0x833589fcd6edb6e08f4c7c32d4f71b54bda02913
-
-Exit codes: 0 the stream holds the range; 1 stopped or failed, run it again to go on; 2 wrong
-command line; 78 wrong configuration.";
-
-const TAIL: &str = "\
-Examples:
-  ethhook tail --chain ethereum
-  ethhook tail --chain ethereum --from 21000000 --event Transfer \\
-    --contract 0xa0b86991c6218b36c1d19d4a2e9eb0ce3606eb48 | jq .decoded.args
-  ethhook tail --chain base --abi pool.json --event Swap
-  ethhook tail --chain base --group audit
-
-Exit codes: 0 ended by a signal or by its reader; 1 failed; 2 wrong command line; 78 wrong
-configuration.";
-
-const GROUPS_CREATE: &str = "\
-Examples:
-  ethhook groups create --chain ethereum --group indexer
-  ethhook groups create --chain ethereum --group indexer --from 21000000
-  ethhook groups create --chain ethereum --group indexer --from 2026-01-31T12:00:00Z";
-
-const COMPLETIONS: &str = "\
-Examples:
-  ethhook completions bash > /etc/bash_completion.d/ethhook
-  ethhook completions zsh > ~/.zfunc/_ethhook
-  ethhook completions fish > ~/.config/fish/completions/ethhook.fish";
-
 /// Self-hosted, multi-chain EVM event ingestor: every log, verified, in order, exactly once, in
 /// Redis Streams.
 #[derive(Debug, Parser)]
-#[command(name = "ethhook", version, after_help = EXAMPLES, max_term_width = 100)]
+#[command(name = "ethhook", version, after_help = examples::PROGRAM, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) files: Files,
@@ -105,20 +41,24 @@ pub(crate) struct Files {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Ingests every configured chain until it is told to stop.
+    #[command(after_help = examples::INGEST)]
     Ingest {
         /// Print a line a second for each chain.
         #[arg(long)]
         progress: bool,
     },
     /// Serves simulated chains, or recorded blocks, as a node would.
+    #[command(after_help = examples::SIMULATE)]
     Simulate(Simulate),
     /// Prints the configuration, secrets redacted, or everything that is wrong with it.
+    #[command(after_help = examples::CHECK_CONFIG)]
     CheckConfig {
         /// Print every key with its default instead, as .env.example has them.
         #[arg(long)]
         example: bool,
     },
     /// Asks the service on this host whether it is alive: exit 0 if it is, else 1.
+    #[command(after_help = examples::HEALTHCHECK)]
     Healthcheck {
         /// Ask whether every chain is at its head instead.
         #[arg(long)]
@@ -128,7 +68,7 @@ pub(crate) enum Command {
     ///
     /// Asks the service on this host; where none answers, shows what Redis holds. Exits with 1 if
     /// something is wrong.
-    #[command(after_help = STATUS)]
+    #[command(after_help = examples::STATUS)]
     Status {
         /// One line of JSON, as /status.json has it.
         #[arg(long)]
@@ -138,7 +78,7 @@ pub(crate) enum Command {
         watch: bool,
     },
     /// Prints events as JSON lines as they land, decoded where their ABI is known.
-    #[command(after_help = TAIL)]
+    #[command(after_help = examples::TAIL)]
     Tail(TailOptions),
     /// Lists, makes and tidies up the consumer groups of the live streams.
     Groups {
@@ -146,7 +86,7 @@ pub(crate) enum Command {
         command: GroupsCommand,
     },
     /// Prints completions for a shell.
-    #[command(after_help = COMPLETIONS)]
+    #[command(after_help = examples::COMPLETIONS)]
     Completions {
         /// The shell.
         shell: Shell,
@@ -154,7 +94,7 @@ pub(crate) enum Command {
     /// Holds the stream against the chain and lists every difference.
     ///
     /// Fetches and checks the blocks as the ingestor does; changes nothing; the ingestor may run.
-    #[command(after_help = VERIFY)]
+    #[command(after_help = examples::VERIFY)]
     Verify {
         /// The chain.
         #[arg(long, value_name = "NAME")]
@@ -172,7 +112,7 @@ pub(crate) enum Command {
     /// or with a higher --to; what the stream holds already is not written twice. A live stream is
     /// mended by `rewind`, never by this. Nothing trims the stream: delete it, and replay:{STREAM}
     /// beside it, once it is read.
-    #[command(after_help = REPLAY)]
+    #[command(after_help = examples::REPLAY)]
     Replay {
         /// The chain.
         #[arg(long, value_name = "NAME")]
@@ -192,6 +132,7 @@ pub(crate) enum Command {
     /// Takes back every event above a block, in order; the ingestor then publishes them anew.
     ///
     /// The way to mend a live stream. The ingestor must be stopped. Nothing final is taken back.
+    #[command(after_help = examples::REWIND)]
     Rewind {
         /// The chain.
         #[arg(long, value_name = "NAME")]
@@ -208,6 +149,7 @@ pub(crate) enum Command {
     /// The way past a block that no node can give any more. The ingestor must be stopped. The block
     /// skipped to counts as final: choose one that is, or `latest` and accept that a reorg of it
     /// stops the chain with an alarm.
+    #[command(after_help = examples::SKIP)]
     Skip {
         /// The chain.
         #[arg(long, value_name = "NAME")]
@@ -224,6 +166,7 @@ pub(crate) enum Command {
     /// Takes back what the node's chain orphaned, also below the finalized block, as far as the
     /// stream still holds it; where it no longer does, skips to the node's finalized block. The
     /// ingestor may run: it stands still.
+    #[command(after_help = examples::CLEAR_ALARM)]
     ClearAlarm {
         /// The chain.
         #[arg(long, value_name = "NAME")]
@@ -233,6 +176,7 @@ pub(crate) enum Command {
         yes: bool,
     },
     /// Deletes all that Redis holds of a chain, after saying what and asking.
+    #[command(after_help = examples::RESET)]
     Reset {
         /// The chain.
         #[arg(long, value_name = "NAME")]
@@ -288,6 +232,7 @@ impl TailOptions {
 #[derive(Debug, Subcommand)]
 pub(crate) enum GroupsCommand {
     /// Lists the groups, how far each is behind, and its consumers.
+    #[command(after_help = examples::GROUPS_LIST)]
     List {
         /// Only this chain; else every configured one, or all known ones if none is.
         #[arg(long, value_name = "NAME")]
@@ -297,7 +242,7 @@ pub(crate) enum GroupsCommand {
         json: bool,
     },
     /// Makes a group that begins with a block, at a time, or with what comes next.
-    #[command(after_help = GROUPS_CREATE)]
+    #[command(after_help = examples::GROUPS_CREATE)]
     Create {
         /// The chain.
         #[arg(long, value_name = "NAME")]
@@ -313,6 +258,7 @@ pub(crate) enum GroupsCommand {
     /// Removes the consumers of a group that are gone and hold nothing.
     ///
     /// One that holds entries is named and stays: with it they would be lost.
+    #[command(after_help = examples::GROUPS_PRUNE)]
     Prune {
         /// The chain.
         #[arg(long, value_name = "NAME")]

@@ -6,9 +6,9 @@ use ethhook_domain::Profile;
 use ethhook_streams::{Consumer, GroupLag, Streams};
 use serde_json::json;
 
-use crate::config::{Client, Inputs, Problem};
+use crate::config::{Inputs, Problem};
 use crate::place::Place;
-use crate::{Exit, logging, redis, tell};
+use crate::{Exit, redis};
 
 /// What is ordered.
 #[derive(Debug)]
@@ -26,26 +26,12 @@ pub(crate) async fn run(
     inputs: Result<Inputs, Vec<Problem>>,
     order: Order,
 ) -> anyhow::Result<Exit> {
-    let loaded = inputs.and_then(|inputs| {
-        let client = Client::load(&inputs)?;
-        let streams = redis::open(&client.redis).map_err(|problem| vec![problem])?;
-        Ok((client, streams))
-    });
-    let (client, streams) = match loaded {
-        Ok(loaded) => loaded,
-        Err(problems) => {
-            tell(&problems);
-            return Ok(Exit::BadConfiguration);
-        }
+    let Some((client, streams)) = redis::client(inputs)? else {
+        return Ok(Exit::BadConfiguration);
     };
-    logging::start(&client.logging)?;
     match order {
         Order::List { chain, json } => {
-            let chains = match &chain {
-                Some(name) => vec![client.chain(name)?],
-                None if client.on.is_empty() => client.known.iter().collect(),
-                None => client.on.iter().collect(),
-            };
+            let chains = client.chosen(chain.as_deref())?;
             list(&streams, &chains, json).await?;
         }
         Order::Create { chain, group, from } => {

@@ -6,8 +6,8 @@ use anyhow::bail;
 use ethhook_domain::Profile;
 use ethhook_streams::Inventory;
 
-use crate::config::{Client, Inputs, Problem};
-use crate::{Exit, logging, operator, redis, tell};
+use crate::config::{Inputs, Problem};
+use crate::{Exit, operator, redis};
 
 /// Says what there is, asks unless `yes`, and deletes it.
 ///
@@ -18,22 +18,10 @@ pub(crate) async fn run(
     chain: &str,
     yes: bool,
 ) -> anyhow::Result<Exit> {
-    let client = match inputs.and_then(|inputs| Client::load(&inputs)) {
-        Ok(client) => client,
-        Err(problems) => {
-            tell(&problems);
-            return Ok(Exit::BadConfiguration);
-        }
+    let Some((client, streams)) = redis::client(inputs)? else {
+        return Ok(Exit::BadConfiguration);
     };
-    logging::start(&client.logging)?;
     let chain = client.chain(chain)?;
-    let streams = match redis::open(&client.redis) {
-        Ok(streams) => streams,
-        Err(problem) => {
-            tell(&[problem]);
-            return Ok(Exit::BadConfiguration);
-        }
-    };
     match streams.inventory(chain.chain_id).await {
         Ok(inventory) => {
             print!("{}", describe(chain, &streams.address(), &inventory));

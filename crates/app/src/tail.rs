@@ -13,10 +13,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::abi::{Abis, Decoded};
-use crate::config::{Client, Inputs, Problem};
+use crate::config::{Inputs, Problem};
 use crate::place::Place;
 use crate::signals::Signals;
-use crate::{Exit, logging, redis, tell};
+use crate::{Exit, redis};
 
 /// Events that one read may give.
 const EVENTS_A_READ: usize = 500;
@@ -136,24 +136,10 @@ pub(crate) async fn run(
     options: Options,
 ) -> anyhow::Result<Exit> {
     let mut signals = Signals::new()?;
-    let loaded = inputs.and_then(|inputs| {
-        let client = Client::load(&inputs)?;
-        let streams = redis::open(&client.redis).map_err(|problem| vec![problem])?;
-        Ok((client, streams))
-    });
-    let (client, streams) = match loaded {
-        Ok(loaded) => loaded,
-        Err(problems) => {
-            tell(&problems);
-            return Ok(Exit::BadConfiguration);
-        }
+    let Some((client, streams)) = redis::client(inputs)? else {
+        return Ok(Exit::BadConfiguration);
     };
-    logging::start(&client.logging)?;
-    let chains = match &options.chain {
-        Some(name) => vec![client.chain(name)?],
-        None if client.on.is_empty() => client.known.iter().collect(),
-        None => client.on.iter().collect(),
-    };
+    let chains = client.chosen(options.chain.as_deref())?;
     tokio::select! {
         ended = print(&streams, &chains, options) => ended,
         () = signals.next() => Ok(Exit::Done),

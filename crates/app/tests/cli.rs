@@ -35,10 +35,24 @@ fn help_shows_commands_examples_and_exit_codes() {
     for part in ["ingest", "simulate", "check-config", "reset", "Examples:", "78"] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }
-    for command in ["ingest", "simulate", "check-config", "rewind", "skip", "reset"] {
-        assert!(ethhook(folder.path(), &[], &[command, "--help"]).status.success(), "{command}");
-    }
-    for command in ["status", "tail", "verify", "replay", "groups create", "completions"] {
+    for command in [
+        "ingest",
+        "simulate",
+        "check-config",
+        "healthcheck",
+        "status",
+        "tail",
+        "groups list",
+        "groups create",
+        "groups prune",
+        "verify",
+        "replay",
+        "rewind",
+        "skip",
+        "clear-alarm",
+        "reset",
+        "completions",
+    ] {
         let arguments: Vec<_> = command.split(' ').chain(["--help"]).collect();
         let text = stdout(&ethhook(folder.path(), &[], &arguments));
         assert!(text.contains(&format!("Examples:\n  ethhook {command}")), "{command}:\n{text}");

@@ -114,6 +114,19 @@ impl Client {
         })
     }
 
+    /// The chain of this name, or without one those that are configured, or all that are known if
+    /// none is.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub(crate) fn chosen(&self, name: Option<&str>) -> anyhow::Result<Vec<&Profile>> {
+        match name {
+            Some(name) => Ok(vec![self.chain(name)?]),
+            None if self.on.is_empty() => Ok(self.known.iter().collect()),
+            None => Ok(self.on.iter().collect()),
+        }
+    }
+
     /// Reads what a client of the streams needs; wrong settings of nodes do not hinder it.
     ///
     /// # Errors
