@@ -27,6 +27,17 @@ pub(super) enum LinkFault {
     Delay(u64),
 }
 
+/// What form the world's Redis has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// One server, behind a proxy.
+    One,
+    /// A master and a replica, watched by three Sentinels.
+    Sentinel,
+    /// Three masters and a replica of each.
+    Cluster,
+}
+
 /// One thing that happens. Durations in ms; what has one is undone after it, while others happen.
 /// What concerns a chain concerns the world's chains in turn; `at` is an endpoint of it, `who` an
 /// ingestor.
@@ -98,6 +109,9 @@ pub(super) enum Action {
     RedisPause {
         millis: u64,
     },
+    /// The master is killed after writes that its replica never got; that one takes its place, and
+    /// the old one comes back.
+    RedisFailOver,
     Kill {
         who: usize,
         millis: u64,
@@ -165,6 +179,10 @@ impl Action {
             Self::RedisKill { .. } => format!("Redis: kill -9, appendfsync {}", world.appendfsync),
             Self::RedisCut { .. } => "Redis: kill -9, append-only file cut".into(),
             Self::RedisFull { .. } => "Redis: out of memory".into(),
+            Self::RedisFailOver => match world.redis {
+                Form::Cluster => "Redis: a Cluster's master killed, its replica lags".into(),
+                _ => "Redis: the Sentinels' master killed, its replica lags".into(),
+            },
             Self::RedisPause { .. } => "Redis: stopped for a while".into(),
             Self::Kill { .. } => "ingestor: kill -9".into(),
             Self::KillAndReorg { .. } => "ingestor: kill -9, reorg while it is down".into(),
@@ -182,6 +200,7 @@ impl Action {
 pub(super) struct WorldPlan {
     pub(super) seed: u64,
     pub(super) rounds: u32,
+    pub(super) redis: Form,
     pub(super) appendfsync: &'static str,
     pub(super) standby: bool,
     pub(super) lease_ms: u64,
@@ -213,6 +232,7 @@ impl WorldPlan {
         Self {
             seed,
             rounds: 10,
+            redis: Form::One,
             appendfsync: "everysec",
             standby: false,
             lease_ms: 1_000,

@@ -7,7 +7,7 @@ use ethhook_simulator::{Contents, Mischief};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::action::{Action, WorldPlan};
+use super::action::{Action, Form, WorldPlan};
 use super::schedule::{FAIL_POINTS, cut_at, encoding};
 
 /// Reorgs go from depth 1 to this.
@@ -147,6 +147,33 @@ pub static PARTS: &[Part] = &[
                 let millis = random.random_range(500..4_000);
                 (Action::RedisFull { millis }, ms(millis + 500))
             },
+        },
+    },
+    Part {
+        name: "sentinel",
+        about: "Sentinels fail over to a replica that lags",
+        count: 10,
+        kind: Kind::Repeated {
+            group: 1,
+            actions: same,
+            world: |random, _| WorldPlan { redis: Form::Sentinel, ..small(random) },
+            action: |_, _, _| (Action::RedisFailOver, ms(500)),
+        },
+    },
+    Part {
+        name: "cluster",
+        about: "five chains on three masters, one of which fails over to a replica that lags",
+        count: 10,
+        kind: Kind::Repeated {
+            group: 1,
+            actions: same,
+            world: |random, _| WorldPlan {
+                redis: Form::Cluster,
+                chains: 5,
+                blocks_per_second: 10,
+                ..small(random)
+            },
+            action: |_, _, _| (Action::RedisFailOver, ms(500)),
         },
     },
     Part {

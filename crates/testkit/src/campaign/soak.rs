@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use ethhook_simulator::Contents;
 use tokio::time::Instant;
 
-use super::action::{Action, WorldPlan};
+use super::action::{Action, Form, WorldPlan};
 use super::tally::{Memory, Quarters};
 use super::world::World;
 use super::{Campaign, LOG_LINES_SHOWN};
@@ -20,6 +20,7 @@ const READ_EVERY: Duration = Duration::from_millis(200);
 const LOAD: WorldPlan = WorldPlan {
     seed: 1,
     rounds: 1,
+    redis: Form::One,
     appendfsync: "everysec",
     standby: false,
     lease_ms: 10_000,

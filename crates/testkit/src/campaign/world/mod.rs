@@ -77,7 +77,7 @@ impl World {
         for position in 0..world.chains {
             subjects.push(Subject::new(position, world).await?);
         }
-        let store = Store::new(world.appendfsync).await?;
+        let store = Store::new(world).await?;
         let instances = if world.standby { &INSTANCES[..] } else { &INSTANCES[..1] };
         let start = |instance: &&str| Member::start(plan, world, &store.url(), &subjects, instance);
         let members = instances.iter().map(start).collect::<Result<_>>()?;
@@ -128,7 +128,9 @@ impl World {
     pub(super) async fn warm_up(&mut self) -> Result<()> {
         let begun = Instant::now();
         for position in 0..self.subjects.len() {
-            let checker = self.subjects[position].checker(&self.store.direct_url()).await?;
+            let subject = &self.subjects[position];
+            let url = self.store.direct_url(subject.id()).await?;
+            let checker = subject.checker(&url).await?;
             while checker.cursor().await?.is_none_or(|cursor| cursor.number == 0) {
                 ensure!(begun.elapsed() < SETTLE, "chain{position} does not begin");
                 self.pass(Duration::from_millis(20)).await?;
@@ -175,6 +177,7 @@ impl World {
                 self.store.pause()?;
                 self.redis_fault(later(millis), Lift::ResumeRedis);
             }
+            Action::RedisFailOver => self.fail_over_redis().await?,
             Action::Kill { who, millis } => return self.kill(who, later(millis)).await,
             Action::KillAndReorg { who, depth, millis } => {
                 return self.kill_and_reorg(who, depth, later(millis)).await;
@@ -320,7 +323,7 @@ impl World {
 
     /// Waits for one chain's stream and compares it.
     async fn compare(&mut self, position: usize) -> Result<Report> {
-        let url = self.store.direct_url();
+        let url = self.store.direct_url(self.subjects[position].id()).await?;
         let mut checker = self.subjects[position].checker(&url).await?;
         if self.trims {
             checker = checker.with_trimmed_beginning();

@@ -80,7 +80,22 @@ impl World {
     }
 
     pub(super) async fn first_cursor(&self) -> Result<Option<ethhook_domain::Cursor>> {
-        self.subjects[0].checker(&self.store.direct_url()).await?.cursor().await
+        let subject = &self.subjects[0];
+        let url = self.store.direct_url(subject.id()).await?;
+        subject.checker(&url).await?.cursor().await
+    }
+
+    /// What the master acknowledged last is lost with it: its replica never got that.
+    pub(super) async fn fail_over_redis(&mut self) -> Result<()> {
+        let chain = self.subject().id();
+        self.store.cut_replication(chain).await?;
+        self.pass(Duration::from_millis(500)).await?;
+        self.store.fault_begins();
+        // What is to be written while no master is there.
+        self.subjects.iter_mut().for_each(|subject| subject.mine(10));
+        let failed_over = self.store.fail_over(chain).await;
+        self.store.fault_is_over();
+        failed_over
     }
 
     /// The chain must stop, aloud and without another entry, and go on by the operator's order.

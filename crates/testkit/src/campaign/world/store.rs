@@ -7,13 +7,23 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tokio::time::{Instant, sleep};
 
+use super::super::action::{Form, WorldPlan};
 use crate::canary;
+use crate::cluster::RedisCluster;
 use crate::ingestor::Ingestor;
 use crate::proxy::Proxy;
 use crate::redis_server::{RedisOptions, RedisServer};
+use crate::sentinel::SentinelSet;
+
+enum Servers {
+    One(RedisServer),
+    Sentinel(SentinelSet),
+    Cluster(RedisCluster),
+}
 
 pub(super) struct Store {
-    server: RedisServer,
+    servers: Servers,
+    /// Before the first server; used where that is the only one.
     pub(super) link: Proxy,
     /// Its append-only file was cut since it was last started.
     torn: bool,
@@ -22,26 +32,96 @@ pub(super) struct Store {
     sound_since: Instant,
 }
 
+impl Servers {
+    fn all(&self) -> &[RedisServer] {
+        match self {
+            Self::One(server) => std::slice::from_ref(server),
+            Self::Sentinel(set) => &set.servers,
+            Self::Cluster(cluster) => &cluster.nodes,
+        }
+    }
+
+    fn all_mut(&mut self) -> &mut [RedisServer] {
+        match self {
+            Self::One(server) => std::slice::from_mut(server),
+            Self::Sentinel(set) => &mut set.servers,
+            Self::Cluster(cluster) => &mut cluster.nodes,
+        }
+    }
+
+    fn first(&self) -> &RedisServer {
+        &self.all()[0]
+    }
+}
+
+fn events_key(chain: u64) -> String {
+    format!("events:{chain}")
+}
+
 impl Store {
-    pub(super) async fn new(appendfsync: &'static str) -> Result<Self> {
-        let options = RedisOptions {
-            appendfsync,
-            more: vec![("requirepass".into(), canary::REDIS_PASSWORD.into())],
-            ..RedisOptions::default()
+    pub(super) async fn new(world: &WorldPlan) -> Result<Self> {
+        let options = RedisOptions { appendfsync: world.appendfsync, ..RedisOptions::default() };
+        let servers = match world.redis {
+            Form::One => {
+                let more = vec![("requirepass".into(), canary::REDIS_PASSWORD.into())];
+                let options = RedisOptions { more, ..options };
+                Servers::One(RedisServer::spawn(options).await?)
+            }
+            Form::Sentinel => Servers::Sentinel(SentinelSet::spawn(options, 1).await?),
+            Form::Cluster => Servers::Cluster(RedisCluster::spawn(options, 1).await?),
         };
-        let server = RedisServer::spawn(options).await?;
-        let link = Proxy::start(SocketAddr::from(([127, 0, 0, 1], server.port()))).await?;
-        Ok(Self { server, link, torn: false, faults: 0, sound_since: Instant::now() })
+        let port = servers.first().port();
+        let link = Proxy::start(SocketAddr::from(([127, 0, 0, 1], port))).await?;
+        Ok(Self { servers, link, torn: false, faults: 0, sound_since: Instant::now() })
     }
 
-    /// What the ingestors are given: through the proxy.
+    /// What the ingestors are given: through the proxy, where there is one server.
     pub(super) fn url(&self) -> String {
-        format!("redis://:{}@{}/", canary::REDIS_PASSWORD, self.link.address())
+        match &self.servers {
+            Servers::One(_) => {
+                format!("redis://:{}@{}/", canary::REDIS_PASSWORD, self.link.address())
+            }
+            Servers::Sentinel(set) => set.url(),
+            Servers::Cluster(cluster) => cluster.url(),
+        }
     }
 
-    /// For who must not be disturbed.
-    pub(super) fn direct_url(&self) -> String {
-        self.server.url()
+    /// The server that holds this chain now.
+    async fn holder(&self, chain: u64) -> Result<usize> {
+        match &self.servers {
+            Servers::One(_) => Ok(0),
+            Servers::Sentinel(set) => set.master().await.context("the Sentinels do not agree"),
+            Servers::Cluster(cluster) => cluster.master_of(&events_key(chain)).await,
+        }
+    }
+
+    /// Of the server that holds this chain now: for who must not be disturbed.
+    pub(super) async fn direct_url(&self, chain: u64) -> Result<String> {
+        Ok(self.servers.all()[self.holder(chain).await?].url())
+    }
+
+    /// From now on no replica gets what is written to the server that holds this chain.
+    pub(super) async fn cut_replication(&self, chain: u64) -> Result<()> {
+        let servers = self.servers.all();
+        for server in servers {
+            let info: String = server.ask("INFO replication").await?;
+            if info.contains("role:slave") {
+                server.is_synchronous().await?;
+            }
+        }
+        servers[self.holder(chain).await?].cut_replication().await
+    }
+
+    /// Kills the server that holds this chain, waits until its replica has taken its place, and
+    /// starts it again.
+    pub(super) async fn fail_over(&mut self, chain: u64) -> Result<()> {
+        let old = self.holder(chain).await?;
+        match &mut self.servers {
+            Servers::One(server) => server.kill(),
+            Servers::Sentinel(set) => drop(set.fail_over(old).await?),
+            Servers::Cluster(cluster) => drop(cluster.fail_over(&events_key(chain)).await?),
+        }
+        self.servers.all_mut()[old].start().await
     }
 
     pub(super) fn fault_begins(&mut self) {
@@ -59,19 +139,19 @@ impl Store {
     }
 
     pub(super) fn kill(&mut self) {
-        self.server.kill();
+        self.servers.all_mut()[0].kill();
     }
 
     pub(super) fn pause(&self) -> Result<()> {
-        self.server.pause()
+        self.servers.first().pause()
     }
 
     pub(super) fn resume(&self) -> Result<()> {
-        self.server.resume()
+        self.servers.first().resume()
     }
 
     pub(super) async fn start(&mut self) -> Result<()> {
-        self.server.start().await?;
+        self.servers.all_mut()[0].start().await?;
         if std::mem::take(&mut self.torn) {
             self.rewrite_append_only_file().await?;
         }
@@ -80,7 +160,7 @@ impl Store {
 
     /// Cuts the newest file to `millionths` of its length: what a crashed machine may leave of it.
     pub(super) fn cut_append_only_file(&mut self, millionths: u64) -> Result<()> {
-        let folder = self.server.directory().join("appendonlydir");
+        let folder = self.servers.first().directory().join("appendonlydir");
         let files = std::fs::read_dir(&folder).context("appendonlydir")?;
         let mut files: Vec<_> = files.map(|file| Ok(file?.path())).collect::<Result<_>>()?;
         files.retain(|path| path.to_string_lossy().ends_with(".incr.aof"));
@@ -101,7 +181,7 @@ impl Store {
     /// command, not to the `MULTI` before it), and the restart after the next runs that head together
     /// with the transaction that follows: writes come back that no reader ever saw.
     async fn rewrite_append_only_file(&self) -> Result<()> {
-        let mut redis = self.server.connection().await?;
+        let mut redis = self.servers.first().connection().await?;
         redis::cmd("BGREWRITEAOF").exec_async(&mut redis).await?;
         loop {
             let info: String =
@@ -117,7 +197,7 @@ impl Store {
     }
 
     pub(super) async fn set_maxmemory(&self, value: &str) -> Result<()> {
-        let mut redis = self.server.connection().await?;
+        let mut redis = self.servers.first().connection().await?;
         redis::cmd("CONFIG").arg(&["SET", "maxmemory", value]).exec_async(&mut redis).await?;
         Ok(())
     }
@@ -125,10 +205,17 @@ impl Store {
     /// Looks for the secrets of the world's URLs in all that can be read; returns how many bytes
     /// that were.
     pub(super) async fn sweep_for_secrets(&self, ingestors: &[&Ingestor]) -> Result<usize> {
-        canary::sweep(ingestors, &self.server).await
+        let mut searched = 0;
+        for server in self.servers.all() {
+            // A replica has what its master has.
+            if server.ask::<String>("INFO replication").await?.contains("role:master") {
+                searched += canary::sweep(ingestors, server).await?;
+            }
+        }
+        Ok(searched)
     }
 
     pub(super) async fn connection(&self) -> Result<redis::aio::MultiplexedConnection> {
-        self.server.connection().await
+        self.servers.first().connection().await
     }
 }
