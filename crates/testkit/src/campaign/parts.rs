@@ -353,7 +353,11 @@ mod tests {
 
     fn all(name: &str) -> Vec<Action> {
         let part = Part::named(name).unwrap();
-        let mut repetition = Repetition::new(part, part.count, 1);
+        all_of(part, part.count)
+    }
+
+    fn all_of(part: &'static Part, count: u64) -> Vec<Action> {
+        let mut repetition = Repetition::new(part, count, 1);
         let mut actions = Vec::new();
         while repetition.left(actions.len() as u64) > 0 {
             let round = repetition.round(actions.len() as u64);
@@ -367,7 +371,9 @@ mod tests {
         let names: BTreeSet<_> = PARTS.iter().map(|part| part.name).collect();
         assert_eq!(names.len(), PARTS.len());
         for part in PARTS.iter().filter(|part| !part.is_soak() && part.name != "provider") {
-            assert_eq!(all(part.name).len() as u64, part.count, "{}", part.name);
+            for count in [1, part.count, part.count + 1] {
+                assert_eq!(all_of(part, count).len() as u64, count, "{}", part.name);
+            }
         }
     }
 
