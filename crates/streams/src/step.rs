@@ -269,10 +269,10 @@ pub(crate) async fn take(
 ) -> Result<Outcome, StepError> {
     step.check(envelope.chain)?;
     let head = head(envelope, step);
-    let tail = Tail::of(step.events(), envelope.believed.encoding);
-    let mut arguments: Vec<&[u8]> = Vec::with_capacity(head.len() + tail.ends.len());
+    let entries = EntryArguments::of(step.events(), envelope.believed.encoding);
+    let mut arguments: Vec<&[u8]> = Vec::with_capacity(head.len() + entries.ends.len());
     arguments.extend(head.iter().map(String::as_bytes));
-    arguments.extend(tail.arguments());
+    arguments.extend(entries.arguments());
     let keys = envelope.keys;
     let seen = match step {
         Step::Add { .. } | Step::Remove { .. } => step.block().map(|(b, _)| keys.seen(b.hash)),
@@ -325,24 +325,24 @@ fn head(envelope: &Envelope<'_>, step: &Step<'_>) -> Vec<String> {
 }
 
 /// The arguments of the entries, one behind the other.
-struct Tail {
+struct EntryArguments {
     bytes: Vec<u8>,
     ends: Vec<usize>,
 }
 
-impl Tail {
+impl EntryArguments {
     fn of(events: &[ProcessedEvent], encoding: Encoding) -> Self {
-        let mut tail = Self { bytes: Vec::new(), ends: Vec::new() };
+        let mut all = Self { bytes: Vec::new(), ends: Vec::new() };
         for event in events {
             match encoding {
-                Encoding::Fields => tail.ends.extend(event.write_own_values(&mut tail.bytes)),
+                Encoding::Fields => all.ends.extend(event.write_own_values(&mut all.bytes)),
                 Encoding::Msgpack => {
-                    event.write_packed(&mut tail.bytes);
-                    tail.ends.push(tail.bytes.len());
+                    event.write_packed(&mut all.bytes);
+                    all.ends.push(all.bytes.len());
                 }
             }
         }
-        tail
+        all
     }
 
     fn arguments(&self) -> impl Iterator<Item = &[u8]> {
