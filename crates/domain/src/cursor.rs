@@ -87,7 +87,7 @@ impl Cursor {
     /// The height of the next block to publish.
     #[must_use]
     pub fn next_number(&self) -> u64 {
-        if self.hash.is_some() { self.number + 1 } else { self.start_number }
+        if self.hash.is_some() { self.number.saturating_add(1) } else { self.start_number }
     }
 
     /// The values of [`FIELDS`], in that order.

@@ -172,10 +172,8 @@ impl ProcessedEvent {
             tx_index: record.number("tx_index")?,
             log_index: record.number("log_index")?,
             contract: record.parse("contract", |v| {
-                (v.len() == 42)
-                    .then(|| hex::decode(v).ok())
-                    .flatten()
-                    .map(|b| Address::from_slice(&b))
+                let bytes = hex::decode(v.strip_prefix("0x")?).ok()?;
+                Address::try_from(bytes.as_slice()).ok()
             })?,
             topics: record.parse("topics", |v| serde_json::from_str(v).ok())?,
             data: record.parse("data", |v| {

@@ -11,6 +11,7 @@ pub mod metrics;
 mod node;
 mod rpc;
 pub mod status;
+pub mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -54,9 +54,18 @@ pub(crate) fn may_hold_credentials(value: &str) -> bool {
     value.contains("://") || value.contains('@')
 }
 
+/// The text with its control characters written out: a name or a value never becomes a line.
+pub(crate) fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { line.extend(c.escape_debug()) } else { line.push(c) }
+    }
+    line
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.key)?;
+        f.write_str(&one_line(&self.key))?;
         if let Some(value) = &self.value {
             write!(f, "={value}")?;
         }

@@ -1,7 +1,10 @@
 //! One value at a time: from text to a type, or a problem.
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::str::FromStr;
 
 use ethhook_domain::{Profile, Secret};
@@ -9,7 +12,10 @@ use url::Url;
 
 use super::keys::{self, Key};
 use super::layers::{Origin, Setting, Settings, env_name};
-use super::problem::{Problem, may_hold_credentials};
+use super::problem::{Problem, may_hold_credentials, one_line};
+
+/// Bytes of a secret in a file: a list of URLs, with room to spare.
+const LONGEST_SECRET: u64 = 64 << 10;
 
 /// One key as it was resolved, for `check-config`: `KEY=value`, a secret's value redacted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +91,7 @@ impl Reader<'_> {
     fn read_file(&mut self, chain: Option<&str>, key: &Key, file: Setting) -> Option<Setting> {
         let name = format!("{}{}", env_name(chain, key.name), keys::FILE_SUFFIX);
         self.resolve(&name, &file);
-        match std::fs::read_to_string(&file.text) {
+        match read_secret_file(Path::new(&file.text)) {
             Ok(text) if text.trim().is_empty() => {
                 self.problems.push(file.problem("this file is empty"));
                 None
@@ -112,7 +118,7 @@ impl Reader<'_> {
         let shown = match (setting.secret, setting.text.as_str()) {
             (true, text) => vec!["<redacted>"; text.split(',').count()].join(","),
             (false, text) if may_hold_credentials(text) => "<redacted>".to_owned(),
-            (false, text) => text.to_owned(),
+            (false, text) => one_line(text),
         };
         let key = key.to_owned();
         self.resolved.push(Resolved { key, shown, origin: setting.origin });
@@ -188,6 +194,16 @@ impl Reader<'_> {
         }
         (self.problems.len() == before).then(|| items.into_iter().map(Secret::new).collect())
     }
+}
+
+/// The text of a file that should hold a line. A device or a log named by mistake is not read whole.
+fn read_secret_file(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(LONGEST_SECRET + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LONGEST_SECRET {
+        return Err(std::io::Error::other(format!("it is longer than {LONGEST_SECRET} bytes")));
+    }
+    Ok(text)
 }
 
 /// Says what a URL lacks, never what it holds.

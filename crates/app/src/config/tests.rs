@@ -263,6 +263,10 @@ fn values_that_contradict_each_other_are_told() {
             "REDIS_PASSWORD_FILE=/dev/null (from env): this file is empty",
         ),
         (
+            vec![("REDIS_PASSWORD_FILE", "/dev/zero")],
+            "REDIS_PASSWORD_FILE=/dev/zero (from env): this file cannot be read: it is longer than 65536 bytes",
+        ),
+        (
             vec![("LOCAL_START_BLOCK", "10"), ("LOCAL_END_BLOCK", "9")],
             "LOCAL_END_BLOCK=9 (from env): must not be below LOCAL_START_BLOCK=10",
         ),
@@ -308,6 +312,7 @@ fn toml_keys_are_told_by_their_full_path() {
             "metrics_port=70000 (from toml): must be a whole number from 0 to 65535",
         ),
         ("METRICS_PORT = 1", "METRICS_PORT (from toml): is not a key"),
+        ("\"a\\nb\" = 1", "a\\nb (from toml): is not a key"),
         ("metric_port = 1", "metric_port (from toml): is not a key; did you mean metrics_port?"),
         ("[redis]\nurl = 'c4n4ry'", "redis (from toml): is not a key"),
         ("chains = 1", "chains (from toml): must hold tables, as in [chains.NAME]"),

@@ -24,7 +24,8 @@ use serde_json::value::RawValue;
 
 pub(crate) use breaker::State as BreakerState;
 pub(crate) use endpoint::{About, Endpoint, Socket, connect};
-pub(crate) use ws::Head;
+pub(crate) use redaction::Redaction;
+pub(crate) use ws::{Head, head};
 
 /// Longest time from request to answer.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -58,7 +59,7 @@ pub(crate) enum RpcError {
     Answer {
         /// JSON-RPC error code.
         code: i64,
-        /// The provider's words, cut to a line.
+        /// The provider's words, as a line.
         message: String,
     },
     /// Not JSON, not JSON-RPC, another id, or not of the expected shape.
@@ -172,13 +173,25 @@ struct ErrorObject {
 
 impl ErrorObject {
     fn into_error(self) -> RpcError {
-        let message: String = self.message.chars().filter(|c| !c.is_control()).take(200).collect();
+        let message = beginning(&self.message);
         match self.code {
             -32601 | -32001 => RpcError::NotOffered(message),
             -32005 | 429 if !speaks_of_size(&message) => RpcError::RateLimited(None),
             code => RpcError::Answer { code, message },
         }
     }
+}
+
+/// The first words of a text that may be long. It is cut again, shorter, once the keys in it are cut
+/// out ([`Redaction`]): first, and half of a key might be left.
+fn beginning(said: &str) -> String {
+    const CHARS: usize = 4_096;
+    let mut rest = said.chars().filter(|c| !c.is_control());
+    let mut text: String = rest.by_ref().take(CHARS).collect();
+    if rest.next().is_some() {
+        text.truncate(text.rfind(' ').unwrap_or_default());
+    }
+    text
 }
 
 /// Whether -32005, which means patience, is about too much at once: `query returned more than 10000
@@ -201,7 +214,7 @@ impl Response<'_> {
 }
 
 /// The answer to request `id` in `body`: none for `null`.
-fn decode<T: DeserializeOwned>(body: &[u8], id: u64) -> Result<Option<T>, RpcError> {
+pub(crate) fn decode<T: DeserializeOwned>(body: &[u8], id: u64) -> Result<Option<T>, RpcError> {
     let response: Response<'_> = parse(body)?;
     if response.error.is_none() && response.id != Some(id) {
         return Err(RpcError::Invalid("the id is not the request's".into()));

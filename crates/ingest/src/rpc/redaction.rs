@@ -2,6 +2,7 @@
 //! their errors (G11).
 
 use ethhook_domain::Secret;
+use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::RpcError;
@@ -10,13 +11,15 @@ use crate::config::EndpointConfig;
 /// Shorter parts of a URL are words such as `v2` or `rpc`, not keys.
 const SHORTEST_KEY: usize = 6;
 const REDACTED: &str = "<redacted>";
+/// So much of what a provider says is shown.
+const SHOWN_CHARS: usize = 200;
 
 /// The parts of an endpoint's addresses that may be secret.
 #[derive(Clone, Default)]
-pub(super) struct Redaction(Vec<Secret>);
+pub(crate) struct Redaction(Vec<Secret>);
 
 impl Redaction {
-    pub(super) fn of(config: &EndpointConfig) -> Self {
+    pub(crate) fn of(config: &EndpointConfig) -> Self {
         let mut parts = Vec::new();
         for url in config.http.iter().chain(&config.ws).filter_map(|u| Url::parse(u.reveal()).ok())
         {
@@ -26,19 +29,25 @@ impl Redaction {
             parts.push(url.username().to_owned());
             parts.extend(url.password().map(str::to_owned));
         }
+        // Who repeats one may have decoded it.
+        let decoded = parts.iter().map(|part| percent_decode_str(part).decode_utf8_lossy().into());
+        let decoded: Vec<String> = decoded.collect();
+        parts.extend(decoded);
         parts.retain(|part| part.len() >= SHORTEST_KEY);
         // A part that holds another goes first.
         parts.sort_by_key(|part| std::cmp::Reverse(part.len()));
         Self(parts.into_iter().map(Secret::new).collect())
     }
 
+    /// `text` without them, and without any URL; its beginning, if it is long.
+    pub(crate) fn clean(&self, text: String) -> String {
+        let text = self.0.iter().fold(text, |text, secret| text.replace(secret.reveal(), REDACTED));
+        let words = text.split(' ').map(|w| if w.contains("://") { "<url>" } else { w });
+        words.collect::<Vec<_>>().join(" ").chars().take(SHOWN_CHARS).collect()
+    }
+
     pub(super) fn apply(&self, error: RpcError) -> RpcError {
-        let clean = |text: String| {
-            let text =
-                self.0.iter().fold(text, |text, secret| text.replace(secret.reveal(), REDACTED));
-            let words = text.split(' ');
-            words.map(|w| if w.contains("://") { "<url>" } else { w }).collect::<Vec<_>>().join(" ")
-        };
+        let clean = |text| self.clean(text);
         match error {
             RpcError::Connection(text) => RpcError::Connection(clean(text)),
             RpcError::NotOffered(text) => RpcError::NotOffered(clean(text)),
@@ -69,5 +78,23 @@ mod tests {
             assert!(!error.contains(secret), "{error}");
         }
         assert!(error.contains("invalid key <redacted> for node/v2/<redacted>"), "{error}");
+    }
+
+    #[test]
+    fn g11_no_part_of_a_key_is_left_where_a_text_is_cut() {
+        let config = EndpointConfig {
+            http: Some(Secret::new("https://node/v2/p%40ss-s3cretkey-s3cretkey")),
+            ws: None,
+        };
+        let redaction = Redaction::of(&config);
+        // However long the text before it is; as it stands in the URL, and decoded.
+        for before in 150..260 {
+            for key in ["p%40ss-s3cretkey-s3cretkey", "p@ss-s3cretkey-s3cretkey"] {
+                let said = format!("{} {key} {key}", "x".repeat(before));
+                let shown = redaction.clean(said);
+                assert!(!shown.contains("p%40") && !shown.contains("p@ss"), "{shown}");
+                assert!(shown.chars().count() <= 200, "{shown}");
+            }
+        }
     }
 }

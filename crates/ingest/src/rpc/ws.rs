@@ -374,17 +374,29 @@ impl Connection {
     }
 
     fn take_head(&self, json: &str) -> Result<(), RpcError> {
-        let head = match serde_json::from_str::<Header>(json) {
-            Ok(header) if header.seal != ethhook_domain::block::Seal::Differs => {
-                Head::Header(Box::new(header))
-            }
-            // Some subscriptions leave fields out: the block itself is asked for.
-            _ => Head::Number(parse::<BareHead>(json.as_bytes())?.number.0),
-        };
-        if self.heads.try_send(head).is_err() {
+        if self.heads.try_send(read_head(json)?).is_err() {
             self.metrics.heads_dropped.inc();
         }
         Ok(())
+    }
+}
+
+/// The head that a frame tells of; none if it is an answer.
+pub(crate) fn head(frame: &[u8]) -> Result<Option<Head>, RpcError> {
+    let parsed = first_of(frame)?;
+    match (parsed.id, parsed.params) {
+        (None, Some(notification)) => read_head(notification.result.get()).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn read_head(json: &str) -> Result<Head, RpcError> {
+    match serde_json::from_str::<Header>(json) {
+        Ok(header) if header.seal != ethhook_domain::block::Seal::Differs => {
+            Ok(Head::Header(Box::new(header)))
+        }
+        // Some subscriptions leave fields out: the block itself is asked for.
+        _ => Ok(Head::Number(parse::<BareHead>(json.as_bytes())?.number.0)),
     }
 }
 

@@ -1,0 +1,144 @@
+//! The program `ethhook`: reads environment, files and arguments, and puts the crates together.
+//!
+//! A library only so that its tests and the fuzz targets get at it; `main.rs` is the binary.
+
+mod abi;
+mod bar;
+mod check_config;
+mod cli;
+mod config;
+mod groups;
+mod health;
+mod healthcheck;
+mod http;
+mod ingest;
+mod logging;
+mod operator;
+mod page;
+mod place;
+mod process_metrics;
+mod progress;
+mod redis;
+mod replay;
+mod reset;
+mod signals;
+mod simulate;
+mod status;
+mod tail;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use config::{Config, Inputs, Problem};
+use ethhook_domain::Secret;
+use operator::Order;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Done.
+    Done,
+    /// Failed; trying again may help.
+    Failed,
+    /// The configuration is wrong (`EX_CONFIG` of `sysexits.h`): trying again does not help.
+    BadConfiguration,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::BadConfiguration => 78,
+        })
+    }
+}
+
+/// Does what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("ethhook: {error:#}");
+            Exit::Failed.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<Exit> {
+    let files = cli.files;
+    let inputs = || Inputs::of_process(files.config.as_deref(), files.env_file.as_deref());
+    match cli.command {
+        Command::CheckConfig { example: true } => Ok(check_config::example()),
+        Command::CheckConfig { example: false } => Ok(check_config::run(inputs())),
+        Command::Ingest { progress } => in_runtime(ingest::run(inputs(), progress)),
+        Command::Simulate(options) => in_runtime(simulate::run(options)),
+        Command::Healthcheck { ready } => in_runtime(healthcheck::run(inputs(), ready)),
+        Command::Status { json, watch } => {
+            in_runtime(status::run(inputs(), status::Options { json, watch }))
+        }
+        Command::Verify { chain, from, to } => {
+            in_runtime(verify::run(inputs(), &chain, verify::Range { from, to }))
+        }
+        Command::Replay { chain, from, to, into, selection } => {
+            let order = replay::Order { from, to, into, filter: selection.filter() };
+            in_runtime(replay::run(inputs(), &chain, order))
+        }
+        Command::Tail(options) => in_runtime(tail::run(inputs(), options.read()?)),
+        Command::Groups { command } => in_runtime(groups::run(inputs(), command.into())),
+        Command::Completions { shell } => Ok(cli::completions(shell)),
+        Command::Rewind { chain, to, yes } => {
+            in_runtime(operator::rewind::run(inputs(), Order { chain: &chain, yes }, to))
+        }
+        Command::Skip { chain, to, yes } => {
+            in_runtime(operator::skip::run(inputs(), Order { chain: &chain, yes }, to))
+        }
+        Command::ClearAlarm { chain, yes } => {
+            in_runtime(operator::clear_alarm::run(inputs(), Order { chain: &chain, yes }))
+        }
+        Command::Reset { chain, yes } => in_runtime(reset::run(inputs(), &chain, yes)),
+    }
+}
+
+/// Runs `command` on a runtime of its own, which it does not wait for: a read of standard input or
+/// a lookup of a name that hangs must not hold the exit.
+fn in_runtime(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let exit = runtime.block_on(command);
+    runtime.shutdown_background();
+    exit
+}
+
+/// Reads a configuration from these texts alone (and the files that `_FILE` keys name): the lines
+/// that `check-config` prints.
+///
+/// # Errors
+/// All that is wrong with it, a line each.
+pub fn read_configuration(
+    env: Vec<(String, String)>,
+    env_file: Option<&str>,
+    toml: Option<&str>,
+) -> Result<Vec<String>, Vec<String>> {
+    let inputs = Inputs {
+        env: env.into_iter().map(|(name, value)| (name, Secret::new(value))).collect(),
+        env_file: env_file.map(Secret::new),
+        toml: toml.map(Secret::new),
+        host_name: "localhost".to_owned(),
+    };
+    match Config::load(&inputs) {
+        Ok(config) => Ok(config.resolved.iter().map(ToString::to_string).collect()),
+        Err(invalid) => Err(invalid.problems.iter().map(ToString::to_string).collect()),
+    }
+}
+
+/// Tells everything that is wrong, a line each.
+pub(crate) fn tell(problems: &[Problem]) {
+    for problem in problems {
+        eprintln!("ethhook: {problem}");
+    }
+}

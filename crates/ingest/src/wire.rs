@@ -1,0 +1,35 @@
+//! What bytes from a node are read as, before anything is believed: the very readers that endpoints
+//! use, for tests that feed them bytes of their own making (`fuzz/`). Errors are as they are logged.
+
+use serde::de::DeserializeOwned;
+
+use crate::config::EndpointConfig;
+use crate::rpc::{self, Head, Redaction};
+
+/// The result in the answer `body` to request `id`; none for `null`.
+///
+/// # Errors
+/// The error in it, or why it is no answer to this request.
+pub fn answer<T: DeserializeOwned>(body: &[u8], id: u64) -> Result<Option<T>, String> {
+    rpc::decode(body, id).map_err(|error| error.to_string())
+}
+
+/// The height of the head that a WebSocket's frame tells of; none if the frame is an answer.
+///
+/// # Errors
+/// Why it cannot be read.
+pub fn head(frame: &[u8]) -> Result<Option<u64>, String> {
+    let head = rpc::head(frame).map_err(|error| error.to_string())?;
+    Ok(head.and_then(|head| match head {
+        Head::Header(header) => Some(header.block.number),
+        Head::Number(number) => Some(number),
+        Head::Subscribed => None,
+    }))
+}
+
+/// What the endpoint `config` said, as it is logged: without the keys in its addresses, and without
+/// any URL (G11).
+#[must_use]
+pub fn redacted(config: &EndpointConfig, said: &str) -> String {
+    Redaction::of(config).clean(said.to_owned())
+}
