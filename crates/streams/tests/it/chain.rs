@@ -39,6 +39,11 @@ impl Fixture {
         self.streams = reach(&self.server, response_timeout);
     }
 
+    /// From now on as a process that was just started: it remembers nothing of what Redis gave it.
+    pub(crate) fn forget(&mut self) {
+        self.streams = reach(&self.server, Duration::from_secs(5));
+    }
+
     /// The writer `one`, beginning at block 1.
     pub(crate) async fn publisher(&self) -> Publisher {
         self.publisher_of("one").await

@@ -11,6 +11,7 @@ mod encoding;
 mod fault;
 mod forms;
 mod lease;
+mod model;
 mod orders;
 mod preflight;
 mod reader;

@@ -1,0 +1,630 @@
+//! G2 to G5 and G10 as a property: whatever order writers open, publish, take back, finalize, skip,
+//! lose their lease, wake up late and restart in, and whatever Redis loses meanwhile, a model of a
+//! few maps and a real Redis agree: on what each step is answered with, on both streams, on the
+//! dedup records, the lease and the cursor.
+//!
+//! `ETHHOOK_MODEL_CASES` gives the number of cases, `ETHHOOK_MODEL_SEED` repeats a run.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use alloy_primitives::B256;
+use ethhook_domain::fold::{Fold, Problem};
+use ethhook_domain::{BlockRef, Cursor, Encoding, Op, Proof};
+use ethhook_streams::{OpenError, Outcome, PublishedBlock, Publisher, Step, StepError};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+
+use crate::chain::{Block, CHAIN, DEDUP_TTL, Fixture, block, first, hash};
+
+const CASES: u32 = 48;
+/// Time is no part of the model: leases run out when it says so.
+const LEASE_TTL: Duration = Duration::from_secs(3_600);
+/// The names of the writers: the third is a process under the first one's name.
+const NAMES: [&str; 3] = ["one", "two", "one"];
+/// Stands in a path for a skipped block.
+const SKIPPED: char = 'z';
+
+/// One thing that happens. `w` is a writer.
+#[derive(Debug, Clone)]
+enum Act {
+    /// Takes the lease and reads the cursor: a start, a restart or a takeover.
+    Open(usize),
+    Release(usize),
+    Renew(usize),
+    LeaseExpires,
+    /// The writer's epoch holds again, as if it had never lost the chain: whatever others did since
+    /// was done by itself, and this is a step of it that arrives late, or is sent again.
+    Wake(usize),
+    Add(usize, On, char),
+    Remove(usize),
+    Finalize(usize, usize),
+    Gap(usize, usize),
+    Alarm(usize),
+    ClearAlarm(usize),
+    Retreat(usize, usize),
+    /// A dedup record's time is over.
+    RecordExpires(usize),
+    Save,
+    /// Redis is as it was when last saved: it lost its latest writes.
+    Rollback,
+    /// Redis is empty.
+    Wipe,
+}
+
+/// Where a block is added, seen from the writer's tip.
+#[derive(Debug, Clone, Copy)]
+enum On {
+    Tip,
+    /// The tip itself once more.
+    Again,
+    /// A sibling of the tip.
+    Parent,
+    /// A block that leaves one out.
+    Far,
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let w = 0..NAMES.len();
+    let letter = || prop::sample::select(vec!['a', 'b']);
+    let act = prop_oneof![
+        6 => w.clone().prop_map(Act::Open),
+        1 => w.clone().prop_map(Act::Release),
+        1 => w.clone().prop_map(Act::Renew),
+        2 => Just(Act::LeaseExpires),
+        3 => w.clone().prop_map(Act::Wake),
+        18 => (w.clone(), letter()).prop_map(|(w, l)| Act::Add(w, On::Tip, l)),
+        2 => (w.clone(), letter()).prop_map(|(w, l)| Act::Add(w, On::Again, l)),
+        2 => (w.clone(), letter()).prop_map(|(w, l)| Act::Add(w, On::Parent, l)),
+        1 => (w.clone(), letter()).prop_map(|(w, l)| Act::Add(w, On::Far, l)),
+        8 => w.clone().prop_map(Act::Remove),
+        2 => (w.clone(), 0..3_usize).prop_map(|(w, back)| Act::Finalize(w, back)),
+        1 => (w.clone(), 1..3_usize).prop_map(|(w, skip)| Act::Gap(w, skip)),
+        1 => w.clone().prop_map(Act::Alarm),
+        2 => w.clone().prop_map(Act::ClearAlarm),
+        1 => (w.clone(), 0..4_usize).prop_map(|(w, back)| Act::Retreat(w, back)),
+        1 => (0..8_usize).prop_map(Act::RecordExpires),
+        2 => Just(Act::Save),
+        2 => Just(Act::Rollback),
+        1 => Just(Act::Wipe),
+    ];
+    // Most cases begin with a writer that gets somewhere.
+    prop::collection::vec(act, 5..60).prop_map(|mut acts| {
+        acts.insert(0, Act::Open(0));
+        acts
+    })
+}
+
+/// The block that is reached by `path`, a letter a height: the same path is the same block.
+fn at(path: &str) -> Block {
+    let count = path.bytes().map(u64::from).sum::<u64>() % 4;
+    let parent = path.get(..path.len().saturating_sub(1)).unwrap_or_default();
+    block(&name(path), &name(parent), count)
+}
+
+fn name(path: &str) -> String {
+    format!("{}{path}", path.len())
+}
+
+fn hash_at(path: &str) -> Option<B256> {
+    (!path.is_empty()).then(|| hash(&name(path)))
+}
+
+/// What a step is answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Published,
+    Duplicate,
+    Moved,
+    Fenced,
+    Alarmed,
+    Refused,
+    Inconsistent,
+}
+
+impl Verdict {
+    fn of(result: &Result<Outcome, StepError>) -> Self {
+        match result {
+            Ok(Outcome::Published { .. }) => Self::Published,
+            Ok(Outcome::Duplicate { .. }) => Self::Duplicate,
+            Err(StepError::Moved { .. }) => Self::Moved,
+            Err(StepError::Fenced { .. }) => Self::Fenced,
+            Err(StepError::Alarmed(_)) => Self::Alarmed,
+            Err(StepError::Refused(_)) => Self::Refused,
+            Err(StepError::Inconsistent(_)) => Self::Inconsistent,
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+/// What is stepped, as the model sees it.
+#[derive(Debug, Clone)]
+enum Move {
+    Add(String),
+    Remove(String),
+    Finalize(String),
+    Gap(String),
+    Alarm(&'static str),
+    Retreat(String),
+}
+
+impl Move {
+    fn op(&self) -> Option<Op> {
+        match self {
+            Self::Add(_) => Some(Op::Add),
+            Self::Remove(_) => Some(Op::Remove),
+            Self::Finalize(_) | Self::Retreat(_) => Some(Op::Finalized),
+            Self::Gap(_) => Some(Op::Gap),
+            Self::Alarm(_) => None,
+        }
+    }
+
+    fn path(&self) -> &str {
+        match self {
+            Self::Add(path) | Self::Remove(path) | Self::Finalize(path) => path,
+            Self::Gap(path) | Self::Retreat(path) => path,
+            Self::Alarm(_) => "",
+        }
+    }
+
+    /// A cursor once this is done.
+    fn after(&self, cursor: &mut Cursor) {
+        let path = self.path();
+        let number = path.len() as u64;
+        match self {
+            Self::Add(_) | Self::Gap(_) => {
+                (cursor.number, cursor.hash) = (number, hash_at(path));
+            }
+            Self::Remove(_) => {
+                (cursor.number, cursor.hash) = (number - 1, hash_at(&path[..path.len() - 1]));
+            }
+            Self::Finalize(_) | Self::Retreat(_) => {
+                (cursor.finalized_number, cursor.finalized_hash) = (number, hash_at(path));
+                if matches!(self, Self::Retreat(_)) {
+                    cursor.alarm.clear();
+                }
+            }
+            Self::Alarm(text) => {
+                (*text).clone_into(&mut cursor.alarm);
+                return;
+            }
+        }
+        cursor.seq += 1;
+    }
+}
+
+/// What Redis should hold.
+#[derive(Debug, Clone, Default)]
+struct Model {
+    cursor: Option<Cursor>,
+    lease: Option<&'static str>,
+    /// The tip's path; with what is published of it.
+    tip: String,
+    /// Block and whether it is taken back, an entry each: `log_index` counts up, or down.
+    events: Vec<(String, u64, bool)>,
+    markers: Vec<(u64, Op, String)>,
+    seen: BTreeSet<String>,
+    /// Finality has moved back by order.
+    retreated: bool,
+}
+
+impl Model {
+    fn open(&mut self, writer: &'static str, first: Cursor) -> Result<Cursor, ()> {
+        if self.lease.is_some_and(|owner| owner != writer) {
+            return Err(());
+        }
+        let cursor = self.cursor.get_or_insert(first);
+        cursor.epoch += 1;
+        writer.clone_into(&mut cursor.writer);
+        self.lease = Some(writer);
+        Ok(cursor.clone())
+    }
+
+    /// Whether `believed` still owns the chain.
+    fn is_owner(&self, believed: &Cursor) -> bool {
+        let held = self.cursor.as_ref().map(|held| (&held.writer, held.epoch));
+        held == Some((&believed.writer, believed.epoch))
+    }
+
+    /// The contract's rules for a step (G5 first), and what it leaves.
+    fn step(&mut self, believed: &Cursor, step: &Move) -> Verdict {
+        let Some(held) = self.cursor.clone() else { return Verdict::Moved };
+        if !self.is_owner(believed) {
+            return Verdict::Fenced;
+        }
+        let in_place = (held.seq, held.hash) == (believed.seq, believed.hash);
+        let moved = if in_place { None } else { Some(Verdict::Moved) };
+        if !matches!(step, Move::Alarm(_)) {
+            if !matches!(step, Move::Retreat(_)) && !held.alarm.is_empty() {
+                return Verdict::Alarmed;
+            }
+            // It was taken before, and the answer lost.
+            let newest = self.markers.last();
+            let same = newest.is_some_and(|(seq, op, path)| {
+                (*seq, Some(*op), path.as_str()) == (believed.seq + 1, step.op(), step.path())
+            });
+            if same && held.seq == believed.seq + 1 {
+                return Verdict::Published;
+            }
+        }
+        if let Move::Add(path) = step
+            && let Some(verdict) = self.duplicate(path, in_place)
+        {
+            return verdict;
+        }
+        if let Some(verdict) = moved.or_else(|| self.refused(&held, step)) {
+            return verdict;
+        }
+        self.take(step);
+        Verdict::Published
+    }
+
+    fn duplicate(&self, path: &str, in_place: bool) -> Option<Verdict> {
+        let on_tip = self.tip.is_empty() || path[..path.len() - 1] == self.tip;
+        if self.seen.contains(path) {
+            let contradiction = in_place && on_tip;
+            return Some(if contradiction { Verdict::Inconsistent } else { Verdict::Duplicate });
+        }
+        (in_place && path == self.tip).then_some(Verdict::Duplicate)
+    }
+
+    fn refused(&self, held: &Cursor, step: &Move) -> Option<Verdict> {
+        let (path, number) = (step.path(), step.path().len() as u64);
+        let finalized = held.finalized_hash.map(|hash| (held.finalized_number, hash));
+        let is_final = finalized.is_some_and(|(height, _)| number <= height);
+        let fits = match step {
+            Move::Add(_) => path[..path.len() - 1] == self.tip,
+            Move::Remove(_) => path == self.tip && !is_final,
+            Move::Finalize(_) if finalized == hash_at(path).map(|hash| (number, hash)) => {
+                return Some(Verdict::Duplicate);
+            }
+            Move::Finalize(_) => number <= self.tip.len() as u64 && !is_final,
+            Move::Gap(_) => path.len() > self.tip.len(),
+            Move::Retreat(_) => !held.alarm.is_empty() && is_final,
+            Move::Alarm(_) => true,
+        };
+        (!fits).then_some(Verdict::Refused)
+    }
+
+    fn take(&mut self, step: &Move) {
+        let Some(cursor) = &mut self.cursor else { return };
+        step.after(cursor);
+        let seq = cursor.seq;
+        let path = step.path().to_owned();
+        let count = at(&path).events.len() as u64;
+        match step {
+            Move::Add(_) => {
+                self.events.extend((0..count).map(|index| (path.clone(), index, false)));
+                if count > 0 {
+                    self.seen.insert(path.clone());
+                }
+                self.tip.clone_from(&path);
+            }
+            Move::Remove(_) => {
+                self.events.extend((0..count).rev().map(|index| (path.clone(), index, true)));
+                self.seen.remove(&path);
+                self.tip.pop();
+            }
+            Move::Gap(_) => self.tip.clone_from(&path),
+            Move::Retreat(_) => self.retreated = true,
+            Move::Finalize(_) | Move::Alarm(_) => {}
+        }
+        if let Some(op) = step.op() {
+            self.markers.push((seq, op, path));
+        }
+    }
+}
+
+/// A process that writes, or thinks it does.
+struct Writer {
+    publisher: Publisher,
+    /// What the model says it believes, and the path of its tip.
+    believed: Cursor,
+    tip: String,
+}
+
+struct World<'a> {
+    redis: &'a mut Fixture,
+    encoding: Encoding,
+    model: Model,
+    writers: [Option<Writer>; NAMES.len()],
+    /// Blocks as they were last published, by path.
+    published: HashMap<String, PublishedBlock>,
+    saved: Option<(Model, Vec<(Vec<u8>, Vec<u8>)>)>,
+    /// The highest entry ID so far, as long as nobody was woken.
+    highest: Option<(u64, u64)>,
+    woken: bool,
+}
+
+impl World<'_> {
+    async fn act(&mut self, act: &Act) -> Result<(), TestCaseError> {
+        match *act {
+            Act::Open(w) => return self.open(w).await,
+            Act::Release(w) => {
+                let Some(writer) = &mut self.writers[w] else { return Ok(()) };
+                writer.publisher.release().await;
+                if self.model.lease == Some(NAMES[w]) && self.model.is_owner(&writer.believed) {
+                    self.model.lease = None;
+                }
+            }
+            Act::Renew(w) => {
+                let Some(writer) = &mut self.writers[w] else { return Ok(()) };
+                let renewed = writer.publisher.renew().await.is_ok();
+                let ours = self.model.lease.is_none_or(|owner| owner == NAMES[w]);
+                let expected = ours && self.model.is_owner(&writer.believed);
+                prop_assert_eq!(renewed, expected, "renewal");
+                if renewed {
+                    self.model.lease = Some(NAMES[w]);
+                }
+            }
+            Act::LeaseExpires => {
+                self.redis.ask::<i64>("DEL lease:{events:7}").await;
+                self.model.lease = None;
+            }
+            Act::Wake(w) => self.wake(w).await,
+            Act::RecordExpires(nth) => {
+                if let Some(path) = self.model.seen.iter().nth(nth).cloned() {
+                    let key = self.redis.keys.seen(hash(&name(&path)));
+                    self.redis.ask::<i64>(&format!("DEL {key}")).await;
+                    self.model.seen.remove(&path);
+                }
+            }
+            Act::Save => self.saved = Some((self.model.clone(), dump(self.redis).await)),
+            Act::Rollback => {
+                if let Some((model, keys)) = self.saved.clone() {
+                    self.redis.ask::<String>("FLUSHALL").await;
+                    restore(self.redis, &keys).await;
+                    self.model = model;
+                }
+            }
+            Act::Wipe => {
+                self.redis.ask::<String>("FLUSHALL").await;
+                self.model = Model::default();
+            }
+            _ => return self.step(act).await,
+        }
+        Ok(())
+    }
+
+    async fn open(&mut self, w: usize) -> Result<(), TestCaseError> {
+        let (streams, name) = (&self.redis.streams, NAMES[w]);
+        let (encoding, ttl) = (self.encoding, (LEASE_TTL, DEDUP_TTL));
+        let first = first().encoded(encoding);
+        let opened = Publisher::open(
+            streams,
+            CHAIN,
+            name,
+            ttl.0,
+            ttl.1,
+            Some(encoding),
+            Some(first.clone()),
+        );
+        match (opened.await, self.model.open(NAMES[w], first)) {
+            (Ok(publisher), Ok(believed)) => {
+                let tip = self.model.tip.clone();
+                self.writers[w] = Some(Writer { publisher, believed, tip });
+                Ok(())
+            }
+            (Err(OpenError::LeaseHeld { .. }), Err(())) => Ok(()),
+            (opened, expected) => {
+                Err(TestCaseError::fail(format!("open: {opened:?}, expected {expected:?}")))
+            }
+        }
+    }
+
+    async fn wake(&mut self, w: usize) {
+        let Some((writer, held)) = self.writers[w].as_ref().zip(self.model.cursor.as_mut()) else {
+            return;
+        };
+        held.epoch = writer.believed.epoch;
+        held.writer.clone_from(&writer.believed.writer);
+        let (epoch, name) = (held.epoch.to_string(), held.writer.clone());
+        self.redis.raw_hset("cursor:{events:7}", "epoch", &epoch).await;
+        self.redis.raw_hset("cursor:{events:7}", "writer", &name).await;
+        self.woken = true;
+    }
+
+    async fn step(&mut self, act: &Act) -> Result<(), TestCaseError> {
+        let Some((w, step)) = self.plan(act) else { return Ok(()) };
+        let Some(writer) = &mut self.writers[w] else { return Ok(()) };
+        let subject = at(step.path());
+        let reversed = subject.reversed();
+        let unpublished = as_published(&subject);
+        let published = self.published.get(step.path()).unwrap_or(&unpublished);
+        let link: BlockRef = subject.link;
+        let asked = match &step {
+            Move::Add(_) => subject.add(),
+            Move::Remove(_) => Step::Remove { block: published, events: &reversed },
+            Move::Finalize(_) => Step::Finalized { block: &link },
+            Move::Gap(_) => Step::Gap { block: &link },
+            Move::Alarm(text) => Step::Alarm { text },
+            Move::Retreat(_) => Step::Retreat { to: &link },
+        };
+        let result = writer.publisher.apply(&asked).await;
+        let before = self.model.events.len();
+        let expected = self.model.step(&writer.believed, &step);
+        prop_assert_eq!(Verdict::of(&result), expected, "{:?}: {:?}", step, result);
+        if expected == Verdict::Published {
+            step.after(&mut writer.believed);
+            match &step {
+                Move::Add(path) | Move::Gap(path) => writer.tip.clone_from(path),
+                Move::Remove(path) => path[..path.len() - 1].clone_into(&mut writer.tip),
+                _ => {}
+            }
+        }
+        prop_assert_eq!(writer.publisher.cursor(), &writer.believed, "what the writer believes");
+        if let (Ok(Outcome::Published { first_id, last_id, events }), Move::Add(path)) =
+            (&result, &step)
+        {
+            let (first_id, last_id) = (first_id.clone(), last_id.clone());
+            let as_added = PublishedBlock { events: *events, first_id, last_id, ..unpublished };
+            self.published.insert(path.clone(), as_added);
+        }
+        if let Ok(Outcome::Published { first_id, last_id, .. }) = &result
+            && self.model.events.len() > before
+        {
+            // Readers with a saved ID overlook what comes below it.
+            let above = self.woken || self.highest < Some(id(first_id));
+            prop_assert!(above, "{} is not above {:?}", first_id, self.highest);
+            self.highest = self.highest.max(Some(id(last_id)));
+        }
+        Ok(())
+    }
+
+    /// Which step `act` is, seen by its writer; none if it has nothing to step from.
+    fn plan(&self, act: &Act) -> Option<(usize, Move)> {
+        let tip = |w: usize| self.writers[w].as_ref().map(|writer| writer.tip.clone());
+        let lower = |w: usize, back: usize| {
+            let tip = tip(w)?;
+            let length = tip.len().checked_sub(back)?;
+            // A skipped block within a gap is none of the stream's.
+            let ends_gap = !tip[length..].starts_with(SKIPPED);
+            (length > 0 && ends_gap).then(|| tip[..length].to_owned())
+        };
+        match *act {
+            Act::Add(w, on, letter) => {
+                let tip = tip(w)?;
+                let path = match on {
+                    On::Tip => format!("{tip}{letter}"),
+                    On::Again => tip,
+                    On::Parent => format!("{}{letter}", &tip[..tip.len().checked_sub(1)?]),
+                    On::Far => format!("{tip}a{letter}"),
+                };
+                (!path.is_empty() && !path.ends_with(SKIPPED)).then_some((w, Move::Add(path)))
+            }
+            Act::Remove(w) => {
+                let tip = tip(w)?;
+                let is_block = !tip.is_empty() && !tip.ends_with(SKIPPED);
+                is_block.then_some((w, Move::Remove(tip)))
+            }
+            Act::Finalize(w, back) => Some((w, Move::Finalize(lower(w, back)?))),
+            Act::Retreat(w, back) => Some((w, Move::Retreat(lower(w, back)?))),
+            Act::Gap(w, skip) => {
+                let skipped = SKIPPED.to_string().repeat(skip);
+                Some((w, Move::Gap(format!("{}{skipped}", tip(w)?))))
+            }
+            Act::Alarm(w) => tip(w).map(|_| (w, Move::Alarm("a reorg below the finalized block"))),
+            Act::ClearAlarm(w) => tip(w).map(|_| (w, Move::Alarm(""))),
+            _ => None,
+        }
+    }
+
+    /// Holds all that Redis has against the model.
+    async fn compare(&mut self) -> Result<(), TestCaseError> {
+        let redis = &mut *self.redis;
+        let cursor = redis.streams.cursor(CHAIN).await.unwrap();
+        prop_assert_eq!(&cursor, &self.model.cursor, "cursor");
+        let lease: Option<String> = redis.ask("GET lease:{events:7}").await;
+        prop_assert_eq!(lease.as_deref(), self.model.lease, "lease");
+        let mut seen: Vec<String> = redis.ask("KEYS seen:*").await;
+        let expected = self.model.seen.iter().map(|path| redis.keys.seen(hash(&name(path))));
+        let mut expected: Vec<_> = expected.collect();
+        (seen.sort(), expected.sort());
+        prop_assert_eq!(seen, expected, "dedup records");
+
+        let events = redis.events().await;
+        prop_assert_eq!(events.len(), self.model.events.len(), "entries");
+        for ((entry, event), (path, index, removed)) in events.iter().zip(&self.model.events) {
+            let position = usize::try_from(*index).unwrap();
+            let mut expected = at(path).events[position].clone();
+            expected.removed = *removed;
+            prop_assert_eq!(event, &expected, "entry {}", entry);
+        }
+        let markers = redis.streams.markers(CHAIN, "0-0", 100_000).await.unwrap();
+        let found: Vec<_> = markers.iter().map(|(_, m)| (m.seq, m.op, m.hash)).collect();
+        let expected = self.model.markers.iter().map(|(seq, op, path)| (*seq, *op, path));
+        let expected: Vec<_> = expected.map(|(s, op, path)| (s, op, hash(&name(path)))).collect();
+        prop_assert_eq!(found, expected, "markers");
+
+        // The checker's fold, which knows nothing of the model, finds the same chain and no fault.
+        let mut fold = Fold::from_start(CHAIN);
+        events.iter().for_each(|(entry, event)| fold.entry(entry, event.clone()));
+        markers.iter().for_each(|(entry, marker)| fold.marker(entry, marker));
+        fold.finish();
+        let by_order = [Problem::Finalized, Problem::BelowFinalized];
+        let faults = fold.violations().iter();
+        let faults = faults.filter(|v| !(self.model.retreated && by_order.contains(&v.problem)));
+        prop_assert_eq!(faults.count(), 0, "{:?}", fold.violations());
+        let tip = fold.canonical().last().map(|block| block.hash);
+        prop_assert_eq!(tip, hash_at(&self.model.tip), "the folded tip");
+        Ok(())
+    }
+}
+
+fn as_published(block: &Block) -> PublishedBlock {
+    let events = block.events.len() as u64;
+    let (first_id, last_id) = (String::new(), String::new());
+    PublishedBlock { block: block.link, events, first_id, last_id, proof: Proof::ReceiptsRoot }
+}
+
+fn id(text: &str) -> (u64, u64) {
+    let (ms, seq) = text.split_once('-').unwrap();
+    (ms.parse().unwrap(), seq.parse().unwrap())
+}
+
+async fn dump(redis: &mut Fixture) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut keys = Vec::new();
+    for key in redis.ask::<Vec<Vec<u8>>>("KEYS *").await {
+        let mut command = redis::cmd("DUMP");
+        command.arg(&key);
+        let value: Vec<u8> = command.query_async(&mut redis.raw).await.unwrap();
+        keys.push((key, value));
+    }
+    keys
+}
+
+async fn restore(redis: &mut Fixture, keys: &[(Vec<u8>, Vec<u8>)]) {
+    for (key, value) in keys {
+        let mut command = redis::cmd("RESTORE");
+        command.arg(key).arg(0).arg(value);
+        command.exec_async(&mut redis.raw).await.unwrap();
+    }
+}
+
+async fn run(redis: &mut Fixture, packed: bool, acts: &[Act]) -> Result<(), TestCaseError> {
+    redis.ask::<String>("FLUSHALL").await;
+    redis.forget();
+    let mut world = World {
+        redis,
+        encoding: if packed { Encoding::Msgpack } else { Encoding::Fields },
+        model: Model::default(),
+        writers: [None, None, None],
+        published: HashMap::new(),
+        saved: None,
+        highest: None,
+        woken: false,
+    };
+    for act in acts {
+        world.act(act).await?;
+        world.compare().await?;
+    }
+    Ok(())
+}
+
+fn number_from_env(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+#[test]
+fn g2_to_g5_and_g10_a_model_and_redis_agree_whatever_writers_do() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut redis = runtime.block_on(Fixture::new());
+    let cases =
+        number_from_env("ETHHOOK_MODEL_CASES").map_or(CASES, |cases| u32::try_from(cases).unwrap());
+    let seed = number_from_env("ETHHOOK_MODEL_SEED")
+        .unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().unwrap().as_secs());
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let config =
+        Config { cases, max_shrink_iters: 400, failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, rng);
+    println!("{cases} cases; ETHHOOK_MODEL_SEED={seed} repeats them");
+    let redis = std::cell::RefCell::new(&mut redis);
+    let result = runner.run(&(any::<bool>(), acts()), |(packed, acts)| {
+        runtime.block_on(run(&mut redis.borrow_mut(), packed, &acts))
+    });
+    if let Err(error) = result {
+        panic!("ETHHOOK_MODEL_SEED={seed}: {error}");
+    }
+}
