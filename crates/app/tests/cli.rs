@@ -158,6 +158,29 @@ fn the_example_is_the_one_in_the_repository() {
     assert!(stderr(&output).starts_with("ethhook: no chain is set"), "{}", stderr(&output));
 }
 
+/// What ARCHITECTURE.md says holds a guarantee, G1 to G11 each.
+#[test]
+fn every_test_that_is_named_as_holding_a_guarantee_exists() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let text = std::fs::read_to_string(top.join("ARCHITECTURE.md")).unwrap();
+    let (_, text) = text.split_once("### The tests that hold them").unwrap();
+    let (text, _) = text.split_once("**The fold test.**").unwrap();
+    let (mut file, mut named) = (String::new(), 0);
+    for word in text.split('`').skip(1).step_by(2) {
+        if word.ends_with(".rs") {
+            let path = top.join("crates").join(word.strip_prefix("crates/").unwrap_or(word));
+            file = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{word}: {e}"));
+        } else {
+            assert!(file.contains(&format!("fn {word}()")), "there is no test {word}");
+            named += 1;
+        }
+    }
+    assert!(named > 50, "only {named} tests are named");
+    for guarantee in 1..=11 {
+        assert!(text.contains(&format!("| G{guarantee} |")), "G{guarantee} has no tests");
+    }
+}
+
 #[test]
 fn an_unknown_chain_is_told_with_the_known_ones() {
     let folder = tempfile::tempdir().unwrap();

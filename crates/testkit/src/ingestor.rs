@@ -191,7 +191,7 @@ impl Ingestor {
 
 impl Ingestor {
     /// Runs another command of the program, such as `["reset", "--chain", "local"]`, in the same
-    /// folder and environment.
+    /// folder and environment. Dropped before it is done, the command is killed.
     ///
     /// # Errors
     /// If there is no such program.
@@ -202,6 +202,7 @@ impl Ingestor {
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
+            .kill_on_drop(true)
             .output()
             .await
             .with_context(|| format!("{} does not start", self.program.display()))

@@ -5,10 +5,12 @@
 
 mod alertmanager;
 mod anvil;
+mod bounds;
 mod encoding;
 mod endpoints;
 mod examples;
 mod fetching;
+mod interrupted;
 mod monitoring;
 mod operator;
 mod page;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use ethhook_domain::Proof;
+use ethhook_domain::{Marker, Op, Proof};
 use ethhook_simulator::{
-    Chain, ChainSpec, Contents, Fault, ManualChain, ManualSpec, Node, RunningNode,
+    Chain, ChainSpec, Contents, Fault, ManualChain, ManualSpec, Mischief, Node, RunningNode,
 };
 use ethhook_testkit::canary;
 use ethhook_testkit::checker::Report;
@@ -293,6 +293,37 @@ async fn g6_without_receipts_the_logs_prove_the_bloom_at_most() {
     let markers = checker.markers().await.unwrap();
     let weak = markers.iter().filter(|(_, marker)| marker.proof == Proof::Bloom).count();
     assert_eq!(weak, 6, "{markers:?}"); // the genesis has no transactions: proven
+}
+
+#[tokio::test]
+async fn g6_refused_methods_among_other_faults_leave_proofs_of_the_bloom() {
+    /// What no more than the receipts' root can tell: a chain whose level is the bloom believes it.
+    const BEYOND_THE_BLOOM: &[&str] = &["alter_log", "drop_log"];
+    /// What only costs time here; each is tried elsewhere.
+    const SLOW: &[&str] = &["delay", "no_answer", "status_429", "limit_exceeded", "padded"];
+    let (chain, node, mut rig) = manual().await;
+    rig.set("LOCAL_VERIFY", "bloom").set("LOCAL_HTTP_URL", node.http_url(LOCAL));
+    rig.start();
+    chain.mine(3);
+    check(&rig, &node).await;
+    chain.misbehave(Mischief::mixed(5, 250).without(BEYOND_THE_BLOOM).without(SLOW));
+    // The first refusal is remembered for a minute, so that what follows is asked by eth_getLogs.
+    chain.faults().push(RECEIPTS, Fault::Error(-32601, "no such method".into()), 1);
+    until("refusals of both kinds", async || {
+        chain.mine(2);
+        let played = chain.stats().faults_played();
+        ["method_not_found", "method_not_offered"].iter().all(|kind| played.contains_key(kind))
+    })
+    .await;
+    chain.behave();
+    chain.mine(1);
+    let report = check(&rig, &node).await;
+    let checker = rig.checker(NodeRpc::at_url(node.http_url(LOCAL)), LOCAL).await;
+    let markers = checker.markers().await.unwrap();
+    let added = |proof| move |m: &Marker| (m.op, m.proof) == (Op::Add, proof);
+    let count = |holds: &dyn Fn(&Marker) -> bool| markers.iter().filter(|(_, m)| holds(m)).count();
+    let (weak, unproven) = (count(&added(Proof::Bloom)), count(&added(Proof::Structure)));
+    assert!(weak > 0 && unproven == 0, "{weak} by their bloom, {unproven} unproven: {report}");
 }
 
 #[tokio::test]

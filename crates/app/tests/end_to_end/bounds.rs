@@ -1,0 +1,211 @@
+//! What is bounded, and what waits: memory and reading while Redis is away (G7), an answer that is
+//! too large, a backfill at the byte cap, a group that does not read (G8), sessions that are refused.
+
+use std::time::Duration;
+
+use ethhook_simulator::Fault;
+use redis::aio::MultiplexedConnection;
+use tokio::time::sleep;
+
+use crate::operator::{checker, manual};
+use crate::rig::{SETTLE, until};
+
+const LOCAL: u64 = 31337;
+const RECEIPTS: &str = "eth_getBlockReceipts";
+/// One answer may have 128 MiB.
+const TOO_LARGE: usize = (128 << 20) + 1;
+
+#[tokio::test]
+async fn g7_reading_stops_and_memory_stands_while_redis_is_away() {
+    /// Blocks of 2,500 logs: eight may wait, eight be on their way, and one with the publisher.
+    const FLOOD: u64 = 24;
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(2);
+    let checker = checker(&rig, &node).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    let memory = async || rig.metric("ethhook_process_resident_memory_bytes").await.unwrap();
+    let before = memory().await;
+    rig.redis.pause().unwrap();
+    let asked_before = chain.stats().requests(RECEIPTS);
+    for _ in 0..FLOOD {
+        chain.mine_events(2_500);
+    }
+    let asked = || chain.stats().requests(RECEIPTS) - asked_before;
+    until("some blocks are read", async || asked() >= 8).await;
+    // Long enough for many more, were there no limit.
+    for _ in 0..20 {
+        sleep(Duration::from_millis(100)).await;
+        assert!(asked() <= 19, "{} blocks were read while Redis was away", asked());
+    }
+    let grown = (memory().await - before) / f64::from(1 << 20);
+    assert!(grown < 150.0, "{grown} MiB more");
+    rig.redis.resume().unwrap();
+    let report = checker.settle_and_check(2 * SETTLE).await.unwrap();
+    assert_eq!(report.events, 20 + 60_000, "{report}");
+}
+
+#[tokio::test]
+async fn g7_an_answer_over_the_limit_is_refused_and_asked_for_again() {
+    let (chain, node, mut rig) = manual().await;
+    let checker = checker(&rig, &node).await;
+    // In one frame of a WebSocket, then over HTTP.
+    for http in [false, true] {
+        if http {
+            rig.set("LOCAL_HTTP_URL", node.http_url(LOCAL));
+        }
+        rig.start();
+        chain.mine(2);
+        checker.settle_and_check(SETTLE).await.unwrap();
+        chain.faults().push(RECEIPTS, Fault::Padded(TOO_LARGE), 1);
+        chain.mine(1);
+        checker.settle_and_check(SETTLE).await.unwrap();
+        assert_eq!(chain.faults().left(), 0, "the large answer was not given");
+        rig.terminate().await;
+    }
+    assert!(rig.log().contains("answer over 128 MiB"));
+}
+
+#[tokio::test]
+async fn g1_heads_that_say_nothing_new_do_not_hold_the_poll_back() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    let old = chain.mine(3)[0].hash();
+    let checker = checker(&rig, &node).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    chain.set_announcing(false);
+    let new = chain.mine(2)[1].hash();
+    // Far more often than the node is polled.
+    until("the poll finds the new blocks", async || {
+        chain.announce(old);
+        checker.cursor().await.unwrap().and_then(|cursor| cursor.hash) == Some(new)
+    })
+    .await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+}
+
+#[tokio::test]
+async fn sessions_that_are_refused_wait_longer_each_time() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(3);
+    let checker = checker(&rig, &node).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    // A dedup record of a block that is not in: Redis contradicts itself.
+    let mut redis = rig.redis.connection().await.unwrap();
+    chain.set_announcing(false);
+    let block = chain.mine(1)[0].hash();
+    let record = format!("seen:{{events:{LOCAL}}}:{block:#x}");
+    redis::cmd("SET").arg(&record).arg("1 0-0 0-0").exec_async(&mut redis).await.unwrap();
+    chain.announce(block);
+    let ends = |log: &str| -> Vec<f64> {
+        log.lines().filter(|line| line.contains("session ended")).map(time_of_day).collect()
+    };
+    until("five refusals", async || ends(&rig.log()).len() >= 5).await;
+    let ends = ends(&rig.log());
+    // A slow machine makes them longer, never shorter; midnight adds a day.
+    for (refusal, pair) in ends.windows(2).take(4).enumerate() {
+        let waited = (pair[1] - pair[0]).rem_euclid(86_400.0);
+        let least = 0.2 * f64::from(1 << refusal);
+        assert!(waited >= least, "{waited} s after refusal {refusal}: {ends:?}");
+    }
+    let (_, ready) = rig.get("ready").await.unwrap();
+    assert!(ready.contains("dedup record"), "{ready}");
+    redis::cmd("DEL").arg(&record).exec_async(&mut redis).await.unwrap();
+    checker.settle_and_check(SETTLE).await.unwrap();
+}
+
+/// Seconds since midnight of a log line that begins with `2024-01-02T03:04:05.678901Z`.
+fn time_of_day(line: &str) -> f64 {
+    let time = line.split_once('T').and_then(|(_, rest)| rest.split_once('Z')).unwrap().0;
+    time.split(':').fold(0.0, |sum, part| sum * 60.0 + part.parse::<f64>().unwrap())
+}
+
+#[tokio::test]
+async fn g8_a_backfill_waits_at_the_byte_cap_for_a_group_that_has_not_read() {
+    const BLOCKS: u64 = 1_700;
+    let (chain, node, mut rig) = manual().await;
+    chain.set_finalized(BLOCKS);
+    chain.mine(BLOCKS);
+    let mut redis = rig.redis.connection().await.unwrap();
+    group(&mut redis, &["CREATE", "events:31337", "readers", "0", "MKSTREAM"]).await;
+    // Two requests a block: some 1,024 of them are final, and over the cap, before all are in.
+    rig.set("STREAM_MAX_BYTES", 1_000_000).set("RETENTION_HOURS", 1).set("LOCAL_RPS", 120);
+    rig.start();
+    let checker = checker(&rig, &node).await;
+    let waits = || rig.log().matches("the backfill waits").count();
+    let tip = async || checker.cursor().await.unwrap().unwrap().number;
+    until("the backfill waits", async || waits() >= 1).await;
+    let seen = waits();
+    until("another sweep", async || waits() > seen).await;
+    let (at, seen) = (tip().await, waits());
+    assert!(at < BLOCKS, "it was over before it could wait");
+    until("a third sweep", async || waits() > seen).await;
+    assert_eq!(tip().await, at, "it went on");
+    // The group reads all there is, again and again: what it is done with goes, and makes room.
+    until("the head", async || {
+        group(&mut redis, &["SETID", "events:31337", "readers", "$"]).await;
+        tip().await == BLOCKS
+    })
+    .await;
+    let metrics = rig.get("metrics").await.unwrap().1;
+    let lost = metrics.lines().find(|line| line.contains("unread") && line.contains("readers"));
+    assert!(lost.is_none_or(|line| line.ends_with(" 0")), "{lost:?}");
+    checker.with_trimmed_beginning().settle_and_check(SETTLE).await.unwrap();
+}
+
+async fn group(redis: &mut MultiplexedConnection, arguments: &[&str]) {
+    redis::cmd("XGROUP").arg(arguments).exec_async(redis).await.unwrap();
+}
+
+#[tokio::test]
+async fn g8_a_group_that_has_not_read_for_hours_is_an_alarm_until_it_reads() {
+    let (chain, node, mut rig) = manual().await;
+    rig.set("GROUP_IDLE_ALARM_HOURS", 2);
+    rig.start();
+    chain.mine(3);
+    let checker = checker(&rig, &node).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    rig.terminate().await;
+    let mut redis = rig.redis.connection().await.unwrap();
+    for key in ["events:31337", "blocks:{events:31337}"] {
+        publish_earlier(&mut redis, key, Duration::from_secs(3 * 3_600)).await;
+    }
+    group(&mut redis, &["CREATE", "events:31337", "readers", "0"]).await;
+    rig.start();
+    chain.mine(1);
+    checker.settle_and_check(SETTLE).await.unwrap();
+    let idle = r#"ethhook_group_idle{chain="local",group="readers"}"#;
+    until("the alarm", async || rig.metric(idle).await == Some(1.0)).await;
+    assert!(rig.log().contains("the consumer group does not read"));
+    // It reads one entry, and is slow, but no longer idle.
+    let mut read = redis::cmd("XREADGROUP");
+    read.arg(&["GROUP", "readers", "c", "COUNT", "1", "STREAMS", "events:31337", ">"]);
+    read.exec_async(&mut redis).await.unwrap();
+    until("the alarm is over", async || rig.metric(idle).await == Some(0.0)).await;
+    assert!(rig.log().contains("the consumer group reads again"));
+}
+
+/// Makes the stream `key` what it would be had all of it been published so much earlier: the IDs
+/// are the time of publishing, also those in markers.
+async fn publish_earlier(redis: &mut MultiplexedConnection, key: &str, by: Duration) {
+    type Entry = (String, Vec<(String, String)>);
+    let by = u64::try_from(by.as_millis()).unwrap();
+    // None, and `0-0`, stand for no entry.
+    let earlier = |id: &str| match id.split_once('-') {
+        Some((ms, seq)) if ms != "0" => format!("{}-{seq}", ms.parse::<u64>().unwrap() - by),
+        _ => id.to_owned(),
+    };
+    let mut range = redis::cmd("XRANGE");
+    let entries: Vec<Entry> = range.arg(key).arg("-").arg("+").query_async(redis).await.unwrap();
+    redis::cmd("DEL").arg(key).exec_async(redis).await.unwrap();
+    for (id, fields) in entries {
+        let mut add = redis::cmd("XADD");
+        add.arg(key).arg(earlier(&id));
+        for (name, value) in fields {
+            let is_id = name.ends_with("_id") && name != "chain_id";
+            add.arg(&name).arg(if is_id { earlier(&value) } else { value });
+        }
+        add.exec_async(redis).await.unwrap();
+    }
+}
