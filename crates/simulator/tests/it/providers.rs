@@ -76,13 +76,16 @@ async fn a_range_without_one_of_its_blocks() {
     let range = async |first: u64, last: u64| {
         let bounds = json!([{ "fromBlock": hex(first), "toBlock": hex(last) }]);
         let logs = result(&node, "eth_getLogs", bounds).await;
-        logs.as_array().unwrap().iter().map(|log| number(&log["blockNumber"])).collect::<Vec<_>>()
+        let mut heights: Vec<_> =
+            logs.as_array().unwrap().iter().map(|log| number(&log["blockNumber"])).collect();
+        heights.dedup();
+        heights
     };
     chain.faults().push("eth_getLogs", Fault::DropBlock, 1);
     // Of one block nothing would be left.
-    assert_eq!(range(2, 2).await, [2, 2, 2]);
-    assert_eq!(range(1, 3).await, [1, 1, 1, 3, 3, 3]);
-    assert_eq!(range(1, 3).await.len(), 9);
+    assert_eq!(range(2, 2).await, [2]);
+    assert_eq!(range(1, 3).await, [1, 3]);
+    assert_eq!(range(1, 3).await, [1, 2, 3]);
 }
 
 #[tokio::test]
