@@ -107,11 +107,18 @@ impl Inquiry {
         &self,
         numbers: RangeInclusive<u64>,
     ) -> Result<Vec<CheckedBlock>, Unanswered> {
-        let headers = persist(async || self.node.by_numbers(numbers.clone()).await).await?;
-        let headers = headers.unwrap_or_default();
-        let next = headers.last().map_or(*numbers.start(), |last| last.block.number + 1);
-        if next <= *numbers.end() {
-            return Err(Unanswered(format!("the node has no block {next}")));
+        let mut headers: Vec<Header> = Vec::new();
+        loop {
+            let next = headers.last().map_or(*numbers.start(), |last| last.block.number + 1);
+            let rest = next..=*numbers.end();
+            if rest.is_empty() {
+                break;
+            }
+            // As many as one message asks for.
+            let found = persist(async || self.node.by_numbers(rest.clone()).await).await?;
+            let found = found.filter(|found| !found.is_empty());
+            headers
+                .extend(found.ok_or_else(|| Unanswered(format!("the node has no block {next}")))?);
         }
         let parent_of = |pair: &[Header]| pair[0].block.hash == pair[1].block.parent_hash;
         if let Some(pair) = headers.windows(2).find(|pair| !parent_of(pair)) {
