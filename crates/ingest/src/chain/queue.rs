@@ -520,7 +520,7 @@ mod tests {
         let mut queue = Queue::default();
         follow(&mut queue, "+1a +2a +3a");
         let (abort, registration) = AbortHandle::new_pair();
-        let hashes = ["2a", "3a"].map(|name| keccak256(name));
+        let hashes = ["2a", "3a"].map(keccak256);
         queue.fetching(&hashes, abort);
         follow(&mut queue, "-3a");
         assert!(!registration.handle().is_aborted(), "block 2 waits for it");
