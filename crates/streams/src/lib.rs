@@ -46,4 +46,4 @@ pub use replay::{Replay, ReplayError, ReplaySpec};
 pub use retention::{GroupLag, Retained, Retention};
 pub use search::Place;
 pub use standing::Standing;
-pub use step::{Outcome, Step, StepError};
+pub use step::{Answer, Outcome, Step, StepError};

@@ -15,10 +15,12 @@ use crate::inventory;
 use crate::keys::Keys;
 use crate::lease::{Lease, LeaseError, OpenError};
 use crate::reader::{PublishedBlock, ReadError};
-use crate::step::{self, Envelope, Outcome, Step, StepError};
+use crate::step::{self, Answer, Envelope, Outcome, Step, StepError};
 
 /// The writer of one chain: a connection of its own, the cursor as it believes it to be, and the
-/// lease. It takes one step at a time.
+/// lease. It takes one step at a time, or several that build on each other: each is sent while those
+/// before it are not acknowledged, and believes that they will be. Should one of them not be in, the
+/// tip check of the script refuses all behind it.
 ///
 /// Every call may be dropped half-way or fail without an answer: the step that was on the wire is
 /// then in or not, and calling [`Publisher::apply`] with it again finds out.
@@ -29,9 +31,14 @@ pub struct Publisher {
     lease: Lease,
     dedup_ttl: Duration,
     connection: Option<MultiplexedConnection>,
+    /// As of the last step that was acknowledged.
     cursor: Cursor,
+    /// As it is once all that was sent is in.
+    sent: Cursor,
     /// Looked at with the first step only: later ones build on IDs that this stream gave.
     floor: Option<EntryId>,
+    /// The last step was taken: the connection stands, and the server knows the script.
+    is_open: bool,
 }
 
 impl fmt::Debug for Publisher {
@@ -88,7 +95,19 @@ impl Publisher {
         streams.acknowledge(chain, cursor.seq);
         let streams = streams.clone();
         let connection = Some(connection);
-        Ok(Self { streams, chain, keys, lease, dedup_ttl, connection, cursor, floor })
+        let sent = cursor.clone();
+        Ok(Self {
+            streams,
+            chain,
+            keys,
+            lease,
+            dedup_ttl,
+            connection,
+            cursor,
+            sent,
+            floor,
+            is_open: false,
+        })
     }
 
     /// The cursor as this publisher believes it to be.
@@ -125,6 +144,7 @@ impl Publisher {
     }
 
     /// Takes `step`, whole or not at all. After a retryable error call again with the same step.
+    /// Nothing may be on the wire.
     ///
     /// # Errors
     /// See [`StepError`].
@@ -139,22 +159,60 @@ impl Publisher {
         };
         fail_point("before", step.op());
         let result = step::take(connection, &envelope, step).await;
+        self.acknowledge(step, &result);
+        result
+    }
+
+    /// Sends `step` behind those that are on the wire: poll the answer, and tell
+    /// [`Publisher::acknowledge`] of it, in the order of sending. None if the step must be applied by
+    /// itself: the first one, which looks at more, and any that needs a new connection.
+    ///
+    /// # Errors
+    /// `Refused` if the entries are not those of the block.
+    pub fn send(&mut self, step: &Step<'_>) -> Result<Option<Answer>, StepError> {
+        let Some(connection) = self.connection.as_ref().filter(|_| self.is_open) else {
+            return Ok(None);
+        };
+        let envelope = Envelope {
+            chain: self.chain,
+            keys: &self.keys,
+            believed: &self.sent,
+            dedup_ttl: self.dedup_ttl,
+            floor: None,
+        };
+        fail_point("before", step.op());
+        let answer = step::send(connection.clone(), &envelope, step)?;
+        self.sent = step.after(&self.sent);
+        Ok(Some(answer))
+    }
+
+    /// Takes note of what became of the oldest step on the wire. If it is not in, forget the answers
+    /// of those behind it: they are refused, or lost with the connection, and may be applied again
+    /// one after the other.
+    pub fn acknowledge(&mut self, step: &Step<'_>, result: &Result<Outcome, StepError>) {
         fail_point("after", step.op());
-        match &result {
+        match result {
             Ok(Outcome::Published { last_id, .. }) => {
                 self.cursor = step.after(&self.cursor);
                 self.streams.acknowledge(self.chain, self.cursor.seq);
                 if !matches!(step, Step::Alarm { .. }) {
                     self.floor = None;
+                    self.is_open = true;
                 }
                 if let Ok(id) = last_id.parse() {
                     self.streams.raise_floor(self.chain, id);
                 }
+                if self.sent.seq <= self.cursor.seq {
+                    self.sent = self.cursor.clone(); // nothing is on the wire
+                }
             }
-            Err(StepError::Redis(failure)) => self.drop_connection_after(failure),
-            _ => {}
+            Err(StepError::Redis(failure)) => {
+                self.sent = self.cursor.clone();
+                self.is_open = false;
+                self.drop_connection_after(failure);
+            }
+            _ => self.sent = self.cursor.clone(),
         }
-        result
     }
 
     /// Takes the tip back: its entries are read from the stream, for no node need still have the

@@ -1,7 +1,7 @@
 //! Scripts: `EVALSHA`, and `EVAL` where the server has not seen the script yet.
 
 use redis::aio::ConnectionLike;
-use redis::{Cmd, ErrorKind, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 
 use crate::errors::RedisFailure;
 
@@ -22,21 +22,31 @@ impl Script {
         Self { code, sha1: redis::Script::new(code).get_hash().to_owned() }
     }
 
+    /// The call for a server that knows the script.
+    pub(crate) fn command(&self, call: &Call<'_>) -> Cmd {
+        command("EVALSHA", &self.sha1, call)
+    }
+
     /// Runs the script. Only the first call on a server carries the script's text.
     pub(crate) async fn call(
         &self,
         connection: &mut impl ConnectionLike,
         call: Call<'_>,
     ) -> Result<Reply, RedisFailure> {
-        let answer = command("EVALSHA", &self.sha1, &call).query_async(connection).await;
+        let answer = self.command(&call).query_async(connection).await;
         let value: Value = match answer {
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+            Err(error) if is_unknown_script(&error) => {
                 command("EVAL", self.code, &call).query_async(connection).await?
             }
             other => other?,
         };
         Reply::read(value)
     }
+}
+
+/// Whether the server has not seen the script, or has forgotten it.
+pub(crate) fn is_unknown_script(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
 
 fn command(name: &str, script: &str, call: &Call<'_>) -> Cmd {
@@ -60,7 +70,7 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    fn read(value: Value) -> Result<Self, RedisFailure> {
+    pub(crate) fn read(value: Value) -> Result<Self, RedisFailure> {
         let unexpected = || RedisFailure::unexpected("a script");
         let mut words: Vec<String> = redis::from_redis_value(value).map_err(|_| unexpected())?;
         if words.is_empty() {

@@ -6,13 +6,15 @@ use std::time::Duration;
 use alloy_primitives::{B256, hex};
 use ethhook_domain::event::CodecError;
 use ethhook_domain::{BlockRef, ChainId, Cursor, Encoding, ProcessedEvent, Proof};
-use redis::aio::ConnectionLike;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use redis::aio::{ConnectionLike, MultiplexedConnection};
 
 use crate::entry_id::EntryId;
-use crate::errors::RedisFailure;
+use crate::errors::{FailureKind, RedisFailure};
 use crate::keys::Keys;
 use crate::reader::PublishedBlock;
-use crate::script::{Call, Reply, Script};
+use crate::script::{Call, Reply, Script, is_unknown_script};
 
 static STEP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("step.lua")));
 
@@ -267,21 +269,71 @@ pub(crate) async fn take(
     envelope: &Envelope<'_>,
     step: &Step<'_>,
 ) -> Result<Outcome, StepError> {
-    step.check(envelope.chain)?;
-    let head = head(envelope, step);
-    let entries = EntryArguments::of(step.events(), envelope.believed.encoding);
-    let mut arguments: Vec<&[u8]> = Vec::with_capacity(head.len() + entries.ends.len());
-    arguments.extend(head.iter().map(String::as_bytes));
-    arguments.extend(entries.arguments());
-    let keys = envelope.keys;
-    let seen = match step {
-        Step::Add { .. } | Step::Remove { .. } => step.block().map(|(b, _)| keys.seen(b.hash)),
-        _ => None,
+    let request = Request::of(envelope, step)?;
+    let (keys, arguments) = (request.keys(), request.arguments());
+    let call = Call { keys: &keys, arguments: &arguments };
+    read(&STEP.call(connection, call).await?)
+}
+
+/// The outcome of a step that was sent.
+pub type Answer = BoxFuture<'static, Result<Outcome, StepError>>;
+
+/// Sends `step` as soon as the answer is first polled, behind whatever the connection carries. The
+/// server must know the script; one that has forgotten it fails retryably.
+pub(crate) fn send(
+    mut connection: MultiplexedConnection,
+    envelope: &Envelope<'_>,
+    step: &Step<'_>,
+) -> Result<Answer, StepError> {
+    let request = Request::of(envelope, step)?;
+    let (keys, arguments) = (request.keys(), request.arguments());
+    let command = STEP.command(&Call { keys: &keys, arguments: &arguments });
+    let answer = async move {
+        let value = command.query_async(&mut connection).await.map_err(|error| {
+            if is_unknown_script(&error) {
+                RedisFailure::new(FailureKind::Loading, "the script is not loaded")
+            } else {
+                error.into()
+            }
+        })?;
+        read(&Reply::read(value)?)
     };
-    let mut names = vec![keys.events.as_str(), &keys.blocks, &keys.cursor];
-    names.extend(seen.as_deref());
-    let reply = STEP.call(connection, Call { keys: &names, arguments: &arguments }).await?;
-    read(&reply)
+    Ok(answer.boxed())
+}
+
+/// What is sent for a step.
+struct Request<'a> {
+    keys: &'a Keys,
+    seen: Option<String>,
+    head: Vec<String>,
+    entries: EntryArguments,
+}
+
+impl<'a> Request<'a> {
+    fn of(envelope: &Envelope<'a>, step: &Step<'_>) -> Result<Self, StepError> {
+        step.check(envelope.chain)?;
+        let keys = envelope.keys;
+        let seen = match step {
+            Step::Add { .. } | Step::Remove { .. } => step.block().map(|(b, _)| keys.seen(b.hash)),
+            _ => None,
+        };
+        let entries = EntryArguments::of(step.events(), envelope.believed.encoding);
+        Ok(Self { keys, seen, head: head(envelope, step), entries })
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        let mut keys = vec![self.keys.events.as_str(), &self.keys.blocks, &self.keys.cursor];
+        keys.extend(self.seen.as_deref());
+        keys
+    }
+
+    fn arguments(&self) -> Vec<&[u8]> {
+        let mut arguments: Vec<&[u8]> =
+            Vec::with_capacity(self.head.len() + self.entries.ends.len());
+        arguments.extend(self.head.iter().map(String::as_bytes));
+        arguments.extend(self.entries.arguments());
+        arguments
+    }
 }
 
 /// The arguments before the entries, in the order that `step.lua` lists.

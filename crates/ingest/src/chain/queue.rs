@@ -16,7 +16,8 @@ use crate::node::Plan;
 const FETCHES_AT_ONCE: usize = 8;
 /// Messages about several blocks each, for which blocks are looked for ahead of the next one.
 const SPANS_AHEAD: usize = 4;
-/// Logs that may wait in memory for their turn; the block that passes it is the last one fetched.
+/// Logs that may wait in memory for their turn, those counted that fetches under way may bring; the
+/// block that passes it is the last one fetched.
 const MAX_WAITING_LOGS: usize = 20_000;
 /// Headers that may wait, beyond those held back by confirmations.
 const MAX_WAITING_BLOCKS: usize = 512;
@@ -74,6 +75,8 @@ pub(super) struct Queue {
     items: VecDeque<Item>,
     waiting_logs: usize,
     fetches: Vec<Weak<Fetch>>,
+    /// What a fetch under way may bring: as many logs as the largest block of late had.
+    usual_logs: usize,
 }
 
 impl Queue {
@@ -172,6 +175,7 @@ impl Queue {
         if let Some(pending) = self.find(hash) {
             pending.body = Slot::Here(verified);
             self.waiting_logs += logs;
+            self.usual_logs = logs.max(self.usual_logs / 8 * 7);
         }
     }
 
@@ -210,6 +214,11 @@ impl Queue {
             .min()
     }
 
+    /// Whether a published block is to be taken back before anything else.
+    pub(super) fn undo_is_next(&self) -> bool {
+        matches!(self.items.front(), Some(Item::Undo(_)))
+    }
+
     /// Whether a step up to height `up_to` waits, ready or not.
     pub(super) fn wants_any(&self, up_to: u64) -> bool {
         match self.items.front() {
@@ -242,14 +251,20 @@ impl Queue {
         }
     }
 
+    /// Fetches under way.
+    fn under_way(&self) -> usize {
+        self.fetches.iter().filter(|fetch| fetch.strong_count() > 0).count()
+    }
+
     fn is_busy(&self) -> bool {
-        self.fetches.iter().filter(|fetch| fetch.strong_count() > 0).count() >= FETCHES_AT_ONCE
+        self.under_way() >= FETCHES_AT_ONCE
     }
 
     /// The blocks from the front that may be fetched now, `at_once` with one message. The block
     /// whose turn is next is fetched however much waits behind it: only it can make room.
     fn to_fetch(&self, at_once: usize) -> impl Iterator<Item = &Pending> {
-        let ahead = if self.waiting_logs >= MAX_WAITING_LOGS {
+        let expected = self.waiting_logs + self.under_way() * self.usual_logs;
+        let ahead = if expected >= MAX_WAITING_LOGS {
             1
         } else {
             (2 * FETCHES_AT_ONCE).max(SPANS_AHEAD * at_once)
@@ -414,6 +429,8 @@ mod tests {
         queue.fetched(keccak256("1a"), Verified { logs, proof: Proof::Bloom, unhashed: false });
         assert_eq!(fetch(&mut queue, 999), None);
         assert_eq!(pop(&mut queue, 999), "+1");
+        assert_eq!(fetch(&mut queue, 999), None, "those under way may be as large");
+        (2..=8).for_each(|n| arrive(&mut queue, &format!("{n}a")));
         assert_eq!(fetch(&mut queue, 999), Some(9));
     }
 

@@ -2,10 +2,12 @@
 //!
 //! All state is owned here and changed only between two waits, so that no order of events needs a
 //! lock: the canonical chain says what is wanted, the queue holds it until it is fetched and its
-//! turn has come, and one step at a time is with the publisher.
+//! turn has come. Blocks that join are sent one behind the other; every other step waits until all
+//! of them are acknowledged, and goes by itself.
 
 mod fetching;
 mod upkeep;
+mod wire;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -23,10 +25,11 @@ use tracing::{error, info, warn};
 
 use super::open::Opened;
 use super::queue::{Next, Queue};
-use super::write::{Done, Work, Writer};
+use super::write::{Adding, Done, Work, Writer};
 use super::{Chain, End};
 use crate::node::{NodeError, Outcome};
 use crate::rpc::{Head, RpcError};
+use wire::Wire;
 
 /// Headers that one message is sent for, if there are as many to be had.
 const HEADERS_WORTH_ASKING: u64 = 128;
@@ -56,9 +59,11 @@ struct Session<'a> {
     queue: Queue,
     /// Height and time of the newest head.
     head: Option<(u64, u64)>,
-    /// Here while no step is under way.
+    /// Here while no step goes by itself.
     publisher: Option<Publisher>,
     writing: Running<'a, Written>,
+    /// Blocks that were sent; nothing is in `writing` meanwhile.
+    wire: Wire,
     fetches: FuturesUnordered<BoxFuture<'a, Fetched>>,
     asking: Running<'a, Asked>,
     finality: Running<'a, Result<Option<Header>, NodeError>>,
@@ -107,6 +112,7 @@ impl Chain {
                 biased;
                 () = cancel.cancelled() => return session.drain().await,
                 written = finished(&mut session.writing) => session.written(written),
+                Some((adding, result)) = session.wire.next() => session.acknowledged(adding, result),
                 Some(head) = heads.recv() => { session.heard(head); None }
                 asked = finished(&mut session.asking) => { session.answered(asked); None }
                 Some(fetched) = session.fetches.next() => { session.fetched(fetched); None }
@@ -142,6 +148,7 @@ impl<'a> Session<'a> {
             head: None,
             publisher: Some(opened.publisher),
             writing: None,
+            wire: Wire::default(),
             fetches: FuturesUnordered::new(),
             asking: None,
             finality: None,
@@ -179,7 +186,7 @@ impl<'a> Session<'a> {
                 next = next.min(at);
             }
         };
-        consider(due.renew, self.publisher.is_some());
+        consider(due.renew, self.publisher.is_some() && self.wire.is_idle());
         consider(due.finality, self.finality.is_none());
         consider(due.retention, self.retention.is_none());
         consider(due.ask, self.asks_something());
@@ -237,21 +244,47 @@ impl<'a> Session<'a> {
     }
 
     fn start_writing(&mut self, now: Instant) {
-        let Some(publisher) = self.publisher.take() else { return };
-        let work = self.next_work(now);
-        match work {
-            Some(work) => self.writing = Some(self.writer.clone().write(publisher, work).boxed()),
-            None => self.publisher = Some(publisher),
+        while let Some(mut publisher) = self.publisher.take() {
+            match self.next_work(now) {
+                None => {
+                    self.publisher = Some(publisher);
+                    return;
+                }
+                Some(Work::Add(adding)) if !self.wire.goes_again() => {
+                    match self.writer.send(&mut publisher, &adding) {
+                        Some(answer) => {
+                            self.wire.push(adding, answer);
+                            self.publisher = Some(publisher);
+                        }
+                        None => self.write(publisher, Work::Add(adding)),
+                    }
+                }
+                Some(work) => self.write(publisher, work),
+            }
         }
     }
 
+    fn write(&mut self, publisher: Publisher, work: Work) {
+        self.writing = Some(self.writer.clone().write(publisher, work).boxed());
+    }
+
+    /// What goes to Redis next. Only blocks that join go behind what is on the wire.
     fn next_work(&mut self, now: Instant) -> Option<Work> {
+        let is_idle = self.wire.is_idle();
         if let Some(text) = self.alarm.clone() {
-            return Some(Work::Alarm(text));
+            return is_idle.then_some(Work::Alarm(text));
         }
         if now >= self.due.renew {
-            self.due.renew = now + self.chain.options.lease_ttl / 3;
-            return Some(Work::Renew);
+            if is_idle {
+                self.due.renew = now + self.chain.options.lease_ttl / 3;
+            }
+            return is_idle.then_some(Work::Renew);
+        }
+        if is_idle && let Some(adding) = self.wire.pop_again() {
+            return Some(Work::Add(adding));
+        }
+        if !is_idle && (!self.wire.has_room() || self.finalize.is_some()) {
+            return None;
         }
         // What was orphaned since it was to be marked final is not.
         if let Some(block) = self.finalize.take()
@@ -262,9 +295,18 @@ impl<'a> Session<'a> {
         if self.waits_for_room && self.is_backfilling() {
             return None;
         }
+        if !is_idle && self.queue.undo_is_next() {
+            return None;
+        }
+        self.next_of_queue()
+    }
+
+    fn next_of_queue(&mut self) -> Option<Work> {
         // An undo comes before any height limit.
         match self.queue.pop_ready(self.up_to().unwrap_or(0)) {
-            Some(Next::Add(pending, verified)) => Some(Work::Add(pending, verified)),
+            Some(Next::Add(pending, verified)) => {
+                Some(Work::Add(self.writer.adding(&pending, verified)))
+            }
             Some(Next::Undo(block)) => match self.published.pop_back() {
                 Some(published) if published.block.hash == block.hash => {
                     Some(Work::Undo(published))
@@ -441,6 +483,24 @@ impl<'a> Session<'a> {
         }
     }
 
+    fn acknowledged(
+        &mut self,
+        adding: Adding,
+        result: Result<ethhook_streams::Outcome, StepError>,
+    ) -> Option<End> {
+        let publisher = self.publisher.as_mut()?; // here while anything is on the wire
+        match self.writer.acknowledge(publisher, adding, result) {
+            Ok(done) => self.done(done),
+            Err((adding, error)) if error.is_retryable() => {
+                self.chain.metrics.redis_error(error.kind());
+                warn!(%error, "Redis did not take a block: holding it and trying again");
+                self.wire.failed(adding);
+                None
+            }
+            Err((_, error)) => Some(self.refused(&error)),
+        }
+    }
+
     fn done(&mut self, done: Done) -> Option<End> {
         let metrics = &self.chain.metrics;
         match done {
@@ -518,6 +578,7 @@ impl<'a> Session<'a> {
     fn is_at_head(&self) -> bool {
         self.head.is_some()
             && self.writing.is_none()
+            && self.wire.is_empty()
             && self.ask().is_none()
             && self.up_to().is_none_or(|up_to| !self.queue.wants_any(up_to))
     }
@@ -549,9 +610,10 @@ impl<'a> Session<'a> {
         });
     }
 
-    /// Awaits the step that is on the wire and gives the lease back; the cursor makes it safe to
+    /// Awaits the steps that are on the wire and gives the lease back; the cursor makes it safe to
     /// drop the rest.
     async fn drain(mut self) -> End {
+        timeout(DRAIN, self.wire.settle()).await.ok(); // in or not: the cursor tells
         if let Some(writing) = self.writing.take()
             && let Ok((publisher, _)) = timeout(DRAIN, writing).await
         {

@@ -1,11 +1,14 @@
-//! The writing side of a session: one step after the other, each tried until it is in.
+//! The writing side of a session: blocks are sent one behind the other; what fails, and every other
+//! step, goes by itself and is tried until it is in.
 
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use ethhook_domain::verify::Verified;
-use ethhook_domain::{BlockRef, ChainId, Filter, ProcessedEvent};
-use ethhook_streams::{Outcome, PublishedBlock, Publisher, Step, StepError, fail_point};
+use ethhook_domain::{BlockRef, ChainId, Filter, ProcessedEvent, Proof};
+use ethhook_streams::{Answer, Outcome, PublishedBlock, Publisher, Step, StepError, fail_point};
+use futures_util::FutureExt;
+use futures_util::future::ready;
 use tracing::warn;
 
 use super::queue::Pending;
@@ -13,11 +16,32 @@ use crate::metrics::ChainMetrics;
 
 /// What the publisher is sent off to do.
 pub(super) enum Work {
-    Add(Box<Pending>, Verified),
+    Add(Adding),
     Undo(PublishedBlock),
     Finalize(BlockRef),
     Alarm(String),
     Renew,
+}
+
+/// A block that joins, kept until Redis has acknowledged it: it may have to go again.
+pub(super) struct Adding {
+    pub(super) block: BlockRef,
+    /// When its head came; none while catching up.
+    heard: Option<Instant>,
+    pub(super) events: Vec<ProcessedEvent>,
+    proof: Proof,
+    started: Instant,
+}
+
+impl Adding {
+    pub(super) fn new(
+        block: BlockRef,
+        heard: Option<Instant>,
+        events: Vec<ProcessedEvent>,
+        proof: Proof,
+    ) -> Self {
+        Self { block, heard, events, proof, started: Instant::now() }
+    }
 }
 
 /// What it comes back with.
@@ -48,7 +72,10 @@ impl Writer {
     ) -> (Publisher, Result<Done, StepError>) {
         let started = Instant::now();
         let result = match work {
-            Work::Add(pending, verified) => self.add(&mut publisher, *pending, verified).await,
+            Work::Add(adding) => {
+                let outcome = self.apply(&mut publisher, &self.step(&adding)).await;
+                outcome.map(|outcome| self.added(adding, outcome))
+            }
             Work::Undo(block) => self.undo(&mut publisher, block).await,
             Work::Finalize(block) => self
                 .apply(&mut publisher, &Step::Finalized { block: &block })
@@ -67,12 +94,8 @@ impl Writer {
         (publisher, result)
     }
 
-    async fn add(
-        &self,
-        publisher: &mut Publisher,
-        pending: Pending,
-        verified: Verified,
-    ) -> Result<Done, StepError> {
+    /// The events of a block that is to join.
+    pub(super) fn adding(&self, pending: &Pending, verified: Verified) -> Adding {
         fail_point("block", "in-flight");
         let block = pending.header.block;
         let events: Vec<_> = verified
@@ -82,15 +105,47 @@ impl Writer {
             .map(|log| ProcessedEvent::new(self.chain_id, &block, log))
             .collect();
         self.metrics.ingested.inc_by(events.len() as u64);
-        let proof = verified.proof;
-        let step = Step::Add { block: &block, events: &events, proof, filter: &self.digest };
-        let (first_id, last_id, duplicates) = match self.apply(publisher, &step).await? {
+        Adding::new(block, pending.heard, events, verified.proof)
+    }
+
+    /// Sends a block behind those that are on the wire; none if it has to go by itself.
+    pub(super) fn send(&self, publisher: &mut Publisher, adding: &Adding) -> Option<Answer> {
+        let sent = publisher.send(&self.step(adding));
+        // What is refused before it leaves is told of in its turn.
+        sent.unwrap_or_else(|error| Some(ready(Err(error)).boxed()))
+    }
+
+    /// Takes note of what became of the oldest block on the wire; gives it back if it is not in.
+    pub(super) fn acknowledge(
+        &self,
+        publisher: &mut Publisher,
+        adding: Adding,
+        result: Result<Outcome, StepError>,
+    ) -> Result<Done, (Adding, StepError)> {
+        publisher.acknowledge(&self.step(&adding), &result);
+        match result {
+            Ok(outcome) => {
+                self.metrics.publish_seconds.observe(adding.started.elapsed().as_secs_f64());
+                Ok(self.added(adding, outcome))
+            }
+            Err(error) => Err((adding, error)),
+        }
+    }
+
+    fn step<'a>(&'a self, adding: &'a Adding) -> Step<'a> {
+        let Adding { block, events, proof, .. } = adding;
+        Step::Add { block, events, proof: *proof, filter: &self.digest }
+    }
+
+    fn added(&self, adding: Adding, outcome: Outcome) -> Done {
+        let Adding { block, heard, events, proof, .. } = adding;
+        let (first_id, last_id, duplicates) = match outcome {
             Outcome::Published { first_id, last_id, .. } => (first_id, last_id, 0),
             Outcome::Duplicate { events } => (String::new(), String::new(), events),
         };
-        let count = events.len() as u64;
-        let block = PublishedBlock { block, events: count, first_id, last_id, proof };
-        Ok(Done::Added { block, heard: pending.heard, duplicates })
+        let events = events.len() as u64;
+        let block = PublishedBlock { block, events, first_id, last_id, proof };
+        Done::Added { block, heard, duplicates }
     }
 
     /// Takes a block back, however long Redis is away.

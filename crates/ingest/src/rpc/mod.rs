@@ -14,11 +14,13 @@ mod span;
 mod throttle;
 mod ws;
 
+use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, DeserializeOwned, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer as _, Serialize};
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 
@@ -154,6 +156,7 @@ fn encode(id: u64, method: &str, params: &impl Serialize) -> Result<String, RpcE
         .map_err(|error| RpcError::Invalid(error.to_string()))
 }
 
+/// One of the answers to a batch: raw until it is known what it should be.
 #[derive(Deserialize)]
 struct Response<'a> {
     #[serde(default)]
@@ -162,6 +165,22 @@ struct Response<'a> {
     result: Option<&'a RawValue>,
     #[serde(default)]
     error: Option<ErrorObject>,
+}
+
+/// The answer to a request.
+#[derive(Deserialize)]
+#[serde(bound = "T: DeserializeOwned")]
+struct Single<T> {
+    #[serde(default)]
+    id: Option<u64>,
+    #[serde(default = "none")]
+    result: Option<T>,
+    #[serde(default)]
+    error: Option<ErrorObject>,
+}
+
+fn none<T>() -> Option<T> {
+    None
 }
 
 #[derive(Deserialize)]
@@ -213,13 +232,44 @@ impl Response<'_> {
     }
 }
 
-/// The answer to request `id` in `body`: none for `null`.
+/// The answer to request `id` in `body`: none for `null`. One pass over the text: the receipts of a
+/// block are half a megabyte, and reading them is most of what catching up costs.
 pub(crate) fn decode<T: DeserializeOwned>(body: &[u8], id: u64) -> Result<Option<T>, RpcError> {
-    let response: Response<'_> = parse(body)?;
+    let response: Single<T> = parse(body)?;
     if response.error.is_none() && response.id != Some(id) {
         return Err(RpcError::Invalid("the id is not the request's".into()));
     }
-    response.into_result()
+    response.error.map_or(Ok(response.result), |error| Err(error.into_error()))
+}
+
+/// The id of the answer in `body`, read no further than it stands: most nodes put it first. None
+/// for a notification, a batch, and for what is no answer at all.
+fn answered_id(body: &[u8]) -> Option<u64> {
+    let mut id = None;
+    // It ends with an error as soon as the id is found: the rest is for the one who asked.
+    serde_json::Deserializer::from_slice(body).deserialize_map(IdVisitor(&mut id)).ok();
+    id
+}
+
+struct IdVisitor<'a>(&'a mut Option<u64>);
+
+impl<'de> Visitor<'de> for IdVisitor<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON-RPC answer")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(name) = map.next_key::<Cow<'de, str>>()? {
+            if name == "id" {
+                *self.0 = map.next_value()?;
+                return Err(de::Error::custom("found"));
+            }
+            map.next_value::<IgnoredAny>()?;
+        }
+        Ok(())
+    }
 }
 
 /// `serde_json`'s own words quote what they found, which may be a key; the place is enough.

@@ -29,7 +29,9 @@ use tracing::{info, warn};
 
 use super::breaker::Breaker;
 use super::redaction::Redaction;
-use super::{Answer, CONNECT_TIMEOUT, MAX_ANSWER_BYTES, RpcError, decode, encode, parse};
+use super::{
+    Answer, CONNECT_TIMEOUT, MAX_ANSWER_BYTES, RpcError, answered_id, decode, encode, parse,
+};
 use crate::metrics::EndpointMetrics;
 
 /// Requests that may wait for the socket, and for their answers.
@@ -265,7 +267,7 @@ impl Connection {
         let (mut chain_ok, mut subscribed) = (false, false);
         while !(chain_ok && subscribed) {
             let frame = next_frame(&mut socket).await?;
-            match parse::<Frame<'_>>(&frame)?.id {
+            match answered_id(&frame) {
                 Some(CHAIN_ID) => {
                     let got = decode::<Quantity>(&frame, CHAIN_ID)?.map_or(0, |q| q.0);
                     if got != self.chain_id {
@@ -278,7 +280,10 @@ impl Connection {
                         .ok_or_else(|| RpcError::Invalid("no subscription id".into()))?;
                     subscribed = true;
                 }
-                _ => {} // a head that overtook the answer: the first poll makes up for it
+                // A head that overtook the answer: the first poll makes up for it.
+                _ => {
+                    parse::<Frame<'_>>(&frame)?;
+                }
             }
         }
         Ok(socket)
@@ -347,18 +352,12 @@ impl Connection {
         pending: &mut Pending,
         highest_id: u64,
     ) -> Result<(), RpcError> {
+        if let Some(id) = answered_id(&frame) {
+            return self.hand_on(id, frame, pending, highest_id);
+        }
         let parsed = first_of(&frame)?;
         match (parsed.id, parsed.params) {
-            (Some(id), _) => match pending.take(id) {
-                Some(reply) => {
-                    self.served = true;
-                    reply.send(Ok(frame)).ok(); // the asker may have given up
-                }
-                None if id <= highest_id => {} // its asker gave up long ago
-                None => {
-                    return Err(RpcError::Invalid("an answer to a question never asked".into()));
-                }
-            },
+            (Some(id), _) => return self.hand_on(id, frame, pending, highest_id),
             (None, Some(notification)) => {
                 self.served = true;
                 self.take_head(notification.result.get())?;
@@ -371,6 +370,25 @@ impl Connection {
             },
         }
         Ok(())
+    }
+
+    /// Gives an answer to the one who asked.
+    fn hand_on(
+        &mut self,
+        id: u64,
+        frame: Bytes,
+        pending: &mut Pending,
+        highest_id: u64,
+    ) -> Result<(), RpcError> {
+        match pending.take(id) {
+            Some(reply) => {
+                self.served = true;
+                reply.send(Ok(frame)).ok(); // the asker may have given up
+                Ok(())
+            }
+            None if id <= highest_id => Ok(()), // its asker gave up long ago
+            None => Err(RpcError::Invalid("an answer to a question never asked".into())),
+        }
     }
 
     fn take_head(&self, json: &str) -> Result<(), RpcError> {

@@ -13,6 +13,7 @@ mod forms;
 mod lease;
 mod model;
 mod orders;
+mod pipeline;
 mod preflight;
 mod reader;
 mod retention;

@@ -1,0 +1,107 @@
+//! Steps that are sent while those before them are not acknowledged. G3, G4, G5.
+
+use std::time::Duration;
+
+use ethhook_streams::{Outcome, Publisher, StepError};
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep};
+
+use crate::chain::{Block, Fixture, add, block};
+
+/// Sends `blocks` one behind the other, and gives their outcomes in that order.
+async fn send_all(publisher: &mut Publisher, blocks: &[Block]) -> Vec<Result<Outcome, StepError>> {
+    let answers: Vec<_> = blocks
+        .iter()
+        .map(|block| publisher.send(&block.add()).unwrap().expect("it need not go by itself"))
+        .collect();
+    join_all(answers).await
+}
+
+fn is_published(result: &Result<Outcome, StepError>) -> bool {
+    matches!(result, Ok(Outcome::Published { .. }))
+}
+
+#[tokio::test]
+async fn g3_blocks_that_are_sent_behind_each_other_come_in_their_order() {
+    let redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    let first = block("1a", "0", 2);
+    assert!(publisher.send(&first.add()).unwrap().is_none(), "the first goes by itself");
+    add(&mut publisher, &first).await;
+
+    let blocks = [block("2a", "1a", 300), block("3a", "2a", 0), block("4a", "3a", 5)];
+    let results = send_all(&mut publisher, &blocks).await;
+    for (block, result) in blocks.iter().zip(&results) {
+        assert!(is_published(result), "{result:?}");
+        publisher.acknowledge(&block.add(), result);
+    }
+    assert_eq!(publisher.cursor(), &redis.cursor().await);
+    let numbers: Vec<_> = redis.markers().await.iter().map(|m| (m.seq, m.number)).collect();
+    assert_eq!(numbers, [(1, 1), (2, 2), (3, 3), (4, 4)]);
+    let heights: Vec<_> = redis.events().await.iter().map(|(_, e)| e.block_number).collect();
+    assert!(heights.is_sorted() && heights.len() == 307);
+    // And by itself again.
+    add(&mut publisher, &block("5a", "4a", 1)).await;
+}
+
+#[tokio::test]
+async fn g5_nothing_gets_in_behind_a_block_that_was_refused() {
+    let redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add(&mut publisher, &block("1a", "0", 1)).await;
+
+    // 3x does not stand on 2a, and 4x stands on 3x.
+    let blocks = [block("2a", "1a", 1), block("3x", "2x", 1), block("4x", "3x", 1)];
+    let results = send_all(&mut publisher, &blocks).await;
+    assert!(is_published(&results[0]), "{results:?}");
+    assert!(matches!(results[1], Err(StepError::Refused(_))), "{results:?}");
+    assert!(matches!(results[2], Err(StepError::Moved { .. })), "{results:?}");
+    publisher.acknowledge(&blocks[0].add(), &results[0]);
+    publisher.acknowledge(&blocks[1].add(), &results[1]);
+    assert_eq!(publisher.cursor(), &redis.cursor().await);
+    assert_eq!(redis.markers().await.len(), 2);
+    add(&mut publisher, &block("3a", "2a", 1)).await;
+}
+
+#[tokio::test]
+async fn a_server_that_forgot_the_script_is_told_it_again() {
+    let mut redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add(&mut publisher, &block("1a", "0", 1)).await;
+    redis.ask::<String>("SCRIPT FLUSH").await;
+    let blocks = [block("2a", "1a", 1), block("3a", "2a", 1)];
+    let results = send_all(&mut publisher, &blocks).await;
+    for result in &results {
+        assert!(result.as_ref().is_err_and(StepError::is_retryable), "{result:?}");
+    }
+    publisher.acknowledge(&blocks[0].add(), &results[0]);
+    assert!(publisher.send(&blocks[0].add()).unwrap().is_none(), "it goes by itself");
+    for block in &blocks {
+        add(&mut publisher, block).await;
+    }
+    assert_eq!(redis.cursor().await.seq, 3);
+}
+
+#[tokio::test]
+async fn g4_what_was_on_the_wire_when_redis_died_is_applied_again() {
+    let mut redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add(&mut publisher, &block("1a", "0", 1)).await;
+    redis.server.kill();
+    let blocks = [block("2a", "1a", 2), block("3a", "2a", 2)];
+    let results = send_all(&mut publisher, &blocks).await;
+    for result in &results {
+        assert!(result.as_ref().is_err_and(StepError::is_retryable), "{result:?}");
+    }
+    publisher.acknowledge(&blocks[0].add(), &results[0]);
+    redis.server.start().await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    for block in &blocks {
+        while let Err(error) = publisher.apply(&block.add()).await {
+            assert!(error.is_retryable() && Instant::now() < deadline, "{error}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+    assert_eq!(publisher.cursor(), &redis.cursor().await);
+    assert_eq!(redis.events().await.len(), 5);
+}
