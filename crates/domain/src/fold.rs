@@ -237,7 +237,7 @@ impl Fold {
         &self.violations
     }
 
-    /// Holds [`Fold::canonical`] against the chain's blocks, as [`compare`] does.
+    /// Holds [`Fold::canonical`] against the chain's blocks, as [`compare()`] does.
     #[must_use]
     pub fn compare(&self, expected: &[ExpectedBlock]) -> Vec<Difference> {
         compare(&self.blocks, expected)
