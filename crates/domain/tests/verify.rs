@@ -149,8 +149,8 @@ fn each_block_of_a_range_stands_for_itself() {
     let (header, receipts) = recorded();
     let log = receipts[0].logs[0].clone();
     let height = header.block.number;
-    let at_height = |number, bloom: &Bloom| {
-        let hash = keccak256([number as u8]);
+    let at_height = |number: u64, bloom: &Bloom| {
+        let hash = keccak256(number.to_be_bytes());
         let block = BlockRef { number, hash, ..header.block };
         Header { block, logs_bloom: Box::new(*bloom), ..header.clone() }
     };

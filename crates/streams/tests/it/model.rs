@@ -323,6 +323,9 @@ struct Writer {
     tip: String,
 }
 
+/// A key, and what DUMP gave of it.
+type Dumped = (Vec<u8>, Vec<u8>);
+
 struct World<'a> {
     redis: &'a mut Fixture,
     encoding: Encoding,
@@ -330,7 +333,7 @@ struct World<'a> {
     writers: [Option<Writer>; NAMES.len()],
     /// Blocks as they were last published, by path.
     published: HashMap<String, PublishedBlock>,
-    saved: Option<(Model, Vec<(Vec<u8>, Vec<u8>)>)>,
+    saved: Option<(Model, Vec<Dumped>)>,
     /// The highest entry ID so far, as long as nobody was woken.
     highest: Option<(u64, u64)>,
     woken: bool,
@@ -519,7 +522,8 @@ impl World<'_> {
         let mut seen: Vec<String> = redis.ask("KEYS seen:*").await;
         let expected = self.model.seen.iter().map(|path| redis.keys.seen(hash(&name(path))));
         let mut expected: Vec<_> = expected.collect();
-        (seen.sort(), expected.sort());
+        seen.sort();
+        expected.sort();
         prop_assert_eq!(seen, expected, "dedup records");
 
         let events = redis.events().await;
