@@ -489,15 +489,16 @@ impl<'a> Session<'a> {
         result: Result<ethhook_streams::Outcome, StepError>,
     ) -> Option<End> {
         let publisher = self.publisher.as_mut()?; // here while anything is on the wire
-        match self.writer.acknowledge(publisher, adding, result) {
-            Ok(done) => self.done(done),
-            Err((adding, error)) if error.is_retryable() => {
+        self.writer.acknowledge(publisher, &adding, &result);
+        match result {
+            Ok(outcome) => self.done(Writer::added(adding, outcome)),
+            Err(error) if error.is_retryable() => {
                 self.chain.metrics.redis_error(error.kind());
                 warn!(%error, "Redis did not take a block: holding it and trying again");
                 self.wire.failed(adding);
                 None
             }
-            Err((_, error)) => Some(self.refused(&error)),
+            Err(error) => Some(self.refused(&error)),
         }
     }
 

@@ -74,7 +74,7 @@ impl Writer {
         let result = match work {
             Work::Add(adding) => {
                 let outcome = self.apply(&mut publisher, &self.step(&adding)).await;
-                outcome.map(|outcome| self.added(adding, outcome))
+                outcome.map(|outcome| Self::added(adding, outcome))
             }
             Work::Undo(block) => self.undo(&mut publisher, block).await,
             Work::Finalize(block) => self
@@ -115,20 +115,16 @@ impl Writer {
         sent.unwrap_or_else(|error| Some(ready(Err(error)).boxed()))
     }
 
-    /// Takes note of what became of the oldest block on the wire; gives it back if it is not in.
+    /// Takes note of what became of the oldest block on the wire.
     pub(super) fn acknowledge(
         &self,
         publisher: &mut Publisher,
-        adding: Adding,
-        result: Result<Outcome, StepError>,
-    ) -> Result<Done, (Adding, StepError)> {
-        publisher.acknowledge(&self.step(&adding), &result);
-        match result {
-            Ok(outcome) => {
-                self.metrics.publish_seconds.observe(adding.started.elapsed().as_secs_f64());
-                Ok(self.added(adding, outcome))
-            }
-            Err(error) => Err((adding, error)),
+        adding: &Adding,
+        result: &Result<Outcome, StepError>,
+    ) {
+        publisher.acknowledge(&self.step(adding), result);
+        if result.is_ok() {
+            self.metrics.publish_seconds.observe(adding.started.elapsed().as_secs_f64());
         }
     }
 
@@ -137,7 +133,8 @@ impl Writer {
         Step::Add { block, events, proof: *proof, filter: &self.digest }
     }
 
-    fn added(&self, adding: Adding, outcome: Outcome) -> Done {
+    /// What a block that is in has become.
+    pub(super) fn added(adding: Adding, outcome: Outcome) -> Done {
         let Adding { block, heard, events, proof, .. } = adding;
         let (first_id, last_id, duplicates) = match outcome {
             Outcome::Published { first_id, last_id, .. } => (first_id, last_id, 0),
