@@ -84,6 +84,8 @@ if [ -n "$unit" ]; then
   ./scripts/check_monitoring.sh
 fi
 
+# Most tests wait most of the time, for a block or for a server.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))}
 if [ -n "$unit" ] && [ -n "$integration" ]; then
   section "All tests"
   cargo test --workspace --locked
