@@ -193,7 +193,14 @@ struct Blocks {
     rendered: Mutex<VecDeque<(B256, Arc<str>)>>,
     views: Mutex<Vec<Weak<Inner>>>,
     /// Held while the chain moves on, so that heads of one clock are announced in their order.
-    clock: Mutex<()>,
+    clock: Mutex<Clock>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Clock {
+    #[default]
+    Runs,
+    Stopped,
 }
 
 /// Of one view.
@@ -285,6 +292,12 @@ impl Chain {
     /// [`RecordedError`] names the file that cannot be served.
     pub fn recorded(folder: impl AsRef<Path>) -> Result<RecordedChain, RecordedError> {
         RecordedChain::load(folder.as_ref())
+    }
+
+    /// Stops the clock of this chain, in every view and for good: what it is now it stays. For a
+    /// comparison that takes longer than a block.
+    pub fn stop_clock(&self) {
+        *lock(&self.inner.blocks.clock) = Clock::Stopped;
     }
 
     /// EIP-155 chain id.
@@ -515,7 +528,10 @@ impl Chain {
 
     /// Moves the chain on to now, and says when there is more. Every node of the chain does it.
     fn advance(&self) -> Option<u64> {
-        let _clock = lock(&self.inner.blocks.clock);
+        let clock = lock(&self.inner.blocks.clock);
+        if *clock == Clock::Stopped {
+            return None;
+        }
         let step = self.inner.blocks.source.advance(unix_micros());
         // After a pause of the machine only the last blocks are announced, as a node does that
         // imports many at once.
