@@ -147,87 +147,94 @@ impl Node {
         let follow_each_other =
             headers.windows(2).all(|pair| pair[1].block.number == pair[0].block.number + 1);
         match self.way(endpoint, headers.len()) {
-            About::Logs if follow_each_other => self.range(endpoint, headers).await,
-            About::Logs | About::Headers | About::Receipts => self.batch(endpoint, headers).await,
+            About::Logs if follow_each_other => {
+                let ask = |part| self.range(endpoint, part);
+                Self::in_parts(endpoint, About::Logs, headers, ask).await
+            }
+            About::Logs | About::Headers | About::Receipts => {
+                let ask = |part| self.batch(endpoint, part);
+                Self::in_parts(endpoint, About::Receipts, headers, ask).await
+            }
         }
     }
 
-    /// Ranges of logs; one that is too wide is split.
+    /// One message after another, each about as many blocks as the endpoint takes at once: one that
+    /// was too large is asked again in smaller parts.
+    ///
+    /// # Errors
+    /// If none could be had; where some could, the others have the error as their outcome.
+    async fn in_parts<'a, F>(
+        endpoint: &Endpoint,
+        about: About,
+        headers: &'a [Header],
+        ask: impl Fn(&'a [Header]) -> F,
+    ) -> Result<Vec<Outcome>, NodeError>
+    where
+        F: Future<Output = Result<Vec<Outcome>, NodeError>>,
+    {
+        let mut outcomes = Vec::with_capacity(headers.len());
+        let mut rest = headers;
+        while !rest.is_empty() {
+            let blocks = endpoint.blocks_at_once(about).min(rest.len());
+            let (part, others) = rest.split_at(blocks);
+            match ask(part).await {
+                Ok(more) => {
+                    outcomes.extend(more);
+                    rest = others;
+                }
+                // The endpoint takes fewer from now on.
+                Err(NodeError::Rpc(error)) if blocks > 1 && error.may_be_of_size() => {}
+                Err(error) if outcomes.is_empty() => return Err(error),
+                // What came before it is of use; the rest is asked for again.
+                Err(error) => {
+                    outcomes.extend(rest.iter().map(|_| Err(error.clone())));
+                    break;
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// The logs of blocks that follow each other, as one range.
     async fn range(
         &self,
         endpoint: &Endpoint,
         headers: &[Header],
     ) -> Result<Vec<Outcome>, NodeError> {
-        let mut outcomes = Vec::with_capacity(headers.len());
-        let mut rest = headers;
-        while let Some(first) = rest.first() {
-            let blocks = endpoint.blocks_at_once(About::Logs).min(rest.len());
-            let (part, others) = rest.split_at(blocks);
-            let last = part.last().unwrap_or(first).block.number;
-            let bounds = json!([{
-                "fromBlock": Quantity(first.block.number),
-                "toBlock": Quantity(last),
-            }]);
-            match endpoint.call_range::<Vec<Log>>(About::Logs, blocks, LOGS, &bounds).await {
-                Ok(logs) => {
-                    let logs = logs.ok_or(NodeError::Unknown)?;
-                    let verified = verify::verify_range(&self.profile, part, logs);
-                    outcomes.extend(verified.into_iter().map(|result| judged(endpoint, result)));
-                    rest = others;
-                }
-                Err(error) if blocks > 1 && error.may_be_of_size() => {}
-                // What came before it is of use; the rest is asked for again.
-                Err(error) if outcomes.is_empty() => return Err(error.into()),
-                Err(error) => {
-                    outcomes.extend(rest.iter().map(|_| Err(error.clone().into())));
-                    break;
-                }
-            }
-        }
-        Ok(outcomes)
+        let (Some(first), Some(last)) = (headers.first(), headers.last()) else {
+            return Ok(Vec::new());
+        };
+        let bounds = json!([{
+            "fromBlock": Quantity(first.block.number),
+            "toBlock": Quantity(last.block.number),
+        }]);
+        let logs = endpoint.call_range::<Vec<Log>>(About::Logs, headers.len(), LOGS, &bounds);
+        let logs = logs.await?.ok_or(NodeError::Unknown)?;
+        let verified = verify::verify_range(&self.profile, headers, logs);
+        Ok(verified.into_iter().map(|result| judged(endpoint, result)).collect())
     }
 
-    /// Batches of receipts; one that is too large is split.
+    /// The receipts of each block, as one batch.
     async fn batch(
         &self,
         endpoint: &Endpoint,
         headers: &[Header],
     ) -> Result<Vec<Outcome>, NodeError> {
-        let mut outcomes = Vec::with_capacity(headers.len());
-        let mut rest = headers;
-        while !rest.is_empty() {
-            let blocks = endpoint.blocks_at_once(About::Receipts).min(rest.len());
-            let (part, others) = rest.split_at(blocks);
-            let params: Vec<_> = part.iter().map(|header| json!([header.block.hash])).collect();
-            match endpoint.call_each::<Vec<Receipt>>(About::Receipts, RECEIPTS, &params).await {
-                Ok(items) => {
-                    let refused = items.iter().filter(|item| item.is_err()).count();
-                    if 2 * refused > blocks {
-                        endpoint.was_too_much(About::Receipts, blocks);
-                    }
-                    for (header, item) in part.iter().zip(items) {
-                        outcomes.push(match item {
-                            Ok(Some(receipts)) => {
-                                self.held_against(endpoint, header, Body::Receipts(receipts))
-                            }
-                            Ok(None) => Err(NodeError::Unknown),
-                            Err(error) => {
-                                self.note_lack(endpoint, &error);
-                                Err(error.into())
-                            }
-                        });
-                    }
-                    rest = others;
-                }
-                Err(error) if blocks > 1 && error.may_be_of_size() => {}
-                Err(error) if outcomes.is_empty() => return Err(error.into()),
-                Err(error) => {
-                    outcomes.extend(rest.iter().map(|_| Err(error.clone().into())));
-                    break;
-                }
-            }
+        let params: Vec<_> = headers.iter().map(|header| json!([header.block.hash])).collect();
+        let items = endpoint.call_each::<Vec<Receipt>>(About::Receipts, RECEIPTS, &params).await?;
+        let refused = items.iter().filter(|item| item.is_err()).count();
+        if 2 * refused > headers.len() {
+            endpoint.was_too_much(About::Receipts, headers.len());
         }
-        Ok(outcomes)
+        let outcomes = headers.iter().zip(items).map(|(header, item)| match item {
+            Ok(Some(receipts)) => self.held_against(endpoint, header, Body::Receipts(receipts)),
+            Ok(None) => Err(NodeError::Unknown),
+            Err(error) => {
+                self.note_lack(endpoint, &error);
+                Err(error.into())
+            }
+        });
+        Ok(outcomes.collect())
     }
 
     async fn checked(&self, endpoint: &Endpoint, header: &Header) -> Outcome {
