@@ -130,11 +130,19 @@ impl Servers {
     }
 
     async fn ask_sentinel(&self, node: &Address, name: &str) -> Result<Address, RedisFailure> {
-        let way = self.location.sentinel(node);
-        let mut connection = self.connect(way, self.connect_timeout).await?;
-        let mut command = redis::cmd("SENTINEL");
-        command.arg("GET-MASTER-ADDR-BY-NAME").arg(name);
-        let told: Option<(String, u16)> = command.query_async(&mut connection).await?;
+        let ask = async {
+            let way = self.location.sentinel(node);
+            let mut connection = self.connect(way, self.connect_timeout).await?;
+            let mut command = redis::cmd("SENTINEL");
+            command.arg("GET-MASTER-ADDR-BY-NAME").arg(name);
+            let told = command.query_async::<Option<(String, u16)>>(&mut connection).await;
+            told.map_err(RedisFailure::from)
+        };
+        // The servers have users and passwords of their own.
+        let told = ask.await.map_err(|failure| {
+            let why = format!("the Sentinel at {node}: {}", failure.detail);
+            RedisFailure::new(failure.kind, why)
+        })?;
         let (host, port) = told.ok_or_else(|| {
             let why = format!("the Sentinel at {node} knows no master `{name}`");
             RedisFailure::new(FailureKind::Other, why)

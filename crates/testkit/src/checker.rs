@@ -103,14 +103,20 @@ impl Checker {
             .set_connection_timeout(Some(REDIS_TIMEOUT))
             .set_response_timeout(Some(REDIS_TIMEOUT));
         let redis = client.get_multiplexed_async_connection_with_config(&config).await?;
-        Ok(Self {
+        Ok(Self::over(redis, node, chain_id))
+    }
+
+    /// The same over a connection that stands, such as one with TLS.
+    #[must_use]
+    pub fn over(redis: MultiplexedConnection, node: NodeRpc, chain_id: ChainId) -> Self {
+        Self {
             redis,
             node,
             chain_id,
             filter: Filter::default(),
             confirmations: 0,
             may_be_trimmed: false,
-        })
+        }
     }
 
     /// Expects only logs that pass `filter`.

@@ -10,6 +10,7 @@ pub mod checker;
 pub mod cluster;
 pub mod daemon;
 mod entry;
+pub mod guide;
 pub mod ingestor;
 pub mod node_rpc;
 pub mod prometheus_server;

@@ -55,6 +55,19 @@ impl Default for RedisOptions {
     }
 }
 
+impl RedisOptions {
+    /// With a password for everybody but further users.
+    #[must_use]
+    pub fn guarded(password: &str) -> Self {
+        Self { more: vec![("requirepass".to_owned(), password.to_owned())], ..Self::default() }
+    }
+
+    pub(crate) fn password(&self) -> Option<&str> {
+        let found = self.more.iter().find(|(name, _)| name == "requirepass");
+        found.map(|(_, password)| password.as_str())
+    }
+}
+
 /// What part a server plays.
 #[derive(Debug, Clone)]
 pub(crate) enum Part {
@@ -106,9 +119,13 @@ impl RedisServer {
     /// for one.
     #[must_use]
     pub fn url(&self) -> String {
-        let password = self.options.more.iter().find(|(name, _)| name == "requirepass");
-        let password = password.map(|(_, text)| format!(":{text}@")).unwrap_or_default();
+        let password = self.password().map(|text| format!(":{text}@")).unwrap_or_default();
         format!("redis{}://{password}127.0.0.1:{}/", self.tls_suffix(), self.port)
+    }
+
+    /// What it asks for, if it does.
+    pub(crate) fn password(&self) -> Option<&str> {
+        self.options.password()
     }
 
     /// The `s` in the scheme of a URL, where it speaks TLS.
@@ -177,11 +194,16 @@ impl RedisServer {
         let folder = self.directory.path();
         if let Part::Sentinel(watched) = &self.part {
             let port = format!("{} {}", self.port_option(), self.port);
-            let text = format!("bind 127.0.0.1\n{port}\nlogfile redis.log\n{watched}\n");
+            let more = self.options.more.iter().map(|(name, value)| format!("{name} {value}\n"));
+            let more: String = more.collect();
+            let text = format!("bind 127.0.0.1\n{port}\nlogfile redis.log\n{more}{watched}\n");
             std::fs::write(folder.join("sentinel.conf"), text)?;
         }
+        // The file overrides `requirepass`.
+        let password = self.password().map_or("nopass".to_owned(), |text| format!(">{text}"));
         let users = self.options.users.iter().map(|user| format!("user {user}\n"));
-        let users = std::iter::once("user default on nopass ~* &* +@all\n".to_owned()).chain(users);
+        let everybody = format!("user default on {password} ~* &* +@all\n");
+        let users = std::iter::once(everybody).chain(users);
         Ok(std::fs::write(folder.join("users.acl"), users.collect::<String>())?)
     }
 

@@ -31,6 +31,21 @@ impl RedisServer {
         .await
     }
 
+    /// Waits until a replica of this master holds all that this holds now.
+    ///
+    /// # Errors
+    /// If none does in time.
+    pub async fn is_replicated(&self) -> Result<()> {
+        let mut connection = self.connection().await?;
+        wait_until("a replica holds what this master holds", async || {
+            // It waits for what its own connection saw last, and for nothing before the first command.
+            redis::cmd("PING").exec_async(&mut connection).await?;
+            let mut wait = redis::cmd("WAIT");
+            Ok(wait.arg(1).arg(1_000).query_async::<u64>(&mut connection).await? > 0)
+        })
+        .await
+    }
+
     /// Lets no replica read from this master any more, until it starts anew: what is written from
     /// now on is lost if it fails over. Only for servers of a `SentinelSet` or a `RedisCluster`.
     ///

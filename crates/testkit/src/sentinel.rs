@@ -1,5 +1,6 @@
 //! A master, its replicas, and three Sentinels that watch them.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -28,10 +29,22 @@ impl SentinelSet {
     /// # Errors
     /// If a server does not start, or they do not find each other in time.
     pub async fn spawn(options: RedisOptions, replicas: usize) -> Result<Self> {
+        let watching = RedisOptions { tls: options.tls.clone(), ..RedisOptions::default() };
+        Self::spawn_with(options, replicas, watching).await
+    }
+
+    /// The same with options of the Sentinels' own, such as another password.
+    ///
+    /// # Errors
+    /// See [`SentinelSet::spawn`].
+    pub async fn spawn_with(
+        options: RedisOptions,
+        replicas: usize,
+        watching: RedisOptions,
+    ) -> Result<Self> {
         let mut options = options;
         options.users.push(REPLICATION_USER.to_owned());
         options.more.extend(REPLICATION.map(|(name, value)| (name.to_owned(), value.to_owned())));
-        let tls = options.tls.clone();
         let mut servers = vec![RedisServer::spawn(options.clone()).await?];
         let master = servers[0].port();
         for _ in 0..replicas {
@@ -39,17 +52,19 @@ impl SentinelSet {
             server.ask::<()>(&format!("REPLICAOF 127.0.0.1 {master}")).await?;
             servers.push(server);
         }
-        let watched = format!(
+        let mut watched = format!(
             "sentinel monitor {MASTER_NAME} 127.0.0.1 {master} 2\n\
              sentinel down-after-milliseconds {MASTER_NAME} {}\n\
              sentinel failover-timeout {MASTER_NAME} 5000",
             DOWN_AFTER.as_millis()
         );
+        if let Some(password) = options.password() {
+            write!(watched, "\nsentinel auth-pass {MASTER_NAME} {password}")?;
+        }
         let mut sentinels = Vec::new();
         for _ in 0..3 {
-            let options = RedisOptions { tls: tls.clone(), ..RedisOptions::default() };
             let part = Part::Sentinel(watched.clone());
-            sentinels.push(RedisServer::spawn_as(part, options).await?);
+            sentinels.push(RedisServer::spawn_as(part, watching.clone()).await?);
         }
         let set = Self { servers, sentinels };
         set.find_each_other(replicas).await?;
@@ -73,13 +88,22 @@ impl SentinelSet {
         Ok(())
     }
 
-    /// `redis-sentinel://host:port,…/main`, or `rediss-sentinel://` with TLS.
+    /// `redis-sentinel://host:port,…/main`, or `rediss-sentinel://` with TLS; with the passwords of
+    /// servers and Sentinels, where they ask for one.
     #[must_use]
     pub fn url(&self) -> String {
         let tls = self.sentinels[0].tls_suffix();
         let hosts: Vec<_> =
             self.sentinels.iter().map(|s| format!("127.0.0.1:{}", s.port())).collect();
-        format!("redis{tls}-sentinel://{}/{MASTER_NAME}", hosts.join(","))
+        let servers = self.servers[0].password().map(|text| format!(":{text}@"));
+        let watching =
+            self.sentinels[0].password().map(|text| format!("?sentinel_password={text}"));
+        format!(
+            "redis{tls}-sentinel://{}{}/{MASTER_NAME}{}",
+            servers.unwrap_or_default(),
+            hosts.join(","),
+            watching.unwrap_or_default()
+        )
     }
 
     /// Which of the servers a majority of the Sentinels names as the master now; none while they do

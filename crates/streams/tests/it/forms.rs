@@ -10,6 +10,7 @@ use ethhook_streams::{
 };
 use ethhook_testkit::certificates::Certificates;
 use ethhook_testkit::cluster::RedisCluster;
+use ethhook_testkit::guide::least_rights;
 use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
 use ethhook_testkit::replication::wait_until;
 use ethhook_testkit::sentinel::SentinelSet;
@@ -49,25 +50,15 @@ async fn apply(publisher: &mut Publisher, block: &Block) -> Result<Outcome, Step
     }
 }
 
-/// The line of the guide that makes a user with the least rights, as an ACL file has it.
-fn least_rights() -> String {
-    let guide = include_str!("../../../../SETUP_GUIDE.md");
-    let lines: Vec<_> = guide
-        .lines()
-        .map(str::trim)
-        .skip_while(|line| !line.starts_with("ACL SETUSER ethhook"))
-        .take_while(|line| !line.is_empty())
-        .map(|line| line.trim_end_matches('\\').trim())
-        .collect();
-    lines.join(" ").replace("ACL SETUSER ", "").replace(">PASSWORD", ">hunter2")
-}
-
 #[tokio::test]
 async fn tls_with_an_authority_of_ones_own_and_a_user_with_the_least_rights() {
     let tls = Certificates::make().unwrap();
     let authorities = Some(std::fs::read(tls.authority()).unwrap());
-    let options =
-        RedisOptions { tls: Some(tls), users: vec![least_rights()], ..RedisOptions::default() };
+    let options = RedisOptions {
+        tls: Some(tls),
+        users: vec![least_rights("hunter2")],
+        ..RedisOptions::default()
+    };
     let server = RedisServer::spawn(options).await.unwrap();
     let url = format!("rediss://ethhook:hunter2@127.0.0.1:{}", server.port());
 
@@ -122,7 +113,7 @@ async fn g4_under_sentinel_the_chain_goes_on_from_what_a_lagging_replica_holds()
     streams.preflight().await.unwrap();
     let mut publisher = open(&streams, CHAIN).await;
     add_all(&mut publisher, 1..=2, 3).await;
-    assert_eq!(set.servers[0].ask::<u64>("WAIT 1 60000").await.unwrap(), 1);
+    set.servers[0].is_replicated().await.unwrap();
 
     // What follows the replica never sees; and the master's clock is an hour ahead.
     set.servers[0].cut_replication().await.unwrap();
@@ -182,7 +173,7 @@ async fn g5_in_a_cluster_chains_are_on_all_masters_and_outlive_one() {
     streams.ping().await.unwrap();
 
     let node = &cluster.nodes[cluster.master_of("events:137").await.unwrap()];
-    assert_eq!(node.ask::<u64>("WAIT 1 60000").await.unwrap(), 1);
+    node.is_replicated().await.unwrap();
     cluster.fail_over("events:137").await.unwrap();
     for (chain, publisher) in &mut publishers {
         apply(publisher, &block("3a", "2a", 2).on(*chain)).await.unwrap();
