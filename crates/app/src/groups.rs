@@ -99,9 +99,13 @@ fn as_json(chain: &Profile, group: &GroupLag, consumers: &[Consumer]) -> serde_j
 }
 
 fn as_text(chain: &Profile, group: &GroupLag, consumers: &[Consumer]) -> String {
-    let behind = group.entries.map_or("an unknown number of".to_owned(), |n| n.to_string());
+    let behind = match group.entries {
+        Some(entries) => format!("{entries} entries to read or acknowledge"),
+        // A group that was made in the middle of the stream, until it has read to its end.
+        None => "entries to read that Redis has not counted".to_owned(),
+    };
     let mut text = format!(
-        "{} {}: {behind} entries to read or acknowledge, {} of them pending; the oldest waits for {} s\n",
+        "{} {}: {behind}, {} of them pending; the oldest waits for {} s\n",
         chain.name,
         group.group,
         group.pending,

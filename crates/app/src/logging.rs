@@ -4,6 +4,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, filter};
 
+use crate::bar::BesideBar;
 use crate::config::{LogFormat, Logging};
 
 /// Starts logging. Only our own crates are heard, whatever the filter asks for: a library's debug
@@ -13,7 +14,7 @@ use crate::config::{LogFormat, Logging};
 /// If the filter is not one, or logging was started before.
 pub(crate) fn start(logging: &Logging) -> anyhow::Result<()> {
     let ours = filter::filter_fn(|event| event.target().starts_with("ethhook"));
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_writer(|| BesideBar);
     let lines = match logging.format {
         LogFormat::Text => {
             let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());

@@ -10,11 +10,13 @@ use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, Value};
 
 use crate::connection::Streams;
+use crate::entry_id::EntryId;
 use crate::errors::RedisFailure;
 use crate::keys::Keys;
 use crate::reader::{self, ReadError, query, unexpected};
 use crate::retention::{GroupLag, look_at_groups, now_ms};
 use crate::script::{Call, Script};
+use crate::search::entries_up_to;
 
 static PRUNE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("prune.lua")));
 
@@ -116,7 +118,9 @@ impl Streams {
     }
 
     /// Makes a group that is given what stands behind `after_id`: an ID, `0` for all that is kept,
-    /// or `$` for what comes next.
+    /// or `$` for what comes next. Redis is told how many entries stand before an ID, without which it
+    /// could not tell the group's lag until all is read
+    /// (`ENTRIESREAD` of <https://redis.io/docs/latest/commands/xgroup-create/>).
     ///
     /// # Errors
     /// See [`GroupError`].
@@ -130,7 +134,13 @@ impl Streams {
         let key = &keys.events;
         let mut command = redis::cmd("XGROUP");
         command.arg("CREATE").arg(key).arg(group).arg(after_id);
-        let made: Result<(), _> = query(&command, &mut *self.pooled(&keys).await?, key).await;
+        let connection = &mut *self.pooled(&keys).await?;
+        if let Ok(id) = after_id.parse::<EntryId>()
+            && let Some(before) = entries_up_to(connection, &keys, id).await?
+        {
+            command.arg("ENTRIESREAD").arg(before);
+        }
+        let made: Result<(), _> = query(&command, connection, key).await;
         made.map_err(|error| GroupError::of(error, key, group))
     }
 

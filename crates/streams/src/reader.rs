@@ -16,8 +16,8 @@ use crate::entry_id::EntryId;
 use crate::errors::{RedisFailure, is_wrong_type};
 use crate::keys::Keys;
 
-/// Markers in one answer while the window is rebuilt: about 250 bytes each.
-const MARKERS_A_BATCH: usize = 512;
+/// Markers in one answer: about 250 bytes each.
+pub(crate) const MARKERS_A_BATCH: usize = 512;
 /// Entries in one answer while a block is read back: about 600 bytes each, some far larger.
 const EVENTS_A_BATCH: usize = 1_000;
 
@@ -336,6 +336,19 @@ pub(crate) async fn markers(
     entries.into_iter().map(|e| Ok((e.id.clone(), e.marker(key)?))).collect()
 }
 
+/// Markers of `key` up to `to`, as `XREVRANGE` takes it, newest first, with their IDs; all that there
+/// are if fewer than [`MARKERS_A_BATCH`] come.
+pub(crate) async fn newest_markers(
+    connection: &mut impl ConnectionLike,
+    key: &str,
+    to: &str,
+) -> Result<Vec<(String, Marker)>, ReadError> {
+    let mut command = redis::cmd("XREVRANGE");
+    command.arg(key).arg(to).arg("-").arg("COUNT").arg(MARKERS_A_BATCH);
+    let entries = entries(query(&command, connection, key).await?)?;
+    entries.into_iter().map(|e| Ok((e.id.clone(), e.marker(key)?))).collect()
+}
+
 /// The cursor behind `keys`.
 pub(crate) async fn cursor(
     connection: &mut impl ConnectionLike,
@@ -360,18 +373,27 @@ pub(crate) async fn last_id(
     connection: &mut impl ConnectionLike,
     key: &str,
 ) -> Result<EntryId, ReadError> {
+    Ok(given(connection, key).await?.0)
+}
+
+/// The last ID that the stream `key` ever gave, and how many entries it was given in all, also those
+/// that are gone; `0-0` and 0 if it does not exist.
+pub(crate) async fn given(
+    connection: &mut impl ConnectionLike,
+    key: &str,
+) -> Result<(EntryId, u64), ReadError> {
     let mut command = redis::cmd("XINFO");
     command.arg("STREAM").arg(key);
     let info: HashMap<String, Value> = match query(&command, connection, key).await {
         Err(ReadError::Redis(failure)) if failure.detail.contains("no such key") => {
-            return Ok(EntryId::default());
+            return Ok((EntryId::default(), 0));
         }
         other => other?,
     };
-    info.get("last-generated-id")
-        .and_then(|id| String::from_redis_value_ref(id).ok())
-        .and_then(|id| id.parse().ok())
-        .ok_or_else(|| unexpected("XINFO STREAM"))
+    let text = |name| String::from_redis_value_ref(info.get(name)?).ok();
+    let last = text("last-generated-id").and_then(|id| id.parse().ok());
+    let added = text("entries-added").and_then(|added| added.parse().ok());
+    last.zip(added).ok_or_else(|| unexpected("XINFO STREAM"))
 }
 
 /// Runs `command` on `key`.
@@ -439,17 +461,16 @@ async fn unwind(
     let mut unwinding = Unwinding::new(cursor, tip, depth);
     let mut before = "+".to_owned();
     loop {
-        let mut command = redis::cmd("XREVRANGE");
-        command.arg(&keys.blocks).arg(&before).arg("-").arg("COUNT").arg(MARKERS_A_BATCH);
-        let batch = entries(query(&command, connection, &keys.blocks).await?)?;
-        for entry in &batch {
-            if unwinding.older(&entry.id, entry.marker(&keys.blocks)?)? {
+        let batch = newest_markers(connection, &keys.blocks, &before).await?;
+        let (is_last, last) = (batch.len() < MARKERS_A_BATCH, batch.last());
+        before = last.map(|(id, _)| format!("({id}")).unwrap_or_default();
+        for (id, marker) in batch {
+            if unwinding.older(&id, marker)? {
                 return Ok(unwinding.finish());
             }
         }
-        match batch.last() {
-            Some(last) if batch.len() == MARKERS_A_BATCH => before = format!("({}", last.id),
-            _ => break,
+        if is_last {
+            break;
         }
     }
     unwinding.exhausted()

@@ -1,14 +1,18 @@
-//! Where in a chain's streams a block, or a time, begins.
+//! Where in a chain's streams a block, or a time, begins, and how many entries stand before a place.
 
 use ethhook_domain::{ChainId, Marker, Op};
+use redis::aio::ConnectionLike;
 
 use crate::connection::Streams;
 use crate::entry_id::EntryId;
 use crate::keys::Keys;
-use crate::reader::{self, Page, ReadError};
+use crate::reader::{self, MARKERS_A_BATCH, Page, ReadError};
 
-/// Markers in one answer: about 250 bytes each.
-const MARKERS_A_BATCH: usize = 512;
+/// How often the streams are looked at again because a block came in between.
+const LOOKS: usize = 16;
+
+/// The first entry that is kept.
+const OLDEST: Page<'_> = Page { from: "-", to: "+", count: 1 };
 
 /// A place in both streams of a chain, from which on they can be read together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,8 +40,7 @@ impl Streams {
     ) -> Result<Option<Place>, ReadError> {
         let keys = Keys::of(chain);
         let connection = &mut *self.pooled(&keys).await?;
-        let first = Page { from: "-", to: "+", count: 1 };
-        let oldest = reader::range(connection, &keys.events, first).await?;
+        let oldest = reader::range(connection, &keys.events, OLDEST).await?;
         let oldest = oldest.first().and_then(|entry| entry.id.parse::<EntryId>().ok());
         let (mut after_marker, mut after_entry) = ("0-0".to_owned(), "0-0".to_owned());
         loop {
@@ -63,4 +66,49 @@ impl Streams {
 fn is_whole(marker: &Marker, oldest: Option<EntryId>) -> bool {
     let first = marker.first_id.parse::<EntryId>().ok();
     marker.events == 0 || first.zip(oldest).is_some_and(|(first, oldest)| oldest <= first)
+}
+
+/// How many entries the event stream was ever given up to `id`: what Redis counts by itself only at the
+/// stream's ends. Counted from the newest marker back; none if `id` is below the stream's first entry,
+/// or the markers do not tell, as of a stream that somebody else writes to as well.
+pub(crate) async fn entries_up_to(
+    connection: &mut impl ConnectionLike,
+    keys: &Keys,
+    id: EntryId,
+) -> Result<Option<u64>, ReadError> {
+    for _ in 0..LOOKS {
+        let mut markers = reader::newest_markers(connection, &keys.blocks, "+").await?;
+        let newest = markers.first().and_then(|(_, newest)| newest.last_id.parse().ok());
+        let (last, added) = reader::given(connection, &keys.events).await?;
+        if newest != Some(last) {
+            continue; // a block came in between
+        }
+        let mut behind = 0;
+        loop {
+            for (_, marker) in &markers {
+                let Ok(last) = marker.last_id.parse::<EntryId>() else { return Ok(None) };
+                let begins_behind =
+                    marker.first_id.parse::<EntryId>().is_ok_and(|first| first > id);
+                if last > id && (begins_behind || marker.events == 0) {
+                    behind += marker.events;
+                    continue;
+                }
+                // The rest of a block in whose middle it is; nothing if the block ends with it.
+                let (from, to) = (id.next().to_string(), marker.last_id.as_str());
+                let count = marker.events.try_into().unwrap_or(usize::MAX);
+                if last > id {
+                    let page = Page { from: &from, to, count };
+                    behind += reader::range(connection, &keys.events, page).await?.len() as u64;
+                }
+                let oldest = reader::range(connection, &keys.events, OLDEST).await?;
+                let kept = oldest.first().and_then(|first| first.id.parse().ok()) <= Some(id);
+                return Ok(added.checked_sub(behind).filter(|_| kept));
+            }
+            let oldest = markers.last().filter(|_| markers.len() == MARKERS_A_BATCH);
+            let Some((oldest, _)) = oldest else { return Ok(None) };
+            let before = format!("({oldest}");
+            markers = reader::newest_markers(connection, &keys.blocks, &before).await?;
+        }
+    }
+    Ok(None)
 }

@@ -8,7 +8,7 @@ pub(crate) mod clear_alarm;
 pub(crate) mod rewind;
 pub(crate) mod skip;
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -16,6 +16,7 @@ use ethhook_domain::Cursor;
 use ethhook_ingest::{ChainConfig, Options};
 use ethhook_streams::{OpenError, PublishedBlock, Publisher, StepError, Streams};
 
+use crate::bar::Bar;
 use crate::config::{Config, Inputs, Invalid, Problem};
 use crate::{Exit, logging, redis, tell};
 
@@ -167,18 +168,13 @@ impl Writer {
 
     /// Takes `blocks` back, ascending as they are, the highest first.
     async fn take_back(&mut self, blocks: &[PublishedBlock]) -> anyhow::Result<()> {
-        let on_terminal = std::io::stderr().is_terminal();
-        for (done, block) in blocks.iter().rev().enumerate() {
+        let bar = Bar::new("blocks taken back", blocks.len().try_into().unwrap_or(u64::MAX));
+        for block in blocks.iter().rev() {
             self.step(async |publisher| publisher.take_back(block).await).await?;
             tracing::debug!(block = %block.block, events = block.events, "taken back");
-            if on_terminal {
-                eprint!("\r{} of {} blocks taken back", done + 1, blocks.len());
-                std::io::stderr().flush().ok(); // only a line of progress
-            }
+            bar.advance(1);
         }
-        if on_terminal && !blocks.is_empty() {
-            eprintln!();
-        }
+        bar.end();
         Ok(())
     }
 }

@@ -86,7 +86,7 @@ function chain(of) {
   }
   if (of.groups.length) {
     card.append(table(['Group', 'Behind', 'Waiting', 'Pending', 'Consumers'], of.groups.map((group) =>
-      [group.name, group.behind === null ? 'unknown' : number(group.behind),
+      [group.name, group.behind === null ? 'not counted' : number(group.behind),
         spoken(group.waiting_seconds), number(group.pending), number(group.consumers)])));
   }
   return card;

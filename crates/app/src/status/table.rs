@@ -85,10 +85,13 @@ fn details(text: &mut String, chain: &Chain) {
         );
     }
     for group in &chain.groups {
-        let behind = group.behind.map_or("unknown".to_owned(), |behind| behind.to_string());
+        let behind = match group.behind {
+            Some(behind) => format!("{behind} to read or acknowledge"),
+            None => "entries to read, not counted by Redis".to_owned(),
+        };
         let _ = writeln!(
             text,
-            "  group {}: {behind} to read or acknowledge ({}), {} pending, {} consumers",
+            "  group {}: {behind}, the oldest for {}, {} pending, {} consumers",
             group.name,
             spoken(Duration::from_secs(group.waiting_seconds)),
             group.pending,
@@ -184,7 +187,7 @@ mod tests {
                 "",
                 "ethereum: events:7 holds 1000 entries, 0.6 MB; written by host",
                 "  endpoint 0: breaker closed, subscribed, 0 failed checks",
-                "  group readers: 10 to read or acknowledge (3 s), 4 pending, 1 consumers",
+                "  group readers: 10 to read or acknowledge, the oldest for 3 s, 4 pending, 1 consumers",
                 "",
                 "tiny: events:7",
                 "",

@@ -9,8 +9,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use base64::Engine as _;
-use ethhook_simulator::{Chain, ChainSpec, Node, RunningNode};
+use ethhook_simulator::{Chain, ChainSpec, ManualChain, Node, RunningNode};
 use futures_util::{SinkExt, StreamExt};
+use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -120,6 +121,9 @@ impl Browser {
     }
 }
 
+/// Chains with a consumer group each.
+const GROUPS: [(u64, &str); 3] = [(31_337, "indexer"), (1, "wallets"), (8_453, "price-alerts")];
+
 /// Two chains beside it, so that there is something to look at.
 async fn lively() -> RunningNode {
     let chain = |chain_id| {
@@ -131,7 +135,7 @@ async fn lively() -> RunningNode {
             reorg_every: 12,
             reorg_depth: 2,
             seed: chain_id,
-            genesis_time: std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs(),
+            genesis_time: std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() - 120,
         })
         .unwrap()
     };
@@ -154,10 +158,13 @@ async fn shows_what_redis_and_status_say() {
     let checker = checker(&rig, &node).await;
     checker.settle_and_check(SETTLE).await.unwrap();
     let mut redis = rig.redis.connection().await.unwrap();
-    let group = ["CREATE", "events:31337", "<b>readers</b>", "0"];
-    redis::cmd("XGROUP").arg(&group).exec_async(&mut redis).await.unwrap();
+    for (chain, group) in GROUPS {
+        let mut create = redis::cmd("XGROUP");
+        create.arg("CREATE").arg(format!("events:{chain}")).arg(group).arg("0");
+        until("a stream", async || create.exec_async(&mut redis).await.is_ok()).await;
+    }
     let mut browser = Browser::open(&format!("http://{}/", rig.address("health").unwrap())).await;
-    browser.screen(1_200, 600).await;
+    browser.screen(1_200, 620).await;
     until("the page to show the head", async || browser.field("published").await == "123").await;
     until("the page to show the group", async || browser.text().await.contains("1,230")).await;
 
@@ -174,7 +181,6 @@ async fn shows_what_redis_and_status_say() {
     let entries = browser.field("entries").await.replace(',', "");
     assert!(entries.starts_with(&length.to_string()) && length == 1_230, "{entries}");
     let text = browser.text().await;
-    assert!(text.contains("<b>readers</b>"), "a group's name is text, never markup: {text}");
     assert!(text.contains("All is well.") && text.contains("at its head"), "{text}");
     let points = browser.value("document.querySelector('svg polyline').getAttribute('points')");
     assert!(points.await.as_str().unwrap().contains(','));
@@ -184,7 +190,16 @@ async fn shows_what_redis_and_status_say() {
     chain.reorg(2, 3, ethhook_simulator::Contents::Fresh);
     until("the reorg to show", async || browser.field("reorgs").await == "1").await;
     until("the new head to show", async || browser.field("published").await == "125").await;
+    if let Some(path) = std::env::var_os("ETHHOOK_PAGE_PNG") {
+        std::fs::write(Path::new(&path), picture(&mut browser, &chain, &mut redis).await).unwrap();
+    }
     check_looks(&mut browser).await;
+    let group = ["CREATE", "events:31337", "<b>readers</b>", "0"];
+    redis::cmd("XGROUP").arg(&group).exec_async(&mut redis).await.unwrap();
+    until("a group's name as text, never as markup", async || {
+        browser.text().await.contains("<b>readers</b>")
+    })
+    .await;
     rig.redis.kill();
     until("Redis to be missed", async || {
         browser.text().await.contains("Redis does not answer as it should")
@@ -198,21 +213,44 @@ async fn shows_what_redis_and_status_say() {
     .await;
 }
 
+/// Once there is something to see: chains that move and groups that read.
+async fn picture(
+    browser: &mut Browser,
+    chain: &ManualChain,
+    redis: &mut MultiplexedConnection,
+) -> Vec<u8> {
+    for points in [50, 100] {
+        until("a graph", async || {
+            chain.mine(1);
+            for (chain, group) in GROUPS {
+                let key = format!("events:{chain}");
+                let mut read = redis::cmd("XREADGROUP");
+                read.arg("GROUP").arg(group).arg("one").arg("COUNT").arg(3).arg("NOACK");
+                read.arg("STREAMS").arg(key).arg(">").exec_async(redis).await.unwrap();
+            }
+            let length = "document.querySelector('svg polyline').points.length";
+            browser.value(length).await.as_u64() >= Some(points)
+        })
+        .await;
+    }
+    browser.png().await
+}
+
 /// On a desk, on a phone, by day and by night.
 async fn check_looks(browser: &mut Browser) {
     let ground = "getComputedStyle(document.body).backgroundColor";
     let light = browser.value(ground).await;
+    let heads = "[...document.querySelectorAll('th')].every(head => head.offsetHeight < 36)";
+    assert_eq!(browser.value(heads).await, true, "a table's head has one line");
     let picture = browser.png().await;
     assert!(picture.starts_with(b"\x89PNG") && picture.len() < 200_000, "{}", picture.len());
-    if let Some(path) = std::env::var_os("ETHHOOK_PAGE_PNG") {
-        std::fs::write(Path::new(&path), &picture).unwrap();
-    }
     let dark = json!({ "features": [{ "name": "prefers-color-scheme", "value": "dark" }] });
     browser.call("Emulation.setEmulatedMedia", dark).await;
     assert_ne!(browser.value(ground).await, light, "dark mode");
     browser.screen(360, 740).await;
     let fits = "document.documentElement.scrollWidth <= window.innerWidth";
     assert_eq!(browser.value(fits).await, true, "no sideways scrolling on a phone");
+    assert_eq!(browser.value(heads).await, true, "a table's head has one line on a phone");
 }
 
 /// The whole reply to a GET that ends.

@@ -102,7 +102,7 @@ async fn verify_finds_every_kind_of_planted_difference() {
 #[tokio::test]
 async fn verify_reads_a_long_stream_with_a_gap_to_its_final_block() {
     let (chain, node, mut rig) = manual().await;
-    final_after_four(&mut rig);
+    final_after_four(&rig);
     rig.set("LOCAL_WS_URL", node.ws_url(31337));
     rig.start();
     chain.mine(20);
@@ -127,7 +127,7 @@ async fn verify_reads_a_long_stream_with_a_gap_to_its_final_block() {
 }
 
 /// Makes the chain `local` one that is final after four blocks.
-pub(crate) fn final_after_four(rig: &mut Rig) {
+pub(crate) fn final_after_four<R>(rig: &Rig<R>) {
     let toml = "[chains.local]\nblock_time_ms = 100\nfinality_depth = 4\n";
     rig.write_toml(toml).unwrap();
 }

@@ -279,6 +279,32 @@ async fn lag_is_told_for_each_group_in_entries_and_time() {
 }
 
 #[tokio::test]
+async fn a_group_that_begins_in_the_middle_has_a_lag_in_entries() {
+    let mut redis = Fixture::new().await;
+    chain(&mut redis, 700, 3, 0).await;
+    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id).collect();
+    // Within a block, at the end of one, far back and at the stream's ends.
+    for at in [0, 1, 2, 1_000, 2_097, 2_099] {
+        let group = format!("behind {at}");
+        redis.streams.create_group(CHAIN, &group, &ids[at]).await.unwrap();
+        let groups = redis.streams.groups(CHAIN).await.unwrap();
+        let made = groups.iter().find(|made| made.group == group).unwrap();
+        assert_eq!(made.entries, Some(2_099 - at as u64), "{group}");
+    }
+    // What is gone is not counted.
+    redis.ask::<u64>("XTRIM events:7 MAXLEN 100").await;
+    redis.streams.create_group(CHAIN, "late", &ids[1_500]).await.unwrap();
+    let lag = async |redis: &Fixture, group: &str| {
+        let groups = redis.streams.groups(CHAIN).await.unwrap();
+        groups.into_iter().find(|made| made.group == group).unwrap().entries
+    };
+    assert_eq!(lag(&redis, "late").await, Some(100));
+    redis.ask::<redis::Value>("XREADGROUP GROUP late one STREAMS events:7 >").await;
+    let acknowledged: u64 = redis.ask(&format!("XACK events:7 late {}", ids.join(" "))).await;
+    assert_eq!((acknowledged, lag(&redis, "late").await), (100, Some(0)));
+}
+
+#[tokio::test]
 async fn a_group_that_does_not_read_is_told_from_one_that_is_slow() {
     let mut redis = Fixture::new().await;
     // Entries of 1970: they wait for decades.
