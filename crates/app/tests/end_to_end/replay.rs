@@ -38,12 +38,12 @@ async fn a_replayed_range_equals_the_live_stream_and_is_written_once() {
     chain.set_finalized(1_000);
     let told = done(&range("1", "60", &["history"]).await);
     assert_eq!(told, "600 events published into history, 600 in all.\n");
-    assert_eq!(fields(&mut redis, "history").await, live[..600]);
+    assert_eq!(fields::<String>(&mut redis, "history").await, live[..600]);
     let told = done(&range("1", "60", &["history"]).await);
     assert_eq!(told, "0 events published into history, 600 in all.\n");
     let told = done(&range("21", "80", &["history"]).await);
     assert_eq!(told, "200 events published into history, 800 in all.\n");
-    assert_eq!(fields(&mut redis, "history").await, live[..800]);
+    assert_eq!(fields::<String>(&mut redis, "history").await, live[..800]);
 
     let told = refused(&range("1", "60", &["events:31337"]).await);
     assert!(told.contains("live stream is mended by `ethhook rewind`"), "{told}");
@@ -66,7 +66,7 @@ async fn a_replayed_range_equals_the_live_stream_and_is_written_once() {
     done(&range("1", "60", &one).await);
     let expected: Vec<_> =
         live[..600].iter().filter(|fields| fields.contains(&contract)).cloned().collect();
-    assert_eq!(fields(&mut redis, "one").await, expected);
+    assert_eq!(fields::<String>(&mut redis, "one").await, expected);
     let told = refused(&range("1", "61", &["one"]).await);
     assert!(told.contains("events of other contracts or topics"), "{told}");
     let wrong = range("1", "60", &["one", "--contract", "0x12"]).await;
@@ -115,7 +115,7 @@ async fn a_replay_that_is_killed_goes_on_where_it_stood() {
     rig.start();
     checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
     let live: Vec<Vec<String>> = fields(&mut redis, "events:31337").await;
-    assert_eq!(fields(&mut redis, "history").await, live[..1_300]);
+    assert_eq!(fields::<String>(&mut redis, "history").await, live[..1_300]);
 }
 
 /// Replays blocks 1 to 60 of 10 logs each, twice, into streams of which each is perhaps on another
