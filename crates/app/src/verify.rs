@@ -71,7 +71,10 @@ pub(crate) async fn run(
         return Ok(Exit::Done);
     }
     let more = if count >= MAX_REPORTED { " or more" } else { "" };
-    println!("{count} differences{more}. `ethhook rewind` mends what is not yet final.");
+    println!(
+        "{count} differences{more}. `ethhook rewind` mends what is not yet final, unless entries are \
+         missing in the stream: then `ethhook reset`."
+    );
     if cursor.finalized_hash.is_none() || to > cursor.finalized_number {
         println!("Not all of these blocks are final: a reorg meanwhile shows as a difference.");
     }

@@ -94,7 +94,24 @@ async fn verify_finds_every_kind_of_planted_difference() {
     let told = refused(&rig.command(&verify).await);
     assert!(told.contains("block 1 was published under another filter"), "{told}");
     rig.unset("LOCAL_TOPICS");
-    drop(node);
+
+    // What reads otherwise is taken back as it stands and published anew; what is missing cannot be.
+    let rewind = ["rewind", "--chain", "local", "--to", "11", "--yes"];
+    let mut altered = whole.clone();
+    altered.last_mut().unwrap().1[data] = "0xbad0".into();
+    replace(&mut redis, &altered).await;
+    assert!(differences(&rig.command(&verify).await)[0].contains("data is 0xbad0"));
+    done(&rig.command(&rewind).await);
+    rig.start();
+    checker(&rig, &node).await.settle(SETTLE).await.unwrap();
+    assert!(done(&rig.command(&verify).await).ends_with(same), "mended");
+    rig.terminate().await;
+    let mut missing = entries(&mut redis).await;
+    missing.pop();
+    replace(&mut redis, &missing).await;
+    let told = refused(&rig.command(&rewind).await);
+    assert!(told.contains("has 10 entries by its marker, the stream holds 9"), "{told}");
+    assert!(told.contains("ethhook reset"), "{told}");
 }
 
 /// A long chain: what is final is compared and forgotten on the way, and what was skipped is
