@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use ethhook_domain::Op;
-use ethhook_streams::{FailureKind, Outcome, Publisher, Step, StepError};
+use ethhook_domain::{Encoding, Op};
+use ethhook_streams::{FailureKind, Outcome, Publisher, ReplaySpec, Step, StepError};
 use ethhook_testkit::redis_server::RedisOptions;
 use ethhook_testkit::replication::wait_until;
 use tokio::time::{Instant, sleep};
 
-use crate::chain::{Block, Fixture, add, add_all, block, first, hash, open, remove};
+use crate::chain::{Block, CHAIN, Fixture, add, add_all, block, first, hash, open, remove};
 
 /// Applies `block` until it is in, as the ingestor does.
 async fn add_until_in(publisher: &mut Publisher, block: &Block) -> (Outcome, u32) {
@@ -221,6 +221,28 @@ async fn memory_that_fills_up_within_a_step_does_not_cut_it() {
     assert_eq!(redis.events().await.len(), whole * 500);
     assert_eq!(redis.markers().await.len(), whole);
     assert_eq!(redis.cursor().await.number, whole as u64);
+}
+
+#[tokio::test]
+async fn a_replayed_block_whose_answer_was_lost_is_in_once() {
+    let mut redis = Fixture::new().await;
+    redis.hurry(Duration::from_millis(400));
+    let (chain, filter) = (CHAIN, "all".to_owned());
+    let spec = ReplaySpec { chain, from: 1, filter, encoding: Encoding::Fields };
+    let mut replay = redis.streams.replay_into("history", spec).await.unwrap();
+    let (a1, a2) = (block("1a", "0", 3), block("2a", "1a", 2));
+    replay.append(&a1.link, &a1.events).await.unwrap();
+    redis.server.pause().unwrap();
+    let error = replay.append(&a2.link, &a2.events).await.unwrap_err();
+    redis.server.resume().unwrap();
+    assert!(error.is_retryable(), "{error}");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while redis.ask::<u64>("XLEN history").await != 5 {
+        assert!(Instant::now() < deadline, "the block did not get in");
+        sleep(Duration::from_millis(5)).await;
+    }
+    replay.append(&a2.link, &a2.events).await.unwrap();
+    assert_eq!((redis.ask::<u64>("XLEN history").await, replay.events()), (5, 5));
 }
 
 #[tokio::test]
