@@ -54,6 +54,26 @@ need_unpacked() {
   rm -rf "$packages"
 }
 
+# What a user of examples/ installs, at the versions pinned there, under .tools/examples.
+need_examples() {
+  local tools=.tools/examples
+  need python3 python3
+  if ! cmp -s examples/python/requirements.txt "$tools/python/requirements.txt"; then
+    # Debian splits it off; there is no command by which to know it.
+    python3 -c 'import ensurepip' 2>/dev/null || need ensurepip python3-venv
+    python3 -m venv "$tools/python"
+    "$tools/python/bin/pip" install --quiet --disable-pip-version-check -r examples/python/requirements.txt
+    cp examples/python/requirements.txt "$tools/python/"
+  fi
+  if ! cmp -s examples/node/package-lock.json "$tools/node/node_modules/pinned.json"; then
+    need npm npm
+    mkdir -p "$tools/node"
+    cp examples/node/package.json examples/node/package-lock.json "$tools/node/"
+    npm ci --silent --no-fund --no-audit --prefix "$tools/node"
+    cp examples/node/package-lock.json "$tools/node/node_modules/pinned.json"
+  fi
+}
+
 need_cargo() {
   if ! command -v cargo >/dev/null && [ -f "$HOME/.cargo/env" ]; then
     # shellcheck source=/dev/null

@@ -42,23 +42,7 @@ if [ -n "$integration" ]; then
     ANVIL_BIN=$PWD/$anvil
     export ANVIL_BIN
   fi
-  # What a user of examples/ installs, at the versions pinned there.
-  tools=.tools/examples
-  need python3 python3
-  if ! cmp -s examples/python/requirements.txt "$tools/python/requirements.txt"; then
-    # Debian splits it off; there is no command by which to know it.
-    python3 -c 'import ensurepip' 2>/dev/null || need ensurepip python3-venv
-    python3 -m venv "$tools/python"
-    "$tools/python/bin/pip" install --quiet --disable-pip-version-check -r examples/python/requirements.txt
-    cp examples/python/requirements.txt "$tools/python/"
-  fi
-  if ! cmp -s examples/node/package-lock.json "$tools/node/node_modules/pinned.json"; then
-    need npm npm
-    mkdir -p "$tools/node"
-    cp examples/node/package.json examples/node/package-lock.json "$tools/node/"
-    npm ci --silent --no-fund --no-audit --prefix "$tools/node"
-    cp examples/node/package-lock.json "$tools/node/node_modules/pinned.json"
-  fi
+  need_examples
   redis-server --version
   "$ANVIL_BIN" --version | head -n 1
 fi
@@ -96,5 +80,14 @@ elif [ -n "$unit" ]; then
 else
   section "Integration tests"
   cargo test --workspace --locked --test '*'
+fi
+if [ -n "$integration" ]; then
+  section "The guides, walked"
+  if [ "$(id -u)" -eq 0 ] && unshare --net --mount true 2>/dev/null; then
+    # As the tests built it.
+    ETHHOOK_BIN=${CARGO_TARGET_DIR:-target}/debug/ethhook ./scripts/walk.sh
+  else
+    echo "Left out: it needs root, and namespaces of its own"
+  fi
 fi
 section "Passed"
