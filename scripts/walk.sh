@@ -215,7 +215,7 @@ http.server.HTTPServer(("127.0.0.1", 9999), Slack).serve_forever()' >"$work/slac
   prometheus --config.file=docker/prometheus/prometheus.yml --storage.tsdb.path="$work/tsdb" \
     --web.listen-address=:9091 >"$work/prometheus.log" 2>&1 &
   firing() { curl -s localhost:9091/api/v1/alerts | jq -r '.data.alerts[] | select(.state == "firing") | .labels.alertname' | sort -u; }
-  all_up() { [ "$(curl -s localhost:9091/api/v1/targets | jq '[.data.activeTargets[] | select(.health == "up")] | length')" -eq 5 ]; }
+  all_up() { [ "$(curl -s localhost:9091/api/v1/targets | jq '[.data.activeTargets[] | select(.health == "up")] | length')" = 5 ]; }
   wait_until() { # MINUTES WHAT COMMAND...
     local deadline=$((SECONDS + $1 * 60)) what=$2 before=$SECONDS
     shift 2

@@ -1,8 +1,10 @@
 //! `ethhook verify`: what is the same, and each way in which a stream can differ.
 
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use redis::aio::MultiplexedConnection;
+use tokio::io::AsyncReadExt as _;
+use tokio::process::Command;
 
 use crate::operator::{checker, done, manual, refused};
 use crate::rig::{Rig, SETTLE, until};
@@ -112,6 +114,45 @@ async fn verify_finds_every_kind_of_planted_difference() {
     let told = refused(&rig.command(&rewind).await);
     assert!(told.contains("has 10 entries by its marker, the stream holds 9"), "{told}");
     assert!(told.contains("ethhook reset"), "{told}");
+}
+
+/// On a terminal, which `script` makes, with a node so slow that its socket is cut under the bar.
+#[tokio::test]
+async fn a_log_line_takes_the_progress_bar_out_of_its_way() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(150);
+    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    let verify =
+        format!("{} verify --chain local --from 1 --to 150", env!("CARGO_BIN_EXE_ethhook"));
+    let env = [("REDIS_URL", rig.redis.url()), ("LOCAL_WS_URL", node.ws_url(31337))];
+    let more = [("LOCAL_RPS", "100"), ("TERM", "xterm"), ("PATH", "/usr/bin:/bin")];
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = Command::new("script")
+        .args(["--quiet", "--return", "--command", &verify, "/dev/null"])
+        .env_clear()
+        .envs(env.into_iter().chain(more.map(|(name, value)| (name, value.to_owned()))))
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let (mut shown, mut is_cut) = (Vec::new(), false);
+    let mut output = child.stdout.take().unwrap();
+    while tokio::time::timeout(SETTLE, output.read_buf(&mut shown)).await.unwrap().unwrap() > 0 {
+        if !is_cut && String::from_utf8_lossy(&shown).contains(" of 150 blocks") {
+            is_cut = true;
+            node.kill_connections();
+        }
+    }
+    assert!(child.wait().await.unwrap().success());
+    let shown = String::from_utf8_lossy(&shown);
+    assert!(shown.contains("The same: 150 blocks"), "{shown}");
+    let lines = shown.split(['\n', '\r']).flat_map(|line| line.split("\x1b[2K"));
+    let lost: Vec<_> = lines.filter(|line| line.contains("WebSocket lost")).collect();
+    assert!(!lost.is_empty(), "no log line: {shown}");
+    assert!(lost.iter().all(|line| !line.contains(" of 150 blocks")), "{lost:?}");
 }
 
 /// A long chain: what is final is compared and forgotten on the way, and what was skipped is
