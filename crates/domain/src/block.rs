@@ -107,6 +107,10 @@ pub struct Receipt {
     /// Its logs.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub logs: Vec<Log>,
+    /// What the node says their bloom is; none where it says nothing of use. Only a hint that saves
+    /// hashing: see [`crate::verify`].
+    #[serde(default, deserialize_with = "bloom_or_none")]
+    pub logs_bloom: Option<Box<Bloom>>,
     /// OP stack deposits: nonce of the sender.
     #[serde(default, with = "optional_quantity")]
     pub deposit_nonce: Option<u64>,
@@ -275,6 +279,30 @@ fn optional<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<u64>, A::Error
 
 fn null_is_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Log>, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn bloom_or_none<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Box<Bloom>>, D::Error> {
+    d.deserialize_any(BloomVisitor)
+}
+
+/// Reads the text where it lies: 512 digits a receipt.
+struct BloomVisitor;
+
+impl Visitor<'_> for BloomVisitor {
+    type Value = Option<Box<Bloom>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a bloom of 256 bytes, or null")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        let mut bloom = Box::new(Bloom::ZERO);
+        Ok(hex::decode_to_slice(text, &mut bloom.0[..]).is_ok().then_some(bloom))
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
 }
 
 fn null_is_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {

@@ -178,7 +178,9 @@ pub fn verify(profile: &Profile, header: &Header, body: Body) -> Result<Verified
             check_not_empty(profile, header, committed.is_empty(), true)?;
             check_gas(header, committed)?;
             let proof = prove_receipts(profile, header, committed)?;
-            (receipts.into_iter().flat_map(|r| r.logs).collect(), proof)
+            let mut logs = Vec::with_capacity(receipts.iter().map(|r| r.logs.len()).sum());
+            logs.extend(receipts.into_iter().flat_map(|r| r.logs));
+            (logs, proof)
         }
         Body::Logs(logs) => {
             check_logs(header, &logs)?;
@@ -364,10 +366,21 @@ fn prove_receipts(
     header: &Header,
     receipts: &[Receipt],
 ) -> Result<Proof, Failure> {
+    // A bloom is part of what the root commits to: with a false one the root would not match, and
+    // with a true one nothing need be hashed for it. Where it does not match, all are computed.
     let mut blooms = Blooms::default();
-    let root = ordered_trie_root_with_encoder(receipts, |receipt: &Receipt, out| {
-        encode_receipt(receipt, &blooms.of(&receipt.logs), out);
-    });
+    let mut root =
+        ordered_trie_root_with_encoder(receipts, |receipt: &Receipt, out| {
+            match &receipt.logs_bloom {
+                Some(told) => encode_receipt(receipt, told, out),
+                None => encode_receipt(receipt, &blooms.of(&receipt.logs), out),
+            }
+        });
+    if root != header.receipts_root && receipts.iter().any(|r| r.logs_bloom.is_some()) {
+        root = ordered_trie_root_with_encoder(receipts, |receipt: &Receipt, out| {
+            encode_receipt(receipt, &blooms.of(&receipt.logs), out);
+        });
+    }
     if root == header.receipts_root {
         return Ok(Proof::ReceiptsRoot);
     }
@@ -460,8 +473,8 @@ fn bits(item: &[u8]) -> Bits {
 }
 
 /// The receipt as a value of the trie: `type || rlp([status or root, cumulativeGasUsed, bloom,
-/// logs])`, the type left out for legacy transactions. The bloom is computed, not believed. Foreign
-/// types are encoded the same way; one that differs fails the root, not the parser.
+/// logs])`, the type left out for legacy transactions. Foreign types are encoded the same way; one
+/// that differs fails the root, not the parser.
 fn encode_receipt(receipt: &Receipt, bloom: &Bloom, out: &mut Vec<u8>) {
     let first_type_byte = receipt.tx_type.leading_zeros() as usize / 8;
     out.put_slice(&receipt.tx_type.to_be_bytes()[first_type_byte..]);

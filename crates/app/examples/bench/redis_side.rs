@@ -32,7 +32,11 @@ impl RedisSide {
         let own = match given {
             Some(_) => None,
             None => {
-                let more = vec![("stream-node-max-bytes".into(), node_bytes.to_string())];
+                let more = vec![
+                    ("stream-node-max-bytes".into(), node_bytes.to_string()),
+                    // A rewrite takes a core for a while, and would meet one run and not the other.
+                    ("auto-aof-rewrite-percentage".into(), "0".into()),
+                ];
                 Some(RedisServer::spawn(RedisOptions { more, ..RedisOptions::default() }).await?)
             }
         };

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-use alloy_primitives::{B256, keccak256};
+use alloy_primitives::{B256, Bloom, keccak256};
 use ethhook_domain::block::{Body, Seal};
 use ethhook_domain::verify::{Check, verify, verify_header};
 use ethhook_domain::{Header, Log, Profile, Proof, Receipt};
@@ -279,6 +279,33 @@ fn alter_block(block: &RecordedBlock, seen: &Mutex<Seen>) {
 
 /// Polygon's old state-sync receipts are outside the header: what they hold is as good as the node
 /// that gave it. Only where they stand, and of which block they are, can be seen.
+#[test]
+fn what_a_receipt_says_of_its_own_bloom_is_only_a_hint() {
+    let Some(dir) = chain_data::dir() else { return };
+    let mut tried = 0;
+    for block in chain_data::blocks(&dir).unwrap() {
+        let block = block.unwrap();
+        let Some(Body::Receipts(receipts)) = block.body().unwrap() else { continue };
+        let header = block.header().unwrap();
+        let proof_with = |told: &dyn Fn(usize) -> Option<Box<Bloom>>| {
+            let mut receipts = receipts.clone();
+            for (i, receipt) in receipts.iter_mut().enumerate() {
+                receipt.logs_bloom = told(i);
+            }
+            verify(&strict(block.chain_id), &header, Body::Receipts(receipts)).unwrap().proof
+        };
+        let true_one = |i: usize| receipts[i].logs_bloom.clone();
+        let false_one = Some(Box::new(Bloom::repeat_byte(0xff)));
+        assert!(receipts.iter().all(|receipt| receipt.logs_bloom.is_some()), "{}", block.name);
+        assert_eq!(proof_with(&|_| None), Proof::ReceiptsRoot, "{}", block.name);
+        assert_eq!(proof_with(&|_| false_one.clone()), Proof::ReceiptsRoot, "{}", block.name);
+        let one_is_false = |i| if i == 0 { false_one.clone() } else { true_one(i) };
+        assert_eq!(proof_with(&one_is_false), Proof::ReceiptsRoot, "{}", block.name);
+        tried += 1;
+    }
+    assert!(tried > 80, "{tried}");
+}
+
 #[test]
 fn what_cannot_be_seen_of_old_state_sync_logs() {
     let Some(dir) = chain_data::dir() else { return };

@@ -2,7 +2,8 @@
 //! whatever order (JSON-RPC 2.0, section 6).
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::value::RawValue;
 
 use super::{Request, Response, RpcError, parse};
 
@@ -32,21 +33,33 @@ pub(super) fn decode<T: DeserializeOwned>(
     calls: usize,
 ) -> Result<Vec<Item<T>>, RpcError> {
     if !body.trim_ascii_start().starts_with(b"[") {
-        let refusal: Response<'_> = parse(body)?;
-        let error = refusal.error.map(super::ErrorObject::into_error);
+        let refusal: Response<IgnoredAny> = parse(body)?;
+        let error = refusal.into_result().err();
         return Err(error.unwrap_or_else(|| RpcError::Invalid("one answer to a batch".into())));
     }
     let unanswered = || Err(RpcError::Invalid("a call of the batch was not answered".into()));
     let mut items: Vec<Item<T>> = (0..calls).map(|_| unanswered()).collect();
-    for response in parse::<Vec<Response<'_>>>(body)? {
-        let position = response.id.and_then(|id| id.checked_sub(first_id));
+    for (id, answer) in answers(body)? {
+        let position = id.and_then(|id| id.checked_sub(first_id));
         let position = position.and_then(|position| usize::try_from(position).ok());
         let Some(item) = position.and_then(|position| items.get_mut(position)) else {
             return Err(RpcError::Invalid("an answer to a call that is not in the batch".into()));
         };
-        *item = response.into_result();
+        *item = answer;
     }
     Ok(items)
+}
+
+/// The answers as they come: in one pass where each is of the expected shape, else each by itself.
+fn answers<T: DeserializeOwned>(body: &[u8]) -> Result<Vec<(Option<u64>, Item<T>)>, RpcError> {
+    if let Ok(responses) = parse::<Vec<Response<T>>>(body) {
+        return Ok(responses.into_iter().map(|r| (r.id, r.into_result())).collect());
+    }
+    let read = |response: Response<Box<RawValue>>| {
+        let (id, raw) = (response.id, response.into_result());
+        (id, raw.and_then(|raw| raw.map(|raw| parse(raw.get().as_bytes())).transpose()))
+    };
+    Ok(parse::<Vec<_>>(body)?.into_iter().map(read).collect())
 }
 
 #[cfg(test)]
@@ -66,6 +79,16 @@ mod tests {
         assert!(matches!(items[0], Ok(Some(7))));
         assert!(matches!(items[1], Err(RpcError::Answer { code: -32000, .. })));
         assert!(matches!(items[2], Ok(Some(9))));
+    }
+
+    #[test]
+    fn one_of_another_shape_spoils_no_other() {
+        let items =
+            decoded(r#"[{"id":20,"result":7},{"id":21,"result":"x"},{"id":22,"result":null}]"#)
+                .unwrap();
+        assert!(matches!(items[0], Ok(Some(7))));
+        assert!(matches!(items[1], Err(RpcError::Invalid(_))));
+        assert!(matches!(items[2], Ok(None)));
     }
 
     #[test]

@@ -22,7 +22,6 @@ use bytes::Bytes;
 use serde::de::{self, DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer as _, Serialize};
 use serde_json::error::Category;
-use serde_json::value::RawValue;
 
 pub(crate) use breaker::State as BreakerState;
 pub(crate) use endpoint::{About, Endpoint, Socket, connect};
@@ -156,21 +155,10 @@ fn encode(id: u64, method: &str, params: &impl Serialize) -> Result<String, RpcE
         .map_err(|error| RpcError::Invalid(error.to_string()))
 }
 
-/// One of the answers to a batch: raw until it is known what it should be.
-#[derive(Deserialize)]
-struct Response<'a> {
-    #[serde(default)]
-    id: Option<u64>,
-    #[serde(borrow, default)]
-    result: Option<&'a RawValue>,
-    #[serde(default)]
-    error: Option<ErrorObject>,
-}
-
 /// The answer to a request.
 #[derive(Deserialize)]
 #[serde(bound = "T: DeserializeOwned")]
-struct Single<T> {
+struct Response<T> {
     #[serde(default)]
     id: Option<u64>,
     #[serde(default = "none")]
@@ -222,24 +210,21 @@ fn speaks_of_size(message: &str) -> bool {
         .any(|word| message.contains(word))
 }
 
-impl Response<'_> {
+impl<T> Response<T> {
     /// What was asked for: none for `null`.
-    fn into_result<T: DeserializeOwned>(self) -> Result<Option<T>, RpcError> {
-        if let Some(error) = self.error {
-            return Err(error.into_error());
-        }
-        self.result.map_or(Ok(None), |raw| parse(raw.get().as_bytes()).map(Some))
+    fn into_result(self) -> Result<Option<T>, RpcError> {
+        self.error.map_or(Ok(self.result), |error| Err(error.into_error()))
     }
 }
 
 /// The answer to request `id` in `body`: none for `null`. One pass over the text: the receipts of a
 /// block are half a megabyte, and reading them is most of what catching up costs.
 pub(crate) fn decode<T: DeserializeOwned>(body: &[u8], id: u64) -> Result<Option<T>, RpcError> {
-    let response: Single<T> = parse(body)?;
+    let response: Response<T> = parse(body)?;
     if response.error.is_none() && response.id != Some(id) {
         return Err(RpcError::Invalid("the id is not the request's".into()));
     }
-    response.error.map_or(Ok(response.result), |error| Err(error.into_error()))
+    response.into_result()
 }
 
 /// The id of the answer in `body`, read no further than it stands: most nodes put it first. None
@@ -273,9 +258,14 @@ impl<'de> Visitor<'de> for IdVisitor<'_> {
 }
 
 /// `serde_json`'s own words quote what they found, which may be a key; the place is enough.
+///
+/// The text is looked through once for what is no UTF-8, and not again string by string.
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, RpcError> {
-    serde_json::from_slice(body).map_err(|error| {
-        let what = if body.trim_ascii_start().starts_with(b"<") { "HTML, " } else { "" };
+    let text = std::str::from_utf8(body).map_err(|error| {
+        RpcError::Invalid(format!("no text: byte {} is not UTF-8", error.valid_up_to()))
+    })?;
+    serde_json::from_str(text).map_err(|error| {
+        let what = if text.trim_ascii_start().starts_with('<') { "HTML, " } else { "" };
         let kind = match error.classify() {
             Category::Data => "not of the expected shape",
             Category::Eof => "cut short",
