@@ -161,8 +161,9 @@ async fn g10_a_reorg_below_finalized_stops_the_chain_with_an_alarm() {
     rig.set("TINY_WS_URL", node.ws_url(LOCAL)).set("TINY_START_BLOCK", 0);
     chain.set_finalized(1030);
     rig.start();
-    // While catching up, finality is asked for every 1,024 blocks.
+    // While catching up, finality is asked for every 1,024 blocks, and every 30 seconds.
     chain.mine(1040);
+    check(&rig, &node).await;
     until("a finalized block", async || {
         rig.metric(r#"ethhook_finalized_block{chain="tiny"}"#).await >= Some(1000.0)
     })

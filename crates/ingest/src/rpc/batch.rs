@@ -10,6 +10,9 @@ use super::{Request, Response, RpcError, parse};
 /// What became of one call of a batch.
 pub(crate) type Item<T> = Result<Option<T>, RpcError>;
 
+/// An item and the id it bears.
+type Answered<T> = (Option<u64>, Item<T>);
+
 /// The calls as text, numbered from `first_id`.
 pub(super) fn encode(
     first_id: u64,
@@ -51,7 +54,7 @@ pub(super) fn decode<T: DeserializeOwned>(
 }
 
 /// The answers as they come: in one pass where each is of the expected shape, else each by itself.
-fn answers<T: DeserializeOwned>(body: &[u8]) -> Result<Vec<(Option<u64>, Item<T>)>, RpcError> {
+fn answers<T: DeserializeOwned>(body: &[u8]) -> Result<Vec<Answered<T>>, RpcError> {
     if let Ok(responses) = parse::<Vec<Response<T>>>(body) {
         return Ok(responses.into_iter().map(|r| (r.id, r.into_result())).collect());
     }

@@ -222,6 +222,8 @@ pub(super) struct WorldPlan {
     pub(super) finality_depth: u64,
     /// `VERIFY` of each chain.
     pub(super) verify: &'static str,
+    /// Further lines of each chain's section.
+    pub(super) of_chains: &'static str,
     /// Further settings of the ingestors.
     pub(super) settings: &'static [(&'static str, &'static str)],
 }
@@ -247,6 +249,7 @@ impl WorldPlan {
             lead_ms: 300,
             finality_depth: 100,
             verify: "receipts_root",
+            of_chains: "",
             settings: &[],
         }
     }

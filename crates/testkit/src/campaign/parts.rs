@@ -279,8 +279,10 @@ fn provider_world(small: WorldPlan, kind: &str) -> WorldPlan {
     match kind {
         "http_behind" | "status" | "status_429" => WorldPlan { http: true, ..small },
         // What is fetched as logs is proven by the bloom alone.
-        "range_too_wide" | "method_not_found" | "method_not_offered" => {
-            WorldPlan { verify: "bloom", ..small }
+        "method_not_found" | "method_not_offered" => WorldPlan { verify: "bloom", ..small },
+        // Ranges of logs, several blocks in each.
+        "range_too_wide" | "drop_block" => {
+            WorldPlan { verify: "bloom", of_chains: "fetch = 'logs'\nbatch_ms = 500", ..small }
         }
         // A head that goes back by thousands needs thousands to go back by.
         "head_far_back" => WorldPlan { initial_blocks: 2_500, events_per_block: 1, ..small },

@@ -35,6 +35,7 @@ const LOAD: WorldPlan = WorldPlan {
     lead_ms: 0,
     finality_depth: 64,
     verify: "receipts_root",
+    of_chains: "",
     settings: &[("STREAM_MAX_BYTES", "4000000"), ("DEDUP_TTL_SECONDS", "60")],
 };
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use ethhook_simulator::{Contents, Fault, Finality, Mischief};
+use ethhook_simulator::{Contents, Finality, Mischief};
 use tokio::time::Instant;
 
 use super::members::{INSTANCES, UNTIL_FINALITY};
@@ -178,11 +178,6 @@ impl World {
     ) -> Result<()> {
         for subject in &self.subjects {
             let view = &subject.endpoints[0].view;
-            if kind == "range_too_wide" {
-                // Only who is refused receipts asks for logs.
-                let refusal = Fault::Error(-32601, "the method does not exist".into());
-                view.faults().push("eth_getBlockReceipts", refusal, 1_000_000);
-            }
             // Who hears of every block asks for few of them.
             view.set_muted(kind.starts_with("bloom"));
             let mischief = Mischief::alone(kind, seed, per_mille(kind));

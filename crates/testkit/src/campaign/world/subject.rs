@@ -79,11 +79,12 @@ impl Subject {
     /// Its section of `ethhook.toml`.
     pub(super) fn section(&self, world: &WorldPlan) -> String {
         format!(
-            "[chains.{}]\nchain_id = {}\nblock_time_ms = 200\nfinality_depth = {}\nverify = '{}'\n",
+            "[chains.{}]\nchain_id = {}\nblock_time_ms = 200\nfinality_depth = {}\nverify = '{}'\n{}\n",
             self.name(),
             self.id(),
             world.finality_depth,
             world.verify,
+            world.of_chains,
         )
     }
 
