@@ -13,7 +13,7 @@ use tokio_tungstenite::{connect_async_with_config, tungstenite::protocol::WebSoc
 
 use crate::Bench;
 use crate::node::PreparedNode;
-use crate::node::chain::{FIRST, PreparedChain};
+use crate::node::chain::{Counts, FIRST, PreparedChain};
 use crate::node::template::Template;
 use crate::redis_side::{NODE_BYTES, RedisSide};
 use crate::report::{Bar, Row};
@@ -30,7 +30,8 @@ struct Mode {
     name: &'static str,
     templates: Arc<[Template]>,
     blocks: u64,
-    /// Keys of the chain in `ethhook.toml`.
+    verify: &'static str,
+    /// Further keys of the chain in `ethhook.toml`.
     chain: &'static str,
     env: &'static [(&'static str, &'static str)],
     /// Least share of the limit of `XADD` with the same entries.
@@ -47,8 +48,8 @@ struct Run {
     cpu_micros: f64,
     redis_micros: f64,
     peak_mb: f64,
-    /// Requests and bytes, where the node is ours.
-    asked: Option<(u64, u64)>,
+    /// Where the node is ours.
+    asked: Option<Counts>,
 }
 
 pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
@@ -63,15 +64,27 @@ pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
             name: "catch-up",
             blocks: blocks(&recorded.usual),
             templates: Arc::clone(&recorded.usual),
+            verify: "receipts_root",
             chain: "",
             env: &[],
             share: Some(0.7),
             memory: None,
         },
         Mode {
+            name: "catch-up, ranges of logs",
+            blocks: blocks(&recorded.usual),
+            templates: Arc::clone(&recorded.usual),
+            verify: "bloom",
+            chain: "fetch = \"logs\"",
+            env: &[],
+            share: None,
+            memory: None,
+        },
+        Mode {
             name: "catch-up, msgpack",
             blocks: blocks(&recorded.usual),
             templates: Arc::clone(&recorded.usual),
+            verify: "receipts_root",
             chain: "",
             env: &[("STREAM_ENCODING", "msgpack")],
             share: Some(0.5),
@@ -81,6 +94,7 @@ pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
             name: "catch-up, 10,000 logs a block",
             blocks: blocks(&recorded.large),
             templates: Arc::clone(&recorded.large),
+            verify: "receipts_root",
             chain: "",
             env: &[],
             share: None,
@@ -118,6 +132,7 @@ async fn measure(bench: &Bench, mode: Mode) -> Result<Vec<Row>> {
         chain.asked.take();
     }
     let mut chain = Chain::new(FIRST_ID, url, Duration::from_secs(12));
+    chain.verify = mode.verify;
     chain.more = format!("start_block = {first}\n{}", mode.chain);
     let run = run(&mut redis, chain, mode.env, last).await?;
     let run = Run { blocks: last - first + 1, asked: ours.map(|chain| chain.asked.take()), ..run };
@@ -189,9 +204,10 @@ fn table(
         row("Redis' CPU an event, beside XADD", run.redis_micros, "µs").of(xadd_micros),
         with(row("peak resident memory", run.peak_mb, "MB"), memory.map(Bar::Under)),
     ];
-    if let Some((requests, bytes)) = run.asked {
-        let a_block = |count: u64| count as f64 / run.blocks as f64;
-        rows.push(row("requests a block", a_block(requests), ""));
+    if let Some(Counts { requests, messages, bytes }) = &run.asked {
+        let a_block = |count: &u64| *count as f64 / run.blocks as f64;
+        rows.push(row("calls a block, headers included", a_block(requests), ""));
+        rows.push(row("messages a block", a_block(messages), ""));
         rows.push(row("bytes from the node a block", a_block(bytes) / 1e3, "kB"));
     }
     rows

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use crate::Bench;
 use crate::live::{Delays, mine, percentile, watch};
 use crate::node::PreparedNode;
-use crate::node::chain::PreparedChain;
+use crate::node::chain::{Counts, PreparedChain};
 use crate::node::template::{Template, simulated};
 use crate::redis_side::{NODE_BYTES, RedisSide};
 use crate::report::{Bar, Row};
@@ -88,7 +88,7 @@ async fn see(bench: &Bench, live: &Live, templates: Arc<[Template]>) -> Result<S
     chain.asked.take();
     let (head, cpu) = (chain.head(), subject.cpu()?);
     let delays = watch(&mut redis, &chain, live.blocks).await?;
-    let ((requests, bytes), blocks) = (chain.asked.take(), chain.head() - head);
+    let (Counts { requests, bytes, .. }, blocks) = (chain.asked.take(), chain.head() - head);
     let cpu = subject.cpu()?.saturating_sub(cpu);
     redis.clear(FIRST_ID).await?;
     let a_block = |count: f64| count / blocks.max(1) as f64;

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 use crate::Bench;
 use crate::node::PreparedNode;
-use crate::node::chain::{FIRST, PreparedChain};
+use crate::node::chain::{Counts, FIRST, PreparedChain};
 use crate::redis_side::{NODE_BYTES, RedisSide};
 
 /// The chain id that peers know.
@@ -33,7 +33,7 @@ pub(crate) async fn serve(bench: &Bench) -> Result<()> {
         sleep(Duration::from_secs(1)).await;
         let seconds = at.elapsed().as_secs_f64();
         at = Instant::now();
-        let (requests, bytes) = chain.asked.take();
+        let Counts { requests, bytes, .. } = chain.asked.take();
         if requests > 0 {
             println!(
                 "{:.0} requests/s, {:.1} MB/s",

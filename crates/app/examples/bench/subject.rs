@@ -21,13 +21,15 @@ pub(crate) struct Chain {
     pub(crate) id: u64,
     pub(crate) url: String,
     pub(crate) block_time: Duration,
+    pub(crate) verify: &'static str,
     /// Further keys of the chain, such as `fetch = "logs"`.
     pub(crate) more: String,
 }
 
 impl Chain {
     pub(crate) fn new(id: u64, url: String, block_time: Duration) -> Self {
-        Self { id, url, block_time, more: format!("start_block = {FIRST}\n") }
+        let more = format!("start_block = {FIRST}\n");
+        Self { id, url, block_time, verify: "receipts_root", more }
     }
 }
 
@@ -44,12 +46,12 @@ impl Subject {
             ingestor.set(name, value);
         }
         let mut toml = String::new();
-        for Chain { id, url, block_time, more } in chains {
+        for Chain { id, url, block_time, verify, more } in chains {
             let transport = if url.starts_with("ws") { "ws_url" } else { "http_url" };
             write!(
                 toml,
                 "[chains.bench{id}]\nchain_id = {id}\n{transport} = \"{url}\"\n\
-                 block_time_ms = {}\nfinality_depth = 64\nverify = \"receipts_root\"\n{more}",
+                 block_time_ms = {}\nfinality_depth = 64\nverify = \"{verify}\"\n{more}",
                 block_time.as_millis().max(1)
             )?;
         }

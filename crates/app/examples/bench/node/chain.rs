@@ -21,7 +21,18 @@ const FINALITY_DEPTH: u64 = 64;
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
     requests: Mutex<BTreeMap<String, u64>>,
+    messages: AtomicU64,
     bytes: AtomicU64,
+}
+
+/// What a chain was asked.
+pub(crate) struct Counts {
+    /// Calls, subscriptions left out: what a provider bills.
+    pub(crate) requests: u64,
+    /// Answers, one for a whole batch.
+    pub(crate) messages: u64,
+    /// Sent, heads included.
+    pub(crate) bytes: u64,
 }
 
 impl Asked {
@@ -33,10 +44,18 @@ impl Asked {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Requests, subscriptions left out, and bytes that were sent, heads included.
-    pub(crate) fn take(&self) -> (u64, u64) {
+    pub(crate) fn answered(&self) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What was asked since the last time.
+    pub(crate) fn take(&self) -> Counts {
         let requests = std::mem::take(&mut *lock(&self.requests));
-        (requests.values().sum(), self.bytes.swap(0, Ordering::Relaxed))
+        Counts {
+            requests: requests.values().sum(),
+            messages: self.messages.swap(0, Ordering::Relaxed),
+            bytes: self.bytes.swap(0, Ordering::Relaxed),
+        }
     }
 }
 

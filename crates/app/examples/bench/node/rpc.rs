@@ -46,6 +46,7 @@ pub(crate) fn answer(chain: &PreparedChain, text: &[u8]) -> (String, bool) {
         subscribed = one(chain, &request, &mut out);
     }
     chain.asked.sent(out.len());
+    chain.asked.answered();
     (out, subscribed)
 }
 
