@@ -40,6 +40,10 @@ struct Mode {
     memory: Option<f64>,
 }
 
+/// How often each mode catches up and its limit is taken, in turns; the run of the middle ratio is
+/// shown, and the highest memory of all.
+const RUNS: usize = 3;
+
 /// What one run took.
 struct Run {
     seconds: f64,
@@ -50,6 +54,12 @@ struct Run {
     peak_mb: f64,
     /// Where the node is ours.
     asked: Option<Counts>,
+}
+
+impl Run {
+    fn events_a_second(&self) -> f64 {
+        self.events as f64 / self.seconds
+    }
 }
 
 pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
@@ -128,16 +138,26 @@ async fn measure(bench: &Bench, mode: Mode) -> Result<Vec<Row>> {
         Some(node) => Some(node_limit(&node.ws_url(FIRST_ID), mode.blocks).await?),
         None => None,
     };
-    if let Some(chain) = &ours {
-        chain.asked.take();
+    let mut runs = Vec::new();
+    for _ in 0..if bench.options.quick { 1 } else { RUNS } {
+        if let Some(chain) = &ours {
+            chain.asked.take();
+        }
+        let mut chain = Chain::new(FIRST_ID, url.clone(), Duration::from_secs(12));
+        chain.verify = mode.verify;
+        chain.more = format!("start_block = {first}\n{}", mode.chain);
+        let run = run(&mut redis, chain, mode.env, last).await?;
+        let asked = ours.as_ref().map(|chain| chain.asked.take());
+        let xadd = redis.xadd_limit(&Keys::of(FIRST_ID).events, run.events).await?;
+        redis.clear(FIRST_ID).await?;
+        runs.push((Run { blocks: last - first + 1, asked, ..run }, xadd));
     }
-    let mut chain = Chain::new(FIRST_ID, url, Duration::from_secs(12));
-    chain.verify = mode.verify;
-    chain.more = format!("start_block = {first}\n{}", mode.chain);
-    let run = run(&mut redis, chain, mode.env, last).await?;
-    let run = Run { blocks: last - first + 1, asked: ours.map(|chain| chain.asked.take()), ..run };
-    let xadd = redis.xadd_limit(&Keys::of(FIRST_ID).events, run.events).await?;
-    redis.clear(FIRST_ID).await?;
+    let most = runs.iter().map(|(run, _)| run.peak_mb).fold(0.0, f64::max);
+    runs.sort_by(|(a, (a_xadd, _)), (b, (b_xadd, _))| {
+        (a.events_a_second() / a_xadd).total_cmp(&(b.events_a_second() / b_xadd))
+    });
+    let (run, xadd) = runs.swap_remove(runs.len() / 2);
+    let run = Run { peak_mb: most, ..run };
     Ok(table(mode.name, &run, xadd, limit, mode.share, mode.memory))
 }
 
@@ -196,7 +216,7 @@ fn table(
     let blocks = row("blocks, beside the node's limit", run.blocks as f64 / run.seconds, "/s");
     let mut rows = vec![
         with(
-            row("events, beside XADD", run.events as f64 / run.seconds, "/s").of(xadd),
+            row("events, beside XADD", run.events_a_second(), "/s").of(xadd),
             share.map(Bar::Share),
         ),
         node.into_iter().fold(blocks, Row::of),
