@@ -65,51 +65,32 @@ impl Run {
 pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
     let events = if bench.options.quick { 150_000 } else { 600_000 };
     let recorded = &bench.recorded;
-    let blocks = |templates: &[Template]| {
+    let over = |name, templates: &Arc<[Template]>| {
         let logs: usize = templates.iter().map(|template| template.log_count).sum();
-        (events * templates.len() / logs.max(1)).max(8) as u64
+        Mode {
+            name,
+            templates: Arc::clone(templates),
+            blocks: (events * templates.len() / logs.max(1)).max(8) as u64,
+            verify: "receipts_root",
+            chain: "",
+            env: &[],
+            share: None,
+            memory: None,
+        }
     };
     let modes = [
+        Mode { share: Some(0.7), ..over("catch-up", &recorded.usual) },
         Mode {
-            name: "catch-up",
-            blocks: blocks(&recorded.usual),
-            templates: Arc::clone(&recorded.usual),
-            verify: "receipts_root",
-            chain: "",
-            env: &[],
-            share: Some(0.7),
-            memory: None,
-        },
-        Mode {
-            name: "catch-up, ranges of logs",
-            blocks: blocks(&recorded.usual),
-            templates: Arc::clone(&recorded.usual),
             verify: "bloom",
             chain: "fetch = \"logs\"",
-            env: &[],
-            share: None,
-            memory: None,
+            ..over("catch-up, ranges of logs", &recorded.usual)
         },
         Mode {
-            name: "catch-up, msgpack",
-            blocks: blocks(&recorded.usual),
-            templates: Arc::clone(&recorded.usual),
-            verify: "receipts_root",
-            chain: "",
             env: &[("STREAM_ENCODING", "msgpack")],
             share: Some(0.5),
-            memory: None,
+            ..over("catch-up, msgpack", &recorded.usual)
         },
-        Mode {
-            name: "catch-up, 10,000 logs a block",
-            blocks: blocks(&recorded.large),
-            templates: Arc::clone(&recorded.large),
-            verify: "receipts_root",
-            chain: "",
-            env: &[],
-            share: None,
-            memory: Some(96.0),
-        },
+        Mode { memory: Some(96.0), ..over("catch-up, 10,000 logs a block", &recorded.large) },
     ];
     let mut rows = Vec::new();
     for mode in modes {
