@@ -285,14 +285,15 @@ fn bloom_or_none<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Box<Bloom>>, 
     d.deserialize_any(BloomVisitor)
 }
 
-/// Reads the text where it lies: 512 digits a receipt.
+/// Reads the text where it lies: 512 digits a receipt. Whatever else stands there is no bloom, and no
+/// reason to refuse the receipt either.
 struct BloomVisitor;
 
-impl Visitor<'_> for BloomVisitor {
+impl<'de> Visitor<'de> for BloomVisitor {
     type Value = Option<Box<Bloom>>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a bloom of 256 bytes, or null")
+        f.write_str("anything")
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
@@ -302,6 +303,30 @@ impl Visitor<'_> for BloomVisitor {
 
     fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
         Ok(None)
+    }
+
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
+        IgnoredAny.visit_seq(seq).map(|_| None)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        IgnoredAny.visit_map(map).map(|_| None)
     }
 }
 

@@ -296,3 +296,18 @@ fn logs_alone_must_agree_on_their_transactions() {
     let first = Log { log_index: 1, tx_hash: other, ..log.clone() };
     assert_eq!(outcome(Proof::Structure, &header, Body::Logs(vec![back, first])), "indices");
 }
+
+#[test]
+fn whatever_stands_for_a_receipts_bloom_is_no_reason_to_refuse_it() {
+    for told in ["null", "true", "7", "-7", "0.5", "[[1]]", r#"{"a":{}}"#, r#""0x""#, r#""bloom""#]
+    {
+        let text = format!(
+            r#"{{"transactionHash":"{0}","transactionIndex":"0x0","blockHash":"{0}",
+                "cumulativeGasUsed":"0x1","logsBloom":{told},"logs":[]}}"#,
+            B256::ZERO
+        );
+        let receipt: Receipt =
+            serde_json::from_str(&text).unwrap_or_else(|e| panic!("{told}: {e}"));
+        assert_eq!(receipt.logs_bloom, None, "{told}");
+    }
+}
