@@ -83,4 +83,7 @@ need_cargo() {
     echo "Rust is missing: see https://rustup.rs" >&2
     exit 1
   fi
+  # What crates build of C: assembly of TLS and Keccak, and the allocator.
+  need cc gcc libc6-dev
+  need make make
 }

@@ -42,7 +42,7 @@ fn blocks(criterion: &mut Criterion) {
             b.iter(|| {
                 out.clear();
                 for event in &events {
-                    event.write_own_values(&mut out);
+                    event.write_values(&mut out);
                 }
                 out.len()
             });

@@ -1,7 +1,5 @@
 //! The event, as it stands in `events:<chain_id>`: one entry a log.
 
-use std::io::Write as _;
-
 use alloy_primitives::{Address, B256, Bytes, hex};
 use serde::{Deserialize, Serialize};
 
@@ -112,38 +110,28 @@ impl ProcessedEvent {
     /// The values of [`FIELDS`], in that order: numbers decimal, bytes 0x lower case.
     #[must_use]
     pub fn to_values(&self) -> [String; FIELDS.len()] {
-        let (mut own, mut from) = (Vec::new(), 0);
-        let ends = self.write_own_values(&mut own);
-        let [tx_hash, tx_index, log_index, contract, topics, data] = ends.map(|end| {
-            let value = String::from_utf8_lossy(&own[from..end]).into_owned();
+        let (mut values, mut from) = (Vec::new(), 0);
+        self.write_values(&mut values).map(|end| {
+            let value = String::from_utf8_lossy(&values[from..end]).into_owned();
             from = end;
             value
-        });
-        [
-            self.chain_id.to_string(),
-            self.block_number.to_string(),
-            hex::encode_prefixed(self.block_hash),
-            tx_hash,
-            tx_index,
-            log_index,
-            contract,
-            topics,
-            data,
-            self.timestamp.to_string(),
-            self.removed.to_string(),
-        ]
+        })
     }
 
-    /// Appends those values of [`ProcessedEvent::to_values`] that are not the same for all events of
-    /// a block, `tx_hash` to `data`, and returns where each ends in `buffer`.
-    pub fn write_own_values(&self, buffer: &mut Vec<u8>) -> [usize; 6] {
+    /// Appends those values, and returns where each ends in `buffer`.
+    pub fn write_values(&self, buffer: &mut Vec<u8>) -> [usize; FIELDS.len()] {
         [
+            write_number(self.chain_id, buffer),
+            write_number(self.block_number, buffer),
+            write_hex(self.block_hash.as_slice(), buffer),
             write_hex(self.tx_hash.as_slice(), buffer),
             write_number(self.tx_index, buffer),
             write_number(self.log_index, buffer),
             write_hex(self.contract.as_slice(), buffer),
             write_topics(&self.topics, buffer),
             write_hex(&self.data, buffer),
+            write_number(self.timestamp, buffer),
+            write_text(if self.removed { "true" } else { "false" }, buffer),
         ]
     }
 
@@ -197,9 +185,11 @@ fn write_hex(bytes: &[u8], buffer: &mut Vec<u8>) -> usize {
 }
 
 fn write_number(number: u64, buffer: &mut Vec<u8>) -> usize {
-    // A `Vec` takes all that is written to it.
-    let written = write!(buffer, "{number}");
-    debug_assert!(written.is_ok(), "{written:?}");
+    write_text(itoa::Buffer::new().format(number), buffer)
+}
+
+fn write_text(text: &str, buffer: &mut Vec<u8>) -> usize {
+    buffer.extend(text.as_bytes());
     buffer.len()
 }
 

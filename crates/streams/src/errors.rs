@@ -140,24 +140,33 @@ fn kind_of(error: &RedisError) -> FailureKind {
         ErrorKind::AuthenticationFailed => return FailureKind::Authentication,
         _ => {}
     }
-    match error.code() {
-        Some("OOM") => FailureKind::OutOfMemory,
+    match (error.code(), error.detail()) {
+        // Only the reason says what a refused transaction means.
+        (Some("EXECABORT"), Some(detail)) => {
+            let reason = detail.split_once("because of: ").map_or(detail, |(_, reason)| reason);
+            let (code, detail) = reason.split_once(' ').unwrap_or((reason, ""));
+            kind_of_code(code, detail)
+        }
+        (Some(code), detail) => kind_of_code(code, detail.unwrap_or_default()),
+        (None, _) => FailureKind::Other,
+    }
+}
+
+fn kind_of_code(code: &str, detail: &str) -> FailureKind {
+    match code {
+        "OOM" => FailureKind::OutOfMemory,
         // Redis says UNBLOCKED to whom it made wait when it becomes a replica.
-        Some("READONLY" | "UNBLOCKED") => FailureKind::ReadOnly,
-        Some("NOREPLICAS") => FailureKind::NoReplicas,
-        Some("LOADING" | "MASTERDOWN") => FailureKind::Loading,
-        Some("MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN") => FailureKind::Cluster,
-        Some("BUSY") => FailureKind::Busy,
-        Some("MISCONF") => FailureKind::Disk,
-        Some("NOAUTH" | "WRONGPASS") => FailureKind::Authentication,
-        Some("NOPERM") => FailureKind::Denied,
-        Some("ERR") if error.detail().is_some_and(|d| d.contains("max number of clients")) => {
-            FailureKind::Connection
-        }
+        "READONLY" | "UNBLOCKED" => FailureKind::ReadOnly,
+        "NOREPLICAS" => FailureKind::NoReplicas,
+        "LOADING" | "MASTERDOWN" => FailureKind::Loading,
+        "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN" => FailureKind::Cluster,
+        "BUSY" => FailureKind::Busy,
+        "MISCONF" => FailureKind::Disk,
+        "NOAUTH" | "WRONGPASS" => FailureKind::Authentication,
+        "NOPERM" => FailureKind::Denied,
+        "ERR" if detail.contains("max number of clients") => FailureKind::Connection,
         // As Redis 7.0 says NOPERM from within a script.
-        Some("ERR") if error.detail().is_some_and(|d| d.starts_with("The user executing")) => {
-            FailureKind::Denied
-        }
+        "ERR" if detail.starts_with("The user executing") => FailureKind::Denied,
         _ => FailureKind::Other,
     }
 }
@@ -199,6 +208,9 @@ mod tests {
             ("TRYAGAIN Multiple keys request during rehashing of slot", "cluster", true),
             ("CLUSTERDOWN The cluster is down", "cluster", true),
             ("BUSY Redis is busy running a script.", "busy", true),
+            ("EXECABORT Transaction discarded because of: OOM command", "out_of_memory", true),
+            ("EXECABORT Transaction discarded because of: NOREPLICAS Not", "no_replicas", true),
+            ("EXECABORT Transaction discarded because of previous errors.", "other", false),
             ("MISCONF Redis is configured to save RDB snapshots", "disk", true),
             ("ERR max number of clients reached", "connection", true),
             ("NOPERM this user has no permissions to run the 'xadd' command", "denied", false),

@@ -99,7 +99,8 @@ impl Streams {
     pub async fn reset(&self, chain: ChainId) -> Result<(), ResetError> {
         let keys = Keys::of(chain);
         let connection = &mut *self.pooled(&keys).await?;
-        let names = [&keys.lease, &keys.cursor, &keys.events, &keys.blocks].map(String::as_str);
+        let names = [&keys.lease, &keys.cursor, &keys.events, &keys.blocks, &keys.aside]
+            .map(String::as_str);
         let reply = RESET.call(connection, Call { keys: &names, arguments: &[] }).await?;
         if reply.outcome != "deleted" {
             return Err(ResetError::LeaseHeld {

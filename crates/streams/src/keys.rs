@@ -16,6 +16,9 @@ pub struct Keys {
     pub cursor: String,
     /// String, the writer's id: `lease:{events:<chain_id>}`.
     pub lease: String,
+    /// The stream's name while a step appends its entries, which nobody sees:
+    /// `aside:{events:<chain_id>}`.
+    pub aside: String,
 }
 
 impl Keys {
@@ -31,6 +34,7 @@ impl Keys {
             blocks: format!("blocks:{{{events}}}"),
             cursor: format!("cursor:{{{events}}}"),
             lease: format!("lease:{{{events}}}"),
+            aside: format!("aside:{{{events}}}"),
             events,
         }
     }
@@ -63,6 +67,7 @@ mod tests {
         assert_eq!(keys.blocks, "blocks:{events:42161}");
         assert_eq!(keys.cursor, "cursor:{events:42161}");
         assert_eq!(keys.lease, "lease:{events:42161}");
+        assert_eq!(keys.aside, "aside:{events:42161}");
         assert_eq!(
             keys.seen(B256::repeat_byte(0xab)),
             format!("seen:{{events:42161}}:0x{}", "ab".repeat(32))

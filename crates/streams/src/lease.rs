@@ -161,8 +161,8 @@ impl Lease {
             arguments.extend([name.as_bytes(), value.as_bytes()]);
         }
         let probe = keys.seen_probe();
-        let key_list =
-            [keys.lease.as_str(), &keys.cursor, &keys.events, &keys.blocks, probe.as_str()];
+        let Keys { lease, cursor, events, blocks, aside } = keys;
+        let key_list = [lease, cursor, events, blocks, &probe, aside].map(String::as_str);
         let reply = TAKE.call(connection, Call { keys: &key_list, arguments: &arguments }).await?;
         match reply.outcome.as_str() {
             "taken" => Cursor::from_fields(reply.fields(0)).map_err(OpenError::Malformed),

@@ -1,7 +1,7 @@
 //! Redis as the ingestor uses it: every key, every script, publish and retention.
 //!
 //! A chain's stream is written by one [`Publisher`], which holds the chain's lease. Everything it
-//! writes is one [`Step`], taken by one script call: a block's entries, its marker, its dedup record
+//! writes is one [`Step`], taken by one transaction: a block's entries, its marker, its dedup record
 //! and the cursor move together or not at all (G4), and only if writer, epoch, `seq` and tip hash
 //! are what the publisher believes them to be (G5). So a step whose answer was lost is simply taken
 //! again, and a Redis that lost its latest writes refuses the next one: the publisher opens anew and

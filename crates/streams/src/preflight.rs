@@ -205,9 +205,9 @@ fn expect<T: PartialEq + Display>(what: &'static str, found: T, wanted: T) -> Re
 }
 
 /// Every command that this program or one of its scripts uses, in an order in which each one works.
-/// `E`, `B`, `C`, `L` and `S` stand for the events, the blocks, the cursor, the lease and a dedup
-/// record. Each is tried by itself, for an error within a script does not name the command.
-const COMMANDS: [&str; 32] = [
+/// `E`, `B`, `C`, `L`, `A` and `S` stand for the events, the blocks, the cursor, the lease, the name
+/// of a stream set aside and a dedup record. Each is tried by itself, for an error within a script does not name the command.
+const COMMANDS: [&str; 39] = [
     "ROLE",
     "TIME",
     "TYPE E",
@@ -216,6 +216,7 @@ const COMMANDS: [&str; 32] = [
     "HINCRBY C f 1",
     "HMGET C f",
     "HGETALL C",
+    "HDEL C f",
     "SET L probe PX 10000",
     "GET L",
     "PTTL L",
@@ -226,6 +227,12 @@ const COMMANDS: [&str; 32] = [
     "XADD B 1-1 f v",
     "XADD E 1-1 f v",
     "XADD E 2-1 f v",
+    "XADD E 2-2 f v",
+    "XDEL E 2-2",
+    "RENAME E A",
+    "MULTI",
+    "EXEC",
+    "RENAME A E",
     "XLEN E",
     "XRANGE E - + COUNT 1",
     "XREVRANGE E + - COUNT 1",
@@ -252,6 +259,7 @@ async fn probe_commands(connection: &mut MultiplexedConnection, keys: &Keys) -> 
                 "B" => &keys.blocks,
                 "C" => &keys.cursor,
                 "L" => &keys.lease,
+                "A" => &keys.aside,
                 "S" => &seen,
                 word => word,
             });
@@ -319,6 +327,7 @@ async fn probe_steps(publisher: &mut Publisher) -> Result<(), Failed> {
 async fn delete(connection: &mut MultiplexedConnection, keys: &Keys) -> Result<(), Failed> {
     let mut unlink = redis::cmd("UNLINK");
     unlink.arg(&keys.events).arg(&keys.blocks).arg(&keys.cursor).arg(&keys.lease);
+    unlink.arg(&keys.aside);
     for n in 1..=2 {
         unlink.arg(keys.seen(probe_hash(n)));
     }

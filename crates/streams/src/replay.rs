@@ -135,10 +135,10 @@ impl Streams {
 
 /// No key of the ingestor's own, and one whose name can be a hash tag.
 fn check_name(stream: &str) -> Result<(), ReplayError> {
-    let Keys { blocks, cursor, lease, .. } = Keys::tagged(String::new());
+    let Keys { blocks, cursor, lease, aside, .. } = Keys::tagged(String::new());
     let own = [event::stream_name(0).trim_end_matches('0'), "seen:", "replay:"]
         .into_iter()
-        .chain([&blocks, &cursor, &lease].map(|key| key.trim_end_matches("{}")))
+        .chain([&blocks, &cursor, &lease, &aside].map(|key| key.trim_end_matches("{}")))
         .any(|prefix| stream.starts_with(prefix));
     if own {
         return Err(ReplayError::Live(stream.to_owned()));
@@ -265,6 +265,7 @@ mod tests {
             "blocks:{events:1}",
             "cursor:{events:1}",
             "lease:{events:1}",
+            "aside:{events:1}",
             "seen:{events:1}:0x",
             "replay:{x}",
         ] {

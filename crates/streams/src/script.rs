@@ -27,6 +27,11 @@ impl Script {
         command("EVALSHA", &self.sha1, call)
     }
 
+    /// The call that brings the script along.
+    pub(crate) fn first_command(&self, call: &Call<'_>) -> Cmd {
+        command("EVAL", self.code, call)
+    }
+
     /// Runs the script. Only the first call on a server carries the script's text.
     pub(crate) async fn call(
         &self,
@@ -36,7 +41,7 @@ impl Script {
         let answer = self.command(&call).query_async(connection).await;
         let value: Value = match answer {
             Err(error) if is_unknown_script(&error) => {
-                command("EVAL", self.code, &call).query_async(connection).await?
+                self.first_command(&call).query_async(connection).await?
             }
             other => other?,
         };

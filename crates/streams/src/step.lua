@@ -2,17 +2,72 @@
 -- write, and the first write is one that Redis refuses when memory is full (HSET, XADD, XSETID):
 -- once a script has written, Redis no longer refuses it.
 --
--- KEYS  1 events  2 blocks  3 cursor  4 seen (add and remove)
+-- A step without entries is one call. One with entries is a transaction: a call that opens the step,
+-- an XADD for each entry, and a call that closes it. The opening refuses, or it sets the stream aside
+-- under the name that the XADDs bear. They make no stream (NOMKSTREAM), so that without an opening
+-- they do nothing; nor does the closing, which puts the stream back. Nobody sees what is between.
+--
+-- KEYS  1 events  2 blocks  3 cursor  4 seen (add and remove)  5 aside (with entries)
 -- ARGV  1 op  2 writer  3 epoch  4 seq  5 tip hash: what the caller believes the cursor holds
 --       6 the ID that the stream must not be below; empty if that need not be looked at
 --       alarm: 7 its text. All others, the marker:
 --       7 seq  8 number  9 hash  10 parent_hash  11 timestamp  12 events  13 proof  14 filter
 --       15 number and 16 hash of the tip after the step
---       17 lifetime of the dedup record in seconds  18 chain_id  19 removed  20 encoding
---       from 21 on, for each entry, in `fields` six: tx_hash tx_index log_index contract topics
---       data; in `msgpack` one: the whole of it
-local EVENTS, BLOCKS, CURSOR, SEEN = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+--       17 lifetime of the dedup record in seconds  18 encoding
+--       19 `open` or `close`; empty for a step without entries
+local EVENTS, BLOCKS, CURSOR, SEEN, ASIDE = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local op, writer, epoch, seq, tip, floor = unpack(ARGV, 1, 6)
+local next_seq, number, hash, parent, timestamp, count, proof, filter = unpack(ARGV, 7, 14)
+local tip_number, tip_hash, ttl, encoding, part = unpack(ARGV, 15, 19)
+
+-- A retreat is told as what it is to readers: the finalized block from now on.
+local kind = op == 'retreat' and 'finalized' or op
+
+-- Marker, cursor and dedup record, after the entries.
+local function record(first_id, last_id)
+  redis.call('XADD', BLOCKS, '*',
+    'seq', next_seq, 'op', kind, 'number', number, 'hash', hash, 'parent_hash', parent,
+    'timestamp', timestamp, 'events', count, 'first_id', first_id, 'last_id', last_id,
+    'proof', proof, 'filter', filter)
+  if op == 'retreat' then
+    redis.call('HSET', CURSOR,
+      'seq', next_seq, 'finalized_number', number, 'finalized_hash', hash, 'alarm', '')
+  elseif op == 'finalized' then
+    redis.call('HSET', CURSOR, 'seq', next_seq, 'finalized_number', number, 'finalized_hash', hash)
+  else
+    redis.call('HSET', CURSOR,
+      'seq', next_seq, 'number', tip_number, 'hash', tip_hash, 'filter', filter)
+  end
+  if op == 'add' and first_id ~= '' then
+    redis.call('SET', SEEN, count .. ' ' .. first_id .. ' ' .. last_id, 'EX', ttl)
+  elseif op == 'remove' then
+    redis.call('DEL', SEEN)
+  end
+  return {'published', first_id, last_id, count}
+end
+
+-- ID of the stream's newest entry.
+local function newest_id(stream)
+  local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+  return newest and newest[1] or '0-0'
+end
+
+if part == 'close' then
+  local opened = redis.call('HMGET', CURSOR, 'open')[1]
+  if not opened then return {'not_open'} end
+  redis.call('RENAME', ASIDE, EVENTS)
+  redis.call('HDEL', CURSOR, 'open')
+  local last_id, length = string.match(opened, '^(%S+) (%d+)$')
+  local first = '(' .. last_id
+  if redis.call('XLEN', EVENTS) - length ~= tonumber(count) then
+    -- Somebody took the right to XADD away between its being queued and its running.
+    for _, entry in ipairs(redis.call('XRANGE', EVENTS, first, '+')) do
+      redis.call('XDEL', EVENTS, entry[1])
+    end
+    return {'refused', op .. ' of block ' .. number .. ' ' .. hash .. ': not all entries went in'}
+  end
+  return record(redis.call('XRANGE', EVENTS, first, '+', 'COUNT', 1)[1][1], newest_id(EVENTS))
+end
 
 for i, kind in ipairs({'stream', 'stream', 'hash', 'string'}) do
   if KEYS[i] then
@@ -45,12 +100,6 @@ if op == 'alarm' then
 end
 if op ~= 'retreat' and held.alarm ~= '' then return {'alarmed', held.alarm} end
 
-local next_seq, number, hash, parent, timestamp, count, proof, filter = unpack(ARGV, 7, 14)
-local tip_number, tip_hash, ttl, chain_id, removed, encoding = unpack(ARGV, 15, 20)
-
--- A retreat is told as what it is to readers: the finalized block from now on.
-local kind = op == 'retreat' and 'finalized' or op
-
 -- This very step may already be in: its answer was lost, and the caller asks again.
 if held.seq == next_seq then
   local newest = redis.call('XREVRANGE', BLOCKS, '+', '-', 'COUNT', 1)[1]
@@ -73,6 +122,9 @@ if op == 'add' then
     return {'duplicate', string.match(record, '^%d+') or '0'}
   end
   if in_place and hash == tip then return {'duplicate', count} end
+end
+if part == 'open' and redis.call('EXISTS', ASIDE) == 1 then
+  return {'inconsistent', 'the key ' .. ASIDE .. ' exists outside of a step'}
 end
 -- Another encoding is another stream: a chain that was reset and begun anew meanwhile.
 if not in_place or held.encoding ~= encoding then return moved() end
@@ -112,6 +164,12 @@ local function below(a, b)
   if am ~= bm then return #am < #bm or (#am == #bm and am < bm) end
   return #as < #bs or (#as == #bs and as < bs)
 end
+-- An empty stream, unless there is one.
+local function make_stream()
+  if redis.call('EXISTS', EVENTS) == 1 then return end
+  redis.call('XGROUP', 'CREATE', EVENTS, 'ethhook-make', '0', 'MKSTREAM')
+  redis.call('XGROUP', 'DESTROY', EVENTS, 'ethhook-make')
+end
 local function last_generated_id()
   if redis.call('EXISTS', EVENTS) == 0 then return nil end
   local info = redis.call('XINFO', 'STREAM', EVENTS)
@@ -125,44 +183,15 @@ end
 if floor ~= '' then
   local last = last_generated_id()
   if not last or below(last, floor) then
-    if not last then
-      redis.call('XGROUP', 'CREATE', EVENTS, 'ethhook-lift', '0', 'MKSTREAM')
-      redis.call('XGROUP', 'DESTROY', EVENTS, 'ethhook-lift')
-    end
+    make_stream()
     redis.call('XSETID', EVENTS, floor)
   end
 end
 
-local first_id, last_id = '', nil
-for i = 21, #ARGV, encoding == 'msgpack' and 1 or 6 do
-  if encoding == 'msgpack' then
-    last_id = redis.call('XADD', EVENTS, '*', 'e', ARGV[i])
-  else
-    last_id = redis.call('XADD', EVENTS, '*',
-      'chain_id', chain_id, 'block_number', number, 'block_hash', hash,
-      'tx_hash', ARGV[i], 'tx_index', ARGV[i + 1], 'log_index', ARGV[i + 2],
-      'contract', ARGV[i + 3], 'topics', ARGV[i + 4], 'data', ARGV[i + 5],
-      'timestamp', timestamp, 'removed', removed)
-  end
-  if first_id == '' then first_id = last_id end
-end
-last_id = last_id or last_generated_id() or '0-0'
-redis.call('XADD', BLOCKS, '*',
-  'seq', next_seq, 'op', kind, 'number', number, 'hash', hash, 'parent_hash', parent,
-  'timestamp', timestamp, 'events', count, 'first_id', first_id, 'last_id', last_id,
-  'proof', proof, 'filter', filter)
-if op == 'retreat' then
-  redis.call('HSET', CURSOR,
-    'seq', next_seq, 'finalized_number', number, 'finalized_hash', hash, 'alarm', '')
-elseif op == 'finalized' then
-  redis.call('HSET', CURSOR, 'seq', next_seq, 'finalized_number', number, 'finalized_hash', hash)
-else
-  redis.call('HSET', CURSOR,
-    'seq', next_seq, 'number', tip_number, 'hash', tip_hash, 'filter', filter)
-end
-if op == 'add' and first_id ~= '' then
-  redis.call('SET', SEEN, count .. ' ' .. first_id .. ' ' .. last_id, 'EX', ttl)
-elseif op == 'remove' then
-  redis.call('DEL', SEEN)
-end
-return {'published', first_id, last_id, count}
+if part ~= 'open' then return record('', last_generated_id() or '0-0') end
+
+local length = redis.call('XLEN', EVENTS)
+if length == 0 then make_stream() end
+redis.call('HSET', CURSOR, 'open', newest_id(EVENTS) .. ' ' .. length)
+redis.call('RENAME', EVENTS, ASIDE)
+return {'open'}

@@ -1,14 +1,16 @@
-//! One atomic step of a chain: what is sent to `step.lua` and what comes back.
+//! One atomic step of a chain: what is sent to Redis, `step.lua` around the entries, and what comes back.
 
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use alloy_primitives::{B256, hex};
-use ethhook_domain::event::CodecError;
+use ethhook_domain::encoding::PACKED;
+use ethhook_domain::event::{self, CodecError};
 use ethhook_domain::{BlockRef, ChainId, Cursor, Encoding, ProcessedEvent, Proof};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, Value};
 
 use crate::entry_id::EntryId;
 use crate::errors::{FailureKind, RedisFailure};
@@ -160,7 +162,7 @@ fn held_text(held: Option<&Cursor>) -> String {
     }
 }
 
-impl Step<'_> {
+impl<'a> Step<'a> {
     /// The cursor once this step has been taken on `before`.
     pub(crate) fn after(&self, before: &Cursor) -> Cursor {
         let mut after = before.clone();
@@ -208,7 +210,7 @@ impl Step<'_> {
         }
     }
 
-    fn events(&self) -> &[ProcessedEvent] {
+    fn events(&self) -> &'a [ProcessedEvent] {
         match self {
             Self::Add { events, .. } | Self::Remove { events, .. } => events,
             _ => &[],
@@ -228,8 +230,7 @@ impl Step<'_> {
         }
     }
 
-    /// Whether the entries are those of the block: the script takes the fields that a block's
-    /// entries share from the marker.
+    /// Whether the entries are those of the block.
     fn check(&self, chain: ChainId) -> Result<(), StepError> {
         let Some((block, _)) = self.block() else { return Ok(()) };
         let removed = matches!(self, Self::Remove { .. });
@@ -270,9 +271,13 @@ pub(crate) async fn take(
     step: &Step<'_>,
 ) -> Result<Outcome, StepError> {
     let request = Request::of(envelope, step)?;
-    let (keys, arguments) = (request.keys(), request.arguments());
-    let call = Call { keys: &keys, arguments: &arguments };
-    read(&STEP.call(connection, call).await?)
+    let value = match request.message(Script::command).ask(connection).await {
+        Err(error) if is_unknown_script(&error) => {
+            request.message(Script::first_command).ask(connection).await
+        }
+        other => other,
+    };
+    read(&Reply::read(value.map_err(RedisFailure::from)?)?)
 }
 
 /// The outcome of a step that was sent.
@@ -285,11 +290,9 @@ pub(crate) fn send(
     envelope: &Envelope<'_>,
     step: &Step<'_>,
 ) -> Result<Answer, StepError> {
-    let request = Request::of(envelope, step)?;
-    let (keys, arguments) = (request.keys(), request.arguments());
-    let command = STEP.command(&Call { keys: &keys, arguments: &arguments });
+    let message = Request::of(envelope, step)?.message(Script::command);
     let answer = async move {
-        let value = command.query_async(&mut connection).await.map_err(|error| {
+        let value = message.ask(&mut connection).await.map_err(|error| {
             if is_unknown_script(&error) {
                 RedisFailure::new(FailureKind::Loading, "the script is not loaded")
             } else {
@@ -301,38 +304,121 @@ pub(crate) fn send(
     Ok(answer.boxed())
 }
 
-/// What is sent for a step.
+/// Bytes of an entry's command that are no value of it: room for all names.
+const BESIDE_VALUES: usize = 150;
+
+/// What is to be said of a step.
 struct Request<'a> {
     keys: &'a Keys,
+    encoding: Encoding,
     seen: Option<String>,
     head: Vec<String>,
-    entries: EntryArguments,
+    events: &'a [ProcessedEvent],
 }
 
 impl<'a> Request<'a> {
-    fn of(envelope: &Envelope<'a>, step: &Step<'_>) -> Result<Self, StepError> {
+    fn of(envelope: &Envelope<'a>, step: &Step<'a>) -> Result<Self, StepError> {
         step.check(envelope.chain)?;
         let keys = envelope.keys;
         let seen = match step {
             Step::Add { .. } | Step::Remove { .. } => step.block().map(|(b, _)| keys.seen(b.hash)),
             _ => None,
         };
-        let entries = EntryArguments::of(step.events(), envelope.believed.encoding);
-        Ok(Self { keys, seen, head: head(envelope, step), entries })
+        let (encoding, events) = (envelope.believed.encoding, step.events());
+        Ok(Self { keys, encoding, seen, head: head(envelope, step), events })
     }
 
-    fn keys(&self) -> Vec<&str> {
+    /// `call` makes the first call of the script; a second one follows on a server that knows it.
+    fn message(&self, call: fn(&Script, &Call<'_>) -> Cmd) -> Message {
         let mut keys = vec![self.keys.events.as_str(), &self.keys.blocks, &self.keys.cursor];
         keys.extend(self.seen.as_deref());
-        keys
+        let mut arguments: Vec<&[u8]> = self.head.iter().map(String::as_bytes).collect();
+        if self.events.is_empty() {
+            return Message::Call(call(&STEP, &Call { keys: &keys, arguments: &arguments }));
+        }
+        keys.push(&self.keys.aside);
+        let last = arguments.len();
+        let mut transaction = Pipeline::with_capacity(self.events.len() + 2);
+        arguments.push(b"open");
+        transaction.atomic().add_command(call(&STEP, &Call { keys: &keys, arguments: &arguments }));
+        let mut values = Vec::new();
+        for event in self.events {
+            transaction.add_command(self.entry(event, &mut values));
+        }
+        arguments[last] = b"close";
+        transaction.add_command(STEP.command(&Call { keys: &keys, arguments: &arguments }));
+        Message::Transaction(transaction)
     }
 
-    fn arguments(&self) -> Vec<&[u8]> {
-        let mut arguments: Vec<&[u8]> =
-            Vec::with_capacity(self.head.len() + self.entries.ends.len());
-        arguments.extend(self.head.iter().map(String::as_bytes));
-        arguments.extend(self.entries.arguments());
-        arguments
+    /// The `XADD` of `event`, whose values are written to `buffer`.
+    fn entry(&self, event: &ProcessedEvent, buffer: &mut Vec<u8>) -> Cmd {
+        buffer.clear();
+        match self.encoding {
+            Encoding::Fields => {
+                let ends = event.write_values(buffer);
+                let mut command = self.add(ends.len(), buffer.len());
+                let mut from = 0;
+                for (name, end) in event::FIELDS.iter().zip(ends) {
+                    command.arg(name).arg(&buffer[from..end]);
+                    from = end;
+                }
+                command
+            }
+            Encoding::Msgpack => {
+                event.write_packed(buffer);
+                let mut command = self.add(1, buffer.len());
+                command.arg(PACKED).arg(&buffer[..]);
+                command
+            }
+        }
+    }
+
+    /// An `XADD` before its fields, with room for them.
+    fn add(&self, fields: usize, bytes: usize) -> Cmd {
+        let mut command = Cmd::with_capacity(4 + 2 * fields, BESIDE_VALUES + bytes);
+        command.arg("XADD").arg(&self.keys.aside).arg("NOMKSTREAM").arg("*");
+        command
+    }
+}
+
+/// What is sent for a step.
+enum Message {
+    Call(Cmd),
+    /// A call that opens, the entries, and a call that closes.
+    Transaction(Pipeline),
+}
+
+impl Message {
+    /// What the script answers.
+    async fn ask(&self, connection: &mut impl ConnectionLike) -> Result<Value, RedisError> {
+        let transaction = match self {
+            Self::Call(command) => return command.query_async(connection).await,
+            Self::Transaction(transaction) => transaction,
+        };
+        let answer = connection.req_packed_commands(transaction, transaction.len() + 1, 1).await;
+        match answer.map_err(first_cause)?.pop() {
+            Some(Value::Array(results)) => deciding(results),
+            Some(Value::ServerError(error)) => Err(error.into()),
+            _ => Err((ErrorKind::UnexpectedReturnType, "unexpected answer to EXEC").into()),
+        }
+    }
+}
+
+/// What the opening says, unless it opened; then the first failure, else what the closing says.
+fn deciding(results: Vec<Value>) -> Result<Value, RedisError> {
+    let mut results = results.into_iter();
+    let opening = results.next().unwrap_or(Value::Nil).extract_error()?;
+    if !matches!(&opening, Value::Array(words) if *words == [Value::BulkString(b"open".into())]) {
+        return Ok(opening);
+    }
+    results.try_fold(opening, |_, result| result.extract_error())
+}
+
+/// Why a transaction was not taken: the error of the first command that was refused.
+fn first_cause(error: RedisError) -> RedisError {
+    match error.clone().into_server_errors() {
+        Some(errors) => errors.first().map_or(error, |(_, first)| first.clone().into()),
+        None => error,
     }
 }
 
@@ -368,39 +454,10 @@ fn head(envelope: &Envelope<'_>, step: &Step<'_>) -> Vec<String> {
             after.number.to_string(),
             optional(after.hash),
             envelope.dedup_ttl.as_secs().max(1).to_string(),
-            envelope.chain.to_string(),
-            matches!(step, Step::Remove { .. }).to_string(),
             believed.encoding.to_string(),
         ]);
     }
     head
-}
-
-/// The arguments of the entries, one behind the other.
-struct EntryArguments {
-    bytes: Vec<u8>,
-    ends: Vec<usize>,
-}
-
-impl EntryArguments {
-    fn of(events: &[ProcessedEvent], encoding: Encoding) -> Self {
-        let mut all = Self { bytes: Vec::new(), ends: Vec::new() };
-        for event in events {
-            match encoding {
-                Encoding::Fields => all.ends.extend(event.write_own_values(&mut all.bytes)),
-                Encoding::Msgpack => {
-                    event.write_packed(&mut all.bytes);
-                    all.ends.push(all.bytes.len());
-                }
-            }
-        }
-        all
-    }
-
-    fn arguments(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, end)| &self.bytes[start..*end])
-    }
 }
 
 fn optional(hash: Option<B256>) -> String {

@@ -18,7 +18,7 @@ const FETCHES_AT_ONCE: usize = 8;
 const SPANS_AHEAD: usize = 4;
 /// Logs that may wait in memory for their turn, those counted that fetches under way may bring; the
 /// block that passes it is the last one fetched.
-const MAX_WAITING_LOGS: usize = 20_000;
+const MAX_WAITING_LOGS: usize = 10_000;
 /// Headers that may wait, beyond those held back by confirmations.
 const MAX_WAITING_BLOCKS: usize = 512;
 

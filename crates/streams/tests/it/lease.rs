@@ -202,12 +202,16 @@ async fn a_cursor_or_a_key_that_is_not_ours_is_refused_by_name() {
 async fn a_user_who_may_not_write_a_key_gets_no_lease() {
     let mut redis = Fixture::new().await;
     let users = [
-        ("+@all ~lease:* ~cursor:* ~events:* ~seen:*", "blocks"),
-        ("+@all ~lease:* ~cursor:* ~blocks:* ~events:*", "seen"),
+        ("+@all ~lease:* ~cursor:* ~events:* ~seen:* ~aside:*", "blocks"),
+        ("+@all ~lease:* ~cursor:* ~blocks:* ~events:* ~aside:*", "seen"),
+        ("+@all ~lease:* ~cursor:* ~blocks:* ~events:* ~seen:*", "aside"),
         // Rights on the keys, and the command on some of them only: without a try beforehand, a
         // step would be cut in the middle.
         ("~* +@all -xadd (+@all ~events:*)", "XADD blocks"),
         ("~* +@all -xadd (+@all ~blocks:*)", "XADD events"),
+        ("~* +@all -rename", "RENAME"),
+        ("~* +@all -xdel", "XDEL"),
+        ("~* +@all -hdel", "HDEL"),
         ("~* +@all -set (+@all ~lease:*)", "SET seen"),
         ("~* +@all -del (+@all ~lease:*)", "DEL seen"),
     ];

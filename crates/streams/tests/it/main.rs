@@ -18,3 +18,4 @@ mod preflight;
 mod reader;
 mod retention;
 mod step;
+mod transaction;
