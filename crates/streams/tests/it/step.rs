@@ -201,11 +201,11 @@ async fn a_block_of_50_000_logs_is_one_step() {
     assert_eq!(redis.markers().await.len(), 1);
 }
 
-/// The sum of `usec` and the calls of `EVALSHA` and `EVAL`, as `INFO commandstats` has them.
-async fn script_micros(redis: &mut Fixture) -> u64 {
+/// For how long steps with entries have held Redis: `usec` of `EXEC`, as `INFO commandstats` has it.
+async fn held_micros(redis: &mut Fixture) -> u64 {
     let info: String = redis.ask("INFO commandstats").await;
     let micros = |line: &str| line.split_once("usec=")?.1.split(',').next()?.parse::<u64>().ok();
-    info.lines().filter(|line| line.starts_with("cmdstat_eval")).filter_map(micros).sum()
+    info.lines().filter(|line| line.starts_with("cmdstat_exec:")).filter_map(micros).sum()
 }
 
 /// Publishes 100 blocks of 200 ERC-20 Transfers each, and one of 10,041; returns how many bytes of
@@ -227,9 +227,9 @@ async fn bytes_of_a_transfer(encoding: Encoding, node_max_bytes: u64) -> (u64, u
     for key in others {
         beside += redis.ask::<u64>(&format!("MEMORY USAGE {key}")).await;
     }
-    let small = script_micros(&mut redis).await;
+    let small = held_micros(&mut redis).await;
     add(&mut publisher, &block("15537494a", &parent, 10_041)).await;
-    let large = script_micros(&mut redis).await - small;
+    let large = held_micros(&mut redis).await - small;
     println!(
         "{encoding}, stream nodes of {node_max_bytes}: {} B an event, {:.1} B beside it (markers, \
          dedup, cursor, at 200 events a block); Redis held {} us by 200 events, {large} us by 10,041",
