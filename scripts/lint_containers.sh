@@ -51,8 +51,11 @@ section "docker/Dockerfile"
 for manifest in crates/*/Cargo.toml; do
   grep -qF "COPY $manifest ${manifest%Cargo.toml}" docker/Dockerfile \
     || fail "docker/Dockerfile does not copy $manifest"
+  benches=${manifest%Cargo.toml}benches
+  ! grep -qF '[[bench]]' "$manifest" || grep -qF "COPY $benches $benches" docker/Dockerfile \
+    || fail "docker/Dockerfile does not copy $benches, which $manifest names"
 done
-echo "ok -- every crate's manifest is copied"
+echo "ok -- every crate's manifest is copied, and the benches that it names"
 
 section "docker-compose.yml"
 "$tools/bin/check-jsonschema" --builtin-schema vendor.compose-spec docker-compose.yml
@@ -145,7 +148,7 @@ if [ -n "$steps" ]; then
   need_cargo
   # Only what .dockerignore lets through.
   mkdir "$scratch/context" "$scratch/build"
-  cp -r Cargo.toml Cargo.lock crates "$scratch/context"
+  cp -r Cargo.toml Cargo.lock .cargo crates "$scratch/context"
   rm -rf "$scratch"/context/crates/*/tests
   export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
   # COPY becomes cp, RUN a shell; a release build becomes a check. The first stage alone.
@@ -168,8 +171,8 @@ for step in re.sub(r"\\\n", " ", "\n".join(lines)).splitlines():
             else:
                 print(f"cp -r {path}/. {target}")
     elif word == "RUN":
-        if rest.startswith("cargo install"):
-            continue  # a tool that only a release build needs
+        if rest.startswith(("apt-get", "cargo install")):
+            continue  # tools: of the system, and one that only a release build needs
         rest = rest.replace("cargo auditable build --release", "cargo check")
         print(re.sub(r"&& cp target/release/\S+ \S+", "", rest))
 PYTHON

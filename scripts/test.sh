@@ -62,7 +62,7 @@ if [ -n "$unit" ]; then
   section "Dependencies"
   ./scripts/supply_chain.sh
   section "Containers and the droplet"
-  ./scripts/lint_containers.sh
+  ./scripts/lint_containers.sh --steps
   ./scripts/test_deploy.sh
   section "Prometheus and Alertmanager"
   ./scripts/check_monitoring.sh
