@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// A third of the time went into glibc's, and it keeps more memory: docs/performance.md.
+/// A quarter of the time went into glibc's, which keeps more memory as well: docs/performance.md.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -46,6 +46,10 @@ local function record(first_id, last_id)
   return {'published', first_id, last_id, count}
 end
 
+local function refused(why)
+  return {'refused', op .. ' of block ' .. number .. ' ' .. hash .. ': ' .. why}
+end
+
 -- ID of the stream's newest entry.
 local function newest_id(stream)
   local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
@@ -64,7 +68,7 @@ if part == 'close' then
     for _, entry in ipairs(redis.call('XRANGE', EVENTS, first, '+')) do
       redis.call('XDEL', EVENTS, entry[1])
     end
-    return {'refused', op .. ' of block ' .. number .. ' ' .. hash .. ': not all entries went in'}
+    return refused('not all entries went in')
   end
   return record(redis.call('XRANGE', EVENTS, first, '+', 'COUNT', 1)[1][1], newest_id(EVENTS))
 end
@@ -129,9 +133,6 @@ end
 -- Another encoding is another stream: a chain that was reset and begun anew meanwhile.
 if not in_place or held.encoding ~= encoding then return moved() end
 
-local function refused(why)
-  return {'refused', op .. ' of block ' .. number .. ' ' .. hash .. ': ' .. why}
-end
 local n = tonumber(number)
 local final = held.finalized_hash ~= '' and tonumber(held.finalized_number)
 if op == 'add' then
@@ -164,12 +165,14 @@ local function below(a, b)
   if am ~= bm then return #am < #bm or (#am == #bm and am < bm) end
   return #as < #bs or (#as == #bs and as < bs)
 end
+
 -- An empty stream, unless there is one.
 local function make_stream()
   if redis.call('EXISTS', EVENTS) == 1 then return end
   redis.call('XGROUP', 'CREATE', EVENTS, 'ethhook-make', '0', 'MKSTREAM')
   redis.call('XGROUP', 'DESTROY', EVENTS, 'ethhook-make')
 end
+
 local function last_generated_id()
   if redis.call('EXISTS', EVENTS) == 0 then return nil end
   local info = redis.call('XINFO', 'STREAM', EVENTS)

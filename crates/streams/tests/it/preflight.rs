@@ -47,7 +47,8 @@ async fn a_server_that_is_away_or_full_may_pass_later() {
 #[tokio::test]
 async fn a_missing_right_is_named_and_the_password_is_not() {
     let mut redis = Fixture::new().await;
-    for denied in ["xtrim", "xinfo", "xadd", "xsetid", "scan", "evalsha", "memory"] {
+    let commands = ["xtrim", "xinfo", "xadd", "xsetid", "scan", "evalsha", "memory"];
+    for denied in commands.into_iter().chain(["multi", "rename", "xdel", "hdel", "exec"]) {
         redis
             .ask::<redis::Value>(&format!("ACL SETUSER poor on >hunter2 ~* &* +@all -{denied}"))
             .await;
