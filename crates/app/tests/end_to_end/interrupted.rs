@@ -57,6 +57,11 @@ async fn number(checker: &Checker) -> u64 {
     checker.cursor().await.unwrap().unwrap().number
 }
 
+async fn lease_is_held(rig: &Rig) -> bool {
+    let mut redis = rig.redis.connection().await.unwrap();
+    redis::cmd("EXISTS").arg("lease:{events:31337}").query_async(&mut redis).await.unwrap()
+}
+
 #[tokio::test]
 async fn a_rewind_that_was_killed_is_done_by_giving_it_again() {
     let (chain, _node, mut rig, link, checker) = slowed().await;
@@ -87,13 +92,8 @@ async fn a_skip_that_was_killed_is_done_once() {
     rig.terminate().await;
     chain.mine(10);
     let skip = ["skip", "--chain", "local", "--to", "15", "--yes"];
-    let mut redis = rig.redis.connection().await.unwrap();
-    let lease = "lease:{events:31337}";
     // Between the lease and the step, or just after the step.
-    kill_half_way(&rig, &link, &skip, async || {
-        redis::cmd("EXISTS").arg(lease).query_async(&mut redis).await.unwrap()
-    })
-    .await;
+    kill_half_way(&rig, &link, &skip, async || lease_is_held(&rig).await).await;
     let told = again(&rig, &skip).await;
     assert!(told.contains("blocks 11 to 15") || told.contains("next block is 16"), "{told}");
     let markers = checker.markers().await.unwrap();
@@ -121,6 +121,7 @@ async fn g10_a_cleared_alarm_that_was_killed_half_way_is_cleared_whole() {
     checker.settle_and_check(SETTLE).await.unwrap();
     chain.reorg(45, 50, Contents::Fresh);
     rig.wait_for("ready", |status, body| status == 503 && body.contains("alarm")).await;
+    assert!(!lease_is_held(&rig).await, "nobody need wait for one that stands still");
     rig.terminate().await;
 
     let clear = ["clear-alarm", "--chain", "local", "--yes"];

@@ -40,6 +40,8 @@ enum End {
     Reopen(&'static str),
     /// Redis refused what should have been fine; why.
     Refused(String),
+    /// A reorg below what is final: it goes on when an operator has cleared the alarm.
+    Alarm,
     /// Somebody wrote under our own `INSTANCE_ID` and a later epoch.
     Namesake,
 }
@@ -110,6 +112,7 @@ impl Chain {
             let cause = match self.drive(opened, heads, cancel).await {
                 End::Cancelled => return,
                 End::Reopen(cause) => cause,
+                End::Alarm => "alarm",
                 End::Refused(why) => {
                     self.trouble(Some(why));
                     refused = true;

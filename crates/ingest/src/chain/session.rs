@@ -121,6 +121,10 @@ impl Chain {
                 () = wake => None,
             };
             if let Some(end) = ended {
+                if matches!(end, End::Alarm) {
+                    // Nobody may write before the operator, who must not wait for us.
+                    session.give_lease_up().await;
+                }
                 return end;
             }
         }
@@ -545,7 +549,7 @@ impl<'a> Session<'a> {
                 }
                 metrics.finalized.set(gauge(block.number));
             }
-            Done::Alarmed => return Some(End::Reopen("alarm")),
+            Done::Alarmed => return Some(End::Alarm),
             Done::Renewed => {}
             Done::LeaseLost => return Some(End::Reopen("lease")),
         }
@@ -620,10 +624,14 @@ impl<'a> Session<'a> {
         {
             self.publisher = Some(publisher);
         }
+        self.give_lease_up().await;
+        End::Cancelled
+    }
+
+    async fn give_lease_up(&mut self) {
         if let Some(mut publisher) = self.publisher.take() {
             timeout(Duration::from_secs(1), publisher.release()).await.ok(); // it expires by itself
         }
-        End::Cancelled
     }
 }
 
