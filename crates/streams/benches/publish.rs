@@ -7,7 +7,7 @@ use std::time::Duration;
 use alloy_primitives::{Address, B256, Bytes, keccak256};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ethhook_domain::{BlockRef, Cursor, ProcessedEvent, Proof, Secret};
-use ethhook_streams::{Publisher, RedisConfig, Step, Streams};
+use ethhook_streams::{Events, Publisher, RedisConfig, Step, Streams};
 use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
 
 const CHAIN: u64 = 7;
@@ -16,7 +16,7 @@ const ON_THE_WIRE: usize = 4;
 
 struct Block {
     block: BlockRef,
-    events: Vec<ProcessedEvent>,
+    events: Events,
 }
 
 impl Block {
@@ -41,7 +41,7 @@ impl Block {
             timestamp: number,
             removed: false,
         };
-        Self { block, events: (0..EVENTS).map(event).collect() }
+        Self { block, events: (0..EVENTS).map(event).collect::<Vec<_>>().into() }
     }
 
     fn step(&self) -> Step<'_> {

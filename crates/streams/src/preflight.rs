@@ -299,7 +299,7 @@ async fn probe_steps(publisher: &mut Publisher) -> Result<(), Failed> {
     let proof = Proof::Structure;
     let mut published = None;
     for block in [a, b] {
-        let events = [probe_event(&block, false)];
+        let events = vec![probe_event(&block, false)].into();
         let step = Step::Add { block: &block, events: &events, proof, filter: "all" };
         let what = "publishing a block";
         if let Outcome::Published { first_id, last_id, events } =
@@ -318,7 +318,7 @@ async fn probe_steps(publisher: &mut Publisher) -> Result<(), Failed> {
         });
     };
     publisher.apply(&Step::Finalized { block: &a }).await.trying("marking a block final")?;
-    let events = [probe_event(&b, true)];
+    let events = vec![probe_event(&b, true)].into();
     let step = Step::Remove { block: &tip, events: &events };
     publisher.apply(&step).await.trying("taking a block back").map(drop)
 }

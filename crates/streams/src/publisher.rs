@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ethhook_domain::{ChainId, Cursor, Encoding};
 use redis::aio::MultiplexedConnection;
+use tokio::sync::oneshot;
 
 use crate::append_only;
 use crate::connection::Streams;
@@ -15,6 +16,7 @@ use crate::inventory;
 use crate::keys::Keys;
 use crate::lease::{Lease, LeaseError, OpenError};
 use crate::reader::{PublishedBlock, ReadError};
+use crate::request::Turn;
 use crate::step::{self, Answer, Envelope, Outcome, Step, StepError};
 
 /// The writer of one chain: a connection of its own, the cursor as it believes it to be, and the
@@ -37,6 +39,8 @@ pub struct Publisher {
     sent: Cursor,
     /// Looked at with the first step only: later ones build on IDs that this stream gave.
     floor: Option<EntryId>,
+    /// Told when all of the last step that was sent is on its way.
+    last_sent: Option<oneshot::Receiver<()>>,
     /// The last step was taken: the connection stands, and the server knows the script.
     is_open: bool,
 }
@@ -106,6 +110,7 @@ impl Publisher {
             cursor,
             sent,
             floor,
+            last_sent: None,
             is_open: false,
         })
     }
@@ -121,8 +126,9 @@ impl Publisher {
     /// # Errors
     /// See [`LeaseError`].
     pub async fn renew(&mut self) -> Result<(), LeaseError> {
-        let connection = connected(&self.streams, &self.keys, &mut self.connection).await?;
-        let result = self.lease.renew(connection, &self.keys, self.cursor.epoch).await;
+        let mut connection = self.take_connection().await?;
+        let result = self.lease.renew(&mut connection, &self.keys, self.cursor.epoch).await;
+        self.connection = Some(connection);
         if let Err(LeaseError::Redis(failure)) = &result {
             self.drop_connection_after(failure);
         }
@@ -133,13 +139,14 @@ impl Publisher {
     /// fail, it runs out.
     pub async fn release(&mut self) {
         fail_point("before", "release");
-        let result = match connected(&self.streams, &self.keys, &mut self.connection).await {
-            Ok(connection) => self.lease.release(connection, &self.keys, self.cursor.epoch).await,
+        let result = match self.take_connection().await {
+            Ok(mut connection) => {
+                self.lease.release(&mut connection, &self.keys, self.cursor.epoch).await
+            }
             Err(failure) => Err(failure),
         };
         if let Err(failure) = result {
             tracing::debug!(chain = self.chain, %failure, "the lease was not given up");
-            self.drop_connection_after(&failure);
         }
     }
 
@@ -149,7 +156,7 @@ impl Publisher {
     /// # Errors
     /// See [`StepError`].
     pub async fn apply(&mut self, step: &Step<'_>) -> Result<Outcome, StepError> {
-        let connection = connected(&self.streams, &self.keys, &mut self.connection).await?;
+        let connection = self.take_connection().await?;
         let envelope = Envelope {
             chain: self.chain,
             keys: &self.keys,
@@ -158,13 +165,14 @@ impl Publisher {
             floor: self.floor,
         };
         fail_point("before", step.op());
-        let result = step::take(connection, &envelope, step).await;
+        let result = step::take(&connection, &envelope, step).await;
+        self.connection = Some(connection);
         self.acknowledge(step, &result);
         result
     }
 
-    /// Sends `step` behind those that are on the wire: poll the answer, and tell
-    /// [`Publisher::acknowledge`] of it, in the order of sending. None if the step must be applied by
+    /// Sends `step` behind those that are on the wire, as its answer is polled; tell
+    /// [`Publisher::acknowledge`] of the answers in the order of sending. None if the step must be applied by
     /// itself: the first one, which looks at more, and any that needs a new connection.
     ///
     /// # Errors
@@ -181,7 +189,10 @@ impl Publisher {
             floor: None,
         };
         fail_point("before", step.op());
-        let answer = step::send(connection.clone(), &envelope, step)?;
+        let request = step::request(&envelope, step)?;
+        let (sent, is_sent) = oneshot::channel();
+        let turn = Turn { after: self.last_sent.replace(is_sent), sent: Some(sent) };
+        let answer = step::send(connection.clone(), request, turn);
         self.sent = step.after(&self.sent);
         Ok(Some(answer))
     }
@@ -191,28 +202,26 @@ impl Publisher {
     /// one after the other.
     pub fn acknowledge(&mut self, step: &Step<'_>, result: &Result<Outcome, StepError>) {
         fail_point("after", step.op());
-        match result {
-            Ok(Outcome::Published { last_id, .. }) => {
-                self.cursor = step.after(&self.cursor);
-                self.streams.acknowledge(self.chain, self.cursor.seq);
-                if !matches!(step, Step::Alarm { .. }) {
-                    self.floor = None;
-                    self.is_open = true;
-                }
-                if let Ok(id) = last_id.parse() {
-                    self.streams.raise_floor(self.chain, id);
-                }
-                if self.sent.seq <= self.cursor.seq {
-                    self.sent = self.cursor.clone(); // nothing is on the wire
-                }
+        if let Ok(Outcome::Published { last_id, .. }) = result {
+            self.cursor = step.after(&self.cursor);
+            self.streams.acknowledge(self.chain, self.cursor.seq);
+            if !matches!(step, Step::Alarm { .. }) {
+                self.floor = None;
+                self.is_open = true;
             }
-            Err(StepError::Redis(failure)) => {
-                self.sent = self.cursor.clone();
-                self.is_open = false;
-                self.drop_connection_after(failure);
+            if let Ok(id) = last_id.parse() {
+                self.streams.raise_floor(self.chain, id);
             }
-            _ => self.sent = self.cursor.clone(),
+            if self.sent.seq <= self.cursor.seq {
+                self.sent = self.cursor.clone(); // nothing is on the wire
+            }
+            return;
         }
+        if let Err(StepError::Redis(failure)) = result {
+            self.is_open = false;
+            self.drop_connection_after(failure);
+        }
+        self.sent = self.cursor.clone();
     }
 
     /// Takes the tip back: its entries are read from the stream, for no node need still have the
@@ -228,7 +237,17 @@ impl Publisher {
             })?;
         events.reverse();
         events.iter_mut().for_each(|event| event.removed = true);
-        self.apply(&Step::Remove { block, events: &events }).await
+        self.apply(&Step::Remove { block, events: &events.into() }).await
+    }
+
+    /// The connection that stands, or a new one: also after a step of which not all was sent, for the
+    /// rest of which that connection would wait. Put it back when it has answered.
+    async fn take_connection(&mut self) -> Result<MultiplexedConnection, RedisFailure> {
+        let was_cut = self.last_sent.take().is_some_and(|mut sent| sent.try_recv().is_err());
+        match self.connection.take().filter(|_| !was_cut) {
+            Some(standing) => Ok(standing),
+            None => connect(&self.streams, &self.keys).await,
+        }
     }
 
     /// What a failed connection still carries may arrive late; the next call gets a new one, which
@@ -245,17 +264,4 @@ async fn connect(streams: &Streams, keys: &Keys) -> Result<MultiplexedConnection
     let mut connection = streams.connect(&keys.events, Duration::ZERO).await?;
     append_only::mend(&mut connection).await;
     Ok(connection)
-}
-
-/// The connection that stands, or a new one.
-async fn connected<'a>(
-    streams: &Streams,
-    keys: &Keys,
-    connection: &'a mut Option<MultiplexedConnection>,
-) -> Result<&'a mut MultiplexedConnection, RedisFailure> {
-    let standing = match connection.take() {
-        Some(standing) => standing,
-        None => connect(streams, keys).await?,
-    };
-    Ok(connection.insert(standing))
 }

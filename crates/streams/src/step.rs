@@ -1,24 +1,24 @@
-//! One atomic step of a chain: what is sent to Redis, `step.lua` around the entries, and what comes back.
+//! One atomic step of a chain: what it is, what is said of it to `step.lua`, and what comes back.
 
-use std::sync::LazyLock;
+use std::sync::Arc;
 use std::time::Duration;
 
 use alloy_primitives::{B256, hex};
-use ethhook_domain::encoding::PACKED;
-use ethhook_domain::event::{self, CodecError};
-use ethhook_domain::{BlockRef, ChainId, Cursor, Encoding, ProcessedEvent, Proof};
+use ethhook_domain::event::CodecError;
+use ethhook_domain::{BlockRef, ChainId, Cursor, ProcessedEvent, Proof};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{Cmd, ErrorKind, Pipeline, RedisError, Value};
+use redis::aio::MultiplexedConnection;
 
 use crate::entry_id::EntryId;
 use crate::errors::{FailureKind, RedisFailure};
 use crate::keys::Keys;
 use crate::reader::PublishedBlock;
-use crate::script::{Call, Reply, Script, is_unknown_script};
+use crate::request::{Request, Turn};
+use crate::script::{Reply, is_unknown_script};
 
-static STEP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("step.lua")));
+/// Events of one block, shared with what is on its way to Redis.
+pub type Events = Arc<Vec<ProcessedEvent>>;
 
 /// What happens to the chain next.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +28,7 @@ pub enum Step<'a> {
         /// The block.
         block: &'a BlockRef,
         /// Its events after the filter, by ascending `log_index`; each of this block.
-        events: &'a [ProcessedEvent],
+        events: &'a Events,
         /// The strongest check it passed.
         proof: Proof,
         /// Digest of the filter in force.
@@ -39,7 +39,7 @@ pub enum Step<'a> {
         /// The tip, as it was published.
         block: &'a PublishedBlock,
         /// Its events as they were published, reversed, each with `removed` set.
-        events: &'a [ProcessedEvent],
+        events: &'a Events,
     },
     /// A published block is final; refused if one above it already is.
     Finalized {
@@ -210,10 +210,10 @@ impl<'a> Step<'a> {
         }
     }
 
-    fn events(&self) -> &'a [ProcessedEvent] {
+    fn events(&self) -> Events {
         match self {
-            Self::Add { events, .. } | Self::Remove { events, .. } => events,
-            _ => &[],
+            Self::Add { events, .. } | Self::Remove { events, .. } => Arc::clone(events),
+            _ => Events::default(),
         }
     }
 
@@ -234,7 +234,8 @@ impl<'a> Step<'a> {
     fn check(&self, chain: ChainId) -> Result<(), StepError> {
         let Some((block, _)) = self.block() else { return Ok(()) };
         let removed = matches!(self, Self::Remove { .. });
-        let foreign = self.events().iter().find(|event| {
+        let events = self.events();
+        let foreign = events.iter().find(|event| {
             event.chain_id != chain
                 || event.block_hash != block.hash
                 || event.block_number != block.number
@@ -266,33 +267,23 @@ pub(crate) struct Envelope<'a> {
 
 /// Takes `step` if the cursor holds what the envelope believes.
 pub(crate) async fn take(
-    connection: &mut impl ConnectionLike,
+    connection: &MultiplexedConnection,
     envelope: &Envelope<'_>,
     step: &Step<'_>,
 ) -> Result<Outcome, StepError> {
-    let request = Request::of(envelope, step)?;
-    let value = match request.message(Script::command).ask(connection).await {
-        Err(error) if is_unknown_script(&error) => {
-            request.message(Script::first_command).ask(connection).await
-        }
-        other => other,
-    };
-    read(&Reply::read(value.map_err(RedisFailure::from)?)?)
+    let value = request(envelope, step)?.ask(connection).await.map_err(RedisFailure::from)?;
+    read(&Reply::read(value)?)
 }
 
 /// The outcome of a step that was sent.
 pub type Answer = BoxFuture<'static, Result<Outcome, StepError>>;
 
-/// Sends `step` as soon as the answer is first polled, behind whatever the connection carries. The
-/// server must know the script; one that has forgotten it fails retryably.
-pub(crate) fn send(
-    mut connection: MultiplexedConnection,
-    envelope: &Envelope<'_>,
-    step: &Step<'_>,
-) -> Result<Answer, StepError> {
-    let message = Request::of(envelope, step)?.message(Script::command);
+/// Sends a step when its `turn` has come, as the answer is polled: one that is dropped half-way leaves
+/// the connection in the middle of a transaction. The server must know the script; one that has
+/// forgotten it fails retryably.
+pub(crate) fn send(connection: MultiplexedConnection, request: Request, turn: Turn) -> Answer {
     let answer = async move {
-        let value = message.ask(&mut connection).await.map_err(|error| {
+        let value = request.ask_in_turn(&connection, turn).await.map_err(|error| {
             if is_unknown_script(&error) {
                 RedisFailure::new(FailureKind::Loading, "the script is not loaded")
             } else {
@@ -301,125 +292,25 @@ pub(crate) fn send(
         })?;
         read(&Reply::read(value)?)
     };
-    Ok(answer.boxed())
+    answer.boxed()
 }
 
-/// Bytes of an entry's command that are no value of it: room for all names.
-const BESIDE_VALUES: usize = 150;
-
-/// What is to be said of a step.
-struct Request<'a> {
-    keys: &'a Keys,
-    encoding: Encoding,
-    seen: Option<String>,
-    head: Vec<String>,
-    events: &'a [ProcessedEvent],
-}
-
-impl<'a> Request<'a> {
-    fn of(envelope: &Envelope<'a>, step: &Step<'a>) -> Result<Self, StepError> {
-        step.check(envelope.chain)?;
-        let keys = envelope.keys;
-        let seen = match step {
-            Step::Add { .. } | Step::Remove { .. } => step.block().map(|(b, _)| keys.seen(b.hash)),
-            _ => None,
-        };
-        let (encoding, events) = (envelope.believed.encoding, step.events());
-        Ok(Self { keys, encoding, seen, head: head(envelope, step), events })
-    }
-
-    /// `call` makes the first call of the script; a second one follows on a server that knows it.
-    fn message(&self, call: fn(&Script, &Call<'_>) -> Cmd) -> Message {
-        let mut keys = vec![self.keys.events.as_str(), &self.keys.blocks, &self.keys.cursor];
-        keys.extend(self.seen.as_deref());
-        let mut arguments: Vec<&[u8]> = self.head.iter().map(String::as_bytes).collect();
-        if self.events.is_empty() {
-            return Message::Call(call(&STEP, &Call { keys: &keys, arguments: &arguments }));
+/// What is to be said of `step`.
+pub(crate) fn request(envelope: &Envelope<'_>, step: &Step<'_>) -> Result<Request, StepError> {
+    step.check(envelope.chain)?;
+    let seen = match step {
+        Step::Add { .. } | Step::Remove { .. } => {
+            step.block().map(|(block, _)| envelope.keys.seen(block.hash))
         }
-        keys.push(&self.keys.aside);
-        let last = arguments.len();
-        let mut transaction = Pipeline::with_capacity(self.events.len() + 2);
-        arguments.push(b"open");
-        transaction.atomic().add_command(call(&STEP, &Call { keys: &keys, arguments: &arguments }));
-        let mut values = Vec::new();
-        for event in self.events {
-            transaction.add_command(self.entry(event, &mut values));
-        }
-        arguments[last] = b"close";
-        transaction.add_command(STEP.command(&Call { keys: &keys, arguments: &arguments }));
-        Message::Transaction(transaction)
-    }
-
-    /// The `XADD` of `event`, whose values are written to `buffer`.
-    fn entry(&self, event: &ProcessedEvent, buffer: &mut Vec<u8>) -> Cmd {
-        buffer.clear();
-        match self.encoding {
-            Encoding::Fields => {
-                let ends = event.write_values(buffer);
-                let mut command = self.add(ends.len(), buffer.len());
-                let mut from = 0;
-                for (name, end) in event::FIELDS.iter().zip(ends) {
-                    command.arg(name).arg(&buffer[from..end]);
-                    from = end;
-                }
-                command
-            }
-            Encoding::Msgpack => {
-                event.write_packed(buffer);
-                let mut command = self.add(1, buffer.len());
-                command.arg(PACKED).arg(&buffer[..]);
-                command
-            }
-        }
-    }
-
-    /// An `XADD` before its fields, with room for them.
-    fn add(&self, fields: usize, bytes: usize) -> Cmd {
-        let mut command = Cmd::with_capacity(4 + 2 * fields, BESIDE_VALUES + bytes);
-        command.arg("XADD").arg(&self.keys.aside).arg("NOMKSTREAM").arg("*");
-        command
-    }
-}
-
-/// What is sent for a step.
-enum Message {
-    Call(Cmd),
-    /// A call that opens, the entries, and a call that closes.
-    Transaction(Pipeline),
-}
-
-impl Message {
-    /// What the script answers.
-    async fn ask(&self, connection: &mut impl ConnectionLike) -> Result<Value, RedisError> {
-        let transaction = match self {
-            Self::Call(command) => return command.query_async(connection).await,
-            Self::Transaction(transaction) => transaction,
-        };
-        let answer = connection.req_packed_commands(transaction, transaction.len() + 1, 1).await;
-        match answer.map_err(first_cause)?.pop() {
-            Some(Value::Array(results)) => deciding(results),
-            Some(Value::ServerError(error)) => Err(error.into()),
-            _ => Err((ErrorKind::UnexpectedReturnType, "unexpected answer to EXEC").into()),
-        }
-    }
-}
-
-/// What the opening says, unless it opened; then the first failure, else what the closing says.
-fn deciding(results: Vec<Value>) -> Result<Value, RedisError> {
-    let mut results = results.into_iter();
-    let opening = results.next().unwrap_or(Value::Nil).extract_error()?;
-    if !matches!(&opening, Value::Array(words) if *words == [Value::BulkString(b"open".into())]) {
-        return Ok(opening);
-    }
-    results.try_fold(opening, |_, result| result.extract_error())
-}
-
-/// Why a transaction was not taken: the error of the first command that was refused.
-fn first_cause(error: RedisError) -> RedisError {
-    match error.clone().into_server_errors() {
-        Some(errors) => errors.first().map_or(error, |(_, first)| first.clone().into()),
-        None => error,
-    }
+        _ => None,
+    };
+    Ok(Request {
+        keys: envelope.keys.clone(),
+        encoding: envelope.believed.encoding,
+        seen,
+        head: head(envelope, step),
+        events: step.events(),
+    })
 }
 
 /// The arguments before the entries, in the order that `step.lua` lists.

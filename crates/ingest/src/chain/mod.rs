@@ -51,7 +51,7 @@ pub(crate) struct Chain {
     config: ChainConfig,
     options: Options,
     streams: Streams,
-    node: Node,
+    node: Arc<Node>,
     metrics: ChainMetrics,
     status: StatusBoard,
     /// The start this process resolved: a Redis that was wiped starts there again.
@@ -81,6 +81,7 @@ impl Chain {
         for socket in running {
             sockets.spawn(socket.run().instrument(Span::current()));
         }
+        let node = Arc::new(node);
         let mut chain =
             Self { config, options, streams, node, metrics, status, resolved_start: None, places };
         let sessions = chain.sessions(&mut heads, &cancel);

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use ethhook_domain::canonical::{Ask, Change, Violation};
 use ethhook_domain::{BlockRef, CanonicalChain, Header};
 use ethhook_streams::{PublishedBlock, Publisher, ReadError, Retained, StepError};
+use futures_util::FutureExt;
 use futures_util::future::{Aborted, BoxFuture, pending};
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -64,7 +64,7 @@ struct Session<'a> {
     writing: Running<'a, Written>,
     /// Blocks that were sent; nothing is in `writing` meanwhile.
     wire: Wire,
-    fetches: FuturesUnordered<BoxFuture<'a, Fetched>>,
+    fetches: JoinSet<Fetched>,
     asking: Running<'a, Asked>,
     finality: Running<'a, Result<Option<Header>, NodeError>>,
     retention: Running<'a, Result<Retained, ReadError>>,
@@ -115,7 +115,7 @@ impl Chain {
                 Some((adding, result)) = session.wire.next() => session.acknowledged(adding, result),
                 Some(head) = heads.recv() => { session.heard(head); None }
                 asked = finished(&mut session.asking) => { session.answered(asked); None }
-                Some(fetched) = session.fetches.next() => { session.fetched(fetched); None }
+                Some(fetched) = session.fetches.join_next() => { session.fetched(fetched); None }
                 tag = finished(&mut session.finality) => { session.tagged(tag); None }
                 retained = finished(&mut session.retention) => { session.retained(retained); None }
                 () = wake => None,
@@ -153,7 +153,7 @@ impl<'a> Session<'a> {
             publisher: Some(opened.publisher),
             writing: None,
             wire: Wire::default(),
-            fetches: FuturesUnordered::new(),
+            fetches: JoinSet::new(),
             asking: None,
             finality: None,
             retention: None,

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use ethhook_domain::verify::Verified;
 use ethhook_domain::{BlockRef, ChainId, Filter, ProcessedEvent, Proof};
-use ethhook_streams::{Answer, Outcome, PublishedBlock, Publisher, Step, StepError, fail_point};
+use ethhook_streams::{
+    Answer, Events, Outcome, PublishedBlock, Publisher, Step, StepError, fail_point,
+};
 use futures_util::FutureExt;
 use futures_util::future::ready;
 use tracing::warn;
@@ -28,7 +30,7 @@ pub(super) struct Adding {
     pub(super) block: BlockRef,
     /// When its head came; none while catching up.
     heard: Option<Instant>,
-    pub(super) events: Vec<ProcessedEvent>,
+    pub(super) events: Events,
     proof: Proof,
     started: Instant,
 }
@@ -40,7 +42,7 @@ impl Adding {
         events: Vec<ProcessedEvent>,
         proof: Proof,
     ) -> Self {
-        Self { block, heard, events, proof, started: Instant::now() }
+        Self { block, heard, events: events.into(), proof, started: Instant::now() }
     }
 }
 

@@ -1,11 +1,12 @@
 //! A chain to publish: blocks named like `4a`, with events made from the name.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use alloy_primitives::{Address, B256, Bytes, keccak256};
 use ethhook_domain::{BlockRef, Cursor, Marker, ProcessedEvent, Proof, Secret};
 use ethhook_streams::{
-    Keys, Outcome, PublishedBlock, Publisher, RedisConfig, Step, StepError, Streams,
+    Events, Keys, Outcome, PublishedBlock, Publisher, RedisConfig, Step, StepError, Streams,
 };
 use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
 use redis::aio::MultiplexedConnection;
@@ -136,7 +137,7 @@ pub(crate) async fn open(
 #[derive(Debug, Clone)]
 pub(crate) struct Block {
     pub(crate) link: BlockRef,
-    pub(crate) events: Vec<ProcessedEvent>,
+    pub(crate) events: Events,
 }
 
 /// The hash of the block called `name`; `0` is the free parent of the first.
@@ -153,7 +154,7 @@ pub(crate) fn block(name: &str, parent: &str, count: u64) -> Block {
         parent_hash: hash(parent),
         timestamp: 1_700_000_000 + number * 12,
     };
-    let events = (0..count).map(|i| event(&link, i)).collect();
+    let events = (0..count).map(|i| event(&link, i)).collect::<Vec<_>>().into();
     Block { link, events }
 }
 
@@ -191,14 +192,14 @@ impl Block {
 
     /// The same block on another chain.
     pub(crate) fn on(mut self, chain: u64) -> Self {
-        self.events.iter_mut().for_each(|event| event.chain_id = chain);
+        Arc::make_mut(&mut self.events).iter_mut().for_each(|event| event.chain_id = chain);
         self
     }
 
     /// The events that take this block back.
-    pub(crate) fn reversed(&self) -> Vec<ProcessedEvent> {
+    pub(crate) fn reversed(&self) -> Events {
         let removed = |event: &ProcessedEvent| ProcessedEvent { removed: true, ..event.clone() };
-        self.events.iter().rev().map(removed).collect()
+        self.events.iter().rev().map(removed).collect::<Vec<_>>().into()
     }
 }
 

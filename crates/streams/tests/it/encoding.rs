@@ -25,7 +25,7 @@ async fn a_packed_block_lands_is_read_and_taken_back() {
     add(&mut publisher, &a1).await;
     let published = add(&mut publisher, &a2).await;
 
-    let mut wanted = [a1.events.clone(), a2.events.clone()].concat();
+    let mut wanted = [a1.events.as_slice(), a2.events.as_slice()].concat();
     let raw: Vec<RawEntry> = redis.ask("XRANGE events:7 - +").await;
     for ((_, fields), event) in raw.iter().zip(&wanted) {
         let mut value = Vec::new();
@@ -35,11 +35,11 @@ async fn a_packed_block_lands_is_read_and_taken_back() {
     let followed: Vec<_> = tail.next(100).await.unwrap().into_iter().map(|(_, e)| e).collect();
     assert_eq!(followed, wanted);
     let stored = redis.streams.block_events(CHAIN, &published).await.unwrap();
-    assert_eq!(stored, a2.events);
+    assert_eq!(stored, *a2.events);
 
     // Taken back from what the stream holds; the removed entries are packed as well.
     publisher.take_back(&published).await.unwrap();
-    wanted.extend(a2.reversed());
+    wanted.extend(a2.reversed().iter().cloned());
     let events: Vec<_> = redis.events().await.into_iter().map(|(_, event)| event).collect();
     assert_eq!(events, wanted);
     assert_eq!(redis.cursor().await.encoding, Encoding::Msgpack);

@@ -1,7 +1,7 @@
 //! What only an operator orders: a gap, and going back below the finalized block.
 
 use ethhook_domain::Op;
-use ethhook_streams::{Outcome, PublishedBlock, Publisher, Step, StepError};
+use ethhook_streams::{Events, Outcome, PublishedBlock, Publisher, Step, StepError};
 
 use crate::chain::{CHAIN, Fixture, add, add_all, block, hash};
 
@@ -109,6 +109,10 @@ async fn g10_finality_moves_back_only_with_a_latched_alarm() {
     for block in published[4..].iter().rev() {
         publisher.take_back(block).await.unwrap();
     }
-    refused(&mut publisher, &Step::Remove { block: &published[3], events: &[] }, "4 is finalized")
-        .await;
+    refused(
+        &mut publisher,
+        &Step::Remove { block: &published[3], events: &Events::default() },
+        "4 is finalized",
+    )
+    .await;
 }

@@ -29,7 +29,8 @@ async fn g3_blocks_that_are_sent_behind_each_other_come_in_their_order() {
     assert!(publisher.send(&first.add()).unwrap().is_none(), "the first goes by itself");
     add(&mut publisher, &first).await;
 
-    let blocks = [block("2a", "1a", 300), block("3a", "2a", 0), block("4a", "3a", 5)];
+    // Some go out whole, some in parts.
+    let blocks = [block("2a", "1a", 1_300), block("3a", "2a", 0), block("4a", "3a", 505)];
     let results = send_all(&mut publisher, &blocks).await;
     for (block, result) in blocks.iter().zip(&results) {
         assert!(is_published(result), "{result:?}");
@@ -39,7 +40,7 @@ async fn g3_blocks_that_are_sent_behind_each_other_come_in_their_order() {
     let numbers: Vec<_> = redis.markers().await.iter().map(|m| (m.seq, m.number)).collect();
     assert_eq!(numbers, [(1, 1), (2, 2), (3, 3), (4, 4)]);
     let heights: Vec<_> = redis.events().await.iter().map(|(_, e)| e.block_number).collect();
-    assert!(heights.is_sorted() && heights.len() == 307);
+    assert!(heights.is_sorted() && heights.len() == 1_807);
     // And by itself again.
     add(&mut publisher, &block("5a", "4a", 1)).await;
 }
@@ -104,4 +105,51 @@ async fn g4_what_was_on_the_wire_when_redis_died_is_applied_again() {
     }
     assert_eq!(publisher.cursor(), &redis.cursor().await);
     assert_eq!(redis.events().await.len(), 5);
+}
+
+#[tokio::test]
+async fn g4_a_step_that_was_cut_short_on_its_way_is_applied_again() {
+    let mut redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add(&mut publisher, &block("1a", "0", 1)).await;
+    let before = redis.dump().await;
+    // Of the one only the first parts leave; the other comes behind it.
+    let blocks = [block("2a", "1a", 3_000), block("3a", "2a", 3)];
+    let [cut, behind] = blocks.each_ref().map(|block| publisher.send(&block.add()).unwrap());
+    let mut cut = cut.unwrap();
+    assert!(futures_util::poll!(&mut cut).is_pending());
+    while !redis.ask::<String>("CLIENT LIST").await.contains(" multi=1001 ") {
+        tokio::task::yield_now().await; // MULTI is there, the opening and 1,000 entries
+    }
+    drop(cut);
+    let result = behind.unwrap().await;
+    assert!(result.as_ref().is_err_and(StepError::is_retryable), "{result:?}");
+    assert_eq!(redis.dump().await, before);
+
+    // Nor does what is applied now go into the transaction that was begun.
+    for block in &blocks {
+        add(&mut publisher, block).await;
+    }
+    assert_eq!(publisher.cursor(), &redis.cursor().await);
+    assert_eq!(redis.events().await.len(), 3_004);
+}
+
+#[tokio::test]
+async fn g4_a_call_that_was_dropped_half_way_leaves_the_publisher_usable() {
+    let redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add(&mut publisher, &block("1a", "0", 1)).await;
+    let large = block("2a", "1a", 3_000);
+    for polls in 1..8 {
+        let step = large.add();
+        let mut call = Box::pin(publisher.apply(&step));
+        for _ in 0..polls {
+            assert!(futures_util::poll!(&mut call).is_pending());
+            tokio::task::yield_now().await;
+        }
+        drop(call);
+        publisher.renew().await.unwrap();
+    }
+    add(&mut publisher, &large).await;
+    assert_eq!(redis.events().await.len(), 3_001);
 }

@@ -39,7 +39,7 @@ async fn the_window_is_the_canonical_chain_after_reorgs() {
     }
     assert_eq!(names(&window(&redis).await), ["1c", "2c", "3c", "4c"].map(hash));
     for (block, published) in &stack {
-        assert_eq!(redis.streams.block_events(CHAIN, published).await.unwrap(), block.events);
+        assert_eq!(redis.streams.block_events(CHAIN, published).await.unwrap(), *block.events);
     }
 }
 

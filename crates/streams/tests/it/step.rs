@@ -35,7 +35,7 @@ async fn a_block_lands_with_its_marker_dedup_record_and_cursor() {
 
     let entries = raw_entries(redis.ask("XRANGE events:7 - +").await);
     assert_eq!(entries.len(), 3);
-    for ((_, fields), wanted) in entries.iter().zip(&a1.events) {
+    for ((_, fields), wanted) in entries.iter().zip(a1.events.iter()) {
         let wanted: Vec<_> =
             event::FIELDS.iter().map(|n| (*n).to_owned()).zip(wanted.to_values()).collect();
         assert_eq!(*fields, wanted, "all fields, in the contract's order");
@@ -63,7 +63,7 @@ async fn a_block_lands_with_its_marker_dedup_record_and_cursor() {
     let mut wanted = cursor::FIELDS;
     wanted.sort_unstable();
     assert_eq!(names, wanted);
-    assert_eq!(redis.events().await.into_iter().map(|(_, e)| e).collect::<Vec<_>>(), a1.events);
+    assert_eq!(redis.events().await.into_iter().map(|(_, e)| e).collect::<Vec<_>>(), *a1.events);
 }
 
 #[tokio::test]
@@ -186,7 +186,7 @@ async fn a_block_of_10_041_logs_is_one_step() {
     let published = add(&mut publisher, &large).await;
     assert_eq!(published.events, 10_041);
     let events = redis.streams.block_events(CHAIN, &published).await.unwrap();
-    assert_eq!(events, large.events);
+    assert_eq!(events, *large.events);
     remove(&mut publisher, &large, &published).await.unwrap();
     assert_eq!(redis.streams.stream_size(CHAIN).await.unwrap().0, 20_082);
 }

@@ -1,5 +1,7 @@
 //! The fetching side of a session: which blocks are asked for, when, and how many at once.
 
+use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::time::Instant;
 
 use alloy_primitives::B256;
@@ -7,6 +9,8 @@ use ethhook_domain::BlockRef;
 use ethhook_domain::verify::Verified;
 use futures_util::FutureExt;
 use futures_util::future::abortable;
+use tokio::task::JoinError;
+use tracing::{Instrument, Span};
 
 use super::{Fetched, Session};
 use crate::chain::queue::Limits;
@@ -59,11 +63,14 @@ impl Session<'_> {
             at_head |= last.block.number > deep;
             let blocks: Vec<BlockRef> = headers.iter().map(|header| header.block).collect();
             let hashes: Vec<B256> = blocks.iter().map(|block| block.hash).collect();
+            let node = Arc::clone(&chain.node);
             let (fetch, abort) = abortable(async move {
-                let outcomes = chain.node.blocks(&headers).await;
+                let outcomes = node.blocks(&headers).await;
                 outcomes.unwrap_or_else(|error| vec![Err(error); headers.len()])
             });
-            self.fetches.push(fetch.map(move |result| (blocks, result)).boxed());
+            // A task of its own: what is read and checked there holds up no step to Redis.
+            let fetch = fetch.map(move |result| (blocks, result));
+            self.fetches.spawn(fetch.instrument(Span::current()));
             self.queue.fetching(&hashes, abort);
         }
         if let (Some(every), true) = (chain.config.batch_every, at_head) {
@@ -71,7 +78,8 @@ impl Session<'_> {
         }
     }
 
-    pub(super) fn fetched(&mut self, (blocks, result): Fetched) {
+    pub(super) fn fetched(&mut self, ended: Result<Fetched, JoinError>) {
+        let (blocks, result) = ended.unwrap_or_else(|error| resume_unwind(error.into_panic()));
         let Ok(outcomes) = result else { return }; // wanted no longer
         for (block, outcome) in blocks.into_iter().zip(outcomes) {
             match outcome {
