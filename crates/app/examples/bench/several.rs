@@ -110,8 +110,8 @@ pub(crate) async fn idle_rows(bench: &Bench) -> Result<Vec<Row>> {
 pub(crate) async fn neighbour_rows(bench: &Bench) -> Result<Vec<Row>> {
     let blocks = if bench.options.quick { 60 } else { 200 };
     let usual: Arc<[Template]> = simulated(200, 8).await?.into();
-    let large: Arc<[Template]> = simulated(10_000, 1).await?.into();
-    let mut stage = Stage::set(bench, vec![chain(0, &usual), chain(1, &large)]).await?;
+    let large = &bench.recorded.large;
+    let mut stage = Stage::set(bench, vec![chain(0, &usual), chain(1, large)]).await?;
     let [small, large] = stage.chains.as_slice() else { anyhow::bail!("no chains") };
     let (small, large) = (Arc::clone(small), [Arc::clone(large)]);
     let _miner = mine(std::slice::from_ref(&small), Duration::from_millis(250));
