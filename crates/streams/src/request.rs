@@ -16,6 +16,7 @@ use redis::{Cmd, ErrorKind, Pipeline, RedisError, ServerError, Value};
 use tokio::sync::oneshot;
 use tokio::task::unconstrained;
 
+use crate::fail_point::fail_point;
 use crate::keys::Keys;
 use crate::script::{Call, Script, is_unknown_script};
 use crate::step::Events;
@@ -116,7 +117,9 @@ impl Request {
     /// closes behind them.
     fn part(&self, part: Range<usize>, call: fn(&Script, &Call<'_>) -> Cmd) -> Pipeline {
         let mut pipeline = Pipeline::with_capacity(part.len() + 4);
-        if part.start == 0 {
+        if part.start > 0 {
+            fail_point("between", "parts");
+        } else {
             pipeline.cmd("MULTI").add_command(self.call(call, Some("open")));
         }
         let is_last = part.end == self.events.len();

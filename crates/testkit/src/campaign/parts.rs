@@ -67,14 +67,19 @@ pub static PARTS: &[Part] = &[
     Part {
         name: "fail-points",
         about: "the ingestor kills itself at each named place",
-        count: 90,
+        count: 100,
         kind: Kind::Repeated {
             group: 1,
             actions: same,
             // What must become final needs a new chain each time.
-            world: |random, _| WorldPlan { rounds: 3, ..small(random) },
+            world: |random, nth| {
+                // A block has parts from 501 logs on.
+                let has_parts = (nth..nth + 3).any(|nth| point_of(nth) == "between-parts");
+                let events_per_block = if has_parts { 600 } else { 6 };
+                WorldPlan { rounds: 3, events_per_block, ..small(random) }
+            },
             action: |random, nth, _| {
-                let point = FAIL_POINTS[index(nth, FAIL_POINTS.len())];
+                let point = point_of(nth);
                 let count = random.random_range(1..6);
                 (Action::FailPoint { who: 0, point, count }, ms(1_500))
             },
@@ -264,6 +269,10 @@ fn redis_killed(random: &mut SmallRng) -> (Action, Duration) {
 
 fn index(nth: u64, of: usize) -> usize {
     usize::try_from(nth).unwrap_or_default() % of
+}
+
+fn point_of(nth: u64) -> &'static str {
+    FAIL_POINTS[index(nth, FAIL_POINTS.len())]
 }
 
 fn kind_of(nth: u64) -> &'static str {

@@ -13,6 +13,7 @@ use super::action::{Action, LinkFault, Side, WorldPlan};
 pub(super) const FAIL_POINTS: &[&str] = &[
     "block-in-flight",
     "before-add",
+    "between-parts",
     "after-add",
     "before-remove",
     "after-remove",
