@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use ethhook_domain::cursor::{FIELDS, SCHEMA};
 use ethhook_domain::event::CodecError;
-use ethhook_domain::{Cursor, Encoding};
+use ethhook_domain::{ChainId, Cursor, Encoding};
 use redis::aio::ConnectionLike;
 
+use crate::connection::Streams;
 use crate::errors::RedisFailure;
 use crate::keys::Keys;
+use crate::reader::{ReadError, query};
 use crate::script::{Call, Reply, Script};
 
 static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("take_lease.lua")));
@@ -132,6 +134,29 @@ impl LeaseError {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Redis(failure) if failure.is_retryable())
+    }
+}
+
+impl Streams {
+    /// Whether nobody but `writer` holds the lease of `chain`: looks, and changes nothing.
+    ///
+    /// # Errors
+    /// `LeaseHeld` if somebody does, or what Redis failed with.
+    pub async fn lease_is_free(&self, chain: ChainId, writer: &str) -> Result<(), OpenError> {
+        let keys = Keys::of(chain);
+        let connection = &mut *self.pooled(&keys).await?;
+        let lease = &keys.lease;
+        match query::<Option<String>>(redis::cmd("GET").arg(lease), connection, lease).await {
+            Ok(Some(owner)) if owner != writer => {
+                let left = query::<i64>(redis::cmd("PTTL").arg(lease), connection, lease).await;
+                let remaining =
+                    left.ok().and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+                Err(OpenError::LeaseHeld { owner, remaining })
+            }
+            Err(ReadError::Redis(failure)) => Err(failure.into()),
+            // A key of another type is named by whoever takes it.
+            _ => Ok(()),
+        }
     }
 }
 

@@ -61,6 +61,9 @@ async fn a_standby_takes_over_from_one_that_was_killed() {
     is_ready(&first).await;
     second.start().unwrap();
     stands_by(&second).await;
+    let (_, metrics) = second.get("metrics").await.unwrap();
+    let mut asked = metrics.lines().filter(|line| line.starts_with("ethhook_rpc_requests_total"));
+    assert_eq!(asked.next(), None, "who stands by asks the node nothing");
     scene.chain.mine(2);
     first.kill().await.unwrap();
     scene.chain.mine(2);

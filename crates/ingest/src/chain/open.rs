@@ -77,6 +77,9 @@ impl Chain {
             NotYet::passing(error)
         })?;
         self.tell_of_loss(held.as_ref());
+        // Before the node is asked anything: one that stands by looks here again and again.
+        let free = self.streams.lease_is_free(self.id(), &self.options.instance_id).await;
+        free.map_err(|error| self.not_open(&error))?;
         let genesis = self.node.genesis_hash().await.map_err(|e| node_away(&e))?;
         self.status.update(self.name(), |status| status.last_answer = Some(Instant::now()));
         let first = match &held {
