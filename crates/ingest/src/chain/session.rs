@@ -8,6 +8,7 @@
 mod fetching;
 mod upkeep;
 mod wire;
+mod writing;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -19,13 +20,13 @@ use futures_util::FutureExt;
 use futures_util::future::{Aborted, BoxFuture, pending};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::open::Opened;
-use super::queue::{Next, Queue};
-use super::write::{Adding, Done, Work, Writer};
+use super::queue::Queue;
+use super::write::{Done, Writer};
 use super::{Chain, End};
 use crate::node::{NodeError, Outcome};
 use crate::rpc::{Head, RpcError};
@@ -40,8 +41,6 @@ const ALL_EVERY: u32 = 8;
 /// A node that shows a branch we do not believe yet is asked again after a block time, or this.
 const UNEASY_POLL: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_millis(500);
-/// How long a step on the wire is waited for when the process stops.
-const DRAIN: Duration = Duration::from_secs(5);
 
 /// One thing at a time of its kind; taken out when it is done.
 type Running<'a, T> = Option<BoxFuture<'a, T>>;
@@ -247,85 +246,6 @@ impl<'a> Session<'a> {
         self.start_upkeep(now);
     }
 
-    fn start_writing(&mut self, now: Instant) {
-        while let Some(mut publisher) = self.publisher.take() {
-            match self.next_work(now) {
-                None => {
-                    self.publisher = Some(publisher);
-                    return;
-                }
-                Some(Work::Add(adding)) if !self.wire.goes_again() => {
-                    match self.writer.send(&mut publisher, &adding) {
-                        Some(answer) => {
-                            self.wire.push(adding, answer);
-                            self.publisher = Some(publisher);
-                        }
-                        None => self.write(publisher, Work::Add(adding)),
-                    }
-                }
-                Some(work) => self.write(publisher, work),
-            }
-        }
-    }
-
-    fn write(&mut self, publisher: Publisher, work: Work) {
-        self.writing = Some(self.writer.clone().write(publisher, work).boxed());
-    }
-
-    /// What goes to Redis next. Only blocks that join go behind what is on the wire.
-    fn next_work(&mut self, now: Instant) -> Option<Work> {
-        let is_idle = self.wire.is_idle();
-        if let Some(text) = self.alarm.clone() {
-            return is_idle.then_some(Work::Alarm(text));
-        }
-        if now >= self.due.renew {
-            if is_idle {
-                self.due.renew = now + self.chain.options.lease_ttl / 3;
-            }
-            return is_idle.then_some(Work::Renew);
-        }
-        if is_idle && let Some(adding) = self.wire.pop_again() {
-            return Some(Work::Add(adding));
-        }
-        if !is_idle && (!self.wire.has_room() || self.finalize.is_some()) {
-            return None;
-        }
-        // What was orphaned since it was to be marked final is not.
-        if let Some(block) = self.finalize.take()
-            && self.published.iter().any(|published| published.block == block)
-        {
-            return Some(Work::Finalize(block));
-        }
-        if self.waits_for_room && self.is_backfilling() {
-            return None;
-        }
-        if !is_idle && self.queue.undo_is_next() {
-            return None;
-        }
-        self.next_of_queue()
-    }
-
-    fn next_of_queue(&mut self) -> Option<Work> {
-        // An undo comes before any height limit.
-        match self.queue.pop_ready(self.up_to().unwrap_or(0)) {
-            Some(Next::Add(pending, verified)) => {
-                Some(Work::Add(self.writer.adding(&pending, verified)))
-            }
-            Some(Next::Undo(block)) => match self.published.pop_back() {
-                Some(published) if published.block.hash == block.hash => {
-                    Some(Work::Undo(published))
-                }
-                other => {
-                    let found = other.map_or("nothing".to_owned(), |p| p.block.to_string());
-                    self.alarm =
-                        Some(format!("to take back {block}, but {found} is the tip: a defect"));
-                    self.alarm.clone().map(Work::Alarm)
-                }
-            },
-            None => None,
-        }
-    }
-
     fn start_asking(&mut self, now: Instant) {
         if !self.asks_something() || now < self.due.ask {
             return;
@@ -478,101 +398,6 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn written(&mut self, (publisher, result): Written) -> Option<End> {
-        self.writing = None;
-        self.publisher = Some(publisher);
-        match result {
-            Ok(done) => self.done(done),
-            Err(error) => Some(self.refused(&error)),
-        }
-    }
-
-    fn acknowledged(
-        &mut self,
-        adding: Adding,
-        result: Result<ethhook_streams::Outcome, StepError>,
-    ) -> Option<End> {
-        let publisher = self.publisher.as_mut()?; // here while anything is on the wire
-        self.writer.acknowledge(publisher, &adding, &result);
-        match result {
-            Ok(outcome) => self.done(Writer::added(adding, outcome)),
-            Err(error) if error.is_retryable() => {
-                self.chain.metrics.redis_error(error.kind());
-                warn!(%error, "Redis did not take a block: holding it and trying again");
-                self.wire.failed(adding);
-                None
-            }
-            Err(error) => Some(self.refused(&error)),
-        }
-    }
-
-    fn done(&mut self, done: Done) -> Option<End> {
-        let metrics = &self.chain.metrics;
-        match done {
-            Done::Added { duplicates: duplicates @ 1.., .. } => {
-                metrics.duplicates.inc_by(duplicates);
-                return Some(End::Reopen("duplicate"));
-            }
-            Done::Added { block, heard, .. } => {
-                metrics.published.inc_by(block.events);
-                metrics.block("added");
-                if let Some(heard) = heard {
-                    metrics.head_to_stream.observe(heard.elapsed().as_secs_f64());
-                }
-                let (tip, events) = ((block.block.number, block.block.timestamp), block.events);
-                self.chain.status.update(self.chain.name(), |status| {
-                    status.tip = Some(tip);
-                    status.events += events;
-                });
-                self.published.push_back(block);
-                self.since_finality += 1;
-                self.chain.trouble(None);
-            }
-            Done::Removed { block } => {
-                metrics.removed.inc_by(block.events);
-                metrics.block("removed");
-                let tip = self.published.back().map(|p| (p.block.number, p.block.timestamp));
-                self.chain.status.update(self.chain.name(), |status| {
-                    status.tip = tip;
-                    status.removed += block.events;
-                });
-            }
-            Done::Finalized(block) => {
-                if self.canonical.at(block.number).is_some_and(|ours| ours.hash != block.hash) {
-                    self.alarm =
-                        Some(format!("a reorg orphaned {block} while it was marked final"));
-                    return None;
-                }
-                self.canonical.finalize(block.number);
-                while self.published.front().is_some_and(|p| p.block.number < block.number) {
-                    self.published.pop_front();
-                }
-                metrics.finalized.set(gauge(block.number));
-            }
-            Done::Alarmed => return Some(End::Alarm),
-            Done::Renewed => {}
-            Done::LeaseLost => return Some(End::Reopen("lease")),
-        }
-        None
-    }
-
-    fn refused(&mut self, error: &StepError) -> End {
-        self.chain.metrics.redis_error(error.kind());
-        error!(%error, "Redis refused a step");
-        match error {
-            StepError::Moved { .. } => End::Reopen("moved"),
-            // Our own name under a lower epoch is a Redis that lost its latest writes.
-            StepError::Fenced { writer, epoch }
-                if *writer == self.chain.options.instance_id
-                    && self.publisher.as_ref().is_some_and(|ours| ours.cursor().epoch < *epoch) =>
-            {
-                End::Namesake
-            }
-            StepError::Fenced { .. } => End::Reopen("fenced"),
-            _ => End::Refused(error.to_string()),
-        }
-    }
-
     // ---- telling --------------------------------------------------------------------------
 
     fn note_answer(&self) {
@@ -613,25 +438,6 @@ impl<'a> Session<'a> {
             status.head = head.or(status.head);
             status.at_head = at_head;
         });
-    }
-
-    /// Awaits the steps that are on the wire and gives the lease back; the cursor makes it safe to
-    /// drop the rest.
-    async fn drain(mut self) -> End {
-        timeout(DRAIN, self.wire.settle()).await.ok(); // in or not: the cursor tells
-        if let Some(writing) = self.writing.take()
-            && let Ok((publisher, _)) = timeout(DRAIN, writing).await
-        {
-            self.publisher = Some(publisher);
-        }
-        self.give_lease_up().await;
-        End::Cancelled
-    }
-
-    async fn give_lease_up(&mut self) {
-        if let Some(mut publisher) = self.publisher.take() {
-            timeout(Duration::from_secs(1), publisher.release()).await.ok(); // it expires by itself
-        }
     }
 }
 
