@@ -191,7 +191,7 @@ impl Publisher {
         fail_point("before", step.op());
         let request = step::request(&envelope, step)?;
         let (sent, is_sent) = oneshot::channel();
-        let turn = Turn { after: self.last_sent.replace(is_sent), sent: Some(sent) };
+        let turn = Turn { after: self.last_sent.replace(is_sent), sent };
         let answer = step::send(connection.clone(), request, turn);
         self.sent = step.after(&self.sent);
         Ok(Some(answer))

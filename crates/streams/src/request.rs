@@ -32,12 +32,11 @@ const PARTS_AT_ONCE: usize = 2;
 const BESIDE_VALUES: usize = 150;
 
 /// A step's place behind those that were sent before it.
-#[derive(Default)]
 pub(crate) struct Turn {
     /// Told when all of the step before is on its way.
     pub(crate) after: Option<oneshot::Receiver<()>>,
     /// To be told when all of this one is.
-    pub(crate) sent: Option<oneshot::Sender<()>>,
+    pub(crate) sent: oneshot::Sender<()>,
 }
 
 /// What is to be said of a step.
@@ -79,7 +78,7 @@ impl Request {
         {
             return Err((ErrorKind::Io, "the step before was cut short").into());
         }
-        self.say(connection, Script::command, turn.sent).await
+        self.say(connection, Script::command, Some(turn.sent)).await
     }
 
     /// `call` makes the first call of the script; a second one follows on a server that knows it.

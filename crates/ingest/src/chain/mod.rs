@@ -40,7 +40,7 @@ enum End {
     Reopen(&'static str),
     /// Redis refused what should have been fine; why.
     Refused(String),
-    /// A reorg below what is final: it goes on when an operator has cleared the alarm.
+    /// An alarm is latched in the cursor: the chain goes on when an operator has cleared it.
     Alarm,
     /// Somebody wrote under our own `INSTANCE_ID` and a later epoch.
     Namesake,
