@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::Bench;
-use crate::live::{Delays, mine, percentile, watch};
+use crate::live::{Delays, limit, mine, percentile, watch};
 use crate::node::PreparedNode;
 use crate::node::chain::{Counts, PreparedChain};
 use crate::node::template::{Template, simulated};
@@ -55,8 +55,8 @@ pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
             logs => simulated(logs, 8).await?.into(),
         };
         let logs = templates.first().map_or(live.logs, |template| template.log_count);
-        let seen = see(bench, live, templates).await?;
-        rows.extend(table(&Live { logs, ..live.clone() }, &seen.delays));
+        let seen = see(bench, &Live { logs, ..live.clone() }, templates).await?;
+        rows.extend(table(&Live { logs, ..live.clone() }, &seen));
     }
     Ok(rows)
 }
@@ -77,6 +77,9 @@ pub(crate) async fn cost_rows(bench: &Bench) -> Result<Vec<Row>> {
 
 struct Seen {
     delays: Delays,
+    /// The same without node and ingestor, p50 in ms.
+    limit: f64,
+    peak_mb: f64,
     requests: f64,
     bytes: f64,
     cpu_millis: f64,
@@ -90,24 +93,32 @@ async fn see(bench: &Bench, live: &Live, templates: Arc<[Template]>) -> Result<S
     let chain = node.chains().next().cloned().context("no chain")?;
     let subject = Chain::new(FIRST_ID, node.ws_url(FIRST_ID), live.block_time);
     let subject = Subject::start(redis.url(), &[subject], &[])?;
-    let _miner = mine(std::slice::from_ref(&chain), live.block_time);
+    let miner = mine(std::slice::from_ref(&chain), live.block_time);
     watch(&mut redis, &chain, 1).await?;
     chain.asked.take();
     let (head, cpu) = (chain.head(), subject.cpu()?);
     let delays = watch(&mut redis, &chain, live.blocks).await?;
     let (Counts { requests, bytes, .. }, blocks) = (chain.asked.take(), chain.head() - head);
     let cpu = subject.cpu()?.saturating_sub(cpu);
+    let peak_mb = subject.peak_mb()?;
+    drop((miner, subject));
+    // The time between two steps is what lets caches go cold; more of it tells no more.
+    let pause = live.block_time.min(Duration::from_millis(500));
+    let limit = limit(&mut redis, FIRST_ID, live.logs, pause, live.blocks.min(30)).await?;
     redis.clear(FIRST_ID).await?;
     let a_block = |count: f64| count / blocks.max(1) as f64;
     Ok(Seen {
         delays,
+        limit,
+        peak_mb,
         requests: a_block(requests as f64),
         bytes: a_block(bytes as f64),
         cpu_millis: a_block(cpu.as_secs_f64() * 1e3),
     })
 }
 
-fn table(live: &Live, delays: &Delays) -> Vec<Row> {
+fn table(live: &Live, seen: &Seen) -> Vec<Row> {
+    let Seen { delays, limit, peak_mb, .. } = seen;
     let Live { logs, block_time, delay, .. } = live;
     let usual = *logs == 200;
     let delay_ms = delay.as_secs_f64() * 1e3;
@@ -125,7 +136,10 @@ fn table(live: &Live, delays: &Delays) -> Vec<Row> {
     };
     for ((figure, percent), bar) in [("p50", 50), ("p99", 99), ("max", 100)].into_iter().zip(bars) {
         let row = row(&format!("last entry, {figure}"), percentile(&delays.last, percent));
+        // What Redis and the reader take by themselves, besides the node's delay.
+        let row = if percent == 50 { row.of(limit + delay_ms) } else { row };
         rows.push(bar.map(Bar::Under).into_iter().fold(row, Row::bar));
     }
+    rows.push(Row::new("latency", format!("{name}: peak resident memory"), *peak_mb, "MB"));
     rows
 }

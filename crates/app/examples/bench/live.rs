@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::node::chain::PreparedChain;
-use crate::redis_side::RedisSide;
+use crate::redis_side::{RedisSide, XADD_KEY};
 
 /// Longer than any block waits for its entries.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,7 +56,7 @@ pub(crate) async fn watch(
     chain: &PreparedChain,
     blocks: usize,
 ) -> Result<Delays> {
-    let mut reader = Reader::new(redis, chain.id).await?;
+    let mut reader = Reader::new(redis, Keys::of(chain.id).events).await?;
     let mut delays = Delays::default();
     // The first few fill the caches and end the catch-up.
     let mut next = reader.arrival().await?.0 + 3;
@@ -74,6 +74,30 @@ pub(crate) async fn watch(
     Ok(delays)
 }
 
+/// The least that a block's last entry takes, p50 in milliseconds: a client that does nothing else sends the
+/// newest entries of the chain, written beforehand, every `block_time`, and the same reader waits for them.
+pub(crate) async fn limit(
+    redis: &mut RedisSide,
+    chain_id: u64,
+    entries: usize,
+    block_time: Duration,
+    times: usize,
+) -> Result<f64> {
+    let mut step = redis.prepared_step(&Keys::of(chain_id).events, entries).await?;
+    let mut reader = Reader::new(redis, XADD_KEY.to_owned()).await?;
+    let mut took = Vec::new();
+    let mut ticks = interval(block_time);
+    for _ in 0..times {
+        ticks.tick().await;
+        let (sent, arrival) = tokio::join!(step.send(), reader.arrival());
+        let (sent_step, sent) = sent?;
+        step = sent_step;
+        took.push(arrival?.2.duration_since(sent).as_secs_f64() * 1e3);
+    }
+    redis.clear_limits().await?;
+    Ok(percentile(&took, 50))
+}
+
 struct Reader {
     connection: MultiplexedConnection,
     stream: String,
@@ -81,9 +105,9 @@ struct Reader {
 }
 
 impl Reader {
-    async fn new(redis: &RedisSide, chain_id: u64) -> Result<Self> {
+    async fn new(redis: &RedisSide, stream: String) -> Result<Self> {
         let connection = redis.connect().await?;
-        Ok(Self { connection, stream: Keys::of(chain_id).events, after: "$".into() })
+        Ok(Self { connection, stream, after: "$".into() })
     }
 
     /// The next block whose entries are there: its height, when its first entry was read, and when

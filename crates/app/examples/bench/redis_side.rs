@@ -7,14 +7,15 @@ use ethhook_streams::Keys;
 use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamInfoStreamReply, StreamRangeReply};
-use redis::{AsyncConnectionConfig, Client, ConnectionLike as _};
+use redis::{AsyncConnectionConfig, Client, Connection, ConnectionLike as _};
+use tokio::task::spawn_blocking;
 
 /// Commands that are sent before their answers are read.
 const PIPELINE: usize = 500;
 /// Entries that are prepared; they repeat.
 const PREPARED: usize = 50_000;
-/// The stream that the limit is measured with.
-const XADD_KEY: &str = "bench:xadd";
+/// The stream that the limits are measured with.
+pub(crate) const XADD_KEY: &str = "bench:xadd";
 
 /// As `scripts/run.sh` and the compose file set it; Redis' own is 4096.
 pub(crate) const NODE_BYTES: u32 = 16_384;
@@ -142,6 +143,32 @@ impl RedisSide {
         Ok(())
     }
 
+    /// A step with the newest entries of `stream`.
+    pub(crate) async fn prepared_step(
+        &mut self,
+        stream: &str,
+        entries: usize,
+    ) -> Result<PreparedStep> {
+        let reply: StreamRangeReply = redis::cmd("XREVRANGE")
+            .arg(&[stream, "+", "-", "COUNT"])
+            .arg(entries)
+            .query_async(&mut self.connection)
+            .await?;
+        let commands = [
+            redis::cmd("MULTI").get_packed_command(),
+            pipeline(&reply.ids),
+            redis::cmd("EXEC").get_packed_command(),
+        ];
+        let url = self.url.clone();
+        let connection = spawn_blocking(move || Client::open(url)?.get_connection()).await??;
+        Ok(PreparedStep { connection, commands: commands.concat(), answers: reply.ids.len() + 2 })
+    }
+
+    /// Deletes what the limits wrote.
+    pub(crate) async fn clear_limits(&mut self) -> Result<()> {
+        Ok(redis::cmd("UNLINK").arg(XADD_KEY).exec_async(&mut self.connection).await?)
+    }
+
     /// How many entries a second `XADD` takes at most, and the server's CPU an entry: the entries of
     /// `stream`, one connection, buffers written beforehand, a pipeline of 500.
     pub(crate) async fn xadd_limit(&mut self, stream: &str, entries: u64) -> Result<(f64, f64)> {
@@ -166,10 +193,29 @@ impl RedisSide {
             }
             Ok(sent as f64 / started.elapsed().as_secs_f64())
         };
-        let rate = tokio::task::spawn_blocking(write).await??;
+        let rate = spawn_blocking(write).await??;
         let cpu = self.cpu().await?.saturating_sub(before);
-        redis::cmd("UNLINK").arg(XADD_KEY).exec_async(&mut self.connection).await?;
+        self.clear_limits().await?;
         Ok((rate, cpu.as_secs_f64() * 1e6 / entries as f64))
+    }
+}
+
+/// A block's entries, written beforehand as one transaction.
+pub(crate) struct PreparedStep {
+    connection: Connection,
+    commands: Vec<u8>,
+    answers: usize,
+}
+
+impl PreparedStep {
+    /// Sends it and waits until Redis has answered; when it began to.
+    pub(crate) async fn send(mut self) -> Result<(Self, Instant)> {
+        spawn_blocking(move || {
+            let sent = Instant::now();
+            self.connection.req_packed_commands(&self.commands, 0, self.answers)?;
+            Ok((self, sent))
+        })
+        .await?
     }
 }
 

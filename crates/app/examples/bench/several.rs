@@ -1,9 +1,11 @@
 //! Several chains in one process: what each adds, what none costs, and what one does to another.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::Bench;
@@ -117,14 +119,49 @@ pub(crate) async fn neighbour_rows(bench: &Bench) -> Result<Vec<Row>> {
     let _miner = mine(std::slice::from_ref(&small), Duration::from_millis(250));
     let alone = watch(&mut stage.redis, &small, blocks).await?;
     let _other = mine(&large, Duration::from_secs(1));
+    let hold = Hold::watch(&stage.redis).await?;
     watch(&mut stage.redis, &small, 4).await.context("beside a large chain")?;
     let beside = watch(&mut stage.redis, &small, blocks).await?;
     stage.clear().await?;
     let mut rows = Vec::new();
+    let hold = hold.longest_ms();
     for (figure, percent) in [("p50", 50), ("p99", 99)] {
         let (ours, alone) = (percentile(&beside.last, percent), percentile(&alone.last, percent));
         let figure = format!("beside a chain of 10,000-log blocks, against alone: {figure}");
-        rows.push(Row::new("neighbour", figure, ours, "ms").of(alone));
+        let row = Row::new("neighbour", figure, ours, "ms").of(alone);
+        rows.push(if percent == 99 { row.bar(Bar::Under(alone + hold)) } else { row });
     }
+    let figure = "longest that Redis answered nobody, its step of 10,000 logs";
+    rows.push(Row::new("neighbour", figure, hold, "ms"));
     Ok(rows)
+}
+
+/// How long Redis answers nobody: it is asked every millisecond.
+struct Hold {
+    longest_micros: Arc<AtomicU64>,
+    _asking: JoinSet<()>,
+}
+
+impl Hold {
+    async fn watch(redis: &RedisSide) -> Result<Self> {
+        let mut connection = redis.connect().await?;
+        let longest_micros = Arc::new(AtomicU64::new(0));
+        let longest = Arc::clone(&longest_micros);
+        let mut asking = JoinSet::new();
+        asking.spawn(async move {
+            loop {
+                let asked = Instant::now();
+                if redis::cmd("PING").exec_async(&mut connection).await.is_err() {
+                    return; // it has ended
+                }
+                longest.fetch_max(asked.elapsed().as_micros() as u64, Ordering::Relaxed);
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+        Ok(Self { longest_micros, _asking: asking })
+    }
+
+    fn longest_ms(&self) -> f64 {
+        self.longest_micros.load(Ordering::Relaxed) as f64 / 1e3
+    }
 }

@@ -38,6 +38,8 @@ use crate::metrics::EndpointMetrics;
 const MAX_PENDING: usize = 256;
 /// Silence after which a ping is sent, and after twice of which the connection is dead.
 const PING_AFTER: Duration = Duration::from_secs(15);
+/// Read at once at most: this much is cleared before each read, whatever comes (the default is twice as much).
+const READ_BYTES: usize = 64 << 10;
 /// The ids of the handshake; requests begin above.
 const CHAIN_ID: u64 = 1;
 const SUBSCRIBE: u64 = 2;
@@ -252,6 +254,7 @@ impl Connection {
 
     async fn connect(&self) -> Result<Socket, RpcError> {
         let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BYTES)
             .max_message_size(Some(MAX_ANSWER_BYTES))
             .max_frame_size(Some(MAX_ANSWER_BYTES));
         let (mut socket, _) = connect_async_with_config(self.url.reveal(), Some(config), true)
