@@ -15,17 +15,19 @@ need() {
   apt_get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
-# apt-get as root.
-apt_get() {
-  local as_root=()
-  if [ "$(id -u)" -ne 0 ]; then
-    if ! command -v sudo >/dev/null; then
-      echo "run 'apt-get $*' as root" >&2
-      exit 1
-    fi
-    as_root=(sudo)
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then
+    "$@"
+  elif command -v sudo >/dev/null; then
+    sudo "$@"
+  else
+    echo "run '$*' as root" >&2
+    exit 1
   fi
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get "$@"
+}
+
+apt_get() {
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get "$@"
 }
 
 # need_unpacked COMMAND PACKAGE...: unpacks the Debian packages into .tools/deb, unless that was done
@@ -52,6 +54,15 @@ need_unpacked() {
   local package
   for package in "$packages"/*.deb; do dpkg-deb --extract "$package" "$root"; done
   rm -rf "$packages"
+}
+
+# Debian's Alertmanager looks for its templates in one place, wherever it was unpacked itself.
+need_alertmanager() {
+  local templates=usr/share/prometheus/alertmanager
+  need_unpacked prometheus-alertmanager prometheus-alertmanager
+  if [ -e "/$templates/default.tmpl" ]; then return; fi
+  as_root mkdir -p "/$templates"
+  as_root cp ".tools/deb/$templates/default.tmpl" ".tools/deb/$templates/email.tmpl" "/$templates/"
 }
 
 # What a user of examples/ installs, at the versions pinned there, under .tools/examples.

@@ -28,7 +28,7 @@ if [ -n "$integration" ]; then
   section "Redis, the dev node and what watches the service"
   need redis-server redis-server
   need_unpacked prometheus prometheus
-  need_unpacked prometheus-alertmanager prometheus-alertmanager
+  need_alertmanager
   need_unpacked prometheus-redis-exporter prometheus-redis-exporter
   need_unpacked prometheus-node-exporter prometheus-node-exporter
   need chromium chromium

@@ -30,7 +30,7 @@ if [ "${1:-}" != --inside ]; then
   need_examples
   if [ "${1:-}" = --alerts ]; then
     need_unpacked prometheus prometheus
-    need_unpacked prometheus-alertmanager prometheus-alertmanager
+    need_alertmanager
     need_unpacked prometheus-redis-exporter prometheus-redis-exporter
     need_unpacked prometheus-node-exporter prometheus-node-exporter
   fi
