@@ -60,7 +60,7 @@ need_unpacked() {
 need_alertmanager() {
   local templates=usr/share/prometheus/alertmanager
   need_unpacked prometheus-alertmanager prometheus-alertmanager
-  if [ -e "/$templates/default.tmpl" ]; then return; fi
+  if [ -e "/$templates/default.tmpl" ] || [ ! -e ".tools/deb/$templates" ]; then return; fi
   as_root mkdir -p "/$templates"
   as_root cp ".tools/deb/$templates/default.tmpl" ".tools/deb/$templates/email.tmpl" "/$templates/"
 }

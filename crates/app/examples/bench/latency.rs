@@ -55,8 +55,14 @@ pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
             logs => simulated(logs, 8).await?.into(),
         };
         let logs = templates.first().map_or(live.logs, |template| template.log_count);
-        let seen = see(bench, &Live { logs, ..live.clone() }, templates).await?;
-        rows.extend(table(&Live { logs, ..live.clone() }, &seen));
+        let live = Live { logs, ..live.clone() };
+        let mut redis = RedisSide::start(bench.options.redis_url.as_deref(), NODE_BYTES).await?;
+        let seen = see(&mut redis, &live, templates).await?;
+        // The time between two steps is what lets caches go cold; more of it tells no more.
+        let pause = live.block_time.min(Duration::from_millis(500));
+        let limit = limit(&mut redis, FIRST_ID, logs, pause, live.blocks.min(30)).await?;
+        redis.clear(FIRST_ID).await?;
+        rows.extend(table(&live, &seen, limit));
     }
     Ok(rows)
 }
@@ -64,7 +70,9 @@ pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
 /// Group `live-cost`: requests, bytes and CPU of a live block of 2 s.
 pub(crate) async fn cost_rows(bench: &Bench) -> Result<Vec<Row>> {
     let live = live(200, 2_000, 0, if bench.options.quick { 10 } else { 60 });
-    let seen = see(bench, &live, simulated(live.logs, 8).await?.into()).await?;
+    let mut redis = RedisSide::start(bench.options.redis_url.as_deref(), NODE_BYTES).await?;
+    let seen = see(&mut redis, &live, simulated(live.logs, 8).await?.into()).await?;
+    redis.clear(FIRST_ID).await?;
     let row = |figure: &str, ours, unit| {
         Row::new("live-cost", format!("live, 200 logs every 2 s: {figure}"), ours, unit)
     };
@@ -77,39 +85,30 @@ pub(crate) async fn cost_rows(bench: &Bench) -> Result<Vec<Row>> {
 
 struct Seen {
     delays: Delays,
-    /// The same without node and ingestor, p50 in ms.
-    limit: f64,
     peak_mb: f64,
     requests: f64,
     bytes: f64,
     cpu_millis: f64,
 }
 
-async fn see(bench: &Bench, live: &Live, templates: Arc<[Template]>) -> Result<Seen> {
-    let mut redis = RedisSide::start(bench.options.redis_url.as_deref(), NODE_BYTES).await?;
+async fn see(redis: &mut RedisSide, live: &Live, templates: Arc<[Template]>) -> Result<Seen> {
     redis.clear(FIRST_ID).await?;
     let chain = PreparedChain::new(FIRST_ID, templates, 2, live.delay);
     let node = PreparedNode::serve([chain]).await?;
     let chain = node.chains().next().cloned().context("no chain")?;
     let subject = Chain::new(FIRST_ID, node.ws_url(FIRST_ID), live.block_time);
     let subject = Subject::start(redis.url(), &[subject], &[])?;
-    let miner = mine(std::slice::from_ref(&chain), live.block_time);
-    watch(&mut redis, &chain, 1).await?;
+    let _miner = mine(std::slice::from_ref(&chain), live.block_time);
+    watch(redis, &chain, 1).await?;
     chain.asked.take();
     let (head, cpu) = (chain.head(), subject.cpu()?);
-    let delays = watch(&mut redis, &chain, live.blocks).await?;
+    let delays = watch(redis, &chain, live.blocks).await?;
     let (Counts { requests, bytes, .. }, blocks) = (chain.asked.take(), chain.head() - head);
     let cpu = subject.cpu()?.saturating_sub(cpu);
     let peak_mb = subject.peak_mb()?;
-    drop((miner, subject));
-    // The time between two steps is what lets caches go cold; more of it tells no more.
-    let pause = live.block_time.min(Duration::from_millis(500));
-    let limit = limit(&mut redis, FIRST_ID, live.logs, pause, live.blocks.min(30)).await?;
-    redis.clear(FIRST_ID).await?;
     let a_block = |count: f64| count / blocks.max(1) as f64;
     Ok(Seen {
         delays,
-        limit,
         peak_mb,
         requests: a_block(requests as f64),
         bytes: a_block(bytes as f64),
@@ -117,8 +116,9 @@ async fn see(bench: &Bench, live: &Live, templates: Arc<[Template]>) -> Result<S
     })
 }
 
-fn table(live: &Live, seen: &Seen) -> Vec<Row> {
-    let Seen { delays, limit, peak_mb, .. } = seen;
+/// `limit`: the same without node and ingestor, p50 in ms.
+fn table(live: &Live, seen: &Seen, limit: f64) -> Vec<Row> {
+    let Seen { delays, peak_mb, .. } = seen;
     let Live { logs, block_time, delay, .. } = live;
     let usual = *logs == 200;
     let delay_ms = delay.as_secs_f64() * 1e3;
