@@ -4,7 +4,6 @@ use std::fmt;
 use std::time::Duration;
 
 use ethhook_domain::{ChainId, Cursor, Encoding};
-use redis::aio::MultiplexedConnection;
 use tokio::sync::oneshot;
 
 use crate::append_only;
@@ -16,7 +15,7 @@ use crate::inventory;
 use crate::keys::Keys;
 use crate::lease::{Lease, LeaseError, OpenError};
 use crate::reader::{PublishedBlock, ReadError};
-use crate::request::Turn;
+use crate::request::{Line, Turn};
 use crate::step::{self, Answer, Envelope, Outcome, Step, StepError};
 
 /// The writer of one chain: a connection of its own, the cursor as it believes it to be, and the
@@ -32,7 +31,7 @@ pub struct Publisher {
     keys: Keys,
     lease: Lease,
     dedup_ttl: Duration,
-    connection: Option<MultiplexedConnection>,
+    line: Option<Line>,
     /// As of the last step that was acknowledged.
     cursor: Cursor,
     /// As it is once all that was sent is in.
@@ -82,15 +81,16 @@ impl Publisher {
         dedup_ttl: Duration,
         first: Option<Cursor>,
     ) -> Result<Self, OpenError> {
-        let mut connection = connect(streams, &keys).await?;
-        let cursor = match lease.take(&mut connection, &keys, None).await {
+        let mut line = connect(streams, &keys).await?;
+        let connection = &mut line.connection;
+        let cursor = match lease.take(connection, &keys, None).await {
             Err(OpenError::NoCursor) => {
-                let seen = inventory::first_dedup_record(&mut connection, &keys).await?;
+                let seen = inventory::first_dedup_record(connection, &keys).await?;
                 if let Some(key) = seen {
                     return Err(OpenError::Leftovers { keys: vec![key] });
                 }
                 let Some(first) = first else { return Err(OpenError::NoCursor) };
-                lease.take(&mut connection, &keys, Some(&first)).await?
+                lease.take(connection, &keys, Some(&first)).await?
             }
             other => other?,
         };
@@ -98,7 +98,7 @@ impl Publisher {
         let floor = streams.floor(chain);
         streams.acknowledge(chain, cursor.seq);
         let streams = streams.clone();
-        let connection = Some(connection);
+        let line = Some(line);
         let sent = cursor.clone();
         Ok(Self {
             streams,
@@ -106,7 +106,7 @@ impl Publisher {
             keys,
             lease,
             dedup_ttl,
-            connection,
+            line,
             cursor,
             sent,
             floor,
@@ -126,11 +126,11 @@ impl Publisher {
     /// # Errors
     /// See [`LeaseError`].
     pub async fn renew(&mut self) -> Result<(), LeaseError> {
-        let mut connection = self.take_connection().await?;
-        let result = self.lease.renew(&mut connection, &self.keys, self.cursor.epoch).await;
-        self.connection = Some(connection);
+        let mut line = self.take_line().await?;
+        let result = self.lease.renew(&mut line.connection, &self.keys, self.cursor.epoch).await;
+        self.line = Some(line);
         if let Err(LeaseError::Redis(failure)) = &result {
-            self.drop_connection_after(failure);
+            self.drop_line_after(failure);
         }
         result
     }
@@ -139,9 +139,9 @@ impl Publisher {
     /// fail, it runs out.
     pub async fn release(&mut self) {
         fail_point("before", "release");
-        let result = match self.take_connection().await {
-            Ok(mut connection) => {
-                self.lease.release(&mut connection, &self.keys, self.cursor.epoch).await
+        let result = match self.take_line().await {
+            Ok(mut line) => {
+                self.lease.release(&mut line.connection, &self.keys, self.cursor.epoch).await
             }
             Err(failure) => Err(failure),
         };
@@ -156,7 +156,7 @@ impl Publisher {
     /// # Errors
     /// See [`StepError`].
     pub async fn apply(&mut self, step: &Step<'_>) -> Result<Outcome, StepError> {
-        let connection = self.take_connection().await?;
+        let line = self.take_line().await?;
         let envelope = Envelope {
             chain: self.chain,
             keys: &self.keys,
@@ -165,8 +165,8 @@ impl Publisher {
             floor: self.floor,
         };
         fail_point("before", step.op());
-        let result = step::take(&connection, &envelope, step).await;
-        self.connection = Some(connection);
+        let result = step::take(&line.connection, &envelope, step).await;
+        self.line = Some(line);
         self.acknowledge(step, &result);
         result
     }
@@ -178,7 +178,7 @@ impl Publisher {
     /// # Errors
     /// `Refused` if the entries are not those of the block.
     pub fn send(&mut self, step: &Step<'_>) -> Result<Option<Answer>, StepError> {
-        let Some(connection) = self.connection.as_ref().filter(|_| self.is_open) else {
+        let Some(line) = self.line.as_ref().filter(|_| self.is_open) else {
             return Ok(None);
         };
         let envelope = Envelope {
@@ -192,7 +192,7 @@ impl Publisher {
         let request = step::request(&envelope, step)?;
         let (sent, is_sent) = oneshot::channel();
         let turn = Turn { after: self.last_sent.replace(is_sent), sent };
-        let answer = step::send(connection.clone(), request, turn);
+        let answer = step::send(line.clone(), request, turn);
         self.sent = step.after(&self.sent);
         Ok(Some(answer))
     }
@@ -217,9 +217,13 @@ impl Publisher {
             }
             return;
         }
-        if let Err(StepError::Redis(failure)) = result {
-            self.is_open = false;
-            self.drop_connection_after(failure);
+        match result {
+            Err(StepError::Redis(failure)) => {
+                self.is_open = false;
+                self.drop_line_after(failure);
+            }
+            Err(StepError::NotIn) => self.is_open = false,
+            _ => {}
         }
         self.sent = self.cursor.clone();
     }
@@ -242,9 +246,9 @@ impl Publisher {
 
     /// The connection that stands, or a new one: also after a step of which not all was sent, for the
     /// rest of which that connection would wait. Put it back when it has answered.
-    async fn take_connection(&mut self) -> Result<MultiplexedConnection, RedisFailure> {
+    async fn take_line(&mut self) -> Result<Line, RedisFailure> {
         let was_cut = self.last_sent.take().is_some_and(|mut sent| sent.try_recv().is_err());
-        match self.connection.take().filter(|_| !was_cut) {
+        match self.line.take().filter(|_| !was_cut) {
             Some(standing) => Ok(standing),
             None => connect(&self.streams, &self.keys).await,
         }
@@ -252,16 +256,16 @@ impl Publisher {
 
     /// What a failed connection still carries may arrive late; the next call gets a new one, which
     /// also finds the new master after a failover. Full memory says nothing about the connection.
-    fn drop_connection_after(&mut self, failure: &RedisFailure) {
+    fn drop_line_after(&mut self, failure: &RedisFailure) {
         if failure.kind != FailureKind::OutOfMemory {
-            self.connection = None;
+            self.line = None;
         }
     }
 }
 
 /// A new connection, to a server that may have crashed since the last.
-async fn connect(streams: &Streams, keys: &Keys) -> Result<MultiplexedConnection, RedisFailure> {
+async fn connect(streams: &Streams, keys: &Keys) -> Result<Line, RedisFailure> {
     let mut connection = streams.connect(&keys.events, Duration::ZERO).await?;
     append_only::mend(&mut connection).await;
-    Ok(connection)
+    Ok(Line::new(connection).await)
 }

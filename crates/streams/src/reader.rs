@@ -298,7 +298,7 @@ impl Entry {
         ProcessedEvent::from_fields(self.pairs()).map_err(|source| self.malformed(key, source))
     }
 
-    fn marker(&self, key: &str) -> Result<Marker, ReadError> {
+    pub(crate) fn marker(&self, key: &str) -> Result<Marker, ReadError> {
         Marker::from_fields(self.pairs()).map_err(|source| self.malformed(key, source))
     }
 

@@ -1,6 +1,11 @@
-//! How a step goes to Redis: as one call of `step.lua`, or as a transaction that is made and sent part
-//! by part, so that Redis takes one part in while the next is made, and a block of any size goes out of
-//! little memory. Nothing of a transaction is carried out before its last part is there.
+//! How a step goes to Redis: as one call of `step.lua`, or as a transaction, which Redis does not carry
+//! out before all of it is there.
+//!
+//! A transaction has two answers an entry, and they are a sixth of what catching up costs us. So a step
+//! that is sent behind others is sent quietly: Redis is told not to answer, then to answer again, and the
+//! newest marker tells whether the step is in. If it is not, the step is asked for again, aloud, and the
+//! answers tell why. A large one is always aloud, for it is made and sent part by part: Redis takes one
+//! part in while the next is made, and a block of any size goes out of little memory.
 
 use std::future::Future;
 use std::ops::Range;
@@ -8,8 +13,9 @@ use std::pin::pin;
 use std::sync::LazyLock;
 use std::task::Poll;
 
+use alloy_primitives::B256;
 use ethhook_domain::encoding::PACKED;
-use ethhook_domain::{Encoding, ProcessedEvent, event};
+use ethhook_domain::{Encoding, Op, ProcessedEvent, event};
 use futures_util::{StreamExt, poll, stream};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, ServerError, Value};
@@ -23,6 +29,8 @@ use crate::step::Events;
 
 static STEP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("step.lua")));
 
+/// Entries up to which a step is one message, which may be quiet.
+const QUIET: usize = 1_000;
 /// Entries of one part.
 const PART: usize = 500;
 /// Parts that are made before the oldest of them is answered. With the blocks that may be on the wire
@@ -39,6 +47,18 @@ pub(crate) struct Turn {
     pub(crate) sent: oneshot::Sender<()>,
 }
 
+impl Turn {
+    /// Waits for it; whom to tell when the step is on its way.
+    async fn come(self) -> Result<oneshot::Sender<()>, RedisError> {
+        if let Some(after) = self.after
+            && after.await.is_err()
+        {
+            return Err((ErrorKind::Io, "the step before was cut short").into());
+        }
+        Ok(self.sent)
+    }
+}
+
 /// What is to be said of a step.
 pub(crate) struct Request {
     pub(crate) keys: Keys,
@@ -48,6 +68,30 @@ pub(crate) struct Request {
     /// The arguments before the entries, in the order that `step.lua` lists.
     pub(crate) head: Vec<String>,
     pub(crate) events: Events,
+    /// What the marker of a step with entries says: `seq`, what happened, and the block's hash.
+    pub(crate) mark: Option<(u64, Op, B256)>,
+}
+
+/// A connection for the steps of one chain.
+#[derive(Clone)]
+pub(crate) struct Line {
+    pub(crate) connection: MultiplexedConnection,
+    /// Whether the server can be told not to answer: a proxy may not know how, or the user may not.
+    pub(crate) can_be_quiet: bool,
+}
+
+impl Line {
+    pub(crate) async fn new(mut connection: MultiplexedConnection) -> Self {
+        let can_be_quiet = reply("ON").exec_async(&mut connection).await.is_ok();
+        Self { connection, can_be_quiet }
+    }
+}
+
+/// Switches the answers to all that follows.
+fn reply(mode: &str) -> Cmd {
+    let mut command = redis::cmd("CLIENT");
+    command.arg("REPLY").arg(mode);
+    command
 }
 
 impl Request {
@@ -73,12 +117,36 @@ impl Request {
         connection: &MultiplexedConnection,
         turn: Turn,
     ) -> Result<Value, RedisError> {
-        if let Some(after) = turn.after
-            && after.await.is_err()
-        {
-            return Err((ErrorKind::Io, "the step before was cut short").into());
-        }
-        self.say(connection, Script::command, Some(turn.sent)).await
+        let sent = turn.come().await?;
+        self.say(connection, Script::command, Some(sent)).await
+    }
+
+    /// Whether the step may be said quietly over `line`.
+    pub(crate) fn may_be_quiet(&self, line: &Line) -> bool {
+        line.can_be_quiet && (1..=QUIET).contains(&self.events.len())
+    }
+
+    /// Says it quietly to a server that knows the script, when the step's turn has come. Gives what
+    /// `XREVRANGE` then tells of the newest marker.
+    ///
+    /// # Errors
+    /// Also if the step before was cut short.
+    pub(crate) async fn ask_quietly(
+        &self,
+        connection: &MultiplexedConnection,
+        turn: Turn,
+    ) -> Result<Value, RedisError> {
+        let sent = turn.come().await?;
+        let mut pipeline = Pipeline::with_capacity(self.events.len() + 7);
+        pipeline.add_command(reply("OFF"));
+        self.write_part(0..self.events.len(), Script::command, &mut pipeline);
+        pipeline.add_command(reply("ON"));
+        pipeline.cmd("XREVRANGE").arg(&self.keys.blocks).arg(&["+", "-", "COUNT", "1"]);
+        let mut connection = connection.clone();
+        // `ON` is what is answered first.
+        let answers =
+            on_its_way(connection.req_packed_commands(&pipeline, 1, 1), Some(sent)).await?;
+        answers.into_iter().next().unwrap_or(Value::Nil).extract_error()
     }
 
     /// `call` makes the first call of the script; a second one follows on a server that knows it.
@@ -98,7 +166,8 @@ impl Request {
         let parts = (0..count).step_by(PART).map(|first| {
             let part = first..count.min(first + PART);
             let sent = if part.end == count { sent.take() } else { None };
-            let pipeline = self.part(part, call);
+            let mut pipeline = Pipeline::with_capacity(part.len() + 4);
+            self.write_part(part, call, &mut pipeline);
             let mut connection = connection.clone();
             async move {
                 on_its_way(connection.req_packed_commands(&pipeline, 0, pipeline.len()), sent).await
@@ -112,10 +181,14 @@ impl Request {
         answers.deciding()
     }
 
-    /// The commands of so many entries; of the first, what opens before them, and of the last, what
-    /// closes behind them.
-    fn part(&self, part: Range<usize>, call: fn(&Script, &Call<'_>) -> Cmd) -> Pipeline {
-        let mut pipeline = Pipeline::with_capacity(part.len() + 4);
+    /// Appends the commands of so many entries; of the first, what opens before them, and of the last,
+    /// what closes behind them.
+    fn write_part(
+        &self,
+        part: Range<usize>,
+        call: fn(&Script, &Call<'_>) -> Cmd,
+        pipeline: &mut Pipeline,
+    ) {
         if part.start > 0 {
             fail_point("between", "parts");
         } else {
@@ -129,7 +202,6 @@ impl Request {
         if is_last {
             pipeline.add_command(self.call(Script::command, Some("close"))).cmd("EXEC");
         }
-        pipeline
     }
 
     /// A call of the script, for one `half` of a step with entries.

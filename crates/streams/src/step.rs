@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use alloy_primitives::{B256, hex};
 use ethhook_domain::event::CodecError;
-use ethhook_domain::{BlockRef, ChainId, Cursor, ProcessedEvent, Proof};
+use ethhook_domain::{BlockRef, ChainId, Cursor, Marker, Op, ProcessedEvent, Proof};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use redis::Value;
 use redis::aio::MultiplexedConnection;
 
 use crate::entry_id::EntryId;
 use crate::errors::{FailureKind, RedisFailure};
 use crate::keys::Keys;
-use crate::reader::PublishedBlock;
-use crate::request::{Request, Turn};
+use crate::reader::{self, PublishedBlock};
+use crate::request::{Line, Request, Turn};
 use crate::script::{Reply, is_unknown_script};
 
 /// Events of one block, shared with what is on its way to Redis.
@@ -94,6 +95,9 @@ pub enum StepError {
     /// the answer is [`Outcome::Published`].
     #[error(transparent)]
     Redis(#[from] RedisFailure),
+    /// It was sent quietly and is not in; why is told to who calls again.
+    #[error("the step is not in")]
+    NotIn,
     /// The cursor is not what this publisher believes: rolled back, wiped or moved. Open anew.
     #[error("the cursor moved: {}", held_text(.held.as_deref()))]
     Moved {
@@ -138,6 +142,7 @@ impl StepError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Redis(failure) => failure.kind.as_str(),
+            Self::NotIn => "not_in",
             Self::Moved { .. } => "moved",
             Self::Fenced { .. } => "fenced",
             Self::Alarmed(_) => "alarmed",
@@ -151,7 +156,11 @@ impl StepError {
     /// Whether the same step may be taken by calling again.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Redis(failure) if failure.is_retryable())
+        match self {
+            Self::Redis(failure) => failure.is_retryable(),
+            Self::NotIn => true,
+            _ => false,
+        }
     }
 }
 
@@ -281,9 +290,13 @@ pub type Answer = BoxFuture<'static, Result<Outcome, StepError>>;
 /// Sends a step when its `turn` has come, as the answer is polled: one that is dropped half-way leaves
 /// the connection in the middle of a transaction. The server must know the script; one that has
 /// forgotten it fails retryably.
-pub(crate) fn send(connection: MultiplexedConnection, request: Request, turn: Turn) -> Answer {
+pub(crate) fn send(line: Line, request: Request, turn: Turn) -> Answer {
     let answer = async move {
-        let value = request.ask_in_turn(&connection, turn).await.map_err(|error| {
+        if request.may_be_quiet(&line) {
+            let value = request.ask_quietly(&line.connection, turn).await;
+            return quiet_outcome(&request, value.map_err(RedisFailure::from)?);
+        }
+        let value = request.ask_in_turn(&line.connection, turn).await.map_err(|error| {
             if is_unknown_script(&error) {
                 RedisFailure::new(FailureKind::Loading, "the script is not loaded")
             } else {
@@ -295,21 +308,38 @@ pub(crate) fn send(connection: MultiplexedConnection, request: Request, turn: Tu
     answer.boxed()
 }
 
+/// The outcome of a step by the newest marker after it.
+fn quiet_outcome(request: &Request, newest: Value) -> Result<Outcome, StepError> {
+    // Answers to something else: those of a server that no longer lets us be quiet.
+    let entries = reader::entries(newest)
+        .map_err(|_| RedisFailure::new(FailureKind::Connection, "an answer to another command"))?;
+    let marker = entries.first().and_then(|entry| entry.marker(&request.keys.blocks).ok());
+    match marker {
+        Some(Marker { seq, op, hash, first_id, last_id, events, .. })
+            if request.mark == Some((seq, op, hash)) =>
+        {
+            Ok(Outcome::Published { first_id, last_id, events })
+        }
+        _ => Err(StepError::NotIn),
+    }
+}
+
 /// What is to be said of `step`.
 pub(crate) fn request(envelope: &Envelope<'_>, step: &Step<'_>) -> Result<Request, StepError> {
     step.check(envelope.chain)?;
-    let seen = match step {
-        Step::Add { .. } | Step::Remove { .. } => {
-            step.block().map(|(block, _)| envelope.keys.seen(block.hash))
-        }
+    let block = match step {
+        Step::Add { block, .. } => Some((Op::Add, block.hash)),
+        Step::Remove { block, .. } => Some((Op::Remove, block.block.hash)),
         _ => None,
     };
+    let seq = step.after(envelope.believed).seq;
     Ok(Request {
         keys: envelope.keys.clone(),
         encoding: envelope.believed.encoding,
-        seen,
+        seen: block.map(|(_, hash)| envelope.keys.seen(hash)),
         head: head(envelope, step),
         events: step.events(),
+        mark: block.map(|(op, hash)| (seq, op, hash)),
     })
 }
 

@@ -15,6 +15,7 @@ mod model;
 mod orders;
 mod pipeline;
 mod preflight;
+mod quiet;
 mod reader;
 mod retention;
 mod step;

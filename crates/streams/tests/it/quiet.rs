@@ -1,0 +1,125 @@
+//! Steps that are said quietly: one answer to all of a transaction, and why it is not in from a second
+//! asking. G3, G4, G5.
+
+use ethhook_domain::Secret;
+use ethhook_streams::{FailureKind, Outcome, Publisher, RedisConfig, StepError, Streams};
+
+use crate::chain::{Block, Fixture, add, block, first, open};
+
+async fn send(publisher: &mut Publisher, block: &Block) -> Result<Outcome, StepError> {
+    let answer = publisher.send(&block.add()).unwrap().expect("it need not go by itself");
+    let result = answer.await;
+    publisher.acknowledge(&block.add(), &result);
+    result
+}
+
+/// How often Redis was told to answer, or not to.
+async fn switches(redis: &mut Fixture) -> u64 {
+    let stats: String = redis.ask("INFO commandstats").await;
+    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_client|reply:calls="));
+    line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
+}
+
+/// A user of all rights, but for those that are taken from it.
+async fn poor(redis: &mut Fixture, denied: &str) -> Streams {
+    redis.ask::<redis::Value>(&format!("ACL SETUSER poor on >pw ~* &* +@all {denied}")).await;
+    let url = format!("redis://poor:pw@127.0.0.1:{}/", redis.server.port());
+    Streams::new(RedisConfig::new(Secret::new(url))).unwrap()
+}
+
+#[tokio::test]
+async fn a_step_up_to_a_thousand_entries_has_one_answer() {
+    let mut redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add(&mut publisher, &block("1a", "0", 1)).await;
+    let at_first = switches(&mut redis).await;
+    let mut parent = "1a";
+    // Entries, and the switches that a step of so many takes.
+    for (name, entries, told) in [("2a", 1, 2), ("3a", 0, 0), ("4a", 1_000, 2), ("5a", 1_001, 0)] {
+        let before = switches(&mut redis).await;
+        let outcome = send(&mut publisher, &block(name, parent, entries)).await.unwrap();
+        let marker = redis.markers().await.pop().unwrap();
+        let (first_id, last_id, events) = (marker.first_id, marker.last_id, entries);
+        assert_eq!(outcome, Outcome::Published { first_id, last_id, events });
+        assert_eq!(switches(&mut redis).await - before, told, "{name}");
+        parent = name;
+    }
+    assert!(at_first > 0, "nobody asked whether the server can be quiet");
+    assert_eq!(publisher.cursor(), &redis.cursor().await);
+    assert_eq!(redis.events().await.len(), 2_003);
+}
+
+#[tokio::test]
+async fn g5_who_asks_again_is_told_why_a_step_is_not_in() {
+    let mut redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add(&mut publisher, &block("1a", "0", 1)).await;
+    let before = redis.dump().await;
+    let stray = block("2x", "1x", 2);
+    assert_eq!(send(&mut publisher, &stray).await, Err(StepError::NotIn));
+    assert!(matches!(publisher.apply(&stray.add()).await, Err(StepError::Refused(_))));
+    assert_eq!(redis.dump().await, before);
+
+    // Full memory: nothing is in, and the next try says so.
+    let two = block("2a", "1a", 3);
+    add(&mut publisher, &two).await;
+    let three = block("3a", "2a", 3);
+    redis.ask::<String>("CONFIG SET maxmemory 1").await;
+    assert_eq!(send(&mut publisher, &three).await, Err(StepError::NotIn));
+    match publisher.apply(&three.add()).await {
+        Err(StepError::Redis(failure)) => assert_eq!(failure.kind, FailureKind::OutOfMemory),
+        other => panic!("{other:?}"),
+    }
+    redis.ask::<String>("CONFIG SET maxmemory 0").await;
+    add(&mut publisher, &three).await;
+
+    // Another writer: what we send is not in, and we are told whose the chain is.
+    redis.ask::<u64>(&format!("DEL {}", redis.keys.lease)).await;
+    let other = open(&redis.streams, "two", Some(first())).await.unwrap();
+    let four = block("4a", "3a", 1);
+    assert_eq!(send(&mut publisher, &four).await, Err(StepError::NotIn));
+    let fenced = publisher.apply(&four.add()).await;
+    assert!(matches!(fenced, Err(StepError::Fenced { writer, .. }) if writer == "two"));
+    assert_eq!(other.cursor(), &redis.cursor().await);
+    assert_eq!(redis.events().await.len(), 7);
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_quiet_answers_each_command() {
+    let mut redis = Fixture::new().await;
+    let streams = poor(&mut redis, "-client|reply").await;
+    let mut publisher = open(&streams, "one", Some(first())).await.unwrap();
+    add(&mut publisher, &block("1a", "0", 1)).await;
+    send(&mut publisher, &block("2a", "1a", 700)).await.unwrap();
+    // What is refused is told at once.
+    let stray = send(&mut publisher, &block("3x", "2x", 1)).await;
+    assert!(matches!(stray, Err(StepError::Refused(_))), "{stray:?}");
+    assert_eq!(redis.events().await.len(), 701);
+}
+
+#[tokio::test]
+async fn g3_the_right_to_be_quiet_may_be_taken_away_at_any_time() {
+    let mut redis = Fixture::new().await;
+    let streams = poor(&mut redis, "").await;
+    let mut publisher = open(&streams, "one", Some(first())).await.unwrap();
+    add(&mut publisher, &block("1a", "0", 1)).await;
+    send(&mut publisher, &block("2a", "1a", 2)).await.unwrap();
+    poor(&mut redis, "-client|reply").await;
+
+    // All is answered now: the answers of one step are taken for those of another.
+    let blocks = [block("3a", "2a", 2), block("4a", "3a", 2)];
+    let answers = blocks.each_ref().map(|block| publisher.send(&block.add()).unwrap().unwrap());
+    for answer in answers {
+        let error = answer.await.unwrap_err();
+        assert!(error.is_retryable(), "{error}");
+        publisher.acknowledge(&blocks[0].add(), &Err(error));
+    }
+    for block in &blocks {
+        let outcome = publisher.apply(&block.add()).await;
+        // The second may have been in when the first was asked for again.
+        assert!(outcome.is_ok() || matches!(outcome, Err(StepError::Moved { .. })), "{outcome:?}");
+    }
+    assert_eq!(redis.cursor().await.seq, 4);
+    let heights: Vec<_> = redis.events().await.iter().map(|(_, e)| e.block_number).collect();
+    assert_eq!(heights, [1, 2, 2, 3, 3, 4, 4]);
+}
