@@ -1,6 +1,7 @@
 //! What bytes from a node are read as, before anything is believed: the very readers that endpoints
 //! use, for tests that feed them bytes of their own making (`fuzz/`). Errors are as they are logged.
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use crate::config::EndpointConfig;
@@ -11,7 +12,7 @@ use crate::rpc::{self, Head, Redaction};
 /// # Errors
 /// The error in it, or why it is no answer to this request.
 pub fn answer<T: DeserializeOwned>(body: &[u8], id: u64) -> Result<Option<T>, String> {
-    rpc::decode(body, id).map_err(|error| error.to_string())
+    read(body, |text| rpc::decode(text, id))
 }
 
 /// The height of the head that a WebSocket's frame tells of; none if the frame is an answer.
@@ -19,12 +20,17 @@ pub fn answer<T: DeserializeOwned>(body: &[u8], id: u64) -> Result<Option<T>, St
 /// # Errors
 /// Why it cannot be read.
 pub fn head(frame: &[u8]) -> Result<Option<u64>, String> {
-    let head = rpc::head(frame).map_err(|error| error.to_string())?;
+    let head = read(frame, rpc::head)?;
     Ok(head.and_then(|head| match head {
         Head::Header(header) => Some(header.block.number),
         Head::Number(number) => Some(number),
         Head::Subscribed => None,
     }))
+}
+
+fn read<T>(bytes: &[u8], read: impl FnOnce(&str) -> Result<T, rpc::RpcError>) -> Result<T, String> {
+    let text = rpc::text(Bytes::copy_from_slice(bytes));
+    text.and_then(|text| read(&text)).map_err(|error| error.to_string())
 }
 
 /// What the endpoint `config` said, as it is logged: without the keys in its addresses, and without

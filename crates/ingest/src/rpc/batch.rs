@@ -31,11 +31,11 @@ pub(super) fn encode(
 /// # Errors
 /// If the batch was refused as a whole, or the answer is none.
 pub(super) fn decode<T: DeserializeOwned>(
-    body: &[u8],
+    body: &str,
     first_id: u64,
     calls: usize,
 ) -> Result<Vec<Item<T>>, RpcError> {
-    if !body.trim_ascii_start().starts_with(b"[") {
+    if !body.trim_ascii_start().starts_with('[') {
         let refusal: Response<IgnoredAny> = parse(body)?;
         let error = refusal.into_result().err();
         return Err(error.unwrap_or_else(|| RpcError::Invalid("one answer to a batch".into())));
@@ -54,13 +54,13 @@ pub(super) fn decode<T: DeserializeOwned>(
 }
 
 /// The answers as they come: in one pass where each is of the expected shape, else each by itself.
-fn answers<T: DeserializeOwned>(body: &[u8]) -> Result<Vec<Answered<T>>, RpcError> {
+fn answers<T: DeserializeOwned>(body: &str) -> Result<Vec<Answered<T>>, RpcError> {
     if let Ok(responses) = parse::<Vec<Response<T>>>(body) {
         return Ok(responses.into_iter().map(|r| (r.id, r.into_result())).collect());
     }
     let read = |response: Response<Box<RawValue>>| {
         let (id, raw) = (response.id, response.into_result());
-        (id, raw.and_then(|raw| raw.map(|raw| parse(raw.get().as_bytes())).transpose()))
+        (id, raw.and_then(|raw| raw.map(|raw| parse(raw.get())).transpose()))
     };
     Ok(parse::<Vec<_>>(body)?.into_iter().map(read).collect())
 }
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     fn decoded(body: &str) -> Result<Vec<Item<u64>>, RpcError> {
-        decode(body.as_bytes(), 20, 3)
+        decode(body, 20, 3)
     }
 
     #[test]

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use ethhook_domain::block::Quantity;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,7 +21,8 @@ use super::span::Span;
 use super::throttle::Throttle;
 use super::ws::{Connection, FIRST_REQUEST, Head, WsClient};
 use super::{
-    BreakerState, MAX_ANSWER_BYTES, MAX_SPAN_BYTES, REQUEST_TIMEOUT, RpcError, decode, encode,
+    Answer, BreakerState, MAX_ANSWER_BYTES, MAX_SPAN_BYTES, REQUEST_TIMEOUT, RpcError, decode,
+    encode,
 };
 use crate::config::ChainConfig;
 use crate::metrics::{ChainMetrics, EndpointMetrics};
@@ -221,7 +221,7 @@ impl Endpoint {
         about: About,
         blocks: usize,
         message: Message,
-        read: impl FnOnce(&[u8]) -> Result<T, RpcError>,
+        read: impl FnOnce(&str) -> Result<T, RpcError>,
     ) -> Result<T, RpcError> {
         let mut bytes = 0;
         let answer = self
@@ -250,7 +250,7 @@ impl Endpoint {
     async fn ask<T>(
         &self,
         message: Message,
-        read: impl FnOnce(&[u8]) -> Result<T, RpcError>,
+        read: impl FnOnce(&str) -> Result<T, RpcError>,
     ) -> Result<T, RpcError> {
         self.with_breaker(|b| b.admit(Instant::now())).map_err(RpcError::SetAside)?;
         let method = message.method;
@@ -294,7 +294,7 @@ impl Endpoint {
     async fn exchange<T>(
         &self,
         message: Message,
-        read: impl FnOnce(&[u8]) -> Result<T, RpcError>,
+        read: impl FnOnce(&str) -> Result<T, RpcError>,
     ) -> Result<T, RpcError> {
         let (method, calls, is_single) =
             (message.method, message.calls(), message.max_bytes == MAX_ANSWER_BYTES);
@@ -327,7 +327,7 @@ impl Endpoint {
         self.metrics.spent(method, u64::from(price.units) * u64::from(calls));
     }
 
-    async fn send(&self, message: Message) -> Result<Bytes, RpcError> {
+    async fn send(&self, message: Message) -> Answer {
         let Message { first_id, calls, text, max_bytes, .. } = message;
         match (&self.http, &self.ws) {
             (Some(http), _) => http.post(text, max_bytes).await,

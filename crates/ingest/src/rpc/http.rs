@@ -12,7 +12,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
-use super::{Answer, CONNECT_TIMEOUT, RpcError};
+use super::{Answer, CONNECT_TIMEOUT, RpcError, text};
 
 /// Idle connections are kept for the next block, and no longer than proxies tend to.
 const IDLE: Duration = Duration::from_secs(50);
@@ -74,7 +74,7 @@ impl HttpClient {
         if !status.is_success() && !body.trim_ascii_start().starts_with(b"{") {
             return Err(RpcError::Status(status.as_u16()));
         }
-        Ok(body)
+        text(body)
     }
 }
 

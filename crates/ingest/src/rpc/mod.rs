@@ -19,9 +19,12 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::de::{self, DeserializeOwned, IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer as _, Serialize};
+use serde::de::{
+    self, DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::error::Category;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 pub(crate) use breaker::State as BreakerState;
 pub(crate) use endpoint::{About, Endpoint, Socket, connect};
@@ -219,7 +222,7 @@ impl<T> Response<T> {
 
 /// The answer to request `id` in `body`: none for `null`. One pass over the text: the receipts of a
 /// block are half a megabyte, and reading them is most of what catching up costs.
-pub(crate) fn decode<T: DeserializeOwned>(body: &[u8], id: u64) -> Result<Option<T>, RpcError> {
+pub(crate) fn decode<T: DeserializeOwned>(body: &str, id: u64) -> Result<Option<T>, RpcError> {
     let response: Response<T> = parse(body)?;
     if response.error.is_none() && response.id != Some(id) {
         return Err(RpcError::Invalid("the id is not the request's".into()));
@@ -227,12 +230,12 @@ pub(crate) fn decode<T: DeserializeOwned>(body: &[u8], id: u64) -> Result<Option
     response.into_result()
 }
 
-/// The id of the answer in `body`, read no further than it stands: most nodes put it first. None
-/// for a notification, a batch, and for what is no answer at all.
-fn answered_id(body: &[u8]) -> Option<u64> {
+/// The id of the answer in `body`, or of the first of a batch, read no further than it stands: most
+/// nodes put it first. None for a notification, and for what is no answer at all.
+fn answered_id(body: &str) -> Option<u64> {
     let mut id = None;
     // It ends with an error as soon as the id is found: the rest is for the one who asked.
-    serde_json::Deserializer::from_slice(body).deserialize_map(IdVisitor(&mut id)).ok();
+    serde_json::Deserializer::from_str(body).deserialize_any(IdVisitor(&mut id)).ok();
     id
 }
 
@@ -255,15 +258,30 @@ impl<'de> Visitor<'de> for IdVisitor<'_> {
         }
         Ok(())
     }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut batch: A) -> Result<(), A::Error> {
+        batch.next_element_seed(self)?;
+        Err(de::Error::custom("its first answer has no id"))
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for IdVisitor<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, answer: D) -> Result<(), D::Error> {
+        answer.deserialize_map(self)
+    }
+}
+
+/// Looks through `bytes` for what is no UTF-8: once, and not again string by string.
+pub(crate) fn text(bytes: Bytes) -> Answer {
+    Utf8Bytes::try_from(bytes).map_err(|error| {
+        RpcError::Invalid(format!("no text: byte {} is not UTF-8", error.valid_up_to()))
+    })
 }
 
 /// `serde_json`'s own words quote what they found, which may be a key; the place is enough.
-///
-/// The text is looked through once for what is no UTF-8, and not again string by string.
-fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, RpcError> {
-    let text = std::str::from_utf8(body).map_err(|error| {
-        RpcError::Invalid(format!("no text: byte {} is not UTF-8", error.valid_up_to()))
-    })?;
+fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, RpcError> {
     serde_json::from_str(text).map_err(|error| {
         let what = if text.trim_ascii_start().starts_with('<') { "HTML, " } else { "" };
         let kind = match error.classify() {
@@ -277,7 +295,7 @@ fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, RpcError> {
 }
 
 /// An answer on its way to the one who asked.
-type Answer = Result<Bytes, RpcError>;
+type Answer = Result<Utf8Bytes, RpcError>;
 
 #[cfg(test)]
 mod tests {
@@ -309,6 +327,25 @@ mod tests {
         for message in ["daily request count exceeded, request rate limited", "limit exceeded", ""]
         {
             assert!(matches!(error(-32005, message), RpcError::RateLimited(None)), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_id_of_an_answer_is_read_no_further_than_it_stands() {
+        for (text, id) in [
+            (r#"{"jsonrpc":"2.0","id":7,"result":[cut"#, Some(7)),
+            (r#"{"result":{"id":1},"id":8}"#, Some(8)),
+            (r#" [ {"jsonrpc":"2.0","id":9,"result":null},cut"#, Some(9)),
+            (r#"[{"error":{}},{"id":9}]"#, None),
+            (r#"{"id":null,"error":{}}"#, None),
+            (r#"{"method":"eth_subscription","params":{"result":{"id":3}}}"#, None),
+            (r"[[7]]", None),
+            ("[]", None),
+            ("7", None),
+            ("<html>", None),
+            ("", None),
+        ] {
+            assert_eq!(answered_id(text), id, "{text}");
         }
     }
 

@@ -23,14 +23,14 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 use tracing::{info, warn};
 
 use super::breaker::Breaker;
 use super::redaction::Redaction;
 use super::{
-    Answer, CONNECT_TIMEOUT, MAX_ANSWER_BYTES, RpcError, answered_id, decode, encode, parse,
+    Answer, CONNECT_TIMEOUT, MAX_ANSWER_BYTES, RpcError, answered_id, decode, encode, parse, text,
 };
 use crate::metrics::EndpointMetrics;
 
@@ -306,13 +306,14 @@ impl Connection {
                 message = socket.next() => {
                     last_frame = Instant::now();
                     let frame = match message {
-                        Some(Ok(Message::Text(text))) => Bytes::from(text),
-                        Some(Ok(Message::Binary(bytes))) => bytes,
+                        Some(Ok(Message::Text(text))) => Ok(text),
+                        Some(Ok(Message::Binary(bytes))) => text(bytes),
                         Some(Ok(Message::Close(_))) | None => break RpcError::Connection("closed by the node".into()),
                         Some(Ok(_)) => continue,
                         Some(Err(error)) => break describe(error),
                     };
-                    if let Err(error) = self.take(frame, &mut pending, highest_id) {
+                    let taken = frame.and_then(|f| self.take(f, &mut pending, highest_id));
+                    if let Err(error) = taken {
                         break error;
                     }
                 }
@@ -351,7 +352,7 @@ impl Connection {
 
     fn take(
         &mut self,
-        frame: Bytes,
+        frame: Utf8Bytes,
         pending: &mut Pending,
         highest_id: u64,
     ) -> Result<(), RpcError> {
@@ -379,7 +380,7 @@ impl Connection {
     fn hand_on(
         &mut self,
         id: u64,
-        frame: Bytes,
+        frame: Utf8Bytes,
         pending: &mut Pending,
         highest_id: u64,
     ) -> Result<(), RpcError> {
@@ -403,7 +404,7 @@ impl Connection {
 }
 
 /// The head that a frame tells of; none if it is an answer.
-pub(crate) fn head(frame: &[u8]) -> Result<Option<Head>, RpcError> {
+pub(crate) fn head(frame: &str) -> Result<Option<Head>, RpcError> {
     let parsed = first_of(frame)?;
     match (parsed.id, parsed.params) {
         (None, Some(notification)) => read_head(notification.result.get()).map(Some),
@@ -417,23 +418,23 @@ fn read_head(json: &str) -> Result<Head, RpcError> {
             Ok(Head::Header(Box::new(header)))
         }
         // Some subscriptions leave fields out: the block itself is asked for.
-        _ => Ok(Head::Number(parse::<BareHead>(json.as_bytes())?.number.0)),
+        _ => Ok(Head::Number(parse::<BareHead>(json)?.number.0)),
     }
 }
 
 /// What a frame is an answer to: of a batch, the first of its answers says so as well as any.
-fn first_of(frame: &[u8]) -> Result<Frame<'_>, RpcError> {
-    if !frame.trim_ascii_start().starts_with(b"[") {
+fn first_of(frame: &str) -> Result<Frame<'_>, RpcError> {
+    if !frame.trim_ascii_start().starts_with('[') {
         return parse(frame);
     }
     let answers: Vec<Frame<'_>> = parse(frame)?;
     answers.into_iter().next().ok_or_else(|| RpcError::Invalid("an empty batch".into()))
 }
 
-async fn next_frame(socket: &mut Socket) -> Result<Bytes, RpcError> {
+async fn next_frame(socket: &mut Socket) -> Answer {
     loop {
         match socket.next().await {
-            Some(Ok(Message::Text(text))) => return Ok(Bytes::from(text)),
+            Some(Ok(Message::Text(text))) => return Ok(text),
             Some(Ok(Message::Close(_))) | None => {
                 return Err(RpcError::Connection("closed by the node".into()));
             }
