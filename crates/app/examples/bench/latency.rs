@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::Bench;
-use crate::live::{Delays, limit, mine, percentile, watch};
+use crate::live::{limit, mine, percentile, watch};
 use crate::node::PreparedNode;
 use crate::node::chain::{Counts, PreparedChain};
 use crate::node::template::{Template, simulated};
@@ -84,7 +84,8 @@ pub(crate) async fn cost_rows(bench: &Bench) -> Result<Vec<Row>> {
 }
 
 struct Seen {
-    delays: Delays,
+    /// From a head to its entries, in ms.
+    delays: Vec<f64>,
     peak_mb: f64,
     requests: f64,
     bytes: f64,
@@ -127,7 +128,7 @@ fn table(live: &Live, seen: &Seen, limit: f64) -> Vec<Row> {
         block_time.as_millis()
     );
     let row = |figure: &str, ours| Row::new("latency", format!("{name}: {figure}"), ours, "ms");
-    let mut rows = vec![row("first entry, p50", percentile(&delays.first, 50))];
+    let mut rows = Vec::new();
     let bars = match (usual, delay.is_zero()) {
         (true, true) => [Some(4.0), Some(10.0), None],
         (true, false) => [Some(delay_ms + 8.0), None, None],
@@ -135,7 +136,7 @@ fn table(live: &Live, seen: &Seen, limit: f64) -> Vec<Row> {
         (false, _) => [None; 3],
     };
     for ((figure, percent), bar) in [("p50", 50), ("p99", 99), ("max", 100)].into_iter().zip(bars) {
-        let row = row(&format!("last entry, {figure}"), percentile(&delays.last, percent));
+        let row = row(&format!("first and last entry, {figure}"), percentile(delays, percent));
         // What Redis and the reader take by themselves, besides the node's delay.
         let row = if percent == 50 { row.of(limit + delay_ms) } else { row };
         rows.push(bar.map(Bar::Under).into_iter().fold(row, Row::bar));

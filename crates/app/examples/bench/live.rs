@@ -1,28 +1,20 @@
 //! A chain that grows: how soon its entries are there, seen by a reader of the stream.
+//!
+//! A block's entries come with one `EXEC`, so that a reader can have the first no sooner than the last: it
+//! asks for both at once, and has both with one answer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use ethhook_streams::Keys;
-use redis::aio::MultiplexedConnection;
+use redis::Connection;
 use redis::streams::{StreamId, StreamRangeReply, StreamReadOptions, StreamReadReply};
-use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::node::chain::PreparedChain;
 use crate::redis_side::{RedisSide, XADD_KEY};
-
-/// Longer than any block waits for its entries.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// From the node's send of a head to the first and the last entry of its block at a reader, in
-/// milliseconds, one each a block.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Delays {
-    pub(crate) first: Vec<f64>,
-    pub(crate) last: Vec<f64>,
-}
 
 /// The value that so many of 100 do not exceed.
 pub(crate) fn percentile(values: &[f64], percent: usize) -> f64 {
@@ -50,31 +42,37 @@ pub(crate) fn mine(chains: &[Arc<PreparedChain>], block_time: Duration) -> JoinS
     miners
 }
 
-/// Waits until the chain is at its head, then watches `blocks` blocks arrive.
+/// Waits until the chain is at its head, then watches `blocks` blocks arrive: from the node's send of a
+/// head to the first and the last entry of its block at a reader, in milliseconds, one a block.
 pub(crate) async fn watch(
-    redis: &mut RedisSide,
+    redis: &RedisSide,
     chain: &PreparedChain,
     blocks: usize,
-) -> Result<Delays> {
+) -> Result<Vec<f64>> {
     let mut reader = Reader::new(redis, Keys::of(chain.id).events).await?;
-    let mut delays = Delays::default();
+    let mut delays = Vec::new();
     // The first few fill the caches and end the catch-up.
-    let mut next = reader.arrival().await?.0 + 3;
-    while delays.last.len() < blocks {
-        let (number, first, last) = reader.arrival().await?;
+    let mut next = None;
+    while delays.len() < blocks {
+        let arrived;
+        (reader, arrived) = reader.arrival().await?;
+        let number = height(&arrived.newest)?;
+        let entries: usize = arrived.newest.get("log_index").map_or(0, |last: usize| last + 1);
+        ensure!(
+            entries == chain.template(number).log_count,
+            "block {number} has {entries} entries"
+        );
         // Those that were overtaken are there as well, at the latest by now.
-        for number in next..=number {
+        for number in *next.get_or_insert(number + 3)..=number {
             let sent = chain.sent_at(number).context("a head that was never sent")?;
-            let millis = |at: Instant| at.duration_since(sent).as_secs_f64() * 1e3;
-            delays.first.push(millis(first));
-            delays.last.push(millis(last));
+            delays.push(arrived.at.duration_since(sent).as_secs_f64() * 1e3);
         }
-        next = next.max(number + 1);
+        next = next.max(Some(number + 1));
     }
     Ok(delays)
 }
 
-/// The least that a block's last entry takes, p50 in milliseconds: a client that does nothing else sends the
+/// The least that a block's entries take, p50 in milliseconds: a client that does nothing else sends the
 /// newest entries of the chain, written beforehand, every `block_time`, and the same reader waits for them.
 pub(crate) async fn limit(
     redis: &mut RedisSide,
@@ -92,51 +90,52 @@ pub(crate) async fn limit(
         let (sent, arrival) = tokio::join!(step.send(), reader.arrival());
         let (sent_step, sent) = sent?;
         step = sent_step;
-        took.push(arrival?.2.duration_since(sent).as_secs_f64() * 1e3);
+        let arrived;
+        (reader, arrived) = arrival?;
+        took.push(arrived.at.duration_since(sent).as_secs_f64() * 1e3);
     }
     redis.clear_limits().await?;
     Ok(percentile(&took, 50))
 }
 
+/// A reader on a thread of its own, that waits for entries.
 struct Reader {
-    connection: MultiplexedConnection,
+    connection: Connection,
     stream: String,
     after: String,
 }
 
+/// What a reader then has.
+struct Arrival {
+    at: Instant,
+    /// The newest entry: the last of its block.
+    newest: StreamId,
+}
+
 impl Reader {
     async fn new(redis: &RedisSide, stream: String) -> Result<Self> {
-        let connection = redis.connect().await?;
-        Ok(Self { connection, stream, after: "$".into() })
+        Ok(Self { connection: redis.blocking_connection().await?, stream, after: "0-0".into() })
     }
 
-    /// The next block whose entries are there: its height, when its first entry was read, and when
-    /// its last one was.
-    async fn arrival(&mut self) -> Result<(u64, Instant, Instant)> {
-        let options = StreamReadOptions::default().block(30_000).count(1);
-        let mut read = redis::cmd("XREAD");
-        read.arg(&options).arg(&["STREAMS", &self.stream, &self.after]);
-        let reply: Option<StreamReadReply> =
-            timeout(PATIENCE, read.query_async(&mut self.connection)).await??;
-        let first_at = Instant::now();
-        let first = reply.and_then(|reply| reply.keys.into_iter().next());
-        let first =
-            first.and_then(|key| key.ids.into_iter().next()).context("no entry for 30 s")?;
-        // A block's entries come in one step: what is the newest is the last of its block.
-        let newest: StreamRangeReply = redis::cmd("XREVRANGE")
-            .arg(&[self.stream.as_str(), "+", "-", "COUNT", "1"])
-            .query_async(&mut self.connection)
-            .await?;
-        let last_at = Instant::now();
-        let newest = newest.ids.into_iter().next().context("an empty stream")?;
-        let numbers = (height(&first)?, height(&newest)?);
-        self.after = newest.id;
-        // Two blocks at once: the first entry of the newer one was seen no later than its last.
-        Ok((numbers.1, if numbers.0 == numbers.1 { first_at } else { last_at }, last_at))
+    /// The next block whose entries are there.
+    async fn arrival(mut self) -> Result<(Self, Arrival)> {
+        spawn_blocking(move || {
+            let mut both = redis::pipe();
+            both.cmd("XREAD").arg(StreamReadOptions::default().block(30_000).count(1));
+            both.arg(&["STREAMS", &self.stream, &self.after]);
+            both.cmd("XREVRANGE").arg(&[self.stream.as_str(), "+", "-", "COUNT", "1"]);
+            let (first, newest): (Option<StreamReadReply>, StreamRangeReply) =
+                both.query(&mut self.connection)?;
+            let at = Instant::now();
+            first.context("no entry for 30 s")?;
+            let newest = newest.ids.into_iter().next().context("an empty stream")?;
+            self.after.clone_from(&newest.id);
+            Ok((self, Arrival { at, newest }))
+        })
+        .await?
     }
 }
 
 fn height(entry: &StreamId) -> Result<u64> {
-    let number = entry.get("block_number").context("no block_number")?;
-    Ok(number)
+    entry.get("block_number").context("no block_number")
 }

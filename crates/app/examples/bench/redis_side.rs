@@ -56,6 +56,12 @@ impl RedisSide {
         connect(&self.url).await
     }
 
+    /// The same for a thread that waits for its answers.
+    pub(crate) async fn blocking_connection(&self) -> Result<Connection> {
+        let url = self.url.clone();
+        Ok(spawn_blocking(move || Client::open(url)?.get_connection()).await??)
+    }
+
     /// User and system CPU time of the server.
     pub(crate) async fn cpu(&mut self) -> Result<Duration> {
         let info: redis::InfoDict =
@@ -159,8 +165,7 @@ impl RedisSide {
             pipeline(&reply.ids),
             redis::cmd("EXEC").get_packed_command(),
         ];
-        let url = self.url.clone();
-        let connection = spawn_blocking(move || Client::open(url)?.get_connection()).await??;
+        let connection = self.blocking_connection().await?;
         Ok(PreparedStep { connection, commands: commands.concat(), answers: reply.ids.len() + 2 })
     }
 
@@ -179,10 +184,9 @@ impl RedisSide {
             .await?;
         ensure!(reply.ids.len() >= PIPELINE, "{stream} has too few entries to measure with");
         let buffers: Vec<Vec<u8>> = reply.ids.chunks_exact(PIPELINE).map(pipeline).collect();
-        let url = self.url.clone();
+        let mut connection = self.blocking_connection().await?;
         let before = self.cpu().await?;
         let write = move || -> Result<f64> {
-            let mut connection = Client::open(url)?.get_connection()?;
             let (started, mut sent) = (Instant::now(), 0);
             for buffer in buffers.iter().cycle() {
                 if sent >= entries {

@@ -68,14 +68,14 @@ pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
     let mut of_one = None;
     for count in [1, 4, 16, 64] {
         let chains = (0..count).map(|id| chain(id, &templates)).collect();
-        let mut stage = Stage::set(bench, chains).await?;
+        let stage = Stage::set(bench, chains).await?;
         let _miners = mine(&stage.chains, BLOCK_TIME);
         let head = |stage: &Stage| stage.chains.iter().map(|c| c.head()).sum::<u64>();
         let first = Arc::clone(&stage.chains[0]);
-        watch(&mut stage.redis, &first, 1).await?;
+        watch(&stage.redis, &first, 1).await?;
         let (blocks, cpu) = (head(&stage), stage.subject.cpu()?);
         let watched = seconds / usize::try_from(BLOCK_TIME.as_secs()).unwrap_or(1);
-        let delays = watch(&mut stage.redis, &first, watched).await?;
+        let delays = watch(&stage.redis, &first, watched).await?;
         let blocks = (head(&stage) - blocks) as f64;
         let cpu = stage.subject.cpu()?.saturating_sub(cpu).as_secs_f64() * 1e3 / blocks;
         let row = |figure: &str, ours, unit| {
@@ -85,7 +85,7 @@ pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
         let memory = row("peak resident memory", stage.subject.peak_mb()?, "MB");
         rows.push(row("our CPU a block, beside that of one chain", cpu, "ms").of(one));
         rows.push(if count == 4 { memory.bar(Bar::Under(32.0)) } else { memory });
-        rows.push(row("head to last entry, p50", percentile(&delays.last, 50), "ms"));
+        rows.push(row("head to last entry, p50", percentile(&delays, 50), "ms"));
         stage.clear().await?;
     }
     Ok(rows)
@@ -113,20 +113,20 @@ pub(crate) async fn neighbour_rows(bench: &Bench) -> Result<Vec<Row>> {
     let blocks = if bench.options.quick { 60 } else { 200 };
     let usual: Arc<[Template]> = simulated(200, 8).await?.into();
     let large = &bench.recorded.large;
-    let mut stage = Stage::set(bench, vec![chain(0, &usual), chain(1, large)]).await?;
+    let stage = Stage::set(bench, vec![chain(0, &usual), chain(1, large)]).await?;
     let [small, large] = stage.chains.as_slice() else { anyhow::bail!("no chains") };
     let (small, large) = (Arc::clone(small), [Arc::clone(large)]);
     let _miner = mine(std::slice::from_ref(&small), Duration::from_millis(250));
-    let alone = watch(&mut stage.redis, &small, blocks).await?;
+    let alone = watch(&stage.redis, &small, blocks).await?;
     let _other = mine(&large, Duration::from_secs(1));
     let hold = Hold::watch(&stage.redis).await?;
-    watch(&mut stage.redis, &small, 4).await.context("beside a large chain")?;
-    let beside = watch(&mut stage.redis, &small, blocks).await?;
+    watch(&stage.redis, &small, 4).await.context("beside a large chain")?;
+    let beside = watch(&stage.redis, &small, blocks).await?;
     stage.clear().await?;
     let mut rows = Vec::new();
     let hold = hold.longest_ms();
     for (figure, percent) in [("p50", 50), ("p99", 99)] {
-        let (ours, alone) = (percentile(&beside.last, percent), percentile(&alone.last, percent));
+        let (ours, alone) = (percentile(&beside, percent), percentile(&alone, percent));
         let figure = format!("beside a chain of 10,000-log blocks, against alone: {figure}");
         let row = Row::new("neighbour", figure, ours, "ms").of(alone);
         rows.push(if percent == 99 { row.bar(Bar::Under(alone + hold)) } else { row });

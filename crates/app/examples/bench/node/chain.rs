@@ -70,6 +70,8 @@ pub(crate) struct PreparedChain {
     pub(crate) id: u64,
     templates: Arc<[Template]>,
     links: Mutex<Links>,
+    /// The receipts of the newest block that was mined, written before its head was sent.
+    prepared: Mutex<(u64, String)>,
     head: watch::Sender<u64>,
     /// When the head was sent to the first subscriber.
     sent: Mutex<HashMap<u64, Instant>>,
@@ -85,6 +87,7 @@ impl PreparedChain {
             id,
             templates,
             links: Mutex::new(Links { hashes: Vec::new(), numbers: HashMap::new() }),
+            prepared: Mutex::default(),
             head: watch::Sender::new(FIRST),
             sent: Mutex::default(),
             delay,
@@ -108,6 +111,11 @@ impl PreparedChain {
     /// Adds a block and announces it.
     pub(crate) fn mine(&self) {
         self.link();
+        let (number, mut receipts) = (self.head() + 1, String::new());
+        if let Some(place) = self.linked(number) {
+            self.template(number).receipts.fill(&place, &mut receipts);
+        }
+        *lock(&self.prepared) = (number, receipts);
         self.head.send_modify(|head| *head += 1);
     }
 
@@ -134,7 +142,10 @@ impl PreparedChain {
         if number > self.head() {
             return None;
         }
-        let number = number.max(FIRST);
+        self.linked(number.max(FIRST))
+    }
+
+    fn linked(&self, number: u64) -> Option<Place> {
         let links = lock(&self.links);
         let index = usize::try_from(number - FIRST).ok()?;
         let parent = index.checked_sub(1).and_then(|below| links.hashes.get(below));
@@ -159,6 +170,17 @@ impl PreparedChain {
     ) -> bool {
         let Some(place) = self.place(number) else { return false };
         text(self.template(place.number)).fill(&place, out);
+        true
+    }
+
+    /// Appends the receipts of a block; false if there is no such block.
+    pub(crate) fn write_receipts(&self, number: u64, out: &mut String) -> bool {
+        let prepared = lock(&self.prepared);
+        if prepared.0 != number {
+            drop(prepared);
+            return self.write(number, |template| &template.receipts, out);
+        }
+        out.push_str(&prepared.1);
         true
     }
 

@@ -7,7 +7,6 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::chain::PreparedChain;
-use super::template::Template;
 
 /// Widest range of `eth_getLogs`, as providers tend to have it.
 const RANGE_BLOCKS: u64 = 2_000;
@@ -73,16 +72,15 @@ type Refusal = (i64, &'static str);
 fn result(chain: &PreparedChain, request: &Request<'_>, out: &mut String) -> Result<(), Refusal> {
     let first = request.params.first();
     let quantity = |number: u64| format!(r#""{number:#x}""#);
-    let mut write = |number: Option<u64>, text: fn(&Template) -> &super::template::Text| {
-        if !number.is_some_and(|number| chain.write(number, text, out)) {
-            out.push_str("null");
-        }
-    };
     match request.method.as_str() {
-        "eth_getBlockReceipts" => write(block(chain, first), |template| &template.receipts),
-        "eth_getBlockByNumber" | "eth_getBlockByHash" => {
-            write(block(chain, first), |template| &template.block);
-        }
+        "eth_getBlockReceipts" => match block(chain, first) {
+            Some(number) if chain.write_receipts(number, out) => {}
+            _ => out.push_str("null"),
+        },
+        "eth_getBlockByNumber" | "eth_getBlockByHash" => match block(chain, first) {
+            Some(number) if chain.write(number, |template| &template.block, out) => {}
+            _ => out.push_str("null"),
+        },
         "eth_getLogs" => return logs(chain, first, out),
         "eth_chainId" => out.push_str(&quantity(chain.id)),
         "eth_blockNumber" => out.push_str(&quantity(chain.head())),
