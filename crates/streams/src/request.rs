@@ -1,7 +1,7 @@
 //! How a step goes to Redis: as one call of `step.lua`, or as a transaction, which Redis does not carry
 //! out before all of it is there.
 //!
-//! A transaction has two answers an entry, and they are a sixth of what catching up costs us. So a step
+//! A transaction has two answers an entry, and they are a tenth of what catching up costs us. So a step
 //! that is sent behind others is sent quietly: Redis is told not to answer, then to answer again, and the
 //! newest marker tells whether the step is in. If it is not, the step is asked for again, aloud, and the
 //! answers tell why. A large one is always aloud, for it is made and sent part by part: Redis takes one
