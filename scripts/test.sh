@@ -27,11 +27,7 @@ need_cargo
 if [ -n "$integration" ]; then
   section "Redis, the dev node and what watches the service"
   need redis-server redis-server
-  need_unpacked prometheus prometheus
-  need_alertmanager
-  need_unpacked prometheus-redis-exporter prometheus-redis-exporter
-  need_unpacked prometheus-node-exporter prometheus-node-exporter
-  need chromium chromium
+  need_monitoring
   if [ -z "${ANVIL_BIN:-}" ]; then
     anvil=.tools/node_modules/.bin/anvil
     need node nodejs
