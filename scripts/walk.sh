@@ -29,10 +29,7 @@ if [ "${1:-}" != --inside ]; then
   need jq jq
   need_examples
   if [ "${1:-}" = --alerts ]; then
-    need_unpacked prometheus prometheus
-    need_alertmanager
-    need_unpacked prometheus-redis-exporter prometheus-redis-exporter
-    need_unpacked prometheus-node-exporter prometheus-node-exporter
+    need_monitoring
   fi
   need_cargo
   [ -n "${ETHHOOK_BIN:-}" ] || cargo build --quiet --locked -p ethhook
