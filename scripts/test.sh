@@ -28,6 +28,7 @@ if [ -n "$integration" ]; then
   section "Redis, the dev node and what watches the service"
   need redis-server redis-server
   need_monitoring
+  need chromium chromium
   if [ -z "${ANVIL_BIN:-}" ]; then
     anvil=.tools/node_modules/.bin/anvil
     need node nodejs

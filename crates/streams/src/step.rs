@@ -332,19 +332,19 @@ pub(crate) fn request(envelope: &Envelope<'_>, step: &Step<'_>) -> Result<Reques
         Step::Remove { block, .. } => Some((Op::Remove, block.block.hash)),
         _ => None,
     };
-    let seq = step.after(envelope.believed).seq;
+    let after = step.after(envelope.believed);
     Ok(Request {
         keys: envelope.keys.clone(),
         encoding: envelope.believed.encoding,
         seen: block.map(|(_, hash)| envelope.keys.seen(hash)),
-        head: head(envelope, step),
+        head: head(envelope, step, &after),
         events: step.events(),
-        mark: block.map(|(op, hash)| (seq, op, hash)),
+        mark: block.map(|(op, hash)| (after.seq, op, hash)),
     })
 }
 
 /// The arguments before the entries, in the order that `step.lua` lists.
-fn head(envelope: &Envelope<'_>, step: &Step<'_>) -> Vec<String> {
+fn head(envelope: &Envelope<'_>, step: &Step<'_>, after: &Cursor) -> Vec<String> {
     let believed = envelope.believed;
     let mut head = vec![
         step.op().to_owned(),
@@ -358,7 +358,6 @@ fn head(envelope: &Envelope<'_>, step: &Step<'_>) -> Vec<String> {
         head.push((*text).to_owned());
     }
     if let Some((block, proof)) = step.block() {
-        let after = step.after(believed);
         let parent = match step {
             Step::Gap { .. } => optional(believed.hash),
             _ => hex::encode_prefixed(block.parent_hash),

@@ -331,6 +331,15 @@ mod tests {
     }
 
     #[test]
+    fn bytes_that_are_no_text_are_told_by_their_place() {
+        assert_eq!(text(Bytes::from_static("{é}".as_bytes())).unwrap(), "{é}");
+        match text(Bytes::from_static(b"{\"a\":\"\xff\"}")) {
+            Err(RpcError::Invalid(why)) => assert_eq!(why, "no text: byte 6 is not UTF-8"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
     fn the_id_of_an_answer_is_read_no_further_than_it_stands() {
         for (text, id) in [
             (r#"{"jsonrpc":"2.0","id":7,"result":[cut"#, Some(7)),

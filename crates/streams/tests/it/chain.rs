@@ -45,6 +45,15 @@ impl Fixture {
         self.streams = reach(&self.server, Duration::from_secs(5));
     }
 
+    /// The way of a user with these rights, which may be other ones from now on; its password is
+    /// `hunter2`.
+    pub(crate) async fn as_user(&mut self, rights: &str) -> Streams {
+        let user = format!("ACL SETUSER poor reset on >hunter2 {rights}");
+        self.ask::<redis::Value>(&user).await;
+        let url = format!("redis://poor:hunter2@127.0.0.1:{}/", self.server.port());
+        Streams::new(RedisConfig::new(Secret::new(url))).unwrap()
+    }
+
     /// The writer `one`, beginning at block 1.
     pub(crate) async fn publisher(&self) -> Publisher {
         self.publisher_of("one").await

@@ -216,10 +216,7 @@ async fn a_user_who_may_not_write_a_key_gets_no_lease() {
         ("~* +@all -del (+@all ~lease:*)", "DEL seen"),
     ];
     for (rights, missing) in users {
-        redis.ask::<redis::Value>(&format!("ACL SETUSER poor reset on >pw {rights}")).await;
-        let url = format!("redis://poor:pw@127.0.0.1:{}/", redis.server.port());
-        let config = ethhook_streams::RedisConfig::new(ethhook_domain::Secret::new(url));
-        let streams = Streams::new(config).unwrap();
+        let streams = redis.as_user(rights).await;
         let error = open(&streams, "one", Some(first())).await.unwrap_err();
         assert!(
             matches!(error, OpenError::Redis(_)) && !error.is_retryable(),

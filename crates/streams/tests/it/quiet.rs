@@ -1,8 +1,7 @@
 //! Steps that are said quietly: one answer to all of a transaction, and why it is not in from a second
 //! asking. G3, G4, G5.
 
-use ethhook_domain::Secret;
-use ethhook_streams::{FailureKind, Outcome, Publisher, RedisConfig, StepError, Streams};
+use ethhook_streams::{FailureKind, Outcome, Publisher, StepError};
 
 use crate::chain::{Block, Fixture, add, block, first, open};
 
@@ -20,12 +19,8 @@ async fn switches(redis: &mut Fixture) -> u64 {
     line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
 }
 
-/// A user of all rights, but for those that are taken from it.
-async fn poor(redis: &mut Fixture, denied: &str) -> Streams {
-    redis.ask::<redis::Value>(&format!("ACL SETUSER poor on >pw ~* &* +@all {denied}")).await;
-    let url = format!("redis://poor:pw@127.0.0.1:{}/", redis.server.port());
-    Streams::new(RedisConfig::new(Secret::new(url))).unwrap()
-}
+const ALL: &str = "~* &* +@all";
+const NOT_QUIET: &str = "~* &* +@all -client|reply";
 
 #[tokio::test]
 async fn a_step_up_to_a_thousand_entries_has_one_answer() {
@@ -87,7 +82,7 @@ async fn g5_who_asks_again_is_told_why_a_step_is_not_in() {
 #[tokio::test]
 async fn a_server_that_cannot_be_quiet_answers_each_command() {
     let mut redis = Fixture::new().await;
-    let streams = poor(&mut redis, "-client|reply").await;
+    let streams = redis.as_user(NOT_QUIET).await;
     let mut publisher = open(&streams, "one", Some(first())).await.unwrap();
     add(&mut publisher, &block("1a", "0", 1)).await;
     send(&mut publisher, &block("2a", "1a", 700)).await.unwrap();
@@ -100,11 +95,11 @@ async fn a_server_that_cannot_be_quiet_answers_each_command() {
 #[tokio::test]
 async fn g3_the_right_to_be_quiet_may_be_taken_away_at_any_time() {
     let mut redis = Fixture::new().await;
-    let streams = poor(&mut redis, "").await;
+    let streams = redis.as_user(ALL).await;
     let mut publisher = open(&streams, "one", Some(first())).await.unwrap();
     add(&mut publisher, &block("1a", "0", 1)).await;
     send(&mut publisher, &block("2a", "1a", 2)).await.unwrap();
-    poor(&mut redis, "-client|reply").await;
+    redis.as_user(NOT_QUIET).await;
 
     // All is answered now: the answers of one step are taken for those of another.
     let blocks = [block("3a", "2a", 2), block("4a", "3a", 2)];
