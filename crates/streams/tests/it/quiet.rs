@@ -1,9 +1,11 @@
 //! Steps that are said quietly: one answer to all of a transaction, and why it is not in from a second
 //! asking. G3, G4, G5.
 
+use ethhook_domain::marker::FIELDS;
+use ethhook_domain::{Marker, Op};
 use ethhook_streams::{FailureKind, Outcome, Publisher, StepError};
 
-use crate::chain::{Block, Fixture, add, block, first, open};
+use crate::chain::{Block, Fixture, add, block, first, hash, open};
 
 async fn send(publisher: &mut Publisher, block: &Block) -> Result<Outcome, StepError> {
     let answer = publisher.send(&block.add()).unwrap().expect("it need not go by itself");
@@ -80,6 +82,34 @@ async fn g5_who_asks_again_is_told_why_a_step_is_not_in() {
 }
 
 #[tokio::test]
+async fn only_its_own_marker_says_that_a_step_is_in() {
+    // It stands on another block, so that it is not in, whatever the newest marker says.
+    let stray = block("2x", "1x", 1);
+    let cases: [fn(&mut Marker); 5] = [
+        |marker| marker.seq = 1,
+        |marker| marker.seq = 3,
+        |marker| marker.op = Op::Remove,
+        |marker| marker.op = Op::Finalized,
+        |marker| marker.hash = hash("2a"),
+    ];
+    for differ in cases {
+        let mut redis = Fixture::new().await;
+        let mut publisher = redis.publisher().await;
+        add(&mut publisher, &block("1a", "0", 1)).await;
+        let mut marker = redis.markers().await.pop().unwrap();
+        (marker.seq, marker.number, marker.hash) = (2, 2, hash("2x"));
+        differ(&mut marker);
+        let mut forged = redis::cmd("XADD");
+        forged.arg(&redis.keys.blocks).arg("*");
+        for (name, value) in FIELDS.iter().zip(marker.to_values()) {
+            forged.arg(name).arg(value);
+        }
+        forged.exec_async(&mut redis.raw).await.unwrap();
+        assert_eq!(send(&mut publisher, &stray).await, Err(StepError::NotIn), "{marker:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_cannot_be_quiet_answers_each_command() {
     let mut redis = Fixture::new().await;
     let streams = redis.as_user(NOT_QUIET).await;
@@ -90,6 +120,22 @@ async fn a_server_that_cannot_be_quiet_answers_each_command() {
     let stray = send(&mut publisher, &block("3x", "2x", 1)).await;
     assert!(matches!(stray, Err(StepError::Refused(_))), "{stray:?}");
     assert_eq!(redis.events().await.len(), 701);
+}
+
+#[tokio::test]
+async fn a_right_that_is_taken_away_costs_one_connection() {
+    let mut redis = Fixture::new().await;
+    let streams = redis.as_user(ALL).await;
+    let mut publisher = open(&streams, "one", Some(first())).await.unwrap();
+    add(&mut publisher, &block("1a", "0", 1)).await;
+    redis.as_user(NOT_QUIET).await;
+    let two = block("2a", "1a", 2);
+    let error = send(&mut publisher, &two).await.unwrap_err();
+    assert!(matches!(&error, StepError::Redis(f) if f.kind == FailureKind::Connection), "{error}");
+    add(&mut publisher, &two).await;
+    // The next one answers all, and is understood.
+    send(&mut publisher, &block("3a", "2a", 2)).await.unwrap();
+    assert_eq!(redis.events().await.len(), 5);
 }
 
 #[tokio::test]
