@@ -97,15 +97,13 @@ impl Writer {
     }
 
     /// The events of a block that is to join.
-    pub(super) fn adding(&self, pending: &Pending, verified: Verified) -> Adding {
+    pub(super) fn adding(&self, pending: &Pending, mut verified: Verified) -> Adding {
         fail_point("block", "in-flight");
         let block = pending.header.block;
-        let events: Vec<_> = verified
-            .logs
-            .into_iter()
-            .filter(|log| self.filter.passes(log))
-            .map(|log| ProcessedEvent::new(self.chain_id, &block, log))
-            .collect();
+        verified.logs.retain(|log| self.filter.passes(log));
+        let logs = verified.logs.into_iter();
+        let events: Vec<_> =
+            logs.map(|log| ProcessedEvent::new(self.chain_id, &block, log)).collect();
         self.metrics.ingested.inc_by(events.len() as u64);
         Adding::new(block, pending.heard, events, verified.proof)
     }
