@@ -14,9 +14,8 @@ use alloy_primitives::B256;
 use ethhook_domain::block::Quantity;
 use ethhook_domain::verify::{self, Check, Failure};
 use ethhook_domain::{BloomTest, Header, Profile};
-use futures_util::future::join_all;
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::FutureExt;
+use futures_util::future::{join_all, select_all};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::warn;
@@ -248,8 +247,10 @@ impl Node {
         F: Future<Output = Result<T, NodeError>> + 'a,
     {
         let mut rest = self.by_preference().into_iter();
-        let mut running = FuturesUnordered::new();
-        let start = |endpoint| ask(endpoint).map(move |answer| (endpoint, answer));
+        // Few, so that polling all of them costs less than `FuturesUnordered`, which wakes its task once
+        // more for each that has no answer yet.
+        let mut running = Vec::new();
+        let start = |endpoint| Box::pin(ask(endpoint).map(move |answer| (endpoint, answer)));
         let mut newest: Option<&Endpoint> = None;
         let (mut liars, mut failure) = (Vec::new(), NodeError::Rpc(RpcError::SetAside(LIAR_WAIT)));
         loop {
@@ -261,12 +262,13 @@ impl Node {
             let patience = newest.map_or(least_patience, Endpoint::patience).max(least_patience);
             tokio::select! {
                 biased;
-                Some((endpoint, answer)) = running.next() => match answer {
+                ((endpoint, answer), position, _) = select_all(&mut running) => match answer {
                     Ok(answer) => {
                         liars.iter().for_each(|liar: &&Endpoint| liar.set_aside(LIAR_WAIT));
                         return Ok(answer);
                     }
                     Err(error) => {
+                        drop(running.swap_remove(position));
                         if error.is_lie() {
                             liars.push(endpoint);
                         }

@@ -62,7 +62,7 @@ pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
         let pause = live.block_time.min(Duration::from_millis(500));
         let limit = limit(&mut redis, FIRST_ID, logs, pause, live.blocks.min(30)).await?;
         redis.clear(FIRST_ID).await?;
-        rows.extend(table(&live, &seen, limit));
+        rows.extend(table(&live, &seen, &limit));
     }
     Ok(rows)
 }
@@ -117,8 +117,8 @@ async fn see(redis: &mut RedisSide, live: &Live, templates: Arc<[Template]>) -> 
     })
 }
 
-/// `limit`: the same without node and ingestor, p50 in ms.
-fn table(live: &Live, seen: &Seen, limit: f64) -> Vec<Row> {
+/// `limit`: the delays without node and ingestor, in ms.
+fn table(live: &Live, seen: &Seen, limit: &[f64]) -> Vec<Row> {
     let Seen { delays, peak_mb, .. } = seen;
     let Live { logs, block_time, delay, .. } = live;
     let usual = *logs == 200;
@@ -136,9 +136,9 @@ fn table(live: &Live, seen: &Seen, limit: f64) -> Vec<Row> {
         (false, _) => [None; 3],
     };
     for ((figure, percent), bar) in [("p50", 50), ("p99", 99), ("max", 100)].into_iter().zip(bars) {
-        let row = row(&format!("first and last entry, {figure}"), percentile(delays, percent));
-        // What Redis and the reader take by themselves, besides the node's delay.
-        let row = if percent == 50 { row.of(limit + delay_ms) } else { row };
+        // The limit: what Redis and the reader take by themselves, besides the node's delay.
+        let row = row(&format!("first and last entry, {figure}"), percentile(delays, percent))
+            .of(percentile(limit, percent) + delay_ms);
         rows.push(bar.map(Bar::Under).into_iter().fold(row, Row::bar));
     }
     rows.push(Row::new("latency", format!("{name}: peak resident memory"), *peak_mb, "MB"));
