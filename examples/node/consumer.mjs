@@ -43,7 +43,8 @@ function toObject(fields) {
 /** An entry of either encoding: numbers, and Buffers for hashes and data. */
 function readEvent(fields) {
   if (fields.e) {
-    const values = decode(fields.e);
+    const plain = (value) => value instanceof Uint8Array ? Buffer.from(value) : value;
+    const values = decode(fields.e).map((value) => Array.isArray(value) ? value.map(plain) : plain(value));
     return Object.fromEntries(FIELDS.map((name, i) => [name, values[i]]));
   }
   const text = (name) => fields[name].toString();

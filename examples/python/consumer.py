@@ -167,7 +167,7 @@ def main():
             done = None
             while not stopping:
                 done = one_round(client, done)
-        except (redis.ConnectionError, redis.TimeoutError) as error:
+        except redis.RedisError as error:  # also one that is full, or a replica now
             print(f"waiting for Redis: {error}", file=sys.stderr)
             time.sleep(1)
 

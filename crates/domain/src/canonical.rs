@@ -150,9 +150,7 @@ impl CanonicalChain {
     /// Takes a head from a subscription: a hint.
     pub fn heard(&mut self, header: Header) -> Change {
         let block = header.block;
-        // Below what is held there is nothing to decide: a node that lags by thousands.
-        let is_ancient = self.links.front().is_some_and(|first| block.number < first.number);
-        if is_ancient || self.contains(&block) {
+        if self.is_ancient(&block) || self.contains(&block) {
             return Change::default();
         }
         if self.branch.is_empty() && self.extends(&block) {
@@ -187,7 +185,7 @@ impl CanonicalChain {
         let block = header.block;
         // Whatever was heard of above the node's own head was not (or is no longer) canonical.
         self.target = block.number;
-        if self.contains(&block) || block.number < self.start {
+        if self.contains(&block) || self.is_ancient(&block) || block.number < self.start {
             if self.tip() == Some(&block) {
                 self.sightings = 0;
             }
@@ -245,6 +243,11 @@ impl CanonicalChain {
             self.links.pop_front();
         }
         self.finalized = true;
+    }
+
+    /// Below what is held there is nothing to decide: a node that lags by thousands, or starts anew.
+    fn is_ancient(&self, block: &BlockRef) -> bool {
+        self.links.front().is_some_and(|first| block.number < first.number)
     }
 
     fn contains(&self, block: &BlockRef) -> bool {

@@ -235,6 +235,8 @@ fn nothing_final_is_taken_back() {
     check(tree, "head 4a, final 3, head 5b", "+1a +2a +3a +4a");
     check(tree, "head 4a, final 3, head 5b, poll, poll", "+1a +2a +3a +4a !3b");
     check(tree, "head 4a, final 2, head 6c, settle", "+1a +2a +3a +4a !2c");
+    check(tree, "head 4a, final 3, quiet 2a, poll, poll, poll, poll", "+1a +2a +3a +4a"); // it lags
+    check(tree, "head 4a, final 3, quiet 2c, poll, poll, poll, poll", "+1a +2a +3a +4a"); // who knows
     check(tree, "head 4a, final 1, head 6c", "+1a +2a +3a +4a -4a -3a -2a +2c +3c +4c +5c +6c");
     check("1a 2a 3a; 1b 2b 3b 4b", "head 3a, final 1, head 4b, settle", "+1a +2a +3a !1b");
     // Finalized never moves back.

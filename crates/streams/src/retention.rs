@@ -87,7 +87,8 @@ impl Streams {
     /// Trims what `policy` lets go. Costs one round of small questions if nothing may.
     ///
     /// # Errors
-    /// See [`ReadError`]. What a failed sweep has trimmed is not told; the next goes on from there.
+    /// See [`ReadError`]. What a failed sweep has trimmed is not told, unless a group has lost by it; the
+    /// next goes on from there.
     pub async fn retain(&self, chain: ChainId, policy: &Retention) -> Result<Retained, ReadError> {
         let keys = Keys::of(chain);
         retain(&mut *self.pooled(&keys).await?, &keys, policy).await
@@ -125,7 +126,14 @@ pub(crate) async fn retain(
     plan.walk(connection, keys).await?;
     retained.held_by_group = plan.held_by.clone();
     if !plan.going.is_empty() {
-        plan.carry_out(connection, keys, &mut retained).await?;
+        if let Err(error) = plan.carry_out(connection, keys, &mut retained).await {
+            if retained.lost_unread_by_group.is_empty() {
+                return Err(error);
+            }
+            // Better told of twice than never: the next sweep cannot see what has gone.
+            tracing::warn!(%error, "retention was cut short");
+            return Ok(retained);
+        }
         retained.len = length(connection, &keys.events).await?;
         retained.bytes = bytes(connection, &keys.events).await?;
     }

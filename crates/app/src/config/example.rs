@@ -45,6 +45,10 @@ pub(crate) fn render() -> String {
     for key in keys::GLOBAL {
         let _ = write!(text, "\n{}{}", comment(key.help), assignment(key));
     }
+    text.push_str("\n# ---- For Docker Compose, which reads this file, too.\n");
+    for key in keys::COMPOSE {
+        let _ = write!(text, "\n{}{}", comment(key.help), assignment(key));
+    }
     text
 }
 

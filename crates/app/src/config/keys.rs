@@ -194,6 +194,18 @@ pub(crate) const PROFILE: &[Key] = &[
     ),
 ];
 
+/// What Docker Compose reads from the same `.env`, beside all that begins with `COMPOSE_`.
+pub(crate) const COMPOSE: &[Key] = &[
+    key("REDIS_MAXMEMORY", "256mb", "What the Redis of Compose may hold."),
+    key("REDIS_MEMORY_LIMIT", "320m", "What its container may take: a quarter more."),
+    key("REDIS_EXPORTER_ADDR", "redis://redis:6379", "Which Redis the monitoring watches."),
+];
+
+/// Whether `name` is Compose's, not ours.
+pub(crate) fn is_for_compose(name: &str) -> bool {
+    name.starts_with("COMPOSE_") || COMPOSE.iter().any(|key| key.name == name)
+}
+
 /// Added to a secret key's name, names the key that holds the path of a file with its value.
 pub(crate) const FILE_SUFFIX: &str = "_FILE";
 

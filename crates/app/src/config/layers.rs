@@ -298,7 +298,7 @@ fn read_env(
     values
 }
 
-/// The file is ours alone, so that every name in it must be known.
+/// The file is ours, and Docker Compose's, so that every name in it must be known.
 fn read_env_file(
     text: &str,
     places: &BTreeMap<String, Place>,
@@ -314,6 +314,9 @@ fn read_env_file(
                 continue;
             }
         };
+        if keys::is_for_compose(&name) {
+            continue;
+        }
         let Some(place) = places.get(&name) else {
             let meant = spelling::nearest(&name, chains)
                 .map_or_else(|| unknown_hint(&name), |meant| format!("did you mean {meant}?"));

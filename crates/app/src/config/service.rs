@@ -7,6 +7,7 @@ use std::time::Duration;
 use ethhook_domain::Encoding;
 use ethhook_ingest::Options;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::read::Reader;
 
@@ -163,11 +164,19 @@ fn ports(reader: &mut Reader<'_>) -> (Option<u16>, Option<u16>) {
 /// None if something is wrong, which `reader` then knows.
 pub(crate) fn read_logging(reader: &mut Reader<'_>) -> Option<Logging> {
     let filter = reader.global("RUST_LOG");
-    let filter = match EnvFilter::try_new(&filter.text) {
-        Ok(_) => Some(filter.text),
-        Err(e) => {
-            let must = "must be a level or directives, as info or info,ethhook_ingest=debug";
-            reader.problems.push(filter.problem(format!("{must}: {e}")));
+    // A word that is no level would count as the one module to be heard.
+    let is_word = filter.text.bytes().all(|byte| byte.is_ascii_alphabetic());
+    let wrong = if is_word {
+        filter.text.parse::<LevelFilter>().err().map(|e| e.to_string())
+    } else {
+        EnvFilter::try_new(&filter.text).err().map(|e| e.to_string())
+    };
+    let filter = match wrong {
+        None => Some(filter.text),
+        Some(why) => {
+            let must = "must be error, warn, info, debug, trace, off, or directives as \
+                        info,ethhook_ingest=debug";
+            reader.problems.push(filter.problem(format!("{must}: {why}")));
             None
         }
     };

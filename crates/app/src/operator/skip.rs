@@ -37,8 +37,8 @@ impl FromStr for To {
 /// Says what will be skipped, asks, and writes the gap.
 ///
 /// # Errors
-/// If an ingestor writes the chain, the order would go backwards, the node does not answer, nobody
-/// can be asked, or Redis fails.
+/// If an ingestor writes the chain, the order would go backwards, the node has given up what is published,
+/// it does not answer, nobody can be asked, or Redis fails.
 pub(crate) async fn run(
     inputs: Result<Inputs, Vec<Problem>>,
     order: Order<'_>,
@@ -49,8 +49,10 @@ pub(crate) async fn run(
     if !cursor.alarm.is_empty() {
         bail!("the chain is stopped by an alarm ({}): `ethhook clear-alarm` first", cursor.alarm);
     }
-    let header = resolve(&target, to).await?;
+    let inquiry = Inquiry::open(&target.chain)?;
+    let header = resolve(&target, &inquiry, to).await?;
     let first = first_skipped(&cursor, header.block.number)?;
+    check_tip(&target, &inquiry, &cursor).await?;
     let (last, count) = (header.block, header.block.number - first + 1);
     println!(
         "Chain {}: blocks {first} to {last} ({count} in all) will never be published.",
@@ -71,8 +73,7 @@ pub(crate) async fn run(
 }
 
 /// The header of the block to skip to.
-async fn resolve(target: &Target, to: To) -> anyhow::Result<Header> {
-    let inquiry = Inquiry::open(&target.chain)?;
+async fn resolve(target: &Target, inquiry: &Inquiry, to: To) -> anyhow::Result<Header> {
     let number = match to {
         To::Number(number) => number,
         To::Latest => {
@@ -85,6 +86,30 @@ async fn resolve(target: &Target, to: To) -> anyhow::Result<Header> {
     };
     let header = inquiry.header(Which::Number(number)).await?;
     header.with_context(|| format!("the node has no block {number}"))
+}
+
+/// Refuses if the node has another block where the stream ends: nothing below a gap is taken back any
+/// more. A block that the node does not have tells nothing.
+async fn check_tip(target: &Target, inquiry: &Inquiry, cursor: &Cursor) -> anyhow::Result<()> {
+    let window = target.streams.window(target.id(), cursor).await?;
+    let mut orphans = 0;
+    for published in window.iter().rev() {
+        let held = inquiry.header(Which::Number(published.block.number)).await?;
+        if held.is_none_or(|held| held.block.hash == published.block.hash) {
+            break;
+        }
+        orphans += 1;
+    }
+    let Some(lowest) = window.len().checked_sub(orphans).and_then(|at| window.get(at)) else {
+        return Ok(());
+    };
+    bail!(
+        "the node no longer has {orphans} of the published blocks, from {} on: `ethhook rewind --chain {} \
+         --to {}` first, for what stands below a gap is never taken back",
+        lowest.block,
+        target.name(),
+        lowest.block.number.saturating_sub(1)
+    );
 }
 
 /// The first block that an order to skip to `last` leaves out.

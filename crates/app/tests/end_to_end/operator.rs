@@ -77,6 +77,27 @@ async fn a_rewound_chain_is_published_anew_and_equal() {
 }
 
 #[tokio::test]
+async fn g3_what_the_node_gave_up_is_taken_back_before_a_gap() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(10);
+    let checker = checker(&rig, &node).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    rig.terminate().await;
+    chain.reorg(2, 5, Contents::Fresh);
+    let skip = ["skip", "--chain", "local", "--yes", "--to", "latest"];
+    let told = refused(&rig.command(&skip).await);
+    assert!(told.contains("2 of the published blocks") && told.contains("--to 8`"), "{told}");
+    done(&rig.command(&["rewind", "--chain", "local", "--yes", "--to", "8"]).await);
+    let told = done(&rig.command(&skip).await);
+    assert!(told.contains("blocks 9 to 13"), "{told}");
+    rig.start();
+    let report = checker.settle_and_check(SETTLE).await.unwrap();
+    assert_eq!((report.events, report.removed), (80, 20), "{report}");
+    rig.terminate().await;
+}
+
+#[tokio::test]
 async fn skipped_blocks_are_a_gap_and_the_chain_goes_on_above() {
     let (chain, node, mut rig) = manual().await;
     rig.start();

@@ -77,6 +77,7 @@ impl Chain {
             NotYet::passing(error)
         })?;
         self.tell_of_loss(held.as_ref());
+        self.metrics.alarm.set(held.as_ref().is_some_and(|held| !held.alarm.is_empty()).into());
         // Before the node is asked anything: one that stands by looks here again and again.
         let free = self.streams.lease_is_free(self.id(), &self.options.instance_id).await;
         free.map_err(|error| self.not_open(&error))?;
@@ -151,7 +152,6 @@ impl Chain {
         genesis: Option<alloy_primitives::B256>,
     ) -> Result<(), NotYet> {
         let for_operator = |why| NotYet { why, again_in: Some(LOOK_AGAIN) };
-        self.metrics.alarm.set(i64::from(!cursor.alarm.is_empty()));
         if !cursor.alarm.is_empty() {
             return Err(for_operator(format!("stopped by an alarm: {}", cursor.alarm)));
         }

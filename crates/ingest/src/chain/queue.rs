@@ -40,6 +40,12 @@ enum Slot {
     Here(Verified),
 }
 
+impl Pending {
+    fn is_here(&self) -> bool {
+        matches!(self.body, Slot::Here(_))
+    }
+}
+
 /// A fetch under way; it ends when no block is left that waits for it.
 struct Fetch(AbortHandle);
 
@@ -169,10 +175,10 @@ impl Queue {
         }
     }
 
-    /// A fetch came back with the block's logs.
+    /// A fetch came back with the block's logs; another may have brought them before.
     pub(super) fn fetched(&mut self, hash: B256, verified: Verified) {
         let logs = verified.logs.len();
-        if let Some(pending) = self.find(hash) {
+        if let Some(pending) = self.find(hash).filter(|pending| !pending.is_here()) {
             pending.body = Slot::Here(verified);
             self.waiting_logs += logs;
             self.usual_logs = logs.max(self.usual_logs / 8 * 7);
@@ -182,7 +188,7 @@ impl Queue {
     /// A fetch failed: again, after a wait that grows with `attempts` up to two seconds, and from
     /// now on `alone` if so. Returns how often it has failed by now.
     pub(super) fn failed(&mut self, hash: B256, alone: bool, now: Instant) -> Option<u32> {
-        let pending = self.find(hash)?;
+        let pending = self.find(hash).filter(|pending| !pending.is_here())?;
         pending.attempts += 1;
         pending.alone |= alone;
         let attempts = pending.attempts;
@@ -233,7 +239,7 @@ impl Queue {
         match self.items.front()? {
             Item::Undo(_) => {}
             Item::Add(pending) if pending.header.block.number > up_to => return None,
-            Item::Add(pending) if !matches!(pending.body, Slot::Here(_)) => return None,
+            Item::Add(pending) if !pending.is_here() => return None,
             Item::Add(_) => {}
         }
         match self.items.pop_front()? {
@@ -350,6 +356,20 @@ mod tests {
         queue.fetched(keccak256(name), nothing);
     }
 
+    fn log() -> ethhook_domain::Log {
+        ethhook_domain::Log {
+            address: Default::default(),
+            topics: Vec::new(),
+            data: Default::default(),
+            block_hash: B256::ZERO,
+            block_number: 1,
+            tx_hash: B256::ZERO,
+            tx_index: 0,
+            log_index: 0,
+            removed: false,
+        }
+    }
+
     fn pop(queue: &mut Queue, up_to: u64) -> String {
         match queue.pop_ready(up_to) {
             Some(Next::Undo(block)) => format!("-{}", block.number),
@@ -372,6 +392,23 @@ mod tests {
         arrive(&mut queue, "1a");
         let popped: Vec<_> = (0..4).map(|_| pop(&mut queue, 9)).collect();
         assert_eq!(popped, ["+1", "+2", "+3", "nothing"]);
+    }
+
+    #[test]
+    fn a_block_that_comes_from_two_fetches_counts_once() {
+        let mut queue = Queue::default();
+        follow(&mut queue, "+1a");
+        let logs = vec![log()];
+        let bring = |queue: &mut Queue| {
+            let logs = logs.clone();
+            let body = Verified { logs, proof: Proof::ReceiptsRoot, unhashed: false };
+            queue.fetched(keccak256("1a"), body);
+        };
+        bring(&mut queue);
+        bring(&mut queue);
+        assert_eq!(queue.waiting_logs, 1);
+        assert_eq!(queue.failed(keccak256("1a"), false, Instant::now()), None, "it is here");
+        assert_eq!((pop(&mut queue, 9), queue.waiting_logs), ("+1".into(), 0));
     }
 
     #[test]
@@ -414,18 +451,7 @@ mod tests {
         let fetched = std::iter::from_fn(|| fetch(&mut queue, 999)).count();
         assert_eq!(fetched, FETCHES_AT_ONCE);
         // Logs that wait stop it, too, once there are enough of them.
-        let log = ethhook_domain::Log {
-            address: Default::default(),
-            topics: Vec::new(),
-            data: Default::default(),
-            block_hash: B256::ZERO,
-            block_number: 1,
-            tx_hash: B256::ZERO,
-            tx_index: 0,
-            log_index: 0,
-            removed: false,
-        };
-        let logs = vec![log; MAX_WAITING_LOGS];
+        let logs = vec![log(); MAX_WAITING_LOGS];
         queue.fetched(keccak256("1a"), Verified { logs, proof: Proof::Bloom, unhashed: false });
         assert_eq!(fetch(&mut queue, 999), None);
         assert_eq!(pop(&mut queue, 999), "+1");

@@ -72,7 +72,10 @@ impl Writer {
         mut publisher: Publisher,
         work: Work,
     ) -> (Publisher, Result<Done, StepError>) {
-        let started = Instant::now();
+        let started = match &work {
+            Work::Add(adding) => adding.started,
+            _ => Instant::now(),
+        };
         let result = match work {
             Work::Add(adding) => {
                 let outcome = self.apply(&mut publisher, &self.step(&adding)).await;

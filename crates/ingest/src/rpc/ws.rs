@@ -48,7 +48,7 @@ pub(super) const FIRST_REQUEST: u64 = 16;
 /// A head as a subscription told of it.
 #[derive(Debug)]
 pub(crate) enum Head {
-    /// A complete header whose hash follows from its fields.
+    /// A complete header, whose hash its fields do not contradict.
     Header(Box<Header>),
     /// Only the height could be used.
     Number(u64),

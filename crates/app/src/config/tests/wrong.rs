@@ -191,9 +191,15 @@ fn each_wrong_value_in_the_environment_is_told_in_one_line() {
 
 #[test]
 fn a_wrong_log_filter_is_told() {
-    let found = wrong(&[("RUST_LOG", "info,=x=")], "", "");
-    assert_eq!(found.len(), 1);
-    assert!(found[0].starts_with("RUST_LOG=info,=x= (from env): must be a level or"), "{found:?}");
+    for filter in ["info,=x=", "loud", "Warning"] {
+        let found = wrong(&[("RUST_LOG", filter)], "", "");
+        assert_eq!(found.len(), 1);
+        let told = format!("RUST_LOG={filter} (from env): must be error, warn, info, debug, trace");
+        assert!(found[0].starts_with(&told), "{found:?}");
+    }
+    for filter in ["off", "WARN", "info,hyper=off", "hyper=trace"] {
+        assert!(wrong(&[("RUST_LOG", filter)], "", "").is_empty(), "{filter}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use ethhook_domain::Header;
 use ethhook_streams::{GroupLag, ReadError, Retained, Retention};
 use futures_util::FutureExt;
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::{Session, gauge};
@@ -17,6 +18,8 @@ const FINALITY_BLOCKS: u64 = 1024;
 /// A `finalized` tag this many times the profile's depth behind the head has stalled.
 const STALLED_DEPTHS: u64 = 8;
 const RETENTION_EVERY: Duration = Duration::from_secs(10);
+/// How long a session that ends waits for its sweep.
+const SWEEP: Duration = Duration::from_millis(500);
 
 impl Session<'_> {
     pub(super) fn start_upkeep(&mut self, now: Instant) {
@@ -100,6 +103,15 @@ impl Session<'_> {
                 metrics.redis_error(error.kind());
                 warn!(%error, "retention did not run");
             }
+        }
+    }
+
+    /// Waits a moment for the sweep that is under way: it alone can tell what a group has lost.
+    pub(super) async fn settle_retention(&mut self) {
+        if let Some(retention) = self.retention.take()
+            && let Ok(retained) = timeout(SWEEP, retention).await
+        {
+            self.retained(retained);
         }
     }
 

@@ -199,6 +199,7 @@ impl Session<'_> {
         {
             self.publisher = Some(publisher);
         }
+        self.settle_retention().await;
         self.give_lease_up().await;
         End::Cancelled
     }
