@@ -27,7 +27,8 @@ struct Plan {
 /// Says what will be done, asks, does it and clears the alarm.
 ///
 /// # Errors
-/// If an ingestor writes the chain, the node does not answer, nobody can be asked, or Redis fails.
+/// If an ingestor writes the chain, the node does not answer or lags below the finalized block, nobody can be
+/// asked, or Redis fails.
 pub(crate) async fn run(
     inputs: Result<Inputs, Vec<Problem>>,
     order: Order<'_>,
@@ -62,6 +63,14 @@ pub(crate) async fn run(
 
 async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
     let inquiry = Inquiry::open(&target.chain)?;
+    let head = inquiry.header(Which::Latest).await?.context("the node shows no head")?.block;
+    ensure!(
+        head.number >= cursor.finalized_number,
+        "the node's head {} is below the finalized block {}, so that it tells nothing of it: try again \
+         when it has caught up",
+        head.number,
+        cursor.finalized_number
+    );
     let mut retained = target.streams.retained(target.id(), cursor).await?;
     let common = common(&inquiry, &retained).await?;
     let mut above = retained.split_off(common);
@@ -81,7 +90,7 @@ async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
         (None, _) => tip(cursor)?,
     };
     let is_whole = lost == 0 && (common > 0 || reaches_base(&inquiry, cursor, &floor).await?);
-    let gap = if is_whole { None } else { Some(gap(target, &inquiry, floor.number).await?) };
+    let gap = if is_whole { None } else { Some(gap(target, &inquiry, &head, floor.number).await?) };
     Ok(Plan { floor, above, gap })
 }
 
@@ -115,8 +124,12 @@ async fn reaches_base(
 }
 
 /// The node's finalized block, or as deep below its head as counts for final; above `floor`.
-async fn gap(target: &Target, inquiry: &Inquiry, floor: u64) -> anyhow::Result<BlockRef> {
-    let head = inquiry.header(Which::Latest).await?.context("the node shows no head")?.block;
+async fn gap(
+    target: &Target,
+    inquiry: &Inquiry,
+    head: &BlockRef,
+    floor: u64,
+) -> anyhow::Result<BlockRef> {
     let tag = inquiry.header(Which::Finalized).await?.map(|header| header.block.number);
     let depth = target.chain.profile.finality_depth;
     let number = tag.unwrap_or(head.number.saturating_sub(depth)).max(floor + 1);

@@ -120,7 +120,7 @@ impl Chain {
                 () = wake => None,
             };
             if let Some(end) = ended {
-                session.settle_retention().await;
+                session.end_upkeep().await;
                 if matches!(end, End::Alarm) {
                     // Nobody may write before the operator, who must not wait for us.
                     session.give_lease_up().await;

@@ -106,13 +106,15 @@ impl Session<'_> {
         }
     }
 
-    /// Waits a moment for the sweep that is under way: it alone can tell what a group has lost.
-    pub(super) async fn settle_retention(&mut self) {
+    /// Waits a moment for the sweep that is under way, for it alone can tell what a group has lost. The groups
+    /// are then shown by whoever writes the chain next.
+    pub(super) async fn end_upkeep(&mut self) {
         if let Some(retention) = self.retention.take()
             && let Ok(retained) = timeout(SWEEP, retention).await
         {
             self.retained(retained);
         }
+        self.groups.drain().for_each(|(group, _)| self.chain.metrics.group_gone(&group));
     }
 
     /// Shows how far each consumer group is behind, and tells once of one that has stopped reading:

@@ -199,7 +199,7 @@ impl Session<'_> {
         {
             self.publisher = Some(publisher);
         }
-        self.settle_retention().await;
+        self.end_upkeep().await;
         self.give_lease_up().await;
         End::Cancelled
     }
