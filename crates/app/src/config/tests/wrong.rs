@@ -264,6 +264,13 @@ fn the_env_file_is_strict_and_told_by_line() {
 }
 
 #[test]
+fn the_env_file_may_hold_what_compose_reads() {
+    let text = "COMPOSE_PROFILES=monitoring\nREDIS_MAXMEMORY=512mb\nREDIS_MEMORY_LIMIT=640m\n\
+                REDIS_EXPORTER_ADDR=redis://h:6379";
+    assert_eq!(wrong(&[], text, ""), [""; 0]);
+}
+
+#[test]
 fn toml_keys_are_told_by_their_full_path() {
     for (text, line) in [
         (
