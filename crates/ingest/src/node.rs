@@ -276,9 +276,6 @@ impl Node {
                     }
                 },
                 () = tokio::time::sleep(patience), if rest.len() > 0 => {
-                    if newest.is_some_and(Endpoint::holds_back) {
-                        continue;
-                    }
                     if let Some((slow, next)) = newest.zip(rest.next()) {
                         slow.was_slow(patience);
                         newest = Some(next);

@@ -132,22 +132,6 @@ async fn an_endpoint_that_lags_or_limits_or_dies_is_replaced_by_the_next() {
 }
 
 #[tokio::test]
-async fn what_the_operators_rate_holds_back_does_not_count_as_slow() {
-    let mut scene = Scene::new().await;
-    scene.rig.terminate().await;
-    scene.rig.set("LOCAL_RPS", 30);
-    scene.rig.start();
-    scene.check().await;
-    for _ in 0..150 {
-        scene.chain.mine(1);
-        tokio::time::sleep(Duration::from_millis(10)).await; // three times as fast as the rate
-    }
-    scene.check().await;
-    assert_eq!(scene.metric("ethhook_rpc_hedges_total", ",endpoint=\"0\"").await, 0.0);
-    assert_eq!(scene.metric("ethhook_breaker_state", ",endpoint=\"0\"").await, 0.0);
-}
-
-#[tokio::test]
 async fn requests_keep_to_the_operators_rate() {
     let mut scene = Scene::new().await;
     scene.rig.terminate().await;

@@ -54,8 +54,6 @@ pub(crate) struct Endpoint {
     requests: Option<Throttle>,
     /// Holds what they cost to the operator's budget; none: no limit.
     units: Option<Throttle>,
-    /// Requests that these two hold back now.
-    held_back: AtomicU32,
     /// How much is asked for at once, by [`About`].
     spans: [Mutex<Span>; 3],
     next_id: AtomicU64,
@@ -66,22 +64,6 @@ pub(crate) struct Endpoint {
     unanswered: AtomicU32,
     redaction: Redaction,
     pub(crate) metrics: EndpointMetrics,
-}
-
-/// One more in a count, until dropped.
-struct Counted<'a>(&'a AtomicU32);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicU32) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Keeps an endpoint's WebSocket up; owned by the chain's task.
@@ -152,7 +134,6 @@ impl Endpoint {
             chain_checked: AtomicBool::new(false),
             receipts_refused: Mutex::default(),
             unanswered: AtomicU32::new(0),
-            held_back: AtomicU32::new(0),
             redaction: Redaction::of(config),
             metrics,
         };
@@ -336,7 +317,6 @@ impl Endpoint {
 
     /// Waits until the operator's rate and budget allow `calls`, which then count as spent.
     async fn wait_for_leave(&self, method: &'static str, calls: u32) {
-        let _held_back = Counted::new(&self.held_back);
         let price = self.prices.of_call(method);
         if let Some(requests) = &self.requests {
             requests.take(calls).await;
@@ -365,11 +345,6 @@ impl Endpoint {
     /// last ones took; without limit while there are few.
     pub(crate) fn patience(&self) -> Duration {
         self.with_latency(|latency| latency.percentile(95)).unwrap_or(REQUEST_TIMEOUT)
-    }
-
-    /// Whether requests wait for the operator's rate or budget: their time is not the endpoint's.
-    pub(crate) fn holds_back(&self) -> bool {
-        self.held_back.load(Ordering::Relaxed) > 0
     }
 
     /// An answer was not waited for: it would have taken at least this long.
