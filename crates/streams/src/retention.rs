@@ -8,6 +8,7 @@
 //! marker goes only when the stream begins above its last entry, and the newest never does.
 
 use std::collections::HashMap;
+use std::iter;
 use std::time::Duration;
 
 use ethhook_domain::{ChainId, Marker};
@@ -16,6 +17,7 @@ use redis::{FromRedisValue, Value};
 
 use crate::connection::Streams;
 use crate::entry_id::EntryId;
+use crate::errors::FailureKind;
 use crate::inventory::{bytes, groups, length};
 use crate::keys::Keys;
 use crate::reader::{self, Page, ReadError, query, unexpected};
@@ -130,7 +132,7 @@ pub(crate) async fn retain(
             if retained.lost_unread_by_group.is_empty() {
                 return Err(error);
             }
-            // Better told of twice than never: the next sweep cannot see what has gone.
+            // The next sweep no longer sees what has gone.
             tracing::warn!(%error, "retention was cut short");
             return Ok(retained);
         }
@@ -205,6 +207,7 @@ impl Plan {
         keys: &Keys,
     ) -> Result<(), ReadError> {
         let mut from = "-".to_owned();
+        let mut begins = None;
         for batch in 0..BATCHES_A_SWEEP {
             let count = if batch == 0 { 1 } else { MARKERS_A_BATCH };
             let page = Page { from: &from, to: "+", count };
@@ -213,7 +216,14 @@ impl Plan {
             from = format!("({last}");
             for (id, marker) in &markers {
                 let id = parse(id)?;
-                if !self.take(id, marker)? {
+                if !self.is_due(id, marker) {
+                    return Ok(());
+                }
+                let begins = match begins {
+                    Some(begins) => begins,
+                    None => *begins.insert(oldest(connection, &keys.events, "-").await?),
+                };
+                if !self.take(id, marker, begins)? {
                     return Ok(());
                 }
             }
@@ -227,13 +237,18 @@ impl Plan {
             && (id < self.expired_before || self.excess > 0)
     }
 
-    /// Lets the next block go if it may; `false` if it and all that follow stay.
-    fn take(&mut self, id: EntryId, marker: &Marker) -> Result<bool, ReadError> {
-        if !self.is_due(id, marker) {
-            return Ok(false);
-        }
+    /// Lets the next block, which is due, go if it may; `false` if it and all that follow stay. Of a block
+    /// below the entry with which the stream `begins` only the marker is left: a sweep was cut short.
+    fn take(
+        &mut self,
+        id: EntryId,
+        marker: &Marker,
+        begins: Option<EntryId>,
+    ) -> Result<bool, ReadError> {
         let last = parse(&marker.last_id)?;
-        let holder = self.holds.iter().filter(|hold| hold.from() <= last).min_by_key(|h| h.from());
+        let is_there = begins.is_some_and(|begins| begins <= last);
+        let holds = self.holds.iter().filter(|hold| is_there && hold.from() <= last);
+        let holder = holds.min_by_key(|hold| hold.from());
         let forced = holder.is_some();
         if let Some(holder) = holder
             && (self.excess == 0 || !self.following_head)
@@ -242,7 +257,9 @@ impl Plan {
             return Ok(false);
         }
         let first = if marker.first_id.is_empty() { None } else { Some(parse(&marker.first_id)?) };
-        self.excess = self.excess.saturating_sub(marker.events);
+        if is_there {
+            self.excess = self.excess.saturating_sub(marker.events);
+        }
         self.going.push(Going { marker_id: id, first, last, events: marker.events, forced });
         Ok(true)
     }
@@ -257,25 +274,12 @@ impl Plan {
         if let Some(block) = free.last() {
             retained.trimmed_entries += trim_nodes(connection, &keys.events, block.last).await?;
         }
-        if let Some(end) = forced.last() {
-            for hold in &self.holds {
-                let lost = lost(connection, &keys.events, hold, forced, end.last).await?;
-                if lost > 0 {
-                    retained.lost_unread_by_group.push((hold.group.clone(), lost));
-                }
-            }
-            for block in chunks(forced) {
-                retained.trimmed_entries +=
-                    trim_exactly(connection, &keys.events, block.last).await?;
-            }
+        for run in runs(forced) {
+            self.take_from_groups(connection, keys, run, retained).await?;
         }
-        let page = Page { from: "-", to: "+", count: 1 };
-        let begins = match reader::range(connection, &keys.events, page).await?.first() {
-            Some(entry) => Some(parse(&entry.id)?),
-            None => None,
-        };
-        let empty_below = |block: &Going| begins.is_none_or(|begins| block.last < begins);
-        let gone = &self.going[..self.going.partition_point(empty_below)];
+        let begins = oldest(connection, &keys.events, "-").await?;
+        let is_gone = |block: &Going| begins.is_none_or(|begins| block.last < begins);
+        let gone = &self.going[..self.going.partition_point(is_gone)];
         for some in gone.chunks(ENTRIES_A_TRIM) {
             if let Some(block) = some.last() {
                 retained.trimmed_markers +=
@@ -284,18 +288,54 @@ impl Plan {
         }
         Ok(())
     }
+
+    /// Removes the entries of a run of blocks, and notes which group has lost how many by it: also where the
+    /// answer is lost, for then they may be gone.
+    async fn take_from_groups(
+        &self,
+        connection: &mut impl ConnectionLike,
+        keys: &Keys,
+        run: &[Going],
+        retained: &mut Retained,
+    ) -> Result<(), ReadError> {
+        let Some(end) = run.last() else { return Ok(()) };
+        let mut losses = Vec::new();
+        for hold in &self.holds {
+            losses.push((&hold.group, lost(connection, &keys.events, hold, run).await?));
+        }
+        let trimmed = trim_exactly(connection, &keys.events, end.last).await;
+        if !trimmed.as_ref().is_err_and(is_refusal) {
+            let all = &mut retained.lost_unread_by_group;
+            for (group, lost) in losses.into_iter().filter(|(_, lost)| *lost > 0) {
+                match all.iter_mut().find(|(name, _)| name == group) {
+                    Some((_, before)) => *before += lost,
+                    None => all.push((group.clone(), lost)),
+                }
+            }
+        }
+        retained.trimmed_entries += trimmed?;
+        Ok(())
+    }
 }
 
-/// The last block of each run that holds about as many entries as one trim may remove.
-fn chunks(blocks: &[Going]) -> impl Iterator<Item = &Going> {
-    let mut entries = 0;
-    blocks.iter().enumerate().filter_map(move |(i, block)| {
-        entries += block.events;
-        let full = entries >= ENTRIES_A_TRIM as u64 || i + 1 == blocks.len();
-        if full {
-            entries = 0;
-        }
-        full.then_some(block)
+/// Whether Redis said that it did not carry out a command.
+fn is_refusal(error: &ReadError) -> bool {
+    let ReadError::Redis(failure) = error else { return true };
+    !matches!(failure.kind, FailureKind::Timeout | FailureKind::Connection)
+}
+
+/// Runs of blocks that hold about as many entries as one trim may remove.
+fn runs(mut blocks: &[Going]) -> impl Iterator<Item = &[Going]> {
+    iter::from_fn(move || {
+        let mut entries = 0;
+        let is_full = |block: &Going| {
+            entries += block.events;
+            entries >= ENTRIES_A_TRIM as u64
+        };
+        let length = blocks.iter().position(is_full).map_or(blocks.len(), |last| last + 1);
+        let (run, rest) = blocks.split_at(length);
+        blocks = rest;
+        (!run.is_empty()).then_some(run)
     })
 }
 
@@ -389,13 +429,12 @@ pub(crate) async fn pending(
     pending.iter().map(|(id, ..)| parse(id)).collect()
 }
 
-/// How many entries of `blocks`, which end at `end`, a group has not been given or not acknowledged.
+/// How many entries of `blocks`, all of which are there, a group has not been given or not acknowledged.
 async fn lost(
     connection: &mut impl ConnectionLike,
     key: &str,
     hold: &Hold,
     blocks: &[Going],
-    end: EntryId,
 ) -> Result<u64, ReadError> {
     let mut lost = 0;
     for block in blocks {
@@ -414,7 +453,11 @@ async fn lost(
             _ => {}
         }
     }
-    let (mut from, to) = (hold.oldest_pending, end.to_string());
+    let (Some(first), Some(end)) = (blocks.iter().find_map(|b| b.first), blocks.last()) else {
+        return Ok(lost);
+    };
+    let (end, to) = (end.last, end.last.to_string());
+    let mut from = hold.oldest_pending.map(|oldest| oldest.max(first));
     while let Some(start) = from.filter(|start| *start <= end) {
         let span = (start.to_string(), to.as_str());
         let page = pending(connection, key, &hold.group, (&span.0, span.1), PENDING_A_PAGE).await?;

@@ -198,7 +198,7 @@ pub(crate) const PROFILE: &[Key] = &[
 pub(crate) const COMPOSE: &[Key] = &[
     key("REDIS_MAXMEMORY", "256mb", "What the Redis of Compose may hold."),
     key("REDIS_MEMORY_LIMIT", "320m", "What its container may take: a quarter more."),
-    key("REDIS_EXPORTER_ADDR", "redis://redis:6379", "Which Redis the monitoring watches."),
+    key("REDIS_EXPORTER_ADDR", "", "Which Redis the monitoring watches, if not that of REDIS_URL."),
 ];
 
 /// Whether `name` is Compose's, not ours.

@@ -166,20 +166,18 @@ pub(crate) fn read_logging(reader: &mut Reader<'_>) -> Option<Logging> {
     let filter = reader.global("RUST_LOG");
     // A word that is no level would count as the one module to be heard.
     let is_word = filter.text.bytes().all(|byte| byte.is_ascii_alphabetic());
-    let wrong = if is_word {
-        filter.text.parse::<LevelFilter>().err().map(|e| e.to_string())
+    let is_right = if is_word {
+        filter.text.parse::<LevelFilter>().is_ok()
     } else {
-        EnvFilter::try_new(&filter.text).err().map(|e| e.to_string())
+        EnvFilter::try_new(&filter.text).is_ok()
     };
-    let filter = match wrong {
-        None => Some(filter.text),
-        Some(why) => {
-            let must = "must be error, warn, info, debug, trace, off, or directives as \
-                        info,ethhook_ingest=debug";
-            reader.problems.push(filter.problem(format!("{must}: {why}")));
-            None
-        }
-    };
+    if !is_right {
+        reader.problems.push(filter.problem(
+            "must be error, warn, info, debug, trace or off, or directives as \
+             info,ethhook_ingest=debug",
+        ));
+    }
+    let filter = is_right.then_some(filter.text);
     let format = reader.global("LOG_FORMAT");
     let format = reader.parse(&format, "text or json", |text| match text {
         "text" => Some(LogFormat::Text),

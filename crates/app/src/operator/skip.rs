@@ -5,7 +5,7 @@ use std::str::FromStr;
 use anyhow::{Context, bail, ensure};
 use ethhook_domain::{Cursor, Header};
 use ethhook_ingest::inquiry::{Inquiry, Which};
-use ethhook_streams::Step;
+use ethhook_streams::{PublishedBlock, Step};
 
 use super::{Order, Target, bad_configuration};
 use crate::Exit;
@@ -92,23 +92,20 @@ async fn resolve(target: &Target, inquiry: &Inquiry, to: To) -> anyhow::Result<H
 /// more. A block that the node does not have tells nothing.
 async fn check_tip(target: &Target, inquiry: &Inquiry, cursor: &Cursor) -> anyhow::Result<()> {
     let window = target.streams.window(target.id(), cursor).await?;
-    let mut orphans = 0;
-    for published in window.iter().rev() {
-        let held = inquiry.header(Which::Number(published.block.number)).await?;
-        if held.is_none_or(|held| held.block.hash == published.block.hash) {
+    let mut orphan = None;
+    for PublishedBlock { block, .. } in window.iter().rev() {
+        let held = inquiry.header(Which::Number(block.number)).await?;
+        if held.is_none_or(|held| held.block.hash == block.hash) {
             break;
         }
-        orphans += 1;
+        orphan = Some(block);
     }
-    let Some(lowest) = window.len().checked_sub(orphans).and_then(|at| window.get(at)) else {
-        return Ok(());
-    };
+    let Some(lowest) = orphan else { return Ok(()) };
     bail!(
-        "the node no longer has {orphans} of the published blocks, from {} on: `ethhook rewind --chain {} \
-         --to {}` first, for what stands below a gap is never taken back",
-        lowest.block,
+        "the node no longer has the published blocks from {lowest} on: `ethhook rewind --chain {} --to {}` \
+         first, for what stands below a gap is never taken back",
         target.name(),
-        lowest.block.number.saturating_sub(1)
+        lowest.number.saturating_sub(1)
     );
 }
 

@@ -87,7 +87,7 @@ async fn g3_what_the_node_gave_up_is_taken_back_before_a_gap() {
     chain.reorg(2, 5, Contents::Fresh);
     let skip = ["skip", "--chain", "local", "--yes", "--to", "latest"];
     let told = refused(&rig.command(&skip).await);
-    assert!(told.contains("2 of the published blocks") && told.contains("--to 8`"), "{told}");
+    assert!(told.contains("blocks from 9/") && told.contains("--to 8`"), "{told}");
     done(&rig.command(&["rewind", "--chain", "local", "--yes", "--to", "8"]).await);
     let told = done(&rig.command(&skip).await);
     assert!(told.contains("blocks 9 to 13"), "{told}");
@@ -210,6 +210,21 @@ async fn g10_a_cleared_alarm_takes_back_what_is_retained() {
 }
 
 #[tokio::test]
+async fn an_alarm_stays_while_the_node_tells_nothing_of_it_and_goes_with_the_stream() {
+    let (chain, _node, rig, checker) = alarmed().await;
+    chain.reorg(80, 1, Contents::Fresh); // its head is 971 now
+    let told = refused(&rig.command(&["clear-alarm", "--chain", "tiny", "--yes"]).await);
+    assert!(told.contains("head 971 is below the finalized block"), "{told}");
+    assert!(!checker.cursor().await.unwrap().unwrap().alarm.is_empty());
+
+    let alarm = r#"ethhook_alarm{chain="tiny"}"#;
+    assert_eq!(rig.metric(alarm).await, Some(1.0));
+    done(&rig.command(&["reset", "--chain", "tiny", "--yes"]).await);
+    rig.wait_for("ready", |status, _| status == 200).await;
+    assert_eq!(rig.metric(alarm).await, Some(0.0));
+}
+
+#[tokio::test]
 async fn g10_a_cleared_alarm_skips_where_the_fork_point_is_gone() {
     let (chain, _node, rig, checker) = alarmed().await;
     // Retention takes all up to block 990, and of 991 one entry.
@@ -256,6 +271,13 @@ async fn g8_how_far_a_group_is_behind_is_a_metric() {
     })
     .await;
     assert_eq!(rig.metric(&line("idle")).await, Some(0.0));
+    // A session that ends shows none: it no longer looks.
+    let latch = ["cursor:{events:31337}", "alarm", "by hand"];
+    redis::cmd("HSET").arg(&latch).exec_async(&mut redis).await.unwrap();
+    chain.mine(1);
+    for name in ["lag_entries", "lag_seconds", "idle"] {
+        until("no lag", async || rig.metric(&line(name)).await.is_none()).await;
+    }
 }
 
 #[tokio::test]

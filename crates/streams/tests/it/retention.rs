@@ -222,6 +222,32 @@ async fn only_at_the_head_the_cap_takes_what_is_unread_and_counts_it() {
 }
 
 #[tokio::test]
+async fn what_a_group_loses_is_told_once_though_the_sweep_is_cut_short() {
+    let mut redis = Fixture::new().await;
+    chain(&mut redis, 300, 40, 5).await; // more than one trim takes
+    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id).collect();
+    redis.ask::<String>("XGROUP CREATE events:7 slow 0").await;
+    redis.ask::<redis::Value>("XREADGROUP GROUP slow c COUNT 8000 STREAMS events:7 >").await;
+    redis.ask::<i64>(&format!("XACK events:7 slow {} {}", ids[10], ids[7_000])).await;
+    let cap = Retention { max_bytes: 1, ..keep_all() };
+
+    redis.ask::<String>("ACL SETUSER default -xtrim").await;
+    redis.streams.retain(CHAIN, &cap).await.unwrap_err();
+    redis.ask::<String>("ACL SETUSER default (+xtrim ~events:7)").await;
+    let retained = retain(&redis, &cap).await;
+    assert_eq!((retained.trimmed_entries, retained.trimmed_markers), (295 * 40, 0));
+    let lost = 295 * 40 - 2;
+    assert_eq!(retained.lost_unread_by_group, [("slow".to_owned(), lost)]);
+    // The markers are still there, and say what has gone and was told of.
+    redis.streams.retain(CHAIN, &cap).await.unwrap_err();
+    redis.ask::<String>("ACL SETUSER default +xtrim").await;
+    let retained = retain(&redis, &cap).await;
+    assert_eq!((retained.trimmed_entries, retained.lost_unread_by_group.len()), (0, 0));
+    assert!(retained.trimmed_markers >= 294, "{retained:?}");
+    check_whole(&redis).await;
+}
+
+#[tokio::test]
 async fn a_sweep_with_nothing_to_trim_is_a_handful_of_small_questions() {
     let mut redis = Fixture::new().await;
     chain(&mut redis, 2_000, 1, 0).await;

@@ -193,9 +193,9 @@ fn each_wrong_value_in_the_environment_is_told_in_one_line() {
 fn a_wrong_log_filter_is_told() {
     for filter in ["info,=x=", "loud", "Warning"] {
         let found = wrong(&[("RUST_LOG", filter)], "", "");
-        assert_eq!(found.len(), 1);
-        let told = format!("RUST_LOG={filter} (from env): must be error, warn, info, debug, trace");
-        assert!(found[0].starts_with(&told), "{found:?}");
+        let must = "must be error, warn, info, debug, trace or off, or directives as \
+                    info,ethhook_ingest=debug";
+        assert_eq!(found, [format!("RUST_LOG={filter} (from env): {must}")]);
     }
     for filter in ["off", "WARN", "info,hyper=off", "hyper=trace"] {
         assert!(wrong(&[("RUST_LOG", filter)], "", "").is_empty(), "{filter}");
@@ -268,6 +268,15 @@ fn the_env_file_may_hold_what_compose_reads() {
     let text = "COMPOSE_PROFILES=monitoring\nREDIS_MAXMEMORY=512mb\nREDIS_MEMORY_LIMIT=640m\n\
                 REDIS_EXPORTER_ADDR=redis://h:6379";
     assert_eq!(wrong(&[], text, ""), [""; 0]);
+    // What it reads is in the table, or is ours.
+    let file = include_str!("../../../../../docker-compose.yml");
+    let names = file.split("${").skip(1).filter_map(|rest| rest.split([':', '}']).next());
+    for name in names {
+        assert_eq!(wrong(&[], &format!("{name}="), ""), [""; 0], "{name}");
+    }
+    for key in keys::COMPOSE {
+        assert!(file.contains(&format!("${{{}:-", key.name)), "{} is not read", key.name);
+    }
 }
 
 #[test]
