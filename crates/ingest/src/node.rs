@@ -24,7 +24,7 @@ use self::blocks::SPAN_PATIENCE;
 pub(crate) use self::blocks::{Outcome, Plan};
 use crate::config::{ChainConfig, Fetch};
 use crate::metrics::ChainMetrics;
-use crate::rpc::{About, Endpoint, Head, RpcError, Socket, connect};
+use crate::rpc::{About, Attempt, Endpoint, Head, REQUEST_TIMEOUT, RpcError, Socket, connect};
 
 /// The next endpoint is not asked before this long.
 const LEAST_PATIENCE: Duration = Duration::from_millis(50);
@@ -89,9 +89,9 @@ impl Node {
 
     /// The block that the node calls `latest`.
     pub(crate) async fn latest(&self) -> Result<Header, NodeError> {
-        self.first(LEAST_PATIENCE, async |endpoint| {
+        self.first(LEAST_PATIENCE, async |attempt| {
             let header =
-                self.header(endpoint, "eth_getBlockByNumber", json!(["latest", false])).await?;
+                self.header(&attempt, "eth_getBlockByNumber", json!(["latest", false])).await?;
             header.ok_or(NodeError::Unknown)
         })
         .await
@@ -100,8 +100,8 @@ impl Node {
     /// The block that the node calls `finalized`; none where there is no such tag.
     pub(crate) async fn finalized(&self) -> Result<Option<Header>, NodeError> {
         let asked = self
-            .first(LEAST_PATIENCE, async |endpoint| {
-                self.header(endpoint, "eth_getBlockByNumber", json!(["finalized", false])).await
+            .first(LEAST_PATIENCE, async |attempt| {
+                self.header(&attempt, "eth_getBlockByNumber", json!(["finalized", false])).await
             })
             .await;
         match asked {
@@ -113,7 +113,8 @@ impl Node {
     /// The highest block that any endpoint calls `latest`.
     pub(crate) async fn highest_latest(&self) -> Result<Header, NodeError> {
         let ask = async |endpoint| {
-            self.header(endpoint, "eth_getBlockByNumber", json!(["latest", false])).await
+            self.header(&Attempt::with(endpoint), "eth_getBlockByNumber", json!(["latest", false]))
+                .await
         };
         let answers = join_all(self.endpoints.iter().map(ask)).await;
         let mut failure = NodeError::Rpc(RpcError::SetAside(LIAR_WAIT));
@@ -133,10 +134,10 @@ impl Node {
     /// The hash of block 0; none where the node has forgotten it.
     pub(crate) async fn genesis_hash(&self) -> Result<Option<B256>, NodeError> {
         let asked = self
-            .first(LEAST_PATIENCE, async |endpoint| {
+            .first(LEAST_PATIENCE, async |attempt| {
                 // The genesis of some chains is not hashed as other headers are.
                 let params = json!(["0x0", false]);
-                let header = endpoint.call::<BareBlock>("eth_getBlockByNumber", &params).await?;
+                let header = attempt.call::<BareBlock>("eth_getBlockByNumber", &params).await?;
                 Ok(header.map(|block| block.hash))
             })
             .await;
@@ -148,16 +149,16 @@ impl Node {
 
     /// The block with `hash`.
     pub(crate) async fn by_hash(&self, hash: B256) -> Result<Header, NodeError> {
-        self.first(LEAST_PATIENCE, async |endpoint| {
+        self.first(LEAST_PATIENCE, async |attempt| {
             let header = self
-                .header(endpoint, "eth_getBlockByHash", json!([hash, false]))
+                .header(&attempt, "eth_getBlockByHash", json!([hash, false]))
                 .await?
                 .ok_or(NodeError::Unknown)?;
             if header.block.hash == hash {
                 return Ok(header);
             }
             Err(lie(
-                endpoint,
+                &attempt,
                 Failure {
                     check: Check::BlockHash,
                     detail: format!("asked for {hash}, got {}", header.block.hash),
@@ -176,7 +177,7 @@ impl Node {
         let is_one = numbers.start() == numbers.end();
         let patience = if is_one { LEAST_PATIENCE } else { SPAN_PATIENCE };
         let asked = self
-            .first(patience, async |endpoint| self.headers(endpoint, numbers.clone()).await)
+            .first(patience, async |attempt| self.headers(&attempt, numbers.clone()).await)
             .await;
         match asked {
             Err(NodeError::Unknown) => Ok(Vec::new()),
@@ -187,15 +188,15 @@ impl Node {
     /// One or more headers of an endpoint.
     async fn headers(
         &self,
-        endpoint: &Endpoint,
+        attempt: &Attempt<'_>,
         numbers: RangeInclusive<u64>,
     ) -> Result<Vec<Header>, NodeError> {
         let items = loop {
-            let blocks = endpoint.blocks_at_once(About::Headers);
+            let blocks = attempt.blocks_at_once(About::Headers);
             let params: Vec<_> =
                 numbers.clone().take(blocks).map(|n| json!([Quantity(n), false])).collect();
             let answer =
-                endpoint.call_each::<Header>(About::Headers, "eth_getBlockByNumber", &params);
+                attempt.call_each::<Header>(About::Headers, "eth_getBlockByNumber", &params);
             match answer.await {
                 Ok(items) => break items,
                 // A batch that was too large: the next one is smaller.
@@ -210,11 +211,11 @@ impl Node {
                 Ok(header) => header
                     .filter(|header| header.block.number == number)
                     .ok_or(NodeError::Unknown)
-                    .and_then(|header| self.sealed(endpoint, header)),
+                    .and_then(|header| self.sealed(attempt, header)),
                 Err(error) => {
                     // Some answer the first few of a batch.
                     if error.may_be_of_size() {
-                        endpoint.was_too_much(About::Headers, asked);
+                        attempt.was_too_much(About::Headers, asked);
                     }
                     Err(error.into())
                 }
@@ -234,14 +235,15 @@ impl Node {
     }
 
     /// The answer of the best endpoint that has one. The next is asked when one fails, and, without
-    /// giving up on it, when it is slower than it tends to be and than `least_patience` (a hedge).
+    /// giving up on it, when it is slower than it tends to be and than `least_patience` (a hedge), not counting how long our
+    /// own rate holds a request back.
     ///
     /// An endpoint that failed a check is set aside only if another passed it: where every one fails
     /// the same check, the check is suspect, and the chain waits (G6).
     async fn first<'a, T, F>(
         &'a self,
         least_patience: Duration,
-        ask: impl Fn(&'a Endpoint) -> F,
+        ask: impl Fn(Attempt<'a>) -> F,
     ) -> Result<T, NodeError>
     where
         F: Future<Output = Result<T, NodeError>> + 'a,
@@ -250,16 +252,22 @@ impl Node {
         // Few, so that polling all of them costs less than `FuturesUnordered`, which wakes its task once
         // more for each that has no answer yet.
         let mut running = Vec::new();
-        let start = |endpoint| Box::pin(ask(endpoint).map(move |answer| (endpoint, answer)));
-        let mut newest: Option<&Endpoint> = None;
+        // The attempt that the next endpoint waits for; none: it waits no longer.
+        let mut newest: Option<Attempt<'_>> = None;
+        let patience = |attempt: &Attempt<'_>| attempt.patience().max(least_patience);
         let (mut liars, mut failure) = (Vec::new(), NodeError::Rpc(RpcError::SetAside(LIAR_WAIT)));
         loop {
-            if running.is_empty() {
-                let Some(next) = rest.next() else { return Err(failure) };
-                newest = Some(next);
-                running.push(start(next));
+            if newest.is_none()
+                && let Some(endpoint) = rest.next()
+            {
+                let attempt = newest.insert(Attempt::with(endpoint)).clone();
+                running.push(Box::pin(ask(attempt).map(move |answer| (endpoint, answer))));
             }
-            let patience = newest.map_or(least_patience, Endpoint::patience).max(least_patience);
+            if running.is_empty() {
+                return Err(failure);
+            }
+            let left =
+                newest.as_ref().map_or(REQUEST_TIMEOUT, |newest| newest.left_of(patience(newest)));
             tokio::select! {
                 biased;
                 ((endpoint, answer), position, _) = select_all(&mut running) => match answer {
@@ -269,17 +277,17 @@ impl Node {
                     }
                     Err(error) => {
                         drop(running.swap_remove(position));
+                        newest.take_if(|newest| std::ptr::eq(newest.endpoint(), endpoint));
                         if error.is_lie() {
                             liars.push(endpoint);
                         }
                         failure = failure.or_more_telling(error);
                     }
                 },
-                () = tokio::time::sleep(patience), if rest.len() > 0 => {
-                    if let Some((slow, next)) = newest.zip(rest.next()) {
-                        slow.was_slow(patience);
-                        newest = Some(next);
-                        running.push(start(next));
+                () = tokio::time::sleep(left), if rest.len() > 0 => {
+                    let slow = newest.take_if(|newest| newest.left_of(patience(newest)).is_zero());
+                    if let Some(slow) = slow {
+                        slow.was_slow(patience(&slow));
                     }
                 }
             }
@@ -298,12 +306,12 @@ impl Node {
 
     async fn header(
         &self,
-        endpoint: &Endpoint,
+        attempt: &Attempt<'_>,
         method: &'static str,
         params: serde_json::Value,
     ) -> Result<Option<Header>, NodeError> {
-        let header = endpoint.call::<Header>(method, &params).await?;
-        header.map(|header| self.sealed(endpoint, header)).transpose()
+        let header = attempt.call::<Header>(method, &params).await?;
+        header.map(|header| self.sealed(attempt, header)).transpose()
     }
 
     fn sealed(&self, endpoint: &Endpoint, header: Header) -> Result<Header, NodeError> {

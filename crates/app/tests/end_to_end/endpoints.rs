@@ -147,3 +147,19 @@ async fn requests_keep_to_the_operators_rate() {
     assert!(requests as f64 <= 20.0 + 20.0 * seconds + 5.0, "{requests} in {seconds:.1} s");
     assert!(requests >= 120, "a header and receipts for each of 60 blocks: {requests}");
 }
+
+#[tokio::test]
+async fn what_the_own_rate_holds_back_is_not_slowness() {
+    let mut scene = Scene::new().await;
+    scene.rig.terminate().await;
+    scene.rig.set("LOCAL_RPS", 5);
+    scene.rig.start();
+    // Each request waits for 200 ms, four times as long as an answer may take without a hedge.
+    for _ in 0..25 {
+        scene.chain.mine(1);
+        scene.check().await;
+    }
+    let hedges = scene.metric("ethhook_rpc_hedges_total", ",endpoint=\"0\"").await;
+    let asked = scene.first.stats().requests(RECEIPTS) as f64;
+    assert!(asked >= 20.0 && 4.0 * hedges <= asked, "{hedges} hedges of {asked} requests");
+}

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::{LEAST_PATIENCE, Node, NodeError, lie};
 use crate::config::Fetch;
-use crate::rpc::{About, Endpoint, RpcError};
+use crate::rpc::{About, Attempt, Endpoint, RpcError};
 
 const RECEIPTS: &str = "eth_getBlockReceipts";
 const LOGS: &str = "eth_getLogs";
@@ -51,8 +51,8 @@ impl Node {
     /// The logs of `header`'s block, checked; one request.
     pub(crate) async fn block(&self, header: &Header) -> Outcome {
         let (answerer, verified) = self
-            .first(LEAST_PATIENCE, async |endpoint| {
-                Ok((endpoint, self.checked(endpoint, header).await?))
+            .first(LEAST_PATIENCE, async |attempt| {
+                Ok((attempt.endpoint(), self.checked(&attempt, header).await?))
             })
             .await?;
         if is_unproven(&verified) && !self.is_empty_again(answerer, header).await? {
@@ -70,11 +70,11 @@ impl Node {
             return Ok(vec![self.block(header).await]);
         }
         let (answerer, mut outcomes) = self
-            .first(SPAN_PATIENCE, async |endpoint| {
-                let outcomes = self.several(endpoint, headers).await?;
+            .first(SPAN_PATIENCE, async |attempt| {
+                let outcomes = self.several(&attempt, headers).await?;
                 match outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
                     Some(error) if outcomes.iter().all(Result::is_err) => Err(error.clone()),
-                    _ => Ok((endpoint, outcomes)),
+                    _ => Ok((attempt.endpoint(), outcomes)),
                 }
             })
             .await?;
@@ -97,12 +97,12 @@ impl Node {
         header: &Header,
     ) -> Result<bool, NodeError> {
         for other in self.others(answerer) {
-            if let Ok(verified) = self.checked(other, header).await {
+            if let Ok(verified) = self.checked(&Attempt::with(other), header).await {
                 return Ok(verified.logs.is_empty());
             }
         }
         tokio::time::sleep(SECOND_ASKING).await;
-        Ok(self.checked(answerer, header).await?.logs.is_empty())
+        Ok(self.checked(&Attempt::with(answerer), header).await?.logs.is_empty())
     }
 
     /// The same for several blocks.
@@ -112,12 +112,12 @@ impl Node {
         headers: &[Header],
     ) -> Result<Vec<Outcome>, NodeError> {
         for other in self.others(answerer) {
-            if let Ok(outcomes) = self.several(other, headers).await {
+            if let Ok(outcomes) = self.several(&Attempt::with(other), headers).await {
                 return Ok(outcomes);
             }
         }
         tokio::time::sleep(SECOND_ASKING).await;
-        self.several(answerer, headers).await
+        self.several(&Attempt::with(answerer), headers).await
     }
 
     fn others<'a>(&'a self, answerer: &'a Endpoint) -> impl Iterator<Item = &'a Endpoint> {
@@ -141,19 +141,19 @@ impl Node {
 
     async fn several(
         &self,
-        endpoint: &Endpoint,
+        attempt: &Attempt<'_>,
         headers: &[Header],
     ) -> Result<Vec<Outcome>, NodeError> {
         let follow_each_other =
             headers.windows(2).all(|pair| pair[1].block.number == pair[0].block.number + 1);
-        match self.way(endpoint, headers.len()) {
+        match self.way(attempt, headers.len()) {
             About::Logs if follow_each_other => {
-                let ask = |part| self.range(endpoint, part);
-                Self::in_parts(endpoint, About::Logs, headers, ask).await
+                let ask = |part| self.range(attempt, part);
+                Self::in_parts(attempt, About::Logs, headers, ask).await
             }
             About::Logs | About::Headers | About::Receipts => {
-                let ask = |part| self.batch(endpoint, part);
-                Self::in_parts(endpoint, About::Receipts, headers, ask).await
+                let ask = |part| self.batch(attempt, part);
+                Self::in_parts(attempt, About::Receipts, headers, ask).await
             }
         }
     }
@@ -164,7 +164,7 @@ impl Node {
     /// # Errors
     /// If none could be had; where some could, the others have the error as their outcome.
     async fn in_parts<'a, F>(
-        endpoint: &Endpoint,
+        attempt: &Attempt<'_>,
         about: About,
         headers: &'a [Header],
         ask: impl Fn(&'a [Header]) -> F,
@@ -175,7 +175,7 @@ impl Node {
         let mut outcomes = Vec::with_capacity(headers.len());
         let mut rest = headers;
         while !rest.is_empty() {
-            let blocks = endpoint.blocks_at_once(about).min(rest.len());
+            let blocks = attempt.blocks_at_once(about).min(rest.len());
             let (part, others) = rest.split_at(blocks);
             match ask(part).await {
                 Ok(more) => {
@@ -198,7 +198,7 @@ impl Node {
     /// The logs of blocks that follow each other, as one range.
     async fn range(
         &self,
-        endpoint: &Endpoint,
+        attempt: &Attempt<'_>,
         headers: &[Header],
     ) -> Result<Vec<Outcome>, NodeError> {
         let (Some(first), Some(last)) = (headers.first(), headers.last()) else {
@@ -208,38 +208,38 @@ impl Node {
             "fromBlock": Quantity(first.block.number),
             "toBlock": Quantity(last.block.number),
         }]);
-        let logs = endpoint.call_range::<Vec<Log>>(About::Logs, headers.len(), LOGS, &bounds);
+        let logs = attempt.call_range::<Vec<Log>>(About::Logs, headers.len(), LOGS, &bounds);
         let logs = logs.await?.ok_or(NodeError::Unknown)?;
         let verified = verify::verify_range(&self.profile, headers, logs);
-        Ok(verified.into_iter().map(|result| judged(endpoint, result)).collect())
+        Ok(verified.into_iter().map(|result| judged(attempt, result)).collect())
     }
 
     /// The receipts of each block, as one batch.
     async fn batch(
         &self,
-        endpoint: &Endpoint,
+        attempt: &Attempt<'_>,
         headers: &[Header],
     ) -> Result<Vec<Outcome>, NodeError> {
         let params: Vec<_> = headers.iter().map(|header| json!([header.block.hash])).collect();
-        let items = endpoint.call_each::<Vec<Receipt>>(About::Receipts, RECEIPTS, &params).await?;
+        let items = attempt.call_each::<Vec<Receipt>>(About::Receipts, RECEIPTS, &params).await?;
         let refused = items.iter().filter(|item| item.is_err()).count();
         if 2 * refused > headers.len() {
-            endpoint.was_too_much(About::Receipts, headers.len());
+            attempt.was_too_much(About::Receipts, headers.len());
         }
         let outcomes = headers.iter().zip(items).map(|(header, item)| match item {
-            Ok(Some(receipts)) => self.held_against(endpoint, header, Body::Receipts(receipts)),
+            Ok(Some(receipts)) => self.held_against(attempt, header, Body::Receipts(receipts)),
             Ok(None) => Err(NodeError::Unknown),
             Err(error) => {
-                self.note_lack(endpoint, &error);
+                self.note_lack(attempt, &error);
                 Err(error.into())
             }
         });
         Ok(outcomes.collect())
     }
 
-    async fn checked(&self, endpoint: &Endpoint, header: &Header) -> Outcome {
-        let body = self.body(endpoint, header).await?;
-        self.held_against(endpoint, header, body)
+    async fn checked(&self, attempt: &Attempt<'_>, header: &Header) -> Outcome {
+        let body = self.body(attempt, header).await?;
+        self.held_against(attempt, header, body)
     }
 
     fn held_against(&self, endpoint: &Endpoint, header: &Header, body: Body) -> Outcome {
@@ -247,11 +247,11 @@ impl Node {
     }
 
     /// The logs of one block by the best way that the endpoint offers.
-    async fn body(&self, endpoint: &Endpoint, header: &Header) -> Result<Body, NodeError> {
+    async fn body(&self, attempt: &Attempt<'_>, header: &Header) -> Result<Body, NodeError> {
         let block = &header.block;
-        if self.way(endpoint, 1) == About::Receipts {
+        if self.way(attempt, 1) == About::Receipts {
             let ask = async |params| {
-                endpoint.call_range::<Vec<Receipt>>(About::Receipts, 1, RECEIPTS, &params).await
+                attempt.call_range::<Vec<Receipt>>(About::Receipts, 1, RECEIPTS, &params).await
             };
             let mut answer = ask(json!([block.hash])).await;
             if let Err(RpcError::Answer { code: -32602, .. }) = answer {
@@ -260,13 +260,13 @@ impl Node {
             }
             match answer {
                 Err(error @ RpcError::NotOffered(_)) if self.fetch != Fetch::Receipts => {
-                    self.note_lack(endpoint, &error);
+                    self.note_lack(attempt, &error);
                 }
                 other => return other?.map(Body::Receipts).ok_or(NodeError::Unknown),
             }
         }
         let params = json!([{ "blockHash": block.hash }]);
-        let logs = endpoint.call_range::<Vec<Log>>(About::Logs, 1, LOGS, &params).await?;
+        let logs = attempt.call_range::<Vec<Log>>(About::Logs, 1, LOGS, &params).await?;
         logs.map(Body::Logs).ok_or(NodeError::Unknown)
     }
 

@@ -3,6 +3,7 @@
 //! An answer is raw JSON until the caller knows what it should be; whatever is wrong with it ends in
 //! an [`RpcError`], whose text never holds the provider's address (G11).
 
+mod attempt;
 mod batch;
 mod breaker;
 mod cost;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::error::Category;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
+pub(crate) use attempt::Attempt;
 pub(crate) use breaker::State as BreakerState;
 pub(crate) use endpoint::{About, Endpoint, Socket, connect};
 pub(crate) use redaction::Redaction;

@@ -1,0 +1,264 @@
+//! One attempt to get an answer from an endpoint: its requests, and how long the endpoint has been taking.
+
+use std::ops::Deref;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ethhook_domain::block::Quantity;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::batch::{self, Item};
+use super::breaker::Breaker;
+use super::endpoint::{About, Endpoint};
+use super::{Answer, MAX_ANSWER_BYTES, MAX_SPAN_BYTES, REQUEST_TIMEOUT, RpcError, decode, encode};
+
+/// Measures what an endpoint takes, and stands still while our own rate holds a request back.
+struct Watch {
+    taken: Duration,
+    /// Since when it runs; none: it stands still.
+    running: Option<Instant>,
+}
+
+impl Watch {
+    fn hold(&mut self) {
+        self.taken = self.taken();
+        self.running = None;
+    }
+
+    fn go_on(&mut self) {
+        self.running = Some(Instant::now());
+    }
+
+    fn taken(&self) -> Duration {
+        self.taken + self.running.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+}
+
+/// One attempt with an endpoint: one request or several, one after the other.
+#[derive(Clone)]
+pub(crate) struct Attempt<'a> {
+    endpoint: &'a Endpoint,
+    watch: Arc<Mutex<Watch>>,
+}
+
+impl Deref for Attempt<'_> {
+    type Target = Endpoint;
+
+    fn deref(&self) -> &Endpoint {
+        self.endpoint
+    }
+}
+
+/// What goes out at once.
+struct Message {
+    method: &'static str,
+    first_id: u64,
+    calls: usize,
+    text: String,
+    max_bytes: usize,
+}
+
+impl Message {
+    fn calls(&self) -> u32 {
+        u32::try_from(self.calls).unwrap_or(u32::MAX)
+    }
+}
+
+impl<'a> Attempt<'a> {
+    pub(crate) fn with(endpoint: &'a Endpoint) -> Self {
+        let watch = Watch { taken: Duration::ZERO, running: Some(Instant::now()) };
+        Self { endpoint, watch: Arc::new(Mutex::new(watch)) }
+    }
+
+    pub(crate) fn endpoint(&self) -> &'a Endpoint {
+        self.endpoint
+    }
+
+    /// What is left of so much patience with the endpoint: all of it, as long as our own rate holds the
+    /// request back.
+    pub(crate) fn left_of(&self, patience: Duration) -> Duration {
+        let watch = self.watch();
+        if watch.running.is_none() { patience } else { patience.saturating_sub(watch.taken()) }
+    }
+
+    fn watch(&self) -> MutexGuard<'_, Watch> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the endpoint, if its breaker lets it; `null` is none.
+    pub(crate) async fn call<T: DeserializeOwned>(
+        &self,
+        method: &'static str,
+        params: &impl Serialize,
+    ) -> Result<Option<T>, RpcError> {
+        let message = self.message(method, params)?;
+        let id = message.first_id;
+        self.ask(message, |body| decode(body, id)).await
+    }
+
+    /// Asks for the same of several blocks with one message, a call each; the answers come in the
+    /// order of `params`.
+    ///
+    /// # Errors
+    /// If there is no answer to any of them.
+    pub(crate) async fn call_each<T: DeserializeOwned>(
+        &self,
+        about: About,
+        method: &'static str,
+        params: &[impl Serialize],
+    ) -> Result<Vec<Item<T>>, RpcError> {
+        // Some providers take no batch at all.
+        if let [params] = params {
+            return self.call_range(about, 1, method, params).await.map(|answer| vec![Ok(answer)]);
+        }
+        let calls = params.len();
+        let first_id = self.next_id.fetch_add(calls as u64, Ordering::Relaxed);
+        let text = batch::encode(first_id, method, params)?;
+        let message = Message { method, first_id, calls, text, max_bytes: MAX_SPAN_BYTES };
+        self.ask_span(about, calls, message, |body| batch::decode(body, first_id, calls)).await
+    }
+
+    /// Asks one call about `blocks` blocks, 1 or more.
+    pub(crate) async fn call_range<T: DeserializeOwned>(
+        &self,
+        about: About,
+        blocks: usize,
+        method: &'static str,
+        params: &impl Serialize,
+    ) -> Result<Option<T>, RpcError> {
+        let mut message = self.message(method, params)?;
+        if blocks > 1 {
+            message.max_bytes = MAX_SPAN_BYTES;
+        }
+        let id = message.first_id;
+        self.ask_span(about, blocks, message, |body| decode(body, id)).await
+    }
+
+    fn message(&self, method: &'static str, params: &impl Serialize) -> Result<Message, RpcError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let text = encode(id, method, params)?;
+        Ok(Message { method, first_id: id, calls: 1, text, max_bytes: MAX_ANSWER_BYTES })
+    }
+
+    /// Asks about `blocks` blocks at once and learns from what becomes of it.
+    async fn ask_span<T>(
+        &self,
+        about: About,
+        blocks: usize,
+        message: Message,
+        read: impl FnOnce(&str) -> Result<T, RpcError>,
+    ) -> Result<T, RpcError> {
+        let mut bytes = 0;
+        let answer = self
+            .ask(message, |body| {
+                bytes = body.len();
+                read(body)
+            })
+            .await;
+        match &answer {
+            Ok(_) => self.with_span(about, |span| span.took(blocks, bytes)),
+            Err(error) if blocks > 1 && error.may_be_of_size() => {
+                debug!(endpoint = self.metrics.position, ?about, blocks, %error, "too much at once");
+                let suggested = error.suggested_blocks();
+                self.with_span(about, |span| span.refused(blocks, suggested, Instant::now()));
+            }
+            Err(_) => {}
+        }
+        answer
+    }
+
+    async fn ask<T>(
+        &self,
+        message: Message,
+        read: impl FnOnce(&str) -> Result<T, RpcError>,
+    ) -> Result<T, RpcError> {
+        self.with_breaker(|b| b.admit(Instant::now())).map_err(RpcError::SetAside)?;
+        let method = message.method;
+        let result = match self.check_chain().await {
+            Ok(()) => self.exchange(message, read).await,
+            Err(error) => Err(error),
+        };
+        match &result {
+            Err(error @ RpcError::RateLimited(wait)) => {
+                let wait = wait.unwrap_or(Duration::from_secs(1));
+                warn!(endpoint = self.metrics.position, method, %error, ?wait, "endpoint set aside");
+                self.set_aside(wait);
+            }
+            Err(error) if error.is_endpoint_failure() => {
+                warn!(endpoint = self.metrics.position, method, %error, "request failed");
+                let jitter = rand::random();
+                self.with_breaker(|b| b.failure(Instant::now(), jitter));
+            }
+            _ => self.with_breaker(Breaker::success),
+        }
+        result
+    }
+
+    /// An HTTP address is asked once which chain it serves; a WebSocket is at every connect.
+    async fn check_chain(&self) -> Result<(), RpcError> {
+        if self.http.is_none() || self.chain_checked.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let none: [(); 0] = [];
+        let message = self.message("eth_chainId", &none)?;
+        let id = message.first_id;
+        let got = self.exchange(message, |body| decode::<Quantity>(body, id)).await?;
+        let got = got.map_or(0, |q| q.0);
+        if got != self.chain_id {
+            return Err(RpcError::WrongChain { wanted: self.chain_id, got });
+        }
+        self.chain_checked.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn exchange<T>(
+        &self,
+        message: Message,
+        read: impl FnOnce(&str) -> Result<T, RpcError>,
+    ) -> Result<T, RpcError> {
+        let (method, calls, is_single) =
+            (message.method, message.calls(), message.max_bytes == MAX_ANSWER_BYTES);
+        self.wait_for_leave(method, calls).await;
+        let started = Instant::now();
+        let answer = timeout(REQUEST_TIMEOUT, self.send(message))
+            .await
+            .unwrap_or(Err(RpcError::Timeout(REQUEST_TIMEOUT)));
+        let result =
+            answer.and_then(|body| read(&body)).map_err(|error| self.redaction.apply(error));
+        self.unanswered.store(0, Ordering::Relaxed);
+        let outcome = result.as_ref().map_or_else(RpcError::outcome, |_| "ok");
+        self.metrics.request(method, calls, outcome, started.elapsed());
+        // What several blocks take says nothing of when one is late.
+        if is_single {
+            self.with_latency(|latency| latency.note(started.elapsed()));
+        }
+        result
+    }
+
+    /// Waits until the operator's rate and budget allow `calls`, which then count as spent.
+    async fn wait_for_leave(&self, method: &'static str, calls: u32) {
+        let price = self.prices.of_call(method);
+        self.watch().hold();
+        if let Some(requests) = &self.requests {
+            requests.take(calls).await;
+        }
+        if let Some(units) = &self.units {
+            units.take(price.throughput.saturating_mul(calls)).await;
+        }
+        self.watch().go_on();
+        self.metrics.spent(method, u64::from(price.units) * u64::from(calls));
+    }
+
+    async fn send(&self, message: Message) -> Answer {
+        let Message { first_id, calls, text, max_bytes, .. } = message;
+        match (&self.http, &self.ws) {
+            (Some(http), _) => http.post(text, max_bytes).await,
+            (None, Some(ws)) => ws.request(first_id, calls as u64, text).await,
+            (None, None) => Err(RpcError::Connection("the endpoint has no address".into())),
+        }
+    }
+}
