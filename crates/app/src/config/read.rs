@@ -183,7 +183,11 @@ impl Reader<'_> {
         let items: Vec<&str> = setting.text.split(',').map(str::trim).collect();
         let before = self.problems.len();
         for (i, item) in items.iter().enumerate() {
-            if let Err(why) = check_url(item, &schemes) {
+            // One provider asked twice is no second opinion.
+            let first = items[..i].iter().position(|earlier| earlier == item);
+            let wrong = check_url(item, &schemes).err();
+            let wrong = wrong.or(first.map(|first| format!("is URL {} again", first + 1)));
+            if let Some(why) = wrong {
                 let which = if items.len() == 1 {
                     "the URL".to_owned()
                 } else {
@@ -214,6 +218,9 @@ pub(crate) fn check_url(text: &str, schemes: &[&str]) -> Result<Url, String> {
     let scheme = text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
     if !scheme.is_some_and(|scheme| schemes.contains(&scheme.as_str())) {
         return Err(format!("must start with {}://", schemes.join(":// or ")));
+    }
+    if text.contains(char::is_whitespace) {
+        return Err("has a space in it; between URLs stands a comma".to_owned());
     }
     match Url::parse(text) {
         Ok(url) if url.host_str().is_some_and(|host| !host.is_empty()) => Ok(url),

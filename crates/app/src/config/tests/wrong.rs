@@ -144,6 +144,16 @@ const WRONG_VALUES: &[(&str, &str, &str)] = &[
         "ETHEREUM_HTTP_URL (from env): URL 2 of 3 is empty",
     ),
     (
+        "ETHEREUM_HTTP_URL",
+        "http://h/c4n4ry http://g/c4n4ry",
+        "ETHEREUM_HTTP_URL (from env): the URL has a space in it; between URLs stands a comma",
+    ),
+    (
+        "ETHEREUM_HTTP_URL",
+        "http://g,http://h/c4n4ry, http://h/c4n4ry",
+        "ETHEREUM_HTTP_URL (from env): URL 3 of 3 is URL 2 again",
+    ),
+    (
         "LOCAL_START_BLOCK",
         "newest",
         "LOCAL_START_BLOCK=newest (from env): must be latest or a block number",
