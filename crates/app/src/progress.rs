@@ -42,13 +42,9 @@ fn line(name: &str, width: usize, chain: &ChainStatus, events: u64, elapsed: Dur
     };
     let rate =
         if elapsed.is_zero() { 0 } else { u128::from(events) * 1000 / elapsed.as_millis().max(1) };
-    let lag = match (chain.head, chain.tip) {
-        (Some((head, head_time)), Some((tip, tip_time))) => format!(
-            "lag {:>4} blocks {:>5} s",
-            head.saturating_sub(tip),
-            head_time.saturating_sub(tip_time)
-        ),
-        _ => format!("lag {:>4} blocks {:>5} s", "-", "-"),
+    let lag = match chain.lag {
+        Some((blocks, seconds)) => format!("lag {blocks:>4} blocks {seconds:>5} s"),
+        None => format!("lag {:>4} blocks {:>5} s", "-", "-"),
     };
     let trouble = chain.trouble.as_ref().map(|why| format!("  {why}")).unwrap_or_default();
     format!(
@@ -71,6 +67,7 @@ mod tests {
         let running = ChainStatus {
             head: Some((21_000_002, 1_700_000_024)),
             tip: Some((21_000_000, 1_700_000_000)),
+            lag: Some((2, 24)),
             ..ChainStatus::default()
         };
         let second = Duration::from_millis(1_000);

@@ -64,8 +64,8 @@ metrics! {
     head: gauge("ethhook_head_block", "Newest height that an endpoint showed.", ["chain"]);
     tip: gauge("ethhook_published_block", "Height of the newest published block.", ["chain"]);
     finalized: gauge("ethhook_finalized_block", "Height of the newest block marked final.", ["chain"]);
-    lag_blocks: gauge("ethhook_head_lag_blocks", "Blocks between head and tip.", ["chain"]);
-    lag_seconds: seconds("ethhook_head_lag_seconds", "Block time between head and tip.", ["chain"]);
+    lag_blocks: gauge("ethhook_head_lag_blocks", "Blocks that the tip is behind the head, less confirmations, up to the end block.", ["chain"]);
+    lag_seconds: seconds("ethhook_head_lag_seconds", "Block time that the tip is behind the head, less confirmations, up to the end block.", ["chain"]);
     reorg_depth: histogram("ethhook_reorg_depth_blocks", "Blocks orphaned by a reorg.", ["chain"], DEPTH_BUCKETS);
     checks_failed: counter("ethhook_checks_failed_total", "Answers that failed a check.", ["chain", "endpoint", "check"]);
     headers_unhashed: counter("ethhook_headers_unhashed_total", "Headers with unknown fields, whose hash could not be recomputed.", ["chain"]);

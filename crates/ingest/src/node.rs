@@ -14,10 +14,12 @@ use alloy_primitives::B256;
 use ethhook_domain::block::Quantity;
 use ethhook_domain::verify::{self, Check, Failure};
 use ethhook_domain::{BloomTest, Header, Profile};
-use futures_util::FutureExt;
-use futures_util::future::{join_all, select_all};
+use futures_util::future::select_all;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use serde_json::json;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tracing::warn;
 
 use self::blocks::SPAN_PATIENCE;
@@ -28,6 +30,8 @@ use crate::rpc::{About, Attempt, Endpoint, Head, REQUEST_TIMEOUT, RpcError, Sock
 
 /// The next endpoint is not asked before this long.
 const LEAST_PATIENCE: Duration = Duration::from_millis(50);
+/// How long the others are waited for where one endpoint has answered, or will be asked again.
+const OTHERS_PATIENCE: Duration = Duration::from_secs(1);
 /// How many times slower than the fastest, and how much, an endpoint may be and keep its place.
 const MUCH_SLOWER: u32 = 2;
 const NOTICEABLE: Duration = Duration::from_millis(10);
@@ -110,18 +114,23 @@ impl Node {
         }
     }
 
-    /// The highest block that any endpoint calls `latest`.
+    /// The highest block that any endpoint calls `latest`. Once one has answered, the others are not
+    /// waited for much longer.
     pub(crate) async fn highest_latest(&self) -> Result<Header, NodeError> {
         let ask = async |endpoint| {
-            self.header(&Attempt::with(endpoint), "eth_getBlockByNumber", json!(["latest", false]))
-                .await
+            let attempt = Attempt::with(endpoint);
+            let asked = self.header(&attempt, "eth_getBlockByNumber", json!(["latest", false]));
+            asked.await?.ok_or(NodeError::Unknown)
         };
-        let answers = join_all(self.endpoints.iter().map(ask)).await;
+        let mut answers: FuturesUnordered<_> = self.endpoints.iter().map(ask).collect();
         let mut failure = NodeError::Rpc(RpcError::SetAside(LIAR_WAIT));
         let mut highest: Option<Header> = None;
-        for answer in answers {
+        while let Some(answer) = match &highest {
+            None => answers.next().await,
+            Some(_) => timeout(OTHERS_PATIENCE, answers.next()).await.ok().flatten(),
+        } {
             match answer {
-                Ok(Some(h)) if highest.as_ref().is_none_or(|b| b.block.number < h.block.number) => {
+                Ok(h) if highest.as_ref().is_none_or(|b| b.block.number < h.block.number) => {
                     highest = Some(h);
                 }
                 Ok(_) => {}
@@ -287,20 +296,27 @@ impl Node {
                 () = tokio::time::sleep(left), if rest.len() > 0 => {
                     let slow = newest.take_if(|newest| newest.left_of(patience(newest)).is_zero());
                     if let Some(slow) = slow {
-                        slow.was_slow(patience(&slow));
+                        slow.was_slow();
+                        // What several blocks take says nothing of when one is late.
+                        if least_patience < SPAN_PATIENCE {
+                            slow.note_latency(patience(&slow));
+                        }
                     }
                 }
             }
         }
     }
 
-    /// The endpoints as configured, but those that answer much slower than the fastest go last.
+    /// The endpoints as configured, but those that answer much slower than the fastest go behind, and
+    /// last those that are set aside.
     fn by_preference(&self) -> Vec<&Endpoint> {
         let medians: Vec<_> = self.endpoints.iter().map(Endpoint::usual_latency).collect();
         let fastest = medians.iter().flatten().min().copied().unwrap_or_default();
         let too_slow = MUCH_SLOWER * fastest + NOTICEABLE;
         let mut order: Vec<_> = self.endpoints.iter().zip(medians).collect();
-        order.sort_by_key(|(_, median)| median.is_some_and(|median| median > too_slow)); // stable
+        order.sort_by_key(|(endpoint, median)| {
+            (endpoint.is_set_aside(), median.is_some_and(|median| median > too_slow)) // stable
+        });
         order.into_iter().map(|(endpoint, _)| endpoint).collect()
     }
 

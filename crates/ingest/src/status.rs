@@ -12,6 +12,9 @@ pub struct ChainStatus {
     pub head: Option<(u64, u64)>,
     /// Height and block time of the newest published block.
     pub tip: Option<(u64, u64)>,
+    /// Blocks, and seconds of block time, that the tip is behind the newest block that should be in the
+    /// stream: the head less confirmations, up to the end block.
+    pub lag: Option<(u64, u64)>,
     /// When an endpoint last answered.
     pub last_answer: Option<Instant>,
     /// Events published by this process.
@@ -77,7 +80,7 @@ impl ChainStatus {
         if let Some(trouble) = &self.trouble {
             return Some(trouble.clone());
         }
-        let Some((head, head_time)) = self.head else {
+        let Some((head, _)) = self.head else {
             return Some("no endpoint has shown a head yet".into());
         };
         match self.last_answer {
@@ -90,9 +93,10 @@ impl ChainStatus {
         if self.at_head {
             return None;
         }
-        let (tip, tip_time) = self.tip.unwrap_or((0, 0));
-        let lag = head_time.saturating_sub(tip_time);
-        (lag > max_lag.as_secs())
-            .then(|| format!("{} blocks ({lag} s) behind head {head}", head.saturating_sub(tip)))
+        let Some((blocks, seconds)) = self.lag else {
+            return Some("nothing is published yet".into());
+        };
+        (seconds > max_lag.as_secs())
+            .then(|| format!("{blocks} blocks ({seconds} s) behind head {head}"))
     }
 }

@@ -211,8 +211,16 @@ impl GroupReader {
     /// acknowledged here.
     ///
     /// # Errors
-    /// See [`GroupError`].
+    /// See [`GroupError`]. What was given meanwhile is read again after it.
     pub async fn next(
+        &mut self,
+        count: usize,
+    ) -> Result<Vec<(String, ProcessedEvent)>, GroupError> {
+        let next = self.try_next(count).await;
+        self.begin_anew_after(next)
+    }
+
+    async fn try_next(
         &mut self,
         count: usize,
     ) -> Result<Vec<(String, ProcessedEvent)>, GroupError> {
@@ -227,9 +235,10 @@ impl GroupReader {
             let answer: Value = answer.map_err(|e| GroupError::of(e, &self.key, &self.group))?;
             self.connection = Some(connection);
             let (entries, gone) = split(answer)?;
-            let last = entries.last().map(|entry| entry.id.clone()).max(gone.last().cloned());
+            let last = entries.last().map(|entry| &entry.id).into_iter().chain(gone.last());
+            let last = last.max_by_key(|id| id.parse::<EntryId>().ok()).cloned();
             if !gone.is_empty() {
-                self.acknowledge(&gone).await?;
+                self.try_acknowledge(&gone).await?;
             }
             match (&mut self.own_after, last) {
                 // All that it was given before is dealt with.
@@ -249,6 +258,19 @@ impl GroupReader {
     /// # Errors
     /// See [`GroupError`]; then they are given again.
     pub async fn acknowledge(&mut self, ids: &[String]) -> Result<(), GroupError> {
+        let acknowledged = self.try_acknowledge(ids).await;
+        self.begin_anew_after(acknowledged)
+    }
+
+    /// After a failure nobody knows what the group has given and taken: it is asked from the start.
+    fn begin_anew_after<T>(&mut self, result: Result<T, GroupError>) -> Result<T, GroupError> {
+        if result.is_err() {
+            self.own_after = Some("0".to_owned());
+        }
+        result
+    }
+
+    async fn try_acknowledge(&mut self, ids: &[String]) -> Result<(), GroupError> {
         if ids.is_empty() {
             return Ok(());
         }

@@ -222,7 +222,11 @@ impl Publisher {
                 self.is_open = false;
                 self.drop_line_after(failure);
             }
-            Err(StepError::NotIn) => self.is_open = false,
+            // A large step behind it may have been cut short with its answers.
+            Err(StepError::NotIn) => {
+                self.is_open = false;
+                self.line = None;
+            }
             _ => {}
         }
         self.sent = self.cursor.clone();

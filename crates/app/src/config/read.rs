@@ -196,7 +196,11 @@ impl Reader<'_> {
                 self.problems.push(setting.problem(format!("{which} {why}")));
             }
         }
-        (self.problems.len() == before).then(|| items.into_iter().map(Secret::new).collect())
+        let with_small_scheme = |item: &str| match item.split_once("://") {
+            Some((scheme, rest)) => Secret::new(format!("{}://{rest}", scheme.to_lowercase())),
+            None => Secret::new(item),
+        };
+        (self.problems.len() == before).then(|| items.into_iter().map(with_small_scheme).collect())
     }
 }
 

@@ -110,14 +110,12 @@ impl Asker {
     async fn of_redis(&self, why: &str) -> Report {
         let Client { known, on, .. } = &self.client;
         let chains: Vec<_> = if on.is_empty() { known } else { on }.iter().collect();
-        let (standings, failure) = match standings(&self.streams, &chains).await {
-            Ok(standings) => (standings, None),
-            Err(failure) => (Vec::new(), Some(failure)),
-        };
+        let (standings, failure) = standings(&self.streams, &chains).await;
         let mut troubles_of_all = vec![Trouble::no_service(why)];
         troubles_of_all.extend(failure.iter().map(|failure| Trouble::no_redis(failure)));
         let mut shown = Vec::new();
         for (profile, standing) in chains.iter().zip(standings) {
+            let Some(standing) = standing else { continue };
             if on.is_empty() && standing.cursor.is_none() {
                 continue;
             }

@@ -112,24 +112,20 @@ impl Live {
 
     async fn make(&self) -> Report {
         let profiles: Vec<_> = self.chains.iter().map(|known| &known.profile).collect();
-        let (standings, failure) = match standings(&self.streams, &profiles).await {
-            Ok(standings) => (standings, None),
-            Err(failure) => (Vec::new(), Some(failure)),
-        };
+        let (standings, failure) = standings(&self.streams, &profiles).await;
         let board: HashMap<_, _> = self.board.snapshot().into_iter().collect();
-        let mut standings = standings.into_iter();
-        let chain = |known: &Known| {
+        let chain = |(known, standing): (&Known, Option<_>)| {
             let mut chain = Chain::unknown(&known.profile);
             let status = board.get(&known.profile.name).cloned().unwrap_or_default();
             // What was published last, while Redis does not say.
             chain.published = status.tip.map(|(number, _)| number);
-            if let Some(standing) = standings.next() {
+            if let Some(standing) = standing {
                 chain.stands(standing);
             }
             self.lives(&mut chain, &status, &known.sockets);
             chain
         };
-        let chains = self.chains.iter().map(chain).collect();
+        let chains = self.chains.iter().zip(standings).map(chain).collect();
         let mut wrong: Vec<_> = failure.iter().map(|failure| Trouble::no_redis(failure)).collect();
         if self.stopping.is_cancelled() {
             wrong.push(Trouble::stopping());
@@ -148,9 +144,7 @@ impl Live {
             (None, false) => State::CatchingUp,
         };
         chain.head = status.head.map(|(number, _)| number);
-        chain.lag_blocks = chain.head.zip(chain.published).map(|(h, p)| h.saturating_sub(p));
-        let times = status.head.zip(status.tip);
-        chain.lag_seconds = times.map(|((_, head), (_, tip))| head.saturating_sub(tip));
+        (chain.lag_blocks, chain.lag_seconds) = status.lag.unzip();
         let (published, taken_back, reorgs) = (status.events, status.removed, status.reorgs);
         chain.counts = Some(Counts { published, taken_back, reorgs });
         let rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);

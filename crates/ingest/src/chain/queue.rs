@@ -205,8 +205,8 @@ impl Queue {
         !self.is_busy() && self.to_fetch(1).any(wanted)
     }
 
-    /// When the earliest postponed fetch is due, if it could start then.
-    pub(super) fn next_due(&self, limits: &Limits) -> Option<Instant> {
+    /// When the earliest fetch that is postponed beyond `now` is due, if it could start then.
+    pub(super) fn next_due(&self, limits: &Limits, now: Instant) -> Option<Instant> {
         if self.is_busy() {
             return None;
         }
@@ -214,7 +214,7 @@ impl Queue {
         in_reach
             .filter(|pending| pending.header.block.number <= limits.up_to)
             .filter_map(|pending| match pending.body {
-                Slot::Wanted { not_before } => not_before,
+                Slot::Wanted { not_before } => not_before.filter(|at| *at > now),
                 _ => None,
             })
             .min()
@@ -468,7 +468,7 @@ mod tests {
         let now = Instant::now();
         queue.failed(keccak256("1a"), false, now);
         queue.waiting_logs = MAX_WAITING_LOGS;
-        let due = queue.next_due(&one_by_one(9)).unwrap();
+        let due = queue.next_due(&one_by_one(9), now).unwrap();
         let next = queue.next_fetch(&one_by_one(9), due);
         assert_eq!(next.iter().map(|header| header.block.number).collect::<Vec<_>>(), [1]);
     }
@@ -482,8 +482,9 @@ mod tests {
             assert_eq!(fetch(&mut queue, 9), Some(1));
             assert_eq!(queue.failed(keccak256("1a"), false, now), Some(attempt));
             let due = now + Duration::from_millis(wait);
-            assert_eq!(queue.next_due(&one_by_one(9)), Some(due));
-            assert_eq!(queue.next_due(&one_by_one(0)), None, "not before it may be published");
+            assert_eq!(queue.next_due(&one_by_one(9), now), Some(due));
+            assert_eq!(queue.next_due(&one_by_one(9), due), None, "what could start by then has");
+            assert_eq!(queue.next_due(&one_by_one(0), now), None, "not before it may be published");
             assert!(queue.next_fetch(&one_by_one(9), now).is_empty());
             assert_eq!(queue.next_fetch(&one_by_one(9), due).len(), 1);
             // As if the time had come.

@@ -102,9 +102,10 @@ impl Chain {
     ) -> End {
         let mut session = Session::new(self, opened);
         loop {
-            session.start_what_can_be();
+            let now = Instant::now();
+            session.start_what_can_be(now);
             session.report();
-            let wake = sleep_until(session.next_due().into());
+            let wake = sleep_until(session.next_due(now).into());
             let ended = tokio::select! {
                 // Steps first: they free what all else waits for. Heads before fetches: what is no
                 // longer wanted should not be published.
@@ -181,7 +182,8 @@ impl<'a> Session<'a> {
         Some(self.chain.config.end_block.map_or(tip, |end| tip.min(end)))
     }
 
-    fn next_due(&self) -> Instant {
+    /// When something is due that could not start at `now`.
+    fn next_due(&self, now: Instant) -> Instant {
         // Only what could start then: what waits for something else is woken by that.
         let due = &self.due;
         let mut next = due.poll;
@@ -194,10 +196,10 @@ impl<'a> Session<'a> {
         consider(due.finality, self.finality.is_none());
         consider(due.retention, self.retention.is_none());
         consider(due.ask, self.asks_something());
-        if let Some(fetch) = self.fetches_due(Instant::now()) {
+        if let Some(fetch) = self.fetches_due(now) {
             consider(fetch, true);
         }
-        next.max(Instant::now() + Duration::from_millis(1))
+        next.max(now + Duration::from_millis(1))
     }
 
     /// The last header that is of interest: past the end block only until that is final.
@@ -234,8 +236,7 @@ impl<'a> Session<'a> {
 
     // ---- starting -------------------------------------------------------------------------
 
-    fn start_what_can_be(&mut self) {
-        let now = Instant::now();
+    fn start_what_can_be(&mut self, now: Instant) {
         if now >= self.due.poll {
             self.canonical.doubt();
             self.silent_polls += 1;
@@ -414,11 +415,25 @@ impl<'a> Session<'a> {
             && self.up_to().is_none_or(|up_to| !self.queue.wants_any(up_to))
     }
 
-    /// Whether the tip is so far behind the head that nobody waits for its newest block.
+    /// Whether the tip is so far behind that nobody waits for its newest block; so it is thought of
+    /// until the node has shown its head.
     fn is_backfilling(&self) -> bool {
-        let tip = self.published.back().map_or(0, |published| published.block.number);
         let depth = self.chain.config.profile.finality_depth;
-        self.head.is_some_and(|(head, _)| head.saturating_sub(tip) > depth)
+        self.head.is_none() || self.lag().is_none_or(|(blocks, _)| blocks > depth)
+    }
+
+    /// Blocks and seconds that the tip is behind the newest block that should be published; none while
+    /// head or tip is not known.
+    fn lag(&self) -> Option<(u64, u64)> {
+        let config = &self.chain.config;
+        let ((head, head_time), tip) = (self.head?, self.published.back()?.block);
+        let wanted = head.saturating_sub(config.confirmations);
+        let wanted = config.end_block.map_or(wanted, |end| wanted.min(end));
+        let time = self.canonical.at(wanted).map_or(head_time, |block| block.timestamp);
+        match wanted.saturating_sub(tip.number) {
+            0 => Some((0, 0)),
+            blocks => Some((blocks, time.saturating_sub(tip.timestamp))),
+        }
     }
 
     fn report(&self) {
@@ -430,13 +445,15 @@ impl<'a> Session<'a> {
         }
         if let Some(tip) = self.published.back().map(|p| p.block) {
             metrics.tip.set(gauge(tip.number));
-            let (number, time) = head.unwrap_or((tip.number, tip.timestamp));
-            metrics.lag_blocks.set(gauge(number.saturating_sub(tip.number)));
-            let seconds = u32::try_from(time.saturating_sub(tip.timestamp)).unwrap_or(u32::MAX);
-            metrics.lag_seconds.set(seconds.into());
+        }
+        let lag = self.lag();
+        if let Some((blocks, seconds)) = lag {
+            metrics.lag_blocks.set(gauge(blocks));
+            metrics.lag_seconds.set(u32::try_from(seconds).unwrap_or(u32::MAX).into());
         }
         self.chain.status.update(self.chain.name(), |status| {
             status.head = head.or(status.head);
+            status.lag = lag.or(status.lag);
             status.at_head = at_head;
         });
     }

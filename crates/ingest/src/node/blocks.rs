@@ -9,9 +9,10 @@ use ethhook_domain::block::{Body, Quantity};
 use ethhook_domain::verify::{self, Check, Failure, Verified};
 use ethhook_domain::{Header, Log, Proof, Receipt};
 use serde_json::json;
+use tokio::time::timeout;
 use tracing::warn;
 
-use super::{LEAST_PATIENCE, Node, NodeError, lie};
+use super::{LEAST_PATIENCE, Node, NodeError, OTHERS_PATIENCE, lie};
 use crate::config::Fetch;
 use crate::rpc::{About, Attempt, Endpoint, RpcError};
 
@@ -97,7 +98,9 @@ impl Node {
         header: &Header,
     ) -> Result<bool, NodeError> {
         for other in self.others(answerer) {
-            if let Ok(verified) = self.checked(&Attempt::with(other), header).await {
+            let attempt = Attempt::with(other);
+            let asked = timeout(OTHERS_PATIENCE, self.checked(&attempt, header)).await;
+            if let Ok(Ok(verified)) = asked {
                 return Ok(verified.logs.is_empty());
             }
         }
@@ -112,7 +115,9 @@ impl Node {
         headers: &[Header],
     ) -> Result<Vec<Outcome>, NodeError> {
         for other in self.others(answerer) {
-            if let Ok(outcomes) = self.several(&Attempt::with(other), headers).await {
+            let attempt = Attempt::with(other);
+            let asked = timeout(SPAN_PATIENCE, self.several(&attempt, headers)).await;
+            if let Ok(Ok(outcomes)) = asked {
                 return Ok(outcomes);
             }
         }

@@ -38,6 +38,15 @@ impl Watch {
     }
 }
 
+/// A request that the breaker let through and nobody has told the outcome of.
+struct Admitted<'a>(&'a Endpoint);
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        self.0.with_breaker(|b| b.unknown(Instant::now()));
+    }
+}
+
 /// One attempt with an endpoint: one request or several, one after the other.
 #[derive(Clone)]
 pub(crate) struct Attempt<'a> {
@@ -119,7 +128,17 @@ impl<'a> Attempt<'a> {
         let first_id = self.next_id.fetch_add(calls as u64, Ordering::Relaxed);
         let text = batch::encode(first_id, method, params)?;
         let message = Message { method, first_id, calls, text, max_bytes: MAX_SPAN_BYTES };
-        self.ask_span(about, calls, message, |body| batch::decode(body, first_id, calls)).await
+        let read = |body: &str| batch::decode(body, first_id, calls);
+        let items = self.ask_span(about, calls, message, read).await?;
+        // Some refuse single calls of a batch.
+        let limit = items.iter().find_map(|item| match item {
+            Err(error @ RpcError::RateLimited(wait)) => Some((error, *wait)),
+            _ => None,
+        });
+        if let Some((error, wait)) = limit {
+            self.be_patient(method, error, wait);
+        }
+        Ok(items)
     }
 
     /// Asks one call about `blocks` blocks, 1 or more.
@@ -176,18 +195,15 @@ impl<'a> Attempt<'a> {
         message: Message,
         read: impl FnOnce(&str) -> Result<T, RpcError>,
     ) -> Result<T, RpcError> {
-        self.with_breaker(|b| b.admit(Instant::now())).map_err(RpcError::SetAside)?;
+        let admitted = self.admitted()?;
         let method = message.method;
         let result = match self.check_chain().await {
             Ok(()) => self.exchange(message, read).await,
             Err(error) => Err(error),
         };
         match &result {
-            Err(error @ RpcError::RateLimited(wait)) => {
-                let wait = wait.unwrap_or(Duration::from_secs(1));
-                warn!(endpoint = self.metrics.position, method, %error, ?wait, "endpoint set aside");
-                self.set_aside(wait);
-            }
+            Err(RpcError::SetAside(_)) => return result, // the socket sent nothing
+            Err(error @ RpcError::RateLimited(wait)) => self.be_patient(method, error, *wait),
             Err(error) if error.is_endpoint_failure() => {
                 warn!(endpoint = self.metrics.position, method, %error, "request failed");
                 let jitter = rand::random();
@@ -195,7 +211,21 @@ impl<'a> Attempt<'a> {
             }
             _ => self.with_breaker(Breaker::success),
         }
+        std::mem::forget(admitted);
         result
+    }
+
+    /// Whether the breaker lets a request through. Unless it is told what became of it, that is unknown.
+    fn admitted(&self) -> Result<Admitted<'a>, RpcError> {
+        self.with_breaker(|b| b.admit(Instant::now())).map_err(RpcError::SetAside)?;
+        Ok(Admitted(self.endpoint))
+    }
+
+    /// Leaves the endpoint alone for as long as it asks.
+    fn be_patient(&self, method: &str, error: &RpcError, wait: Option<Duration>) {
+        let wait = wait.unwrap_or(Duration::from_secs(1));
+        warn!(endpoint = self.metrics.position, method, %error, ?wait, "endpoint set aside");
+        self.set_aside(wait);
     }
 
     /// An HTTP address is asked once which chain it serves; a WebSocket is at every connect.
@@ -232,9 +262,9 @@ impl<'a> Attempt<'a> {
         self.unanswered.store(0, Ordering::Relaxed);
         let outcome = result.as_ref().map_or_else(RpcError::outcome, |_| "ok");
         self.metrics.request(method, calls, outcome, started.elapsed());
-        // What several blocks take says nothing of when one is late.
-        if is_single {
-            self.with_latency(|latency| latency.note(started.elapsed()));
+        // What several blocks take says nothing of when one is late, nor does what fails at once.
+        if is_single && matches!(result, Ok(_) | Err(RpcError::Timeout(_))) {
+            self.note_latency(started.elapsed());
         }
         result
     }

@@ -34,6 +34,7 @@ impl State {
 #[derive(Debug)]
 pub(crate) struct Breaker {
     state: State,
+    /// Failures in a row; none while it is open for another reason.
     failures: u32,
     wait: Duration,
     until: Option<Instant>,
@@ -50,8 +51,13 @@ impl Breaker {
         self.state
     }
 
-    /// Whether a request may go out now; if not, how long to wait. A half-open breaker's probe that
-    /// was never reported back (its asker was dropped) counts as lost after the longest wait.
+    /// Whether nothing may be asked now.
+    pub(crate) fn is_open(&self, now: Instant) -> bool {
+        self.state != State::Closed && self.until.is_some_and(|until| now < until)
+    }
+
+    /// Whether a request may go out now; if not, how long to wait. What becomes of it is to be told:
+    /// success, failure, or that it is not known.
     pub(crate) fn admit(&mut self, now: Instant) -> Result<(), Duration> {
         let until = match (self.state, self.until) {
             (State::Closed, _) | (_, None) => return Ok(()),
@@ -63,6 +69,21 @@ impl Breaker {
         self.state = State::HalfOpen;
         self.until = Some(now + LONGEST_WAIT);
         Ok(())
+    }
+
+    /// Nobody will tell what became of a request: it was given up, or never sent. If it was the probe,
+    /// another one is let through soon.
+    pub(crate) fn unknown(&mut self, now: Instant) {
+        if self.state == State::HalfOpen {
+            self.until = Some(now + FIRST_WAIT);
+        }
+    }
+
+    /// A new connection mends what failed, but not what it was set aside for.
+    pub(crate) fn connected(&mut self) {
+        if self.failures > 0 {
+            *self = Self::default();
+        }
     }
 
     /// An answer to a request that went out before the breaker opened does not close it.
@@ -82,6 +103,7 @@ impl Breaker {
                 }
             }
             State::HalfOpen => {
+                self.failures += 1;
                 self.wait = (self.wait * 2).min(LONGEST_WAIT);
                 self.open(now, jitter);
             }
@@ -92,6 +114,7 @@ impl Breaker {
     /// Opens at once: the endpoint lied, or asked for patience of at least `wait`.
     pub(crate) fn set_aside(&mut self, now: Instant, wait: Duration) {
         self.state = State::Open;
+        self.failures = 0;
         self.until = Some(now + wait.clamp(FIRST_WAIT, LONGEST_PATIENCE));
     }
 
@@ -152,6 +175,31 @@ mod tests {
         assert_eq!(breaker.admit(now + seconds(30)), Ok(()));
         breaker.success();
         assert_eq!(breaker.state(), State::Closed);
+    }
+
+    #[test]
+    fn a_probe_of_which_nothing_is_known_is_soon_followed_by_another() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        breaker.set_aside(now, seconds(1));
+        assert_eq!(breaker.admit(now + seconds(1)), Ok(()));
+        breaker.unknown(now + seconds(2));
+        assert!(breaker.is_open(now + seconds(2)) && !breaker.is_open(now + seconds(3)));
+        assert_eq!(breaker.admit(now + seconds(3)), Ok(()));
+        breaker.success();
+        breaker.unknown(now + seconds(4));
+        assert_eq!(breaker.admit(now + seconds(4)), Ok(()), "it was no probe");
+    }
+
+    #[test]
+    fn a_new_connection_ends_what_failures_began_and_no_set_aside() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        (0..5).for_each(|_| breaker.failure(now, 0.0));
+        assert!(breaker.is_open(now));
+        breaker.connected();
+        assert_eq!(breaker.state(), State::Closed);
+        breaker.set_aside(now, seconds(30));
+        breaker.connected();
+        assert!(breaker.is_open(now + seconds(29)));
     }
 
     #[test]

@@ -152,15 +152,24 @@ impl Endpoint {
         self.with_latency(|latency| latency.percentile(95)).unwrap_or(REQUEST_TIMEOUT)
     }
 
-    /// An answer was not waited for: it would have taken at least this long.
-    pub(crate) fn was_slow(&self, took: Duration) {
+    /// An answer was not waited for.
+    pub(crate) fn was_slow(&self) {
         self.metrics.hedges.inc();
         // One that never answers any more would otherwise never be found out.
         if self.unanswered.fetch_add(1, Ordering::Relaxed) + 1 >= UNANSWERED {
             let jitter = rand::random();
             self.with_breaker(|b| b.failure(Instant::now(), jitter));
         }
+    }
+
+    /// What an answer about one block took, or would have taken at least.
+    pub(crate) fn note_latency(&self, took: Duration) {
         self.with_latency(|latency| latency.note(took));
+    }
+
+    /// Whether nothing may be asked of it now.
+    pub(crate) fn is_set_aside(&self) -> bool {
+        self.with_breaker(|b| b.is_open(Instant::now()))
     }
 
     /// The median of the last answers' durations; none while there are few.

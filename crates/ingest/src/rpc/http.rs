@@ -5,13 +5,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use ethhook_domain::Secret;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Request, StatusCode};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
+use super::basic_auth::basic_auth;
 use super::{Answer, CONNECT_TIMEOUT, RpcError, text};
 
 /// Idle connections are kept for the next block, and no longer than proxies tend to.
@@ -19,6 +20,7 @@ const IDLE: Duration = Duration::from_secs(50);
 
 pub(crate) struct HttpClient {
     url: Secret,
+    authorization: Option<HeaderValue>,
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
@@ -37,16 +39,19 @@ impl HttpClient {
             .pool_idle_timeout(IDLE)
             .pool_timer(hyper_util::rt::TokioTimer::new())
             .build(tls);
-        Self { url, client }
+        Self { authorization: basic_auth(&url), url, client }
     }
 
     /// Posts `body` and returns the answer's body of at most `max_bytes`; the caller sets the time
     /// limit.
     pub(crate) async fn post(&self, body: String, max_bytes: usize) -> Answer {
-        let request = Request::post(self.url.reveal())
+        let mut request = Request::post(self.url.reveal())
             .header(CONTENT_TYPE, "application/json")
             .body(Full::from(body))
             .map_err(|_| RpcError::Connection("the URL is not usable for HTTP".into()))?;
+        if let Some(said) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, said.clone());
+        }
         let response = self
             .client
             .request(request)

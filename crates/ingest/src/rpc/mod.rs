@@ -4,6 +4,7 @@
 //! an [`RpcError`], whose text never holds the provider's address (G11).
 
 mod attempt;
+mod basic_auth;
 mod batch;
 mod breaker;
 mod cost;

@@ -16,17 +16,20 @@ use bytes::Bytes;
 use ethhook_domain::block::Quantity;
 use ethhook_domain::{Header, Secret};
 use futures_util::{SinkExt, StreamExt};
+use hyper::header::AUTHORIZATION;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 use tracing::{info, warn};
 
+use super::basic_auth::basic_auth;
 use super::breaker::Breaker;
 use super::redaction::Redaction;
 use super::{
@@ -228,7 +231,7 @@ impl Connection {
         if let Some(breaker) = &self.breaker {
             let mut breaker = breaker.lock().unwrap_or_else(PoisonError::into_inner);
             if is_up {
-                *breaker = Breaker::default();
+                breaker.connected();
             } else {
                 breaker.failure(Instant::now(), rand::random());
             }
@@ -257,9 +260,12 @@ impl Connection {
             .read_buffer_size(READ_BYTES)
             .max_message_size(Some(MAX_ANSWER_BYTES))
             .max_frame_size(Some(MAX_ANSWER_BYTES));
-        let (mut socket, _) = connect_async_with_config(self.url.reveal(), Some(config), true)
-            .await
-            .map_err(describe)?;
+        let mut request = self.url.reveal().into_client_request().map_err(describe)?;
+        if let Some(said) = basic_auth(&self.url) {
+            request.headers_mut().insert(AUTHORIZATION, said);
+        }
+        let (mut socket, _) =
+            connect_async_with_config(request, Some(config), true).await.map_err(describe)?;
         let none: [(); 0] = [];
         for text in [
             encode(CHAIN_ID, "eth_chainId", &none)?,
@@ -324,10 +330,8 @@ impl Connection {
                     }
                     highest_id = highest_id.max(command.id + command.calls - 1);
                     let text = pending.add(command);
-                    match timeout(CONNECT_TIMEOUT, socket.send(Message::text(text))).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(error)) => break describe(error),
-                        Err(_) => break RpcError::Connection("the node does not read".into()),
+                    if let Err(error) = send(&mut socket, Message::text(text)).await {
+                        break error;
                     }
                 }
                 () = self.reconnect.notified() => break RpcError::Connection("subscription fell silent".into()),
@@ -337,9 +341,9 @@ impl Connection {
                         break RpcError::Connection("no pong".into());
                     }
                     if silence > PING_AFTER
-                        && let Err(error) = socket.send(Message::Ping(Bytes::new())).await
+                        && let Err(error) = send(&mut socket, Message::Ping(Bytes::new())).await
                     {
-                        break describe(error);
+                        break error;
                     }
                 }
             }
@@ -431,10 +435,18 @@ fn first_of(frame: &str) -> Result<Frame<'_>, RpcError> {
     answers.into_iter().next().ok_or_else(|| RpcError::Invalid("an empty batch".into()))
 }
 
+async fn send(socket: &mut Socket, message: Message) -> Result<(), RpcError> {
+    match timeout(CONNECT_TIMEOUT, socket.send(message)).await {
+        Ok(sent) => sent.map_err(describe),
+        Err(_) => Err(RpcError::Connection("the node does not read".into())),
+    }
+}
+
 async fn next_frame(socket: &mut Socket) -> Answer {
     loop {
         match socket.next().await {
             Some(Ok(Message::Text(text))) => return Ok(text),
+            Some(Ok(Message::Binary(bytes))) => return text(bytes),
             Some(Ok(Message::Close(_))) | None => {
                 return Err(RpcError::Connection("closed by the node".into()));
             }

@@ -46,7 +46,7 @@ impl Session<'_> {
 
     /// When a fetch is due that could start then.
     pub(super) fn fetches_due(&self, now: Instant) -> Option<Instant> {
-        let postponed = self.queue.next_due(&self.fetch_limits(now)?);
+        let postponed = self.queue.next_due(&self.fetch_limits(now)?, now);
         let batch = (self.chain.config.batch_every.is_some() && now < self.due.batch)
             .then_some(self.due.batch)
             .filter(|_| self.queue.wants_fetch(self.up_to().unwrap_or(0)));
@@ -95,7 +95,6 @@ impl Session<'_> {
             self.chain.metrics.unhashed.inc();
         }
         self.queue.fetched(block.hash, verified);
-        self.chain.trouble(None);
     }
 
     fn not_fetched(&mut self, block: &BlockRef, error: &NodeError) {

@@ -61,6 +61,7 @@ impl Session<'_> {
         }
         // What was orphaned since it was to be marked final is not.
         if let Some(block) = self.finalize.take()
+            && self.canonical.at(block.number) == Some(&block)
             && self.published.iter().any(|published| published.block == block)
         {
             return Some(Work::Finalize(block));
