@@ -118,7 +118,7 @@ impl CanonicalChain {
     /// The height of the block that would extend the chain.
     #[must_use]
     pub fn next_number(&self) -> u64 {
-        self.tip().map_or(self.start, |tip| tip.number + 1)
+        self.tip().map_or(self.start, |tip| tip.number.saturating_add(1))
     }
 
     /// The canonical block at `number`, if it is still held.
@@ -208,10 +208,15 @@ impl CanonicalChain {
     pub fn answered(&mut self, header: Header) -> Result<Change, Box<Violation>> {
         let block = header.block;
         if let Some(lowest) = self.branch.last() {
-            if lowest.block.parent_hash == block.hash && lowest.block.number == block.number + 1 {
+            if lowest.block.parent_hash != block.hash {
+                return Ok(Change::default());
+            }
+            if lowest.block.number.checked_sub(1) == Some(block.number) {
                 self.branch.push(header);
                 return self.join();
             }
+            // Whoever told of the branch made it up: no block can stand on a parent of this height.
+            self.unanswered();
             return Ok(Change::default());
         }
         if self.extends(&block) {
@@ -256,7 +261,9 @@ impl CanonicalChain {
 
     fn extends(&self, block: &BlockRef) -> bool {
         match self.tip() {
-            Some(tip) => block.parent_hash == tip.hash && block.number == tip.number + 1,
+            Some(tip) => {
+                block.parent_hash == tip.hash && block.number.checked_sub(1) == Some(tip.number)
+            }
             // The parent of the first block is free.
             None => block.number == self.start,
         }

@@ -244,6 +244,22 @@ fn nothing_final_is_taken_back() {
 }
 
 #[test]
+fn a_branch_that_cannot_be_is_dropped() {
+    let mut node = Node::with("1a 2a 3a 4a 5a");
+    node.follow("4a");
+    let (mut chain, mut steps) = (CanonicalChain::new(1, [], false), Steps::default());
+    node.settle(&mut chain, &mut steps).unwrap();
+    // Said to be at height 4, on a parent at height 2.
+    let made_up =
+        Header { block: BlockRef { number: 4, ..header("4x", "2a").block }, ..header("4x", "2a") };
+    assert!(chain.told(made_up).unwrap().is_empty());
+    assert_eq!(chain.ask(), Some(Ask::Hash(keccak256("2a"))));
+    assert!(chain.answered(node.blocks["2a"].clone()).unwrap().is_empty());
+    assert_eq!(chain.ask(), None);
+    assert_eq!(chain.heard(node.blocks["5a"].clone()).new.len(), 1);
+}
+
+#[test]
 fn a_session_goes_on_from_the_links_it_is_given() {
     let mut node = Node::with("1a 2a 3a 4a; 3b<2a 4b 5b");
     node.follow("5b");

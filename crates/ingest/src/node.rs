@@ -13,8 +13,8 @@ use std::time::Duration;
 use alloy_primitives::B256;
 use ethhook_domain::block::Quantity;
 use ethhook_domain::verify::{self, Check, Failure};
-use ethhook_domain::{BloomTest, Header, Profile};
-use futures_util::future::select_all;
+use ethhook_domain::{BlockRef, BloomTest, Header, Profile};
+use futures_util::future::{join_all, select_all};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use serde_json::json;
@@ -138,6 +138,38 @@ impl Node {
             }
         }
         highest.ok_or(failure)
+    }
+
+    /// Whether any endpoint has `block`, a final one, at its height. One that has another there lies then.
+    ///
+    /// # Errors
+    /// If none tells.
+    pub(crate) async fn anyone_holds(&self, block: &BlockRef) -> Result<bool, NodeError> {
+        let params = json!([Quantity(block.number), false]);
+        let ask = async |endpoint| {
+            let attempt = Attempt::with(endpoint);
+            let theirs = self.header(&attempt, "eth_getBlockByNumber", params.clone()).await?;
+            Ok((endpoint, theirs.map(|header| header.block.hash)))
+        };
+        let (mut told, mut failure) = (Vec::new(), None);
+        for answer in join_all(self.endpoints.iter().map(ask)).await {
+            match answer {
+                Ok(answer) => told.push(answer),
+                Err(error) => failure = Some(error),
+            }
+        }
+        if let Some(error) = failure.filter(|_| told.is_empty()) {
+            return Err(error);
+        }
+        let is_held = told.iter().any(|(_, theirs)| *theirs == Some(block.hash));
+        for (endpoint, theirs) in told {
+            if let Some(theirs) = theirs.filter(|theirs| is_held && *theirs != block.hash) {
+                let detail = format!("{block} is final, and another has it; got {theirs}");
+                let _ = lie(endpoint, Failure { check: Check::BlockHash, detail });
+                endpoint.set_aside(LIAR_WAIT);
+            }
+        }
+        Ok(is_held)
     }
 
     /// The hash of block 0; none where the node has forgotten it.

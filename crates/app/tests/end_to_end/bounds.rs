@@ -8,7 +8,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::time::sleep;
 
 use crate::operator::{checker, manual};
-use crate::rig::{SETTLE, until};
+use crate::rig::{Rig, SETTLE, until};
 
 const LOCAL: u64 = 31337;
 const RECEIPTS: &str = "eth_getBlockReceipts";
@@ -133,15 +133,22 @@ async fn g8_a_backfill_waits_at_the_byte_cap_for_a_group_that_has_not_read() {
     rig.set("STREAM_MAX_BYTES", 1_000_000).set("RETENTION_HOURS", 1).set("LOCAL_RPS", 120);
     rig.start();
     let checker = checker(&rig, &node).await;
-    let waits = || rig.log().matches("the backfill waits").count();
+    let waits = |rig: &Rig| rig.log().matches("the backfill waits").count();
     let tip = async || checker.cursor().await.unwrap().unwrap().number;
-    until("the backfill waits", async || waits() >= 1).await;
-    let seen = waits();
-    until("another sweep", async || waits() > seen).await;
-    let (at, seen) = (tip().await, waits());
+    until("the backfill waits", async || waits(&rig) >= 1).await;
+    let seen = waits(&rig);
+    until("another sweep", async || waits(&rig) > seen).await;
+    let (at, seen) = (tip().await, waits(&rig));
     assert!(at < BLOCKS, "it was over before it could wait");
-    until("a third sweep", async || waits() > seen).await;
+    until("a third sweep", async || waits(&rig) > seen).await;
     assert_eq!(tip().await, at, "it went on");
+    // Nor does a session that has not seen the head yet take the group's entries for the cap.
+    rig.terminate().await;
+    chain.faults().push("eth_getBlockByNumber", Fault::Delay(Duration::from_secs(4)), 2);
+    rig.start();
+    until("a sweep before the head is known", async || chain.faults().left() == 0).await;
+    let seen = waits(&rig);
+    until("a sweep after it", async || waits(&rig) > seen).await;
     // The group reads all there is, again and again: what it is done with goes, and makes room.
     until("the head", async || {
         group(&mut redis, &["SETID", "events:31337", "readers", "$"]).await;

@@ -163,3 +163,36 @@ async fn what_the_own_rate_holds_back_is_not_slowness() {
     let asked = scene.first.stats().requests(RECEIPTS) as f64;
     assert!(asked >= 20.0 && 4.0 * hedges <= asked, "{hedges} hedges of {asked} requests");
 }
+
+#[tokio::test]
+async fn g10_one_endpoint_alone_contradicts_nothing_final() {
+    let spec = || ManualSpec { events_per_block: 3, ..ManualSpec::new(LOCAL) };
+    let chains = [Chain::manual(spec()), Chain::manual(spec())];
+    let serve = async |chain: &ManualChain| {
+        Node::bind(([127, 0, 0, 1], 0).into(), [chain.clone()]).await.unwrap().spawn()
+    };
+    let nodes = [serve(&chains[0]).await, serve(&chains[1]).await];
+    let mut rig = Rig::new().await;
+    let urls = [nodes[0].ws_url(LOCAL), nodes[1].ws_url(LOCAL)].join(",");
+    rig.set("LOCAL_WS_URL", urls).set("LOCAL_START_BLOCK", 0);
+    for chain in &chains {
+        chain.set_finalized(80);
+        chain.mine(100);
+    }
+    rig.start();
+    let checker = rig.checker(NodeRpc::at_url(nodes[1].http_url(LOCAL)), LOCAL).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    until("a finalized block", async || {
+        checker.cursor().await.unwrap().is_some_and(|cursor| cursor.finalized_number > 30)
+    })
+    .await;
+    // The first goes another way from below it; the second goes on.
+    chains[0].reorg(90, 91, Contents::Fresh);
+    rig.wait_for("ready", |status, body| status == 503 && body.contains("still holds")).await;
+    chains[1].mine(3);
+    checker.settle_and_check(SETTLE).await.unwrap();
+    assert_eq!(checker.cursor().await.unwrap().unwrap().alarm, "");
+    // Now both do.
+    chains[1].reorg(95, 96, Contents::Fresh);
+    rig.wait_for("ready", |status, body| status == 503 && body.contains("alarm")).await;
+}

@@ -432,3 +432,28 @@ async fn past_the_end_block_headers_are_followed_only_until_it_is_final() {
     let asked = chain.stats().requests("eth_getBlockByNumber");
     assert!((77..=90).contains(&asked), "{asked} headers were asked for");
 }
+
+#[tokio::test]
+async fn g3_a_reorg_of_the_end_is_followed_until_it_is_final() {
+    let (chain, node, mut rig) = manual().await;
+    let toml = "[chains.tiny]\nchain_id = 31337\nblock_time_ms = 100\nfinality_depth = 4\n\
+                verify = 'receipts_root'\n";
+    let _ = rig.write_toml(toml);
+    rig.set("TINY_WS_URL", node.ws_url(LOCAL)).set("TINY_START_BLOCK", 0);
+    rig.set("LOCAL_WS_URL", "").set("TINY_END_BLOCK", 25);
+    // The tag stays far behind what the profile asks for at least.
+    chain.set_finalized(21);
+    chain.mine(31);
+    rig.start();
+    let checker = rig.checker(NodeRpc::at_url(node.http_url(LOCAL)), LOCAL).await;
+    let hash = async || checker.cursor().await.unwrap().map(|cursor| (cursor.number, cursor.hash));
+    until("the end", async || hash().await.is_some_and(|(number, _)| number == 25)).await;
+    let orphaned = hash().await;
+    chain.reorg(10, 12, Contents::Fresh);
+    until("the other branch's end", async || {
+        let now = hash().await;
+        now != orphaned && now.is_some_and(|(number, _)| number == 25)
+    })
+    .await;
+    rig.terminate().await;
+}

@@ -28,7 +28,7 @@ use super::open::Opened;
 use super::queue::Queue;
 use super::write::{Done, Writer};
 use super::{Chain, End};
-use crate::node::{NodeError, Outcome};
+use crate::node::{Node, NodeError, Outcome};
 use crate::rpc::{Head, RpcError};
 use wire::Wire;
 
@@ -65,6 +65,8 @@ struct Session<'a> {
     wire: Wire,
     fetches: JoinSet<Fetched>,
     asking: Running<'a, Asked>,
+    /// Whether a block that the node contradicts is held by any endpoint.
+    judging: Running<'a, (Violation, Result<bool, NodeError>)>,
     finality: Running<'a, Result<Option<Header>, NodeError>>,
     retention: Running<'a, Result<Retained, ReadError>>,
     /// The consumer groups of the last sweep, and whether each counted as idle.
@@ -115,6 +117,7 @@ impl Chain {
                 Some((adding, result)) = session.wire.next() => session.acknowledged(adding, result),
                 Some(head) = heads.recv() => { session.heard(head); None }
                 asked = finished(&mut session.asking) => { session.answered(asked); None }
+                judged = finished(&mut session.judging) => { session.judged(judged); None }
                 Some(fetched) = session.fetches.join_next() => { session.fetched(fetched); None }
                 tag = finished(&mut session.finality) => { session.tagged(tag); None }
                 retained = finished(&mut session.retention) => { session.retained(retained); None }
@@ -156,6 +159,7 @@ impl<'a> Session<'a> {
             wire: Wire::default(),
             fetches: JoinSet::new(),
             asking: None,
+            judging: None,
             finality: None,
             retention: None,
             groups: HashMap::new(),
@@ -202,12 +206,24 @@ impl<'a> Session<'a> {
         next.max(now + Duration::from_millis(1))
     }
 
-    /// The last header that is of interest: past the end block only until that is final.
+    /// The last header that is of interest: past the end block only those that make it final.
     fn last_header(&self) -> u64 {
         let config = &self.chain.config;
         config.end_block.map_or(u64::MAX, |end| {
             end.saturating_add(config.confirmations).saturating_add(config.profile.finality_depth)
         })
+    }
+
+    /// The last header, once the chain has reached it and until its end block is final: the node's block at
+    /// this height must stay ours.
+    fn watched(&self) -> Option<u64> {
+        let is_final = |end| {
+            self.canonical.is_finalized()
+                && self.published.front().is_some_and(|first| first.block.number >= end)
+        };
+        let last = self.last_header();
+        let is_reached = self.canonical.tip().is_some_and(|tip| tip.number >= last);
+        (is_reached && !self.chain.config.end_block.is_some_and(is_final)).then_some(last)
     }
 
     /// The question of the canonical chain, less what lies past the last header.
@@ -226,7 +242,8 @@ impl<'a> Session<'a> {
             && match self.ask() {
                 // Not for the few that each published block makes room for.
                 Some(Ask::Numbers(numbers)) => {
-                    let wanted = (numbers.end() - numbers.start() + 1).min(HEADERS_WORTH_ASKING);
+                    let wanted =
+                        (numbers.end() - numbers.start()).min(HEADERS_WORTH_ASKING - 1) + 1;
                     self.queue.room(self.chain.config.confirmations) >= wanted
                 }
                 Some(_) => true,
@@ -261,12 +278,8 @@ impl<'a> Session<'a> {
                 } else {
                     self.silent_polls.is_multiple_of(ALL_EVERY)
                 };
-                async move {
-                    let latest =
-                        if all { node.highest_latest().await } else { node.latest().await };
-                    (Ask::Latest, latest.map(|header| vec![header]))
-                }
-                .boxed()
+                let watched = self.watched();
+                async move { (Ask::Latest, latest(node, all, watched).await) }.boxed()
             }
             Some(Ask::Hash(hash)) => async move {
                 (Ask::Hash(hash), node.by_hash(hash).await.map(|header| vec![header]))
@@ -335,13 +348,16 @@ impl<'a> Session<'a> {
         if headers.is_empty() {
             self.canonical.unanswered();
         }
+        if let (Ask::Latest, Some(latest)) = (&ask, headers.first()) {
+            self.head = Some((latest.block.number, latest.block.timestamp));
+        }
         for header in headers {
-            let (number, timestamp) = (header.block.number, header.block.timestamp);
+            let number = header.block.number;
             let result = if ask == Ask::Latest {
-                self.head = Some((number, timestamp));
                 if number > self.last_header() && self.canonical.next_number() > self.last_header()
                 {
-                    return self.canonical.unanswered();
+                    self.canonical.unanswered();
+                    continue;
                 }
                 self.canonical.told(header)
             } else {
@@ -360,7 +376,7 @@ impl<'a> Session<'a> {
                     }
                     self.follow(change, None);
                 }
-                Err(violation) => return self.violated(&violation),
+                Err(violation) => return self.violated(*violation),
             }
         }
         if self.canonical.is_uneasy() {
@@ -369,9 +385,29 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn violated(&mut self, violation: &Violation) {
-        error!(%violation, "finality violation: the chain stops");
-        self.alarm = Some(violation.to_string());
+    /// One endpoint contradicts the finalized block; all are asked for theirs.
+    fn violated(&mut self, violation: Violation) {
+        if self.judging.is_none() {
+            let node = &self.chain.node;
+            let judging = async move { (violation, node.anyone_holds(&violation.finalized).await) };
+            self.judging = Some(judging.boxed());
+        }
+    }
+
+    fn judged(&mut self, (violation, is_held): (Violation, Result<bool, NodeError>)) {
+        self.judging = None;
+        match is_held {
+            Ok(false) => {
+                error!(%violation, "finality violation: the chain stops");
+                self.alarm = Some(violation.to_string());
+            }
+            Ok(true) => {
+                self.chain
+                    .trouble(Some(format!("{violation}, and an endpoint still holds that one")));
+                self.heard_otherwise = true;
+            }
+            Err(error) => warn!(%error, %violation, "no endpoint tells of the finalized block"),
+        }
     }
 
     fn follow(&mut self, mut change: Change, heard: Option<Instant>) {
@@ -475,6 +511,22 @@ impl Chain {
             block_time.clamp(Duration::from_millis(250), Duration::from_secs(12))
         }
     }
+}
+
+/// The block that the node calls `latest`, of the `highest` of its endpoints or the first, and the one at
+/// the height `watched`, if that is lower.
+async fn latest(
+    node: &Node,
+    highest: bool,
+    watched: Option<u64>,
+) -> Result<Vec<Header>, NodeError> {
+    let latest = if highest { node.highest_latest().await? } else { node.latest().await? };
+    let below = watched.filter(|watched| *watched < latest.block.number);
+    let mut headers = vec![latest];
+    if let Some(watched) = below {
+        headers.extend(node.by_numbers(watched..=watched).await?);
+    }
+    Ok(headers)
 }
 
 /// The outcome of what runs, once it is there; never, where nothing runs.

@@ -118,7 +118,8 @@ impl RpcError {
     }
 
     /// Whether less of it may be answered, if a message asked about several blocks at once.
-    /// Providers refuse what is too wide by any code, or do not get ready in time.
+    /// Providers refuse what is too wide, or any batch, by any code or status, or do not get ready in time;
+    /// some answer a batch as if it were one call.
     pub(crate) fn may_be_of_size(&self) -> bool {
         matches!(
             self,
@@ -126,7 +127,8 @@ impl RpcError {
                 | Self::RateLimited(_)
                 | Self::TooLarge(_)
                 | Self::Timeout(_)
-                | Self::Status(400 | 413)
+                | Self::Status(_)
+                | Self::Invalid(_)
         )
     }
 

@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::{Session, gauge};
 use crate::chain::Chain;
-use crate::node::NodeError;
+use crate::node::{Node, NodeError};
 
 /// Published blocks between two questions for the finalized block while catching up.
 const FINALITY_BLOCKS: u64 = 1024;
@@ -28,7 +28,8 @@ impl Session<'_> {
         if self.finality.is_none() && (now >= self.due.finality || catching_up) {
             self.due.finality = now + chain.finality_every();
             self.since_finality = 0;
-            self.finality = Some(async { chain.node.finalized().await }.boxed());
+            let tip = self.canonical.tip().map(|tip| tip.number);
+            self.finality = Some(async move { finalized(&chain.node, tip).await }.boxed());
         }
         if self.retention.is_none() && now >= self.due.retention {
             self.due.retention = now + RETENTION_EVERY;
@@ -136,6 +137,17 @@ impl Session<'_> {
         }
         self.groups.keys().for_each(|gone| metrics.group_gone(gone));
         self.groups = groups;
+    }
+}
+
+/// The finalized block; if that is above the `tip`, where it could not be compared, the one at that height.
+async fn finalized(node: &Node, tip: Option<u64>) -> Result<Option<Header>, NodeError> {
+    let tag = node.finalized().await?;
+    match (&tag, tip) {
+        (Some(tag), Some(tip)) if tag.block.number > tip => {
+            node.by_numbers(tip..=tip).await?.pop().ok_or(NodeError::Unknown).map(Some)
+        }
+        _ => Ok(tag),
     }
 }
 
