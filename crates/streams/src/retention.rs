@@ -58,7 +58,7 @@ pub struct Retained {
     pub lost_unread_by_group: Vec<(String, u64)>,
     /// The group that a block had to stay for.
     pub held_by_group: Option<String>,
-    /// Bytes of the event stream after the sweep: Redis' own estimate.
+    /// Bytes of the event stream after the sweep, estimated.
     pub bytes: u64,
     /// Entries of the event stream after the sweep.
     pub len: u64,
@@ -104,9 +104,11 @@ pub(crate) async fn retain(
 ) -> Result<Retained, ReadError> {
     let now_ms = now_ms(connection).await?;
     let (holds, groups) = look_at_groups(connection, &keys.events, now_ms).await?;
+    let len = length(connection, &keys.events).await?;
+    let pending = groups.iter().map(|group| group.pending).sum();
     let mut retained = Retained {
-        len: length(connection, &keys.events).await?,
-        bytes: bytes(connection, &keys.events).await?,
+        len,
+        bytes: bytes(connection, &keys.events, len, pending).await?,
         groups,
         ..Retained::default()
     };
@@ -137,7 +139,7 @@ pub(crate) async fn retain(
             return Ok(retained);
         }
         retained.len = length(connection, &keys.events).await?;
-        retained.bytes = bytes(connection, &keys.events).await?;
+        retained.bytes = bytes(connection, &keys.events, retained.len, pending).await?;
     }
     Ok(retained)
 }

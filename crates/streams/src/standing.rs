@@ -21,7 +21,7 @@ pub struct Standing {
     pub lease: Option<String>,
     /// Entries of the event stream.
     pub entries: u64,
-    /// Bytes of the event stream: Redis' own estimate.
+    /// Bytes of the event stream, estimated.
     pub bytes: u64,
     /// How long ago the newest marker was written; none if there never was one.
     pub last_step: Option<Duration>,
@@ -41,11 +41,13 @@ impl Streams {
         let newest = reader::last_id(connection, &keys.blocks).await?;
         let age = Duration::from_millis(now_ms.saturating_sub(newest.ms));
         let (_, groups) = look_at_groups(connection, &keys.events, now_ms).await?;
+        let entries = length(connection, &keys.events).await?;
+        let pending = groups.iter().map(|group| group.pending).sum();
         Ok(Standing {
             cursor: reader::cursor(connection, &keys).await?,
             lease: query(redis::cmd("GET").arg(&keys.lease), connection, &keys.lease).await?,
-            entries: length(connection, &keys.events).await?,
-            bytes: bytes(connection, &keys.events).await?,
+            entries,
+            bytes: bytes(connection, &keys.events, entries, pending).await?,
             last_step: (newest != EntryId::default()).then_some(age),
             groups,
         })

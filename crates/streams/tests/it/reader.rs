@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ethhook_domain::{Marker, Op, Proof};
-use ethhook_streams::{PublishedBlock, Publisher, ReadError, Step};
+use ethhook_streams::{GroupReader, PublishedBlock, Publisher, ReadError, Step};
 
 use crate::chain::{Block, CHAIN, Fixture, add, add_all, block, hash, remove};
 
@@ -179,4 +179,38 @@ async fn the_tail_goes_on_after_a_restart() {
     let b = block(&format!("{next}a"), &format!("{}a", next - 1), 1);
     let b = add(&mut publisher, &b).await;
     assert_eq!(next_ids(&mut tail).await.last(), Some(&b.last_id));
+}
+
+#[tokio::test]
+async fn a_group_reader_is_given_again_what_a_failure_left_open() {
+    let mut redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add_all(&mut publisher, 1..=1, 12).await;
+    redis.ask::<String>("XGROUP CREATE events:7 g 0").await;
+    let wait = Duration::from_millis(50);
+    let mut reader = redis.streams.group_reader(CHAIN, ("g", "c"), wait);
+    let first = given(&mut reader).await;
+    redis.ask::<i64>("CLIENT KILL TYPE normal SKIPME yes").await;
+    assert!(reader.acknowledge(&first).await.is_err(), "the connection is cut");
+    assert_eq!(given(&mut reader).await, first);
+    reader.acknowledge(&first).await.unwrap();
+    // Twelve entries of one millisecond: their IDs differ in length.
+    let mut rest = Vec::new();
+    while rest.len() < 7 {
+        let next = given(&mut reader).await;
+        reader.acknowledge(&next).await.unwrap();
+        rest.extend(next);
+    }
+    let all: Vec<_> = redis.events().await.into_iter().map(|(id, _)| id).collect();
+    assert_eq!([first, rest].concat(), all);
+}
+
+/// The IDs of the next entries, at most 5.
+async fn given(reader: &mut GroupReader) -> Vec<String> {
+    loop {
+        let events = reader.next(5).await.unwrap();
+        if !events.is_empty() {
+            return events.into_iter().map(|(id, _)| id).collect();
+        }
+    }
 }

@@ -145,6 +145,24 @@ async fn the_byte_cap_takes_the_oldest_before_their_time() {
 }
 
 #[tokio::test]
+async fn what_a_group_was_given_makes_the_stream_no_larger() {
+    let mut redis = Fixture::new().await;
+    chain(&mut redis, 200, 20, 0).await;
+    let (entries, bytes) = redis.streams.stream_size(CHAIN).await.unwrap();
+    redis.ask::<String>("XGROUP CREATE events:7 ahead 0").await;
+    redis.ask::<redis::Value>("XREADGROUP GROUP ahead c COUNT 9000 STREAMS events:7 >").await;
+    let (_, with_pending) = redis.streams.stream_size(CHAIN).await.unwrap();
+    assert!(
+        with_pending * 10 >= bytes * 9 && with_pending * 10 <= bytes * 11,
+        "{bytes}, {with_pending}"
+    );
+    // So the cap takes nothing from it that was not over it before.
+    let policy = Retention { max_bytes: bytes * 11 / 10, ..keep_all() };
+    let retained = retain(&redis, &policy).await;
+    assert_eq!((retained.trimmed_entries, retained.len), (0, entries));
+}
+
+#[tokio::test]
 async fn what_a_group_has_not_acknowledged_stays() {
     let mut redis = Fixture::new().await;
     chain(&mut redis, 50, 20, 0).await;
