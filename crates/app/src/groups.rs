@@ -7,6 +7,8 @@ use ethhook_streams::{Consumer, GroupLag, Streams};
 use serde_json::json;
 
 use crate::config::{Inputs, Problem};
+use crate::output;
+use crate::output::say;
 use crate::place::Place;
 use crate::{Exit, redis};
 
@@ -38,17 +40,18 @@ pub(crate) async fn run(
             let chain = client.chain(&chain)?;
             let after = from.resolve(&streams, (&chain.name, chain.chain_id)).await?;
             streams.create_group(chain.chain_id, &group, &after).await?;
-            println!("Group {group} of {}: it is given what stands behind {after}.", chain.name);
+            say!("Group {group} of {}: it is given what stands behind {after}.", chain.name);
         }
         Order::Prune { chain, group, idle } => {
             let chain = client.chain(&chain)?;
             let removed = streams.prune_consumers(chain.chain_id, &group, idle).await?;
-            println!("{} consumers removed{}.", removed.len(), names(&removed));
+            say!("{} consumers removed{}.", removed.len(), names(&removed));
             for dead in streams.consumers(chain.chain_id, &group).await? {
                 if dead.idle >= idle {
-                    println!(
+                    say!(
                         "{} stays: it holds {} entries, which another consumer can claim (XAUTOCLAIM).",
-                        dead.name, dead.pending
+                        dead.name,
+                        dead.pending
                     );
                 }
             }
@@ -68,14 +71,14 @@ async fn list(streams: &Streams, chains: &[&Profile], json: bool) -> anyhow::Res
             none = false;
             let consumers = streams.consumers(chain.chain_id, &group.group).await?;
             if json {
-                println!("{}", as_json(chain, &group, &consumers));
+                say!("{}", as_json(chain, &group, &consumers));
             } else {
-                print!("{}", as_text(chain, &group, &consumers));
+                output::text(&as_text(chain, &group, &consumers));
             }
         }
     }
     if none && !json {
-        println!("There is no group; `ethhook groups create` makes one.");
+        say!("There is no group; `ethhook groups create` makes one.");
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::config::{Inputs, Probe, Problem};
+use crate::output::say;
 use crate::{Exit, tell};
 
 /// How long the answer may take: `/ready` itself waits for Redis less than a second.
@@ -30,7 +31,7 @@ pub(crate) async fn run(inputs: Result<Inputs, Vec<Problem>>, ready: bool) -> an
     if reply.status != 200 {
         bail!("http://{}{path} answers {}: {body}", probe.health, reply.status);
     }
-    println!("{body}");
+    say!("{body}");
     Ok(Exit::Done)
 }
 

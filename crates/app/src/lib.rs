@@ -14,6 +14,7 @@ mod http;
 mod ingest;
 mod logging;
 mod operator;
+mod output;
 mod page;
 mod place;
 mod process_metrics;

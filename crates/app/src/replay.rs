@@ -11,6 +11,7 @@ use crate::Exit;
 use crate::bar::Bar;
 use crate::config::{Inputs, Problem};
 use crate::operator::{Target, bad_configuration};
+use crate::output::say;
 use crate::signals::Signals;
 use crate::verify::BLOCKS_A_QUESTION;
 
@@ -58,7 +59,7 @@ pub(crate) async fn run(
         () = signals.next() => Ok(true),
     };
     let (published, next) = (replay.events() - before, replay.next());
-    println!("{published} events published into {into}, {} in all.", replay.events());
+    say!("{published} events published into {into}, {} in all.", replay.events());
     if interrupted.with_context(|| format!("the next block is {next}: run it again to go on"))? {
         bail!("stopped; the next block is {next}: run it again to go on");
     }

@@ -7,6 +7,8 @@ use ethhook_domain::Profile;
 use ethhook_streams::Inventory;
 
 use crate::config::{Inputs, Problem};
+use crate::output;
+use crate::output::say;
 use crate::{Exit, operator, redis};
 
 /// Says what there is, asks unless `yes`, and deletes it.
@@ -24,23 +26,23 @@ pub(crate) async fn run(
     let chain = client.chain(chain)?;
     match streams.inventory(chain.chain_id).await {
         Ok(inventory) => {
-            print!("{}", describe(chain, &streams.address(), &inventory));
+            output::text(&describe(chain, &streams.address(), &inventory));
             if let Some(owner) = &inventory.lease {
                 bail!("`{owner}` holds the lease of {}: stop it first", chain.name);
             }
         }
         // What cannot be understood is a reason to delete it, and no reason to refuse.
         Err(error) if !error.is_retryable() => {
-            println!("The keys of {} cannot be understood: {error}", chain.name);
+            say!("The keys of {} cannot be understood: {error}", chain.name);
         }
         Err(error) => return Err(error.into()),
     }
     if !yes && !operator::confirm(&chain.name, "delete all of this")? {
-        println!("Nothing was deleted.");
+        say!("Nothing was deleted.");
         return Ok(Exit::Done);
     }
     streams.reset(chain.chain_id).await?;
-    println!("Deleted. The next start of the ingestor begins {} anew.", chain.name);
+    say!("Deleted. The next start of the ingestor begins {} anew.", chain.name);
     Ok(Exit::Done)
 }
 

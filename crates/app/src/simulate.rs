@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Exit;
 use crate::cli::Simulate;
+use crate::output;
 use crate::signals::Signals;
 
 /// Of 1,000 calls and heads, so many go wrong with `--faults`.
@@ -32,7 +33,7 @@ pub(crate) async fn run(options: Simulate) -> anyhow::Result<Exit> {
     let node = Node::bind(listen, chains)
         .await
         .with_context(|| format!("the simulator cannot listen on {listen}"))?;
-    print!("{}", welcome(node.addr(), &ids));
+    output::text(&welcome(node.addr(), &ids));
     let stop = CancellationToken::new();
     tokio::select! {
         () = node.run(stop.clone()) => anyhow::bail!("the simulator ended by itself"),

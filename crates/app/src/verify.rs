@@ -16,6 +16,7 @@ use crate::Exit;
 use crate::bar::Bar;
 use crate::config::{Inputs, Problem};
 use crate::operator::{Target, bad_configuration};
+use crate::output::say;
 
 /// Markers read at once.
 const MARKERS_A_READ: usize = 256;
@@ -45,7 +46,7 @@ pub(crate) async fn run(
     let Some(target) = Target::load(inputs, chain)? else { return bad_configuration() };
     let cursor = target.cursor().await?;
     let (place, from, to) = locate(&target, &cursor, range).await?;
-    println!("Chain {}: blocks {from} to {to} of the stream against the chain.", target.name());
+    say!("Chain {}: blocks {from} to {to} of the stream against the chain.", target.name());
     let bar = Bar::new("blocks", to - from + 1);
     let mut verification = Verification {
         streams: &target.streams,
@@ -63,20 +64,23 @@ pub(crate) async fn run(
     let Verification { fold, seen, bar, .. } = verification;
     bar.end();
     let faults = fold.violations();
-    faults.iter().for_each(|violation| println!("{violation}"));
-    seen.differences.iter().for_each(|difference| println!("{difference}"));
+    faults.iter().for_each(|violation| say!("{violation}"));
+    seen.differences.iter().for_each(|difference| say!("{difference}"));
     let count = faults.len() + seen.differences.len();
+    if seen.skipped > 0 {
+        say!("{} blocks of them are not in the stream: an operator skipped them.", seen.skipped);
+    }
     if count == 0 {
-        println!("The same: {} blocks with {} events.", seen.blocks, seen.events);
+        say!("The same: {} blocks with {} events.", seen.blocks, seen.events);
         return Ok(Exit::Done);
     }
     let more = if count >= MAX_REPORTED { " or more" } else { "" };
-    println!(
+    say!(
         "{count} differences{more}. `ethhook rewind` mends what is not yet final, unless entries are \
          missing in the stream: then `ethhook reset`."
     );
     if cursor.finalized_hash.is_none() || to > cursor.finalized_number {
-        println!("Not all of these blocks are final: a reorg meanwhile shows as a difference.");
+        say!("Not all of these blocks are final: a reorg meanwhile shows as a difference.");
     }
     Ok(Exit::Failed)
 }
@@ -108,6 +112,12 @@ async fn locate(
         Some(from) => from.max(kept),
         None => kept,
     };
+    if let (Op::Gap, Some(asked)) = (place.marker.op, range.from) {
+        ensure!(
+            kept <= to,
+            "blocks {asked} to {to} are not in the stream: an operator skipped them"
+        );
+    }
     ensure!(from <= to, "there is nothing to compare: the range is {from} to {to}");
     Ok((place, from, to))
 }
@@ -118,6 +128,8 @@ struct Seen {
     differences: Vec<Difference>,
     blocks: usize,
     events: usize,
+    /// Blocks of the range that an operator skipped.
+    skipped: u64,
     /// Heights whose markers name another filter than the configuration's.
     foreign_filter: HashMap<u64, String>,
 }
@@ -183,6 +195,8 @@ impl Verification<'_> {
             let mut last = up_to.min(self.next + BLOCKS_A_QUESTION - 1);
             match gaps.next() {
                 Some((first, end)) if first <= self.next => {
+                    let end = end.min(self.to);
+                    self.seen.skipped += end - self.next + 1;
                     self.bar.advance(end - self.next + 1);
                     self.next = end + 1;
                     continue;

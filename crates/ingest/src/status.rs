@@ -23,6 +23,8 @@ pub struct ChainStatus {
     pub removed: u64,
     /// Reorgs followed by this process.
     pub reorgs: u64,
+    /// Entries that the byte cap took from consumer groups in this process' time.
+    pub lost_unread: u64,
     /// The tip is where the head (less confirmations, up to the end block) is.
     pub at_head: bool,
     /// Why the chain stands still, in one line for a person; none if it does not.

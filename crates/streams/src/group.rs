@@ -132,10 +132,15 @@ impl Streams {
     ) -> Result<(), GroupError> {
         let keys = Keys::of(chain);
         let key = &keys.events;
-        let mut command = redis::cmd("XGROUP");
-        command.arg("CREATE").arg(key).arg(group).arg(after_id);
         let connection = &mut *self.pooled(&keys).await?;
-        if let Ok(id) = after_id.parse::<EntryId>()
+        // Of `$` nobody could say how many entries stand before it.
+        let after = match after_id {
+            "$" => reader::last_id(connection, key).await?.to_string(),
+            id => id.to_owned(),
+        };
+        let mut command = redis::cmd("XGROUP");
+        command.arg("CREATE").arg(key).arg(group).arg(&after);
+        if let Ok(id) = after.parse::<EntryId>()
             && let Some(before) = entries_up_to(connection, &keys, id).await?
         {
             command.arg("ENTRIESREAD").arg(before);

@@ -47,26 +47,31 @@ fn profile(reader: &mut Reader<'_>, name: &str, built_in: Option<&Profile>) -> O
     };
     let mut profile = built_in.cloned().unwrap_or_else(|| Profile::unknown(name, chain_id));
     profile.chain_id = chain_id;
-    if let Some(setting) = set(reader, name, "block_time_ms") {
-        profile.block_time = Duration::from_millis(reader.number(&setting, 1..=3_600_000)?);
+    let before = reader.problems.len();
+    let ms = |reader: &mut Reader<'_>, s: &Setting| reader.number(s, 1..=3_600_000);
+    if let Some(ms) = set(reader, name, "block_time_ms").and_then(|s| ms(reader, &s)) {
+        profile.block_time = Duration::from_millis(ms);
     }
-    if let Some(setting) = set(reader, name, "finality_depth") {
-        profile.finality_depth = reader.number(&setting, 1..=1_000_000)?;
+    let depth = |reader: &mut Reader<'_>, s: &Setting| reader.number(s, 1..=1_000_000);
+    if let Some(depth) = set(reader, name, "finality_depth").and_then(|s| depth(reader, &s)) {
+        profile.finality_depth = depth;
     }
-    if let Some(setting) = set(reader, name, "state_sync_logs") {
-        profile.state_sync_logs = flag(reader, &setting)?;
+    for (key, field) in [
+        ("state_sync_logs", &mut profile.state_sync_logs),
+        ("empty_without_transactions", &mut profile.empty_without_transactions),
+        ("bloom_of_all_logs", &mut profile.bloom_of_all_logs),
+    ] {
+        if let Some(value) = set(reader, name, key).and_then(|s| flag(reader, &s)) {
+            *field = value;
+        }
     }
-    if let Some(setting) = set(reader, name, "empty_without_transactions") {
-        profile.empty_without_transactions = flag(reader, &setting)?;
+    let level = |reader: &mut Reader<'_>, s: &Setting| {
+        reader.parse(s, "receipts_root, bloom or structure", |text| text.parse().ok())
+    };
+    if let Some(verify) = set(reader, name, "VERIFY").and_then(|s| level(reader, &s)) {
+        profile.verify = verify;
     }
-    if let Some(setting) = set(reader, name, "bloom_of_all_logs") {
-        profile.bloom_of_all_logs = flag(reader, &setting)?;
-    }
-    if let Some(setting) = set(reader, name, "VERIFY") {
-        let must = "receipts_root, bloom or structure";
-        profile.verify = reader.parse(&setting, must, |text| text.parse().ok())?;
-    }
-    Some(profile)
+    (reader.problems.len() == before).then_some(profile)
 }
 
 /// A value that is set: the table's default is not the profile's.

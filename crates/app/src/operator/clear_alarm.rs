@@ -13,6 +13,7 @@ use ethhook_streams::{PublishedBlock, ReadError, Step};
 use super::{Order, Target, Writer, bad_configuration, events};
 use crate::Exit;
 use crate::config::{Inputs, Problem};
+use crate::output::say;
 
 /// What will be done.
 struct Plan {
@@ -36,14 +37,14 @@ pub(crate) async fn run(
     let Some(target) = Target::load(inputs, order.chain)? else { return bad_configuration() };
     let cursor = target.cursor().await?;
     if cursor.alarm.is_empty() {
-        println!("Chain {}: no alarm is latched.", target.name());
+        say!("Chain {}: no alarm is latched.", target.name());
         return Ok(Exit::Done);
     }
-    println!("Chain {} is stopped by an alarm: {}", target.name(), cursor.alarm);
+    say!("Chain {} is stopped by an alarm: {}", target.name(), cursor.alarm);
     let plan = plan(&target, &cursor).await?;
-    println!("{}", plan.tell(&cursor));
+    say!("{}", plan.tell(&cursor));
     if !target.confirmed(order)? {
-        println!("The alarm stays.");
+        say!("The alarm stays.");
         return Ok(Exit::Done);
     }
     let mut writer = target.open("clear-alarm", &cursor).await?;
@@ -57,7 +58,7 @@ pub(crate) async fn run(
     writer.publisher.release().await;
     result?;
     tracing::warn!(chain = target.name(), "the alarm is cleared");
-    println!("Done. The ingestor goes on.");
+    say!("Done. The ingestor goes on.");
     Ok(Exit::Done)
 }
 

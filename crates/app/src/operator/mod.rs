@@ -18,6 +18,7 @@ use ethhook_streams::{OpenError, PublishedBlock, Publisher, StepError, Streams};
 
 use crate::bar::Bar;
 use crate::config::{Config, Inputs, Invalid, Problem};
+use crate::output::say;
 use crate::{Exit, logging, redis, tell};
 
 /// How long a step is tried again while Redis is away.
@@ -132,7 +133,7 @@ pub(crate) fn confirm(name: &str, do_what: &str) -> anyhow::Result<bool> {
     if !input.is_terminal() {
         bail!("nobody can be asked here; say --yes to {do_what}");
     }
-    println!("Type {name} to {do_what}:");
+    say!("Type {name} to {do_what}:");
     let mut answer = String::new();
     input.lock().read_line(&mut answer)?;
     Ok(answer.trim() == name)

@@ -7,6 +7,7 @@ use ethhook_streams::PublishedBlock;
 use super::{Order, Target, bad_configuration, events};
 use crate::Exit;
 use crate::config::{Inputs, Problem};
+use crate::output::say;
 
 /// Says what will be taken back, asks, and takes it back block by block.
 ///
@@ -21,7 +22,7 @@ pub(crate) async fn run(
     let cursor = target.cursor().await?;
     let window = target.streams.window(target.id(), &cursor).await?;
     let above = above(&cursor, &window, to)?;
-    println!(
+    say!(
         "Chain {} stands at block {}: {} blocks with {} events will be taken back, down to block {to}.",
         target.name(),
         cursor.number,
@@ -32,7 +33,7 @@ pub(crate) async fn run(
         return Ok(Exit::Done);
     }
     if !target.confirmed(order)? {
-        println!("Nothing was taken back.");
+        say!("Nothing was taken back.");
         return Ok(Exit::Done);
     }
     let mut writer = target.open("rewind", &cursor).await?;
@@ -42,7 +43,7 @@ pub(crate) async fn run(
     writer.publisher.release().await;
     result?;
     tracing::warn!(chain = target.name(), at, events = events(above), "rewound");
-    println!("Done. The ingestor publishes what follows anew.");
+    say!("Done. The ingestor publishes what follows anew.");
     Ok(Exit::Done)
 }
 

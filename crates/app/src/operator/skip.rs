@@ -10,6 +10,7 @@ use ethhook_streams::{PublishedBlock, Step};
 use super::{Order, Target, bad_configuration};
 use crate::Exit;
 use crate::config::{Inputs, Problem};
+use crate::output::say;
 
 /// The last block to skip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,12 +55,12 @@ pub(crate) async fn run(
     let first = first_skipped(&cursor, header.block.number)?;
     check_tip(&target, &inquiry, &cursor).await?;
     let (last, count) = (header.block, header.block.number - first + 1);
-    println!(
+    say!(
         "Chain {}: blocks {first} to {last} ({count} in all) will never be published.",
         target.name()
     );
     if !target.confirmed(order)? {
-        println!("Nothing was skipped.");
+        say!("Nothing was skipped.");
         return Ok(Exit::Done);
     }
     let mut writer = target.open("skip", &cursor).await?;
@@ -68,7 +69,7 @@ pub(crate) async fn run(
     writer.publisher.release().await;
     result?;
     tracing::warn!(chain = target.name(), from = first, to = %last, "skipped, as ordered");
-    println!("Done. A `gap` marker tells the readers; the ingestor goes on above it.");
+    say!("Done. A `gap` marker tells the readers; the ingestor goes on above it.");
     Ok(Exit::Done)
 }
 

@@ -16,6 +16,8 @@ pub(super) struct Seen<'a> {
     pub(super) stands_still: Option<&'a str>,
     /// Why `/ready` does not count it as ready.
     pub(super) not_ready: Option<&'a str>,
+    /// Entries that the byte cap took from consumer groups since the service started.
+    pub(super) lost_unread: u64,
 }
 
 impl Trouble {
@@ -55,6 +57,7 @@ pub(super) fn troubles(chain: &Chain, seen: Seen<'_>) -> Vec<Trouble> {
     let mut troubles: Vec<Trouble> = stands_still(chain, seen).into_iter().collect();
     troubles.extend(endpoints(chain));
     troubles.extend(groups(chain));
+    troubles.extend(lost(chain, seen.lost_unread));
     troubles.sort_by_key(|trouble| trouble.level == Level::Warning); // stable
     troubles
 }
@@ -81,13 +84,17 @@ fn stands_still(chain: &Chain, seen: Seen<'_>) -> Option<Trouble> {
                 "every endpoint is set aside: look at the provider's status page, the key's quota, \
                  and {key}_WS_URL and {key}_HTTP_URL; another URL after a comma is asked next"
             )
+        } else if why.contains("`ethhook ") || why.contains("serves chain id") {
+            "it goes on by itself once you have done something about it".to_owned()
         } else {
             "it goes on by itself once that is over; the log has each failure".to_owned()
         };
         return Some(Trouble::error(why, to_do));
     }
     let why = seen.not_ready?;
-    let to_do = if chain.state == State::CatchingUp {
+    let to_do = if why.starts_with("no endpoint") {
+        "look at the provider, or add a second URL after a comma; it goes on once one answers"
+    } else if chain.state == State::CatchingUp {
         "it catches up by itself while this number falls; else the endpoint is too slow or its rate \
          too low (_RPS)"
     } else {
@@ -108,10 +115,27 @@ fn endpoints(chain: &Chain) -> impl Iterator<Item = Trouble> {
         let deaf = (endpoint.subscribed == Some(false)).then(|| {
             Trouble::warning(
                 format!("no heads come from endpoint {position}: its WebSocket is down"),
-                "the chain is polled meanwhile and nothing is lost; if this stays, look at its ws URL",
+                "the chain is polled as long as an endpoint answers, and nothing is lost; if this stays, \
+                 look at its ws URL",
             )
         });
         set_aside.into_iter().chain(deaf)
+    })
+}
+
+fn lost(chain: &Chain, entries: u64) -> Option<Trouble> {
+    let name = &chain.name;
+    (entries > 0).then(|| {
+        Trouble::error(
+            format!(
+                "consumer groups have lost {entries} entries that they had not acknowledged to the byte \
+                 cap since the service started"
+            ),
+            format!(
+                "raise STREAM_MAX_BYTES, or make the consumers faster; the log says which group, and \
+                 `ethhook replay --chain {name}` brings the events again"
+            ),
+        )
     })
 }
 
@@ -132,11 +156,13 @@ fn groups(chain: &Chain) -> impl Iterator<Item = Trouble> {
         let to_do = if group.consumers == 0 {
             format!(
                 "it has no consumer: start one, or delete the group (`redis-cli XGROUP DESTROY \
-                 events:{} {}`); what waits for it stays in Redis",
+                 events:{} {}`); what waits for it stays in Redis, \
+                 up to STREAM_MAX_BYTES",
                 chain.chain_id, group.name
             )
         } else {
-            "look whether its consumers run and acknowledge; what waits for them stays in Redis"
+            "look whether its consumers run and acknowledge; what waits for them stays in Redis, up to \
+             STREAM_MAX_BYTES"
                 .to_owned()
         };
         Some(Trouble { level, what, to_do })
@@ -180,7 +206,11 @@ mod tests {
     fn an_alarm_hides_what_follows_from_it_and_names_its_command() {
         let mut chain = chain();
         chain.alarm = Some("a reorg".into());
-        let seen = Seen { stands_still: Some("stopped by an alarm: a reorg"), not_ready: None };
+        let seen = Seen {
+            stands_still: Some("stopped by an alarm: a reorg"),
+            not_ready: None,
+            lost_unread: 0,
+        };
         let told = told(&chain, seen);
         assert_eq!(told.len(), 1);
         assert!(told[0].1.contains("a reorg") && told[0].1.contains("clear-alarm --chain tiny"));
@@ -189,7 +219,11 @@ mod tests {
     #[test]
     fn standing_by_is_no_trouble_and_standing_still_is() {
         let mut chain = chain();
-        let seen = Seen { stands_still: Some("no endpoint answers"), not_ready: Some("that") };
+        let seen = Seen {
+            stands_still: Some("no endpoint answers"),
+            not_ready: Some("that"),
+            lost_unread: 0,
+        };
         chain.state = State::StandingBy;
         assert_eq!(told(&chain, seen), []);
         chain.state = State::StandingStill;
@@ -203,9 +237,24 @@ mod tests {
     #[test]
     fn a_chain_far_behind_is_told_how_far() {
         let chain = Chain { state: State::CatchingUp, ..chain() };
-        let seen = Seen { stands_still: None, not_ready: Some("900 blocks (1800 s) behind") };
+        let seen = Seen { not_ready: Some("900 blocks (1800 s) behind"), ..Seen::default() };
         let told = told(&chain, seen);
         assert!(told[0].1.starts_with("900 blocks") && told[0].1.contains("_RPS"), "{told:?}");
+    }
+
+    #[test]
+    fn advice_fits_what_is_wrong() {
+        let seen = |why| Seen { stands_still: Some(why), ..Seen::default() };
+        let chain = Chain { state: State::StandingStill, ..chain() };
+        let advice = |seen| told(&chain, seen).remove(0).1;
+        let operator = "once you have done something";
+        assert!(advice(seen("no cursor: run `ethhook reset`")).contains(operator));
+        assert!(advice(seen("the endpoint serves chain id 5")).contains(operator));
+        assert!(advice(seen("Redis is away")).contains("once that is over"));
+        let seen = Seen { not_ready: Some("no endpoint has answered for 9 s"), ..Seen::default() };
+        assert!(advice(seen).contains("second URL"));
+        let lost = advice(Seen { lost_unread: 7, ..Seen::default() });
+        assert!(lost.contains("lost 7 entries") && lost.contains("replay --chain tiny"), "{lost}");
     }
 
     #[test]

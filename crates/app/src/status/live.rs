@@ -165,8 +165,11 @@ impl Live {
             })
             .collect();
         let not_ready = status.why_not_ready(self.max_lag);
-        let seen =
-            Seen { stands_still: status.trouble.as_deref(), not_ready: not_ready.as_deref() };
+        let seen = Seen {
+            stands_still: status.trouble.as_deref(),
+            not_ready: not_ready.as_deref(),
+            lost_unread: status.lost_unread,
+        };
         chain.troubles = troubles(chain, seen);
     }
 }

@@ -127,6 +127,15 @@ async fn skipped_blocks_are_a_gap_and_the_chain_goes_on_above() {
     let report = checker.settle_and_check(SETTLE).await.unwrap();
     assert_eq!((report.events, report.removed), (150, 0), "{report}");
 
+    let verify = |from, to| ["verify", "--chain", "local", "--from", from, "--to", to];
+    let told = done(&rig.command(&verify("5", "22")).await);
+    assert!(
+        told.contains("10 blocks of them are not") && told.contains("8 blocks with 80"),
+        "{told}"
+    );
+    let told = refused(&rig.command(&verify("12", "15")).await);
+    assert!(told.contains("12 to 15 are not in the stream"), "{told}");
+
     // A reorg down to the gap, and a rewind down to it, but not below.
     chain.reorg(5, 6, Contents::Fresh);
     let report = checker.settle_and_check(SETTLE).await.unwrap();
