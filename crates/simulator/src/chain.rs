@@ -47,6 +47,20 @@ pub(crate) struct Advance {
     pub(crate) next: Option<u64>,
 }
 
+/// How a node refuses a batch that is too large for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BatchRefusal {
+    /// The error -32600.
+    #[default]
+    Error,
+    /// An HTTP status; on a WebSocket, which has none, the error -32005.
+    Status(u16),
+    /// An empty array.
+    Nothing,
+    /// The answer to its first call alone.
+    First,
+}
+
 /// How much one `eth_getLogs` by range may ask for. By block hash there is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RangeLimits {
@@ -218,6 +232,7 @@ struct Inner {
     finalized: Mutex<Option<FinalizedLie>>,
     range_limits: Mutex<RangeLimits>,
     batch_limit: AtomicUsize,
+    batch_refusal: Mutex<BatchRefusal>,
     sent: Mutex<SentTimes>,
 }
 
@@ -236,6 +251,7 @@ impl Inner {
             finalized: Mutex::default(),
             range_limits: Mutex::new(RangeLimits { blocks: 1_000, logs: 20_000 }),
             batch_limit: AtomicUsize::new(BATCH_CALLS),
+            batch_refusal: Mutex::default(),
             sent: Mutex::default(),
         })
     }
@@ -420,6 +436,15 @@ impl Chain {
     /// How many calls one batch may hold: at first as many as with geth.
     pub fn set_batch_limit(&self, calls: usize) {
         self.inner.batch_limit.store(calls, Ordering::Relaxed);
+    }
+
+    /// What becomes of a batch that holds more.
+    pub fn set_batch_refusal(&self, refusal: BatchRefusal) {
+        *lock(&self.inner.batch_refusal) = refusal;
+    }
+
+    pub(crate) fn batch_refusal(&self) -> BatchRefusal {
+        *lock(&self.inner.batch_refusal)
     }
 
     pub(crate) fn batch_limit(&self) -> usize {

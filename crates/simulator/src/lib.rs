@@ -47,7 +47,7 @@ mod seed;
 mod socket;
 
 pub use block::Block;
-pub use chain::{Chain, RangeLimits, Stats, Transport};
+pub use chain::{BatchRefusal, Chain, RangeLimits, Stats, Transport};
 pub use faults::{BloomLie, Fault, Faults, FinalizedLie, HeadFault, On};
 pub use manual::{Contents, Finality, ManualChain, ManualSpec};
 pub use mischief::Mischief;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::chain::{Chain, lock};
+use crate::chain::{BatchRefusal, Chain, lock};
 use crate::faults::Outcome;
 use crate::methods::{self, Seen, Vantage};
 
@@ -95,12 +95,19 @@ pub(crate) async fn answer(chain: &Chain, session: Option<&Session>, request: &[
     if !request.get().starts_with('[') {
         return answer_call(chain, session, request).await;
     }
-    let calls: Vec<&RawValue> = serde_json::from_str(request.get()).unwrap_or_default();
+    let mut calls: Vec<&RawValue> = serde_json::from_str(request.get()).unwrap_or_default();
     if calls.is_empty() {
         return Reply::Text(error("null", &RpcError::new(-32600, "empty batch")));
     }
     if calls.len() > chain.batch_limit() {
-        return Reply::Text(error("null", &RpcError::new(-32600, "batch too large")));
+        match chain.batch_refusal() {
+            BatchRefusal::Error => {
+                return Reply::Text(error("null", &RpcError::new(-32600, "batch too large")));
+            }
+            BatchRefusal::Status(status) => return Reply::Status(status, None),
+            BatchRefusal::Nothing => return Reply::Text("[]".to_owned()),
+            BatchRefusal::First => calls.truncate(1),
+        }
     }
     let mut answers = String::from("[");
     for call in calls {

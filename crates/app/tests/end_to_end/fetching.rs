@@ -5,7 +5,7 @@ use std::time::Duration;
 use alloy_primitives::{Address, B256, Log};
 use ethhook_domain::{Filter, Proof};
 use ethhook_simulator::{
-    Chain, Contents, Fault, ManualChain, ManualSpec, Node, RangeLimits, RunningNode,
+    BatchRefusal, Chain, Contents, Fault, ManualChain, ManualSpec, Node, RangeLimits, RunningNode,
 };
 use ethhook_testkit::checker::{Checker, Report};
 use ethhook_testkit::node_rpc::NodeRpc;
@@ -134,6 +134,16 @@ async fn what_a_provider_takes_at_once_is_found_out() {
         scene.chain.mine(200);
         scene.rig.start();
         assert_eq!(scene.check().await.blocks, 201);
+    }
+    // No batch at all, in whatever way.
+    for refusal in [BatchRefusal::Status(403), BatchRefusal::Nothing, BatchRefusal::First] {
+        let mut scene = Scene::new(5).await;
+        scene.chain.set_batch_limit(1);
+        scene.chain.set_batch_refusal(refusal);
+        scene.rig.set("LOCAL_WS_URL", "").set("LOCAL_HTTP_URL", scene.node.http_url(LOCAL));
+        scene.chain.mine(100);
+        scene.rig.start();
+        assert_eq!(scene.check().await.blocks, 101, "{refusal:?}");
     }
     // By whatever code; and batches of receipts.
     for (fetch, method) in [("logs", LOGS), ("receipts", RECEIPTS)] {
