@@ -200,7 +200,7 @@ async fn rules_and_dashboard_name_only_what_is_there_and_every_panel_has_data() 
 async fn a_scrape_is_as_promtool_and_the_alerts_want_it() {
     let (chain, node, mut rig) = manual().await;
     let http = node.http_url(31337);
-    rig.set("LOCAL_HTTP_URL", format!("{http},{http}"));
+    rig.set("LOCAL_HTTP_URL", format!("{http},{http}?the-same"));
     rig.start();
     chain.mine(3);
     rig.wait_for("ready", |status, _| status == 200).await;
