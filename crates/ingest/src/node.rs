@@ -276,8 +276,8 @@ impl Node {
     }
 
     /// The answer of the best endpoint that has one. The next is asked when one fails, and, without
-    /// giving up on it, when it is slower than it tends to be and than `least_patience` (a hedge), not counting how long our
-    /// own rate holds a request back.
+    /// giving up on it, when it is slower than it tends to be and than `least_patience` (a hedge). How
+    /// long our own rate holds a request back does not count.
     ///
     /// An endpoint that failed a check is set aside only if another passed it: where every one fails
     /// the same check, the check is suspect, and the chain waits (G6).

@@ -22,6 +22,11 @@ pub(crate) async fn run(
     let cursor = target.cursor().await?;
     let window = target.streams.window(target.id(), &cursor).await?;
     let above = above(&cursor, &window, to)?;
+    if above.is_empty() {
+        let (name, tip) = (target.name(), cursor.number);
+        say!("Chain {name} stands at block {tip}: above {to} there is nothing to take back.");
+        return Ok(Exit::Done);
+    }
     say!(
         "Chain {} stands at block {}: {} blocks with {} events will be taken back, down to block {to}.",
         target.name(),
@@ -29,9 +34,6 @@ pub(crate) async fn run(
         above.len(),
         events(above),
     );
-    if above.is_empty() {
-        return Ok(Exit::Done);
-    }
     if !target.confirmed(order)? {
         say!("Nothing was taken back.");
         return Ok(Exit::Done);

@@ -349,6 +349,14 @@ fn toml_keys_are_told_by_their_full_path() {
 }
 
 #[test]
+fn all_that_is_wrong_with_a_chain_is_told_at_once() {
+    let found =
+        wrong(&[], "", "[chains.gnosis]\nchain_id = 100\nblock_time_ms = 0\nfinality_depth = -1");
+    assert!(found.iter().any(|line| line.contains("block_time_ms=0")), "{found:?}");
+    assert!(found.iter().any(|line| line.contains("finality_depth=-1")), "{found:?}");
+}
+
+#[test]
 fn all_that_is_wrong_is_told_at_once() {
     let found = wrong(
         &[("METRICS_PORT", "x"), ("ETHERUM_WS_URL", "wss://c4n4ry"), ("LOCAL_VERIFY", "y")],
