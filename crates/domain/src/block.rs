@@ -76,7 +76,7 @@ pub struct Log {
     #[serde(with = "quantity")]
     pub log_index: u64,
     /// Set by nodes that replay a reorg.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub removed: bool,
 }
 
@@ -99,13 +99,13 @@ pub struct Receipt {
     #[serde(default, with = "optional_quantity")]
     pub status: Option<u64>,
     /// The state's root, before Byzantium.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "root_or_none")]
     pub root: Option<B256>,
     /// Gas used in the block up to and with this transaction.
     #[serde(with = "quantity")]
     pub cumulative_gas_used: u64,
     /// Its logs.
-    #[serde(default, deserialize_with = "null_is_empty")]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub logs: Vec<Log>,
     /// What the node says their bloom is; none where it says nothing of use. Only a hint that saves
     /// hashing: see [`crate::verify`].
@@ -277,8 +277,18 @@ fn optional<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<u64>, A::Error
     Ok(map.next_value::<Option<Quantity>>()?.map(|q| q.0))
 }
 
-fn null_is_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Log>, D::Error> {
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Some write `0x` where there is none.
+fn root_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<B256>, D::Error> {
+    let root = Option::<Bytes>::deserialize(deserializer)?.filter(|root| !root.is_empty());
+    root.map(|root| B256::try_from(&root[..]).map_err(de::Error::custom)).transpose()
 }
 
 fn bloom_or_none<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Box<Bloom>>, D::Error> {

@@ -254,10 +254,18 @@ fn nodes_that_leave_out_or_null_what_is_optional_are_understood() {
     let receipt = &mut json["receipts"][0];
     receipt["type"] = serde_json::Value::Null;
     receipt["root"] = serde_json::Value::Null;
-    receipt["logs"] = serde_json::Value::Null;
+    let logs = receipt["logs"].take();
     receipt["someFutureField"] = serde_json::json!({ "a": [1, null] });
     let parsed: Receipt = serde_json::from_value(receipt.clone()).unwrap();
     assert_eq!((parsed.tx_type, parsed.root, parsed.logs.len()), (0, None, 0));
+    receipt["root"] = "0x".into();
+    receipt["logs"] = logs;
+    receipt["logs"][0]["removed"] = serde_json::Value::Null;
+    let parsed: Receipt = serde_json::from_value(receipt.clone()).unwrap();
+    assert_eq!((parsed.root, parsed.logs.len(), parsed.logs[0].removed), (None, 1, false));
+    receipt["root"] = "0x1234".into();
+    assert!(serde_json::from_value::<Receipt>(receipt.clone()).is_err());
+    receipt["root"] = serde_json::Value::Null;
     for wrong in ["0x", "1", "+1", "0x+1", "0x10000000000000000", "0xg"] {
         receipt["transactionIndex"] = wrong.into();
         assert!(serde_json::from_value::<Receipt>(receipt.clone()).is_err(), "{wrong}");
