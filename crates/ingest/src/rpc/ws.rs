@@ -7,6 +7,7 @@
 //! 3. On any fault all that is pending fails at once and step 1 comes again, after a wait that grows
 //!    from 1 to 60 seconds while it keeps failing. The gap is the chain's to fill.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -83,9 +84,12 @@ impl Pending {
         (id - first < calls).then(|| self.0.remove(&first).map(|(_, reply)| reply))?
     }
 
-    /// The one who has waited longest for a batch: a refusal of all of it bears no number.
+    /// The one who waits for the largest batch, of two the first: a refusal of all of it bears no number,
+    /// and what is refused is mostly too large.
     fn take_batch(&mut self) -> Option<oneshot::Sender<Answer>> {
-        let first = self.0.iter().find(|(_, (calls, _))| *calls > 1).map(|(first, _)| *first)?;
+        let batches = self.0.iter().filter(|(_, (calls, _))| *calls > 1);
+        let first = batches.max_by_key(|(first, (calls, _))| (*calls, Reverse(**first)));
+        let first = first.map(|(first, _)| *first)?;
         self.0.remove(&first).map(|(_, reply)| reply)
     }
 }
@@ -472,5 +476,29 @@ fn describe(error: Error) -> RpcError {
         }
         Error::Utf8(_) => RpcError::Invalid("a text frame that is not UTF-8".into()),
         _ => RpcError::Connection("the WebSocket broke".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_without_a_number_is_of_the_largest_batch() {
+        let mut pending = Pending::default();
+        let mut ask = |id, calls| {
+            let (reply, answer) = oneshot::channel();
+            pending.add(Command { id, calls, text: String::new(), reply });
+            answer
+        };
+        let mut asked = [ask(20, 5), ask(30, 1), ask(40, 6), ask(50, 6)];
+        let mut told = |pending: &mut Pending| {
+            let reply = pending.take_batch()?;
+            reply.send(Err(RpcError::Invalid(String::new()))).ok();
+            asked.iter_mut().position(|answer| answer.try_recv().is_ok())
+        };
+        let order: Vec<_> = (0..4).map(|_| told(&mut pending)).collect();
+        assert_eq!(order, [Some(2), Some(3), Some(0), None]);
+        assert!(pending.take(30).is_some(), "what is no batch is left alone");
     }
 }
