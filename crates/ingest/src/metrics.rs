@@ -84,7 +84,7 @@ metrics! {
     wipes: counter("ethhook_redis_wipes_total", "Times that Redis held nothing of the chain any more.", ["chain"]);
     queue: gauge("ethhook_queue_blocks", "Blocks that are known but not published.", ["chain"]);
     stream_entries: gauge("ethhook_stream_entries", "Length of the event stream.", ["chain"]);
-    stream_bytes: gauge("ethhook_stream_bytes", "Memory of the event stream in Redis, as MEMORY USAGE estimates it.", ["chain"]);
+    stream_bytes: gauge("ethhook_stream_bytes", "Memory of the event stream's entries in Redis, estimated.", ["chain"]);
     trimmed: counter("ethhook_entries_trimmed_total", "Entries that retention removed.", ["chain"]);
     lost_unread: counter("ethhook_entries_lost_unread_total", "Entries that the byte cap removed before a group had acknowledged them.", ["chain", "group"]);
     group_entries: seconds("ethhook_group_lag_entries", "Entries that a consumer group was not given or has not acknowledged; NaN where Redis cannot tell.", ["chain", "group"]);

@@ -13,7 +13,8 @@ use tokio::sync::{broadcast, watch};
 use crate::block::Block;
 use crate::faults::{Faults, FinalizedLie};
 use crate::limits::{
-    BATCH_CALLS, COUNTED_METHODS, HEADS_QUEUED, RENDERED_BYTES, RENDERED_RECEIPTS, SENT_TIMES,
+    BATCH_CALLS, BatchRefusal, COUNTED_METHODS, HEADS_QUEUED, RENDERED_BYTES, RENDERED_RECEIPTS,
+    RangeLimits, SENT_TIMES,
 };
 use crate::manual::{ManualChain, ManualSpec};
 use crate::methods::Vantage;
@@ -45,29 +46,6 @@ pub(crate) struct Advance {
     pub(crate) announce: Vec<Arc<Block>>,
     /// When there is more, unix microseconds; none: never by itself.
     pub(crate) next: Option<u64>,
-}
-
-/// How a node refuses a batch that is too large for it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum BatchRefusal {
-    /// The error -32600.
-    #[default]
-    Error,
-    /// An HTTP status; on a WebSocket, which has none, the error -32005.
-    Status(u16),
-    /// An empty array.
-    Nothing,
-    /// The answer to its first call alone.
-    First,
-}
-
-/// How much one `eth_getLogs` by range may ask for. By block hash there is no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RangeLimits {
-    /// Blocks in the range.
-    pub blocks: u64,
-    /// Logs in the answer.
-    pub logs: usize,
 }
 
 /// What a chain was asked, for tests that count.

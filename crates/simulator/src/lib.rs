@@ -47,8 +47,9 @@ mod seed;
 mod socket;
 
 pub use block::Block;
-pub use chain::{BatchRefusal, Chain, RangeLimits, Stats, Transport};
+pub use chain::{Chain, Stats, Transport};
 pub use faults::{BloomLie, Fault, Faults, FinalizedLie, HeadFault, On};
+pub use limits::{BatchRefusal, RangeLimits};
 pub use manual::{Contents, Finality, ManualChain, ManualSpec};
 pub use mischief::Mischief;
 pub use node::{Node, NodeHandle, RunningNode};

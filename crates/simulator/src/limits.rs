@@ -61,3 +61,26 @@ pub const FLUSH_TIME: Duration = Duration::from_millis(20);
 
 /// A subscriber that takes nothing for this long is disconnected.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How much one `eth_getLogs` by range may ask for. By block hash there is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RangeLimits {
+    /// Blocks in the range.
+    pub blocks: u64,
+    /// Logs in the answer.
+    pub logs: usize,
+}
+
+/// How a node refuses a batch that is too large for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BatchRefusal {
+    /// The error -32600.
+    #[default]
+    Error,
+    /// An HTTP status; on a WebSocket, which has none, the error -32005.
+    Status(u16),
+    /// An empty array.
+    Nothing,
+    /// The answer to its first call alone.
+    First,
+}

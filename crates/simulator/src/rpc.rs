@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::chain::{BatchRefusal, Chain, lock};
+use crate::chain::{Chain, lock};
 use crate::faults::Outcome;
+use crate::limits::BatchRefusal;
 use crate::methods::{self, Seen, Vantage};
 
 /// The `error` of an answer.

@@ -12,18 +12,14 @@ use crate::connection::Streams;
 use crate::errors::RedisFailure;
 use crate::keys::Keys;
 use crate::lease::{expires, remaining};
-use crate::reader::{self, Page, ReadError, query, unexpected};
+use crate::reader::{self, ReadError, query, unexpected};
 use crate::script::{Call, Script};
+use crate::size::length;
 
 static RESET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("reset.lua")));
 
 /// Keys that one `SCAN` looks at: about a millisecond of Redis' time.
 const KEYS_A_SCAN: usize = 5_000;
-
-/// Of a stream's entries, one in so many may be pending before what Redis says of its size is doubted.
-const FEW_PENDING: u64 = 20;
-/// Entries looked at from either end of a stream.
-const SAMPLE: usize = 50;
 
 /// What a chain's keys hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,53 +119,6 @@ impl Streams {
         }
         Ok(())
     }
-
-    /// Entries in `chain`'s event stream, and the bytes they take, estimated from a sample. Both 0 if
-    /// there is none.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub async fn stream_size(&self, chain: ChainId) -> Result<(u64, u64), ReadError> {
-        let keys = Keys::of(chain);
-        let connection = &mut *self.pooled(&keys).await?;
-        let len = length(connection, &keys.events).await?;
-        let groups = groups(connection, &keys.events).await?;
-        let pending = groups.iter().map(|group| group.pending).sum();
-        Ok((len, bytes(connection, &keys.events, len, pending).await?))
-    }
-}
-
-/// `XLEN`: 0 for a key that does not exist.
-pub(crate) async fn length(
-    connection: &mut impl ConnectionLike,
-    key: &str,
-) -> Result<u64, ReadError> {
-    query(redis::cmd("XLEN").arg(key), connection, key).await
-}
-
-/// Bytes of a stream of `len` entries, of which so many are `pending` in groups: what Redis says of it
-/// from a sample (<https://redis.io/docs/latest/commands/memory-usage/>), unless many are. For each of them
-/// Redis counts 550 to 1,050 bytes and takes 90 to 250 (seen on 7.0.15 and 8.2.3; Valkey 9.1.2 counts what it
-/// takes): a group that reads ahead would look like a stream of twice the size. Then it is no more than what
-/// the entries hold.
-pub(crate) async fn bytes(
-    connection: &mut impl ConnectionLike,
-    key: &str,
-    len: u64,
-    pending: u64,
-) -> Result<u64, ReadError> {
-    let bytes: Option<u64> =
-        query(redis::cmd("MEMORY").arg("USAGE").arg(key), connection, key).await?;
-    let bytes = bytes.unwrap_or(0);
-    if pending <= len / FEW_PENDING {
-        return Ok(bytes);
-    }
-    let mut sample =
-        reader::range(connection, key, Page { from: "-", to: "+", count: SAMPLE }).await?;
-    sample.extend(reader::newest(connection, key, SAMPLE).await?);
-    let held: usize = sample.iter().map(reader::Entry::bytes).sum();
-    let all = u128::from(len) * held as u128 / sample.len().max(1) as u128;
-    Ok(bytes.min(all.try_into().unwrap_or(u64::MAX)))
 }
 
 /// The groups of the stream `key`; none if it does not exist.

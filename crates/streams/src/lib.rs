@@ -29,6 +29,7 @@ mod retention;
 mod script;
 mod search;
 mod servers;
+mod size;
 mod standing;
 mod step;
 

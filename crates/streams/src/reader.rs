@@ -21,10 +21,6 @@ pub(crate) const MARKERS_A_BATCH: usize = 512;
 /// Entries in one answer while a block is read back: about 600 bytes each, some far larger.
 const EVENTS_A_BATCH: usize = 1_000;
 
-/// What an entry takes in a stream beside its values' bytes, for each value and in all.
-const BESIDE_VALUE: usize = 3;
-const BESIDE_ENTRY: usize = 50;
-
 /// Why something could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
@@ -294,14 +290,8 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.fields.chunks_exact(2).map(|pair| (pair[0].as_slice(), pair[1].as_slice()))
-    }
-
-    /// About what it takes in a stream whose entries have the same names: its values, with their lengths
-    /// before and behind them, and its share of the nodes.
-    pub(crate) fn bytes(&self) -> usize {
-        self.pairs().map(|(_, value)| value.len() + BESIDE_VALUE).sum::<usize>() + BESIDE_ENTRY
     }
 
     pub(crate) fn event(&self, key: &str) -> Result<ProcessedEvent, ReadError> {

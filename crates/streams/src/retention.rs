@@ -18,9 +18,10 @@ use redis::{FromRedisValue, Value};
 use crate::connection::Streams;
 use crate::entry_id::EntryId;
 use crate::errors::FailureKind;
-use crate::inventory::{bytes, groups, length};
+use crate::inventory::groups;
 use crate::keys::Keys;
 use crate::reader::{self, Page, ReadError, query, unexpected};
+use crate::size::size;
 
 /// Markers read in one answer.
 const MARKERS_A_BATCH: usize = 512;
@@ -104,14 +105,8 @@ pub(crate) async fn retain(
 ) -> Result<Retained, ReadError> {
     let now_ms = now_ms(connection).await?;
     let (holds, groups) = look_at_groups(connection, &keys.events, now_ms).await?;
-    let len = length(connection, &keys.events).await?;
-    let pending = groups.iter().map(|group| group.pending).sum();
-    let mut retained = Retained {
-        len,
-        bytes: bytes(connection, &keys.events, len, pending).await?,
-        groups,
-        ..Retained::default()
-    };
+    let (len, bytes) = size(connection, &keys.events).await?;
+    let mut retained = Retained { len, bytes, groups, ..Retained::default() };
     let Some(cursor) = reader::cursor(connection, keys).await? else { return Ok(retained) };
     if cursor.finalized_hash.is_none() {
         return Ok(retained);
@@ -138,8 +133,7 @@ pub(crate) async fn retain(
             tracing::warn!(%error, "retention was cut short");
             return Ok(retained);
         }
-        retained.len = length(connection, &keys.events).await?;
-        retained.bytes = bytes(connection, &keys.events, retained.len, pending).await?;
+        (retained.len, retained.bytes) = size(connection, &keys.events).await?;
     }
     Ok(retained)
 }

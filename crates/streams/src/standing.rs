@@ -7,10 +7,10 @@ use ethhook_domain::{ChainId, Cursor};
 
 use crate::connection::Streams;
 use crate::entry_id::EntryId;
-use crate::inventory::{bytes, length};
 use crate::keys::Keys;
 use crate::reader::{self, ReadError, query};
 use crate::retention::{GroupLag, look_at_groups, now_ms};
+use crate::size::size;
 
 /// Where a chain stands in Redis.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,13 +41,12 @@ impl Streams {
         let newest = reader::last_id(connection, &keys.blocks).await?;
         let age = Duration::from_millis(now_ms.saturating_sub(newest.ms));
         let (_, groups) = look_at_groups(connection, &keys.events, now_ms).await?;
-        let entries = length(connection, &keys.events).await?;
-        let pending = groups.iter().map(|group| group.pending).sum();
+        let (entries, bytes) = size(connection, &keys.events).await?;
         Ok(Standing {
             cursor: reader::cursor(connection, &keys).await?,
             lease: query(redis::cmd("GET").arg(&keys.lease), connection, &keys.lease).await?,
             entries,
-            bytes: bytes(connection, &keys.events, entries, pending).await?,
+            bytes,
             last_step: (newest != EntryId::default()).then_some(age),
             groups,
         })

@@ -128,6 +128,13 @@ async fn an_endpoint_that_lags_or_limits_or_dies_is_replaced_by_the_next() {
     scene.nodes[0].kill_connections();
     scene.chain.mine(5);
     scene.check().await;
+    // What is asked meanwhile, and not sent, does not make it look well.
+    until("the breaker of the dead one", async || {
+        scene.chain.mine(1);
+        scene.check().await;
+        scene.metric("ethhook_breaker_state", ",endpoint=\"0\"").await == 2.0
+    })
+    .await;
     scene.rig.terminate().await;
 }
 

@@ -169,6 +169,17 @@ async fn what_a_provider_takes_at_once_is_found_out() {
 }
 
 #[tokio::test]
+async fn patience_asked_for_within_a_batch_is_given() {
+    let mut scene = Scene::new(5).await;
+    scene.rig.set("LOCAL_FETCH", "receipts");
+    scene.chain.mine(100);
+    scene.chain.faults().push(RECEIPTS, Fault::Error(-32005, "slow down".into()), 1);
+    scene.rig.start();
+    assert_eq!(scene.check().await.blocks, 101);
+    assert_eq!(scene.rig.log().matches("endpoint set aside").count(), 1);
+}
+
+#[tokio::test]
 async fn g6_a_lie_in_a_range_is_made_good_block_by_block() {
     let mut scene = Scene::by_logs(20).await;
     scene.rig.start();

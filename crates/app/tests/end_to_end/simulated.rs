@@ -344,6 +344,10 @@ async fn confirmations_hold_blocks_back_and_an_end_block_ends() {
         rig.checker(NodeRpc::at_url(node.http_url(LOCAL)), LOCAL).await.with_confirmations(3);
     let report = checker.settle_and_check(SETTLE).await.unwrap();
     assert_eq!(report.blocks, 8); // 0 to 7
+    // What is held back, or lies past the end, is no lag.
+    let lag = r#"ethhook_head_lag_blocks{chain="local"}"#;
+    let head = r#"ethhook_head_block{chain="local"}"#;
+    assert_eq!((rig.metric(head).await, rig.metric(lag).await), (Some(10.0), Some(0.0)));
     // A reorg among what is held back is never seen in the stream.
     chain.reorg(3, 4, Contents::Fresh);
     assert_eq!(checker.settle_and_check(SETTLE).await.unwrap().removed, 0);
@@ -354,6 +358,8 @@ async fn confirmations_hold_blocks_back_and_an_end_block_ends() {
     body.await;
     rig.wait_for("ready", |status, _| status == 200).await;
     assert_eq!(checker.cursor().await.unwrap().unwrap().number, 12);
+    until("the head", async || rig.metric(head).await >= Some(19.0)).await;
+    assert_eq!(rig.metric(lag).await, Some(0.0));
 }
 
 #[tokio::test]

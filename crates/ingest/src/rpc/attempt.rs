@@ -41,6 +41,12 @@ impl Watch {
 /// A request that the breaker let through and nobody has told the outcome of.
 struct Admitted<'a>(&'a Endpoint);
 
+impl Admitted<'_> {
+    fn told(self) {
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for Admitted<'_> {
     fn drop(&mut self) {
         self.0.with_breaker(|b| b.unknown(Instant::now()));
@@ -211,7 +217,7 @@ impl<'a> Attempt<'a> {
             }
             _ => self.with_breaker(Breaker::success),
         }
-        std::mem::forget(admitted);
+        admitted.told();
         result
     }
 

@@ -325,7 +325,7 @@ async fn lag_is_told_for_each_group_in_entries_and_time() {
 #[tokio::test]
 async fn a_group_that_begins_in_the_middle_has_a_lag_in_entries() {
     let mut redis = Fixture::new().await;
-    chain(&mut redis, 700, 3, 0).await;
+    let mut publisher = chain(&mut redis, 700, 3, 0).await;
     let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id).collect();
     // Within a block, at the end of one, far back and at the stream's ends.
     for at in [0, 1, 2, 1_000, 2_097, 2_099] {
@@ -346,6 +346,10 @@ async fn a_group_that_begins_in_the_middle_has_a_lag_in_entries() {
     redis.ask::<redis::Value>("XREADGROUP GROUP late one STREAMS events:7 >").await;
     let acknowledged: u64 = redis.ask(&format!("XACK events:7 late {}", ids.join(" "))).await;
     assert_eq!((acknowledged, lag(&redis, "late").await), (100, Some(0)));
+    // One that is to be given what comes next.
+    redis.streams.create_group(CHAIN, "next", "$").await.unwrap();
+    add(&mut publisher, &block("701a", "700a", 3)).await;
+    assert_eq!(lag(&redis, "next").await, Some(3));
 }
 
 #[tokio::test]
