@@ -128,8 +128,18 @@ async fn an_endpoint_that_lags_or_limits_or_dies_is_replaced_by_the_next() {
     scene.nodes[0].kill_connections();
     scene.chain.mine(5);
     scene.check().await;
-    // What is asked meanwhile, and not sent, does not make it look well.
-    until("the breaker of the dead one", async || {
+    scene.rig.terminate().await;
+}
+
+#[tokio::test]
+async fn what_a_dead_socket_never_sent_does_not_make_it_look_well() {
+    let mut scene = Scene::new().await;
+    scene.chain.mine(2);
+    scene.check().await;
+    scene.nodes[0].pause();
+    scene.nodes[0].kill_connections();
+    // It is asked for each block, fails at once, and fails to connect five times in half a minute.
+    until("its breaker", async || {
         scene.chain.mine(1);
         scene.check().await;
         scene.metric("ethhook_breaker_state", ",endpoint=\"0\"").await == 2.0

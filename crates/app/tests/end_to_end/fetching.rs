@@ -173,6 +173,8 @@ async fn patience_asked_for_within_a_batch_is_given() {
     let mut scene = Scene::new(5).await;
     scene.rig.set("LOCAL_FETCH", "receipts");
     scene.chain.mine(100);
+    // The first few are asked for one by one.
+    scene.chain.faults().push(RECEIPTS, Fault::Delay(Duration::ZERO), 30);
     scene.chain.faults().push(RECEIPTS, Fault::Error(-32005, "slow down".into()), 1);
     scene.rig.start();
     assert_eq!(scene.check().await.blocks, 101);
