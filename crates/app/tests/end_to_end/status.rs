@@ -2,6 +2,7 @@
 
 use std::process::Output;
 
+use ethhook_simulator::{Chain, ManualSpec, Node};
 use serde_json::Value;
 
 use crate::operator::{checker, manual};
@@ -104,4 +105,31 @@ async fn status_tells_that_redis_is_away_and_asks_for_a_port() {
     rig.terminate().await;
     let text = printed(&rig.command(&["status"]).await);
     assert!(text.contains("does not answer here") && text.contains("Redis does not"), "{text}");
+}
+
+#[tokio::test]
+async fn one_chains_damaged_key_hides_no_other() {
+    let chains = [31337, 8453].map(|id| Chain::manual(ManualSpec::new(id)));
+    let node = Node::bind(([127, 0, 0, 1], 0).into(), chains.clone()).await.unwrap().spawn();
+    let mut rig = Rig::new().await;
+    for (name, id) in [("LOCAL", 31337), ("BASE", 8453)] {
+        rig.set(&format!("{name}_WS_URL"), node.ws_url(id));
+        rig.set(&format!("{name}_START_BLOCK"), 0);
+    }
+    rig.start();
+    found(&mut rig).await;
+    for chain in &chains {
+        chain.mine(3);
+    }
+    let published = |report: &Value| [0, 1].map(|i| report["chains"][i]["published"].as_u64());
+    until("both to be published", async || published(&report(&rig).await) == [Some(3); 2]).await;
+    rig.terminate().await;
+    let mut redis = rig.redis.connection().await.unwrap();
+    let damage = ["cursor:{events:8453}", "seq", "many"];
+    redis::cmd("HSET").arg(&damage).exec_async(&mut redis).await.unwrap();
+    let shown = report(&rig).await;
+    assert_eq!(shown["chains"].as_array().unwrap().len(), 1, "{shown}");
+    assert_eq!((&shown["chains"][0]["name"], published(&shown)[0]), (&"local".into(), Some(3)));
+    let failure = shown["redis"]["failure"].as_str().unwrap();
+    assert!(failure.contains("base: ") && failure.contains("seq"), "{failure}");
 }
