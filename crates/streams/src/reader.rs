@@ -34,12 +34,12 @@ pub enum ReadError {
         key: String,
     },
     /// An entry is not one of ours.
-    #[error("key `{key}`, entry {id}: {source}")]
+    #[error("key `{key}`{}: {source}", .id.as_ref().map(|id| format!(", entry {id}")).unwrap_or_default())]
     Malformed {
         /// The key's name.
         key: String,
-        /// The entry's ID; empty for the cursor.
-        id: String,
+        /// The entry's ID; none for the cursor.
+        id: Option<String>,
         /// What is wrong.
         source: CodecError,
     },
@@ -303,7 +303,7 @@ impl Entry {
     }
 
     fn malformed(&self, key: &str, source: CodecError) -> ReadError {
-        ReadError::Malformed { key: key.to_owned(), id: self.id.clone(), source }
+        ReadError::Malformed { key: key.to_owned(), id: Some(self.id.clone()), source }
     }
 }
 
@@ -374,7 +374,7 @@ pub(crate) async fn cursor(
     let fields = fields.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
     Cursor::from_fields(fields).map(Some).map_err(|source| ReadError::Malformed {
         key: keys.cursor.clone(),
-        id: String::new(),
+        id: None,
         source,
     })
 }

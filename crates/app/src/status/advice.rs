@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use ethhook_streams::ReadError;
+
+use super::offline::Failure;
 use super::{Chain, Level, State, Trouble, spoken};
 
 /// A group whose entries wait longer than this may not be read at all.
@@ -38,13 +41,23 @@ impl Trouble {
         )
     }
 
-    /// Redis did not answer.
-    pub(super) fn no_redis(failure: &str) -> Self {
-        Self::error(
-            format!("Redis does not answer as it should: {failure}"),
-            "nothing is lost: the service waits and goes on from where Redis stands. Start Redis, or \
-             look at its log, its memory and REDIS_URL",
-        )
+    /// Redis did not answer, or with what cannot be read.
+    pub(super) fn no_redis(failure: &Failure) -> Self {
+        let what = format!("Redis does not answer as it should: {failure}");
+        match failure {
+            Failure::Of(_, ReadError::Redis(_)) | Failure::Late => Self::error(
+                what,
+                "nothing is lost: the service waits and goes on from where Redis stands. Start Redis, \
+                 or look at its log, its memory and REDIS_URL",
+            ),
+            Failure::Of(chain, _) => Self::error(
+                what,
+                format!(
+                    "no ethhook wrote that: find out who did; `ethhook reset --chain {chain}` deletes \
+                     the chain's keys, to start it anew"
+                ),
+            ),
+        }
     }
 
     pub(super) fn stopping() -> Self {

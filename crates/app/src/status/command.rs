@@ -112,7 +112,7 @@ impl Asker {
         let chains: Vec<_> = if on.is_empty() { known } else { on }.iter().collect();
         let (standings, failure) = standings(&self.streams, &chains).await;
         let mut troubles_of_all = vec![Trouble::no_service(why)];
-        troubles_of_all.extend(failure.iter().map(|failure| Trouble::no_redis(failure)));
+        troubles_of_all.extend(failure.iter().map(Trouble::no_redis));
         let mut shown = Vec::new();
         for (profile, standing) in chains.iter().zip(standings) {
             let Some(standing) = standing else { continue };
@@ -124,7 +124,8 @@ impl Asker {
             chain.troubles = troubles(&chain, Seen::default());
             shown.push(chain);
         }
-        let redis = Redis { address: self.streams.address(), failure };
+        let redis =
+            Redis { address: self.streams.address(), failure: failure.map(|f| f.to_string()) };
         Report::new(None, redis, troubles_of_all, shown)
     }
 }

@@ -126,11 +126,12 @@ impl Live {
             chain
         };
         let chains = self.chains.iter().zip(standings).map(chain).collect();
-        let mut wrong: Vec<_> = failure.iter().map(|failure| Trouble::no_redis(failure)).collect();
+        let mut wrong: Vec<_> = failure.iter().map(Trouble::no_redis).collect();
         if self.stopping.is_cancelled() {
             wrong.push(Trouble::stopping());
         }
-        let redis = Redis { address: self.streams.address(), failure };
+        let redis =
+            Redis { address: self.streams.address(), failure: failure.map(|f| f.to_string()) };
         Report::new(Some(self.service.clone()), redis, wrong, chains)
     }
 

@@ -1,28 +1,46 @@
 //! What Redis alone tells of the chains.
 
+use std::fmt;
 use std::time::Duration;
 
 use ethhook_domain::Profile;
-use ethhook_streams::{Standing, Streams};
+use ethhook_streams::{ReadError, Standing, Streams};
 use futures_util::future::join_all;
 
 /// How long Redis may take to tell of all chains.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Where each of `chains` stands, in their order; none of those of which Redis does not tell. And why it
-/// does not tell of all, in a line.
+/// Why Redis does not tell of all chains.
+pub(super) enum Failure {
+    /// It did not answer within [`PATIENCE`].
+    Late,
+    /// What it answered of the chain of this name.
+    Of(String, ReadError),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Late => f.write_str("no answer in time"),
+            Self::Of(chain, error) => write!(f, "{chain}: {error}"),
+        }
+    }
+}
+
+/// Where each of `chains` stands, in their order; none of those of which Redis does not tell. And the first
+/// reason why it does not tell of all.
 pub(super) async fn standings(
     streams: &Streams,
     chains: &[&Profile],
-) -> (Vec<Option<Standing>>, Option<String>) {
+) -> (Vec<Option<Standing>>, Option<Failure>) {
     let asked = join_all(chains.iter().map(|chain| streams.standing(chain.chain_id)));
     let Ok(answers) = tokio::time::timeout(PATIENCE, asked).await else {
-        return (chains.iter().map(|_| None).collect(), Some("no answer in time".to_owned()));
+        return (chains.iter().map(|_| None).collect(), Some(Failure::Late));
     };
     let mut failure = None;
     let standings = answers.into_iter().zip(chains).map(|(answer, chain)| {
         let noted = answer.map_err(|error| {
-            failure.get_or_insert_with(|| format!("{}: {error}", chain.name));
+            failure.get_or_insert_with(|| Failure::Of(chain.name.clone(), error));
         });
         noted.ok()
     });

@@ -131,5 +131,7 @@ async fn one_chains_damaged_key_hides_no_other() {
     assert_eq!(shown["chains"].as_array().unwrap().len(), 1, "{shown}");
     assert_eq!((&shown["chains"][0]["name"], published(&shown)[0]), (&"local".into(), Some(3)));
     let failure = shown["redis"]["failure"].as_str().unwrap();
-    assert!(failure.contains("base: ") && failure.contains("seq"), "{failure}");
+    assert!(failure.contains("base: key `cursor:{events:8453}`: field `seq`"), "{failure}");
+    let text = printed(&rig.command(&["status"]).await);
+    assert!(text.contains("`ethhook reset --chain base` deletes"), "{text}");
 }
