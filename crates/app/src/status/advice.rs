@@ -53,8 +53,8 @@ impl Trouble {
             Failure::Of(chain, _) => Self::error(
                 what,
                 format!(
-                    "no ethhook wrote that: find out who did; `ethhook reset --chain {chain}` deletes \
-                     the chain's keys, to start it anew"
+                    "this version of ethhook writes no such thing: find out what did; `ethhook reset \
+                     --chain {chain}` deletes the chain's keys, to start it anew"
                 ),
             ),
         }
