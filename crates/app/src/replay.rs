@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use ethhook_domain::{Filter, ProcessedEvent};
+use ethhook_domain::{Filter, ProcessedEvent, Profile};
 use ethhook_ingest::inquiry::{CheckedBlock, Inquiry, Which};
 use ethhook_streams::{Replay, ReplayError, ReplaySpec};
 
@@ -69,12 +69,16 @@ pub(crate) async fn run(
 async fn write(target: &Target, replay: &mut Replay, to: u64) -> anyhow::Result<()> {
     let filter = &target.chain.filter;
     let inquiry = Inquiry::open(&target.chain)?;
-    let last = newest_final(target, &inquiry).await?;
-    ensure!(
-        to <= last,
-        "block {to} is not final yet, and a replayed stream takes nothing back: --to must not be \
-         above {last}"
-    );
+    match newest_final(&inquiry, &target.chain.profile).await? {
+        Some(last) if to <= last => {}
+        Some(last) => bail!(
+            "block {to} is not final yet, and a replayed stream takes nothing back: --to must not be \
+             above {last}"
+        ),
+        None => {
+            bail!("no block of the chain is final yet, and a replayed stream takes nothing back")
+        }
+    }
     let bar = Bar::new("blocks", to + 1 - replay.next());
     while replay.next() <= to {
         let next = replay.next();
@@ -97,13 +101,11 @@ async fn write(target: &Target, replay: &mut Replay, to: u64) -> anyhow::Result<
     Ok(())
 }
 
-/// The newest block that counts as final: the node's tag, but never less deep than the chain's
-/// depth, as the ingestor counts it.
-async fn newest_final(target: &Target, inquiry: &Inquiry) -> anyhow::Result<u64> {
+/// The newest block that counts as final.
+async fn newest_final(inquiry: &Inquiry, profile: &Profile) -> anyhow::Result<Option<u64>> {
     let head = inquiry.header(Which::Latest).await?.context("the node shows no head")?;
-    let deep = head.block.number.saturating_sub(target.chain.profile.finality_depth);
     let tag = inquiry.header(Which::Finalized).await?;
-    Ok(tag.map_or(deep, |tag| tag.block.number.min(deep)))
+    Ok(profile.newest_final(head.block.number, tag.map(|tag| tag.block.number)))
 }
 
 async fn patiently(

@@ -91,9 +91,10 @@ pub struct Marker {
     pub number: u64,
     /// Hash of the block.
     pub hash: B256,
-    /// Hash of its parent; none for a `finalized` marker below the first block.
+    /// Hash of its parent. None for a `finalized` marker by which an operator moved finality back to a
+    /// block that nobody has any more, and for a `gap` before the first block.
     pub parent_hash: Option<B256>,
-    /// Time of the block, unix seconds.
+    /// Time of the block, unix seconds; 0 for such a `finalized` marker.
     pub timestamp: u64,
     /// How many entries this step wrote.
     pub events: u64,

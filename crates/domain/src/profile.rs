@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use crate::{ChainId, Proof};
 
+/// A `finalized` tag this many times the profile's depth behind the head has stalled.
+const STALLED_DEPTHS: u64 = 8;
+
 /// The knowledge about one chain that its blocks do not carry themselves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Profile {
@@ -44,6 +47,17 @@ impl Profile {
         }
     }
 
+    /// The newest block that counts as final under `head`, with the node at the `finalized` tag: what the node
+    /// says, but never less deep than the chain's depth, which also decides alone where there is no tag or it
+    /// has stalled. None while the chain is shorter.
+    #[must_use]
+    pub fn newest_final(&self, head: u64, tag: Option<u64>) -> Option<u64> {
+        let deep = head.checked_sub(self.finality_depth)?;
+        let stalled = self.finality_depth.saturating_mul(STALLED_DEPTHS);
+        let tag = tag.filter(|tag| head.saturating_sub(*tag) <= stalled);
+        Some(tag.map_or(deep, |tag| tag.min(deep)))
+    }
+
     /// The chains that need no description: those named in the README.
     #[must_use]
     pub fn built_in() -> Vec<Self> {
@@ -71,5 +85,28 @@ impl Profile {
             chain("sepolia", 11_155_111, 12_000, 64),
             chain("local", 31_337, 1_000, 64),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_final_by_the_nodes_word_and_the_chains_depth() {
+        let profile = Profile { finality_depth: 64, ..Profile::unknown("any", 5) };
+        for (head, tag, newest) in [
+            (63, None, None),
+            (63, Some(63), None),
+            (64, None, Some(0)),
+            (1_000, None, Some(936)),
+            (1_000, Some(990), Some(936)),
+            (1_000, Some(900), Some(900)),
+            (1_000, Some(1_001), Some(936)),
+            (1_000, Some(488), Some(488)),
+            (1_000, Some(487), Some(936)),
+        ] {
+            assert_eq!(profile.newest_final(head, tag), newest, "{head} {tag:?}");
+        }
     }
 }

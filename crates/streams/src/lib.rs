@@ -48,4 +48,4 @@ pub use replay::{Replay, ReplayError, ReplaySpec};
 pub use retention::{GroupLag, Retained, Retention};
 pub use search::Place;
 pub use standing::Standing;
-pub use step::{Answer, Events, Outcome, Step, StepError};
+pub use step::{Answer, Events, MarkedBlock, Outcome, Step, StepError};

@@ -58,7 +58,7 @@ pub enum Step<'a> {
     /// latched, in the same step.
     Retreat {
         /// The fork point; at or below the finalized block.
-        to: &'a BlockRef,
+        to: MarkedBlock,
     },
     /// The chain stands still until an operator clears this text from the cursor; an empty text
     /// clears it.
@@ -66,6 +66,26 @@ pub enum Step<'a> {
         /// Why.
         text: &'a str,
     },
+}
+
+/// What a marker says of its block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MarkedBlock {
+    /// Its height.
+    pub number: u64,
+    /// Its hash.
+    pub hash: B256,
+    /// Hash of its parent; none if nobody has the block any more.
+    pub parent_hash: Option<B256>,
+    /// Its time, unix seconds; 0 if nobody has the block any more.
+    pub timestamp: u64,
+}
+
+impl From<&BlockRef> for MarkedBlock {
+    fn from(block: &BlockRef) -> Self {
+        let &BlockRef { number, hash, parent_hash, timestamp } = block;
+        Self { number, hash, parent_hash: Some(parent_hash), timestamp }
+    }
 }
 
 /// What a step did.
@@ -226,15 +246,16 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// The marker's block and the check it passed. Which check a final block had passed stands in
-    /// its `add`; of a skipped block nothing was checked.
-    fn block(&self) -> Option<(&BlockRef, Proof)> {
+    /// What the marker says of its block, and the check that it passed. Which check a final block had
+    /// passed stands in its `add`; of a skipped block nothing was checked.
+    fn block(&self) -> Option<(MarkedBlock, Proof)> {
         match self {
-            Self::Add { block, proof, .. } => Some((block, *proof)),
-            Self::Remove { block, .. } => Some((&block.block, block.proof)),
-            Self::Finalized { block } | Self::Gap { block } | Self::Retreat { to: block } => {
-                Some((block, Proof::Structure))
+            Self::Add { block, proof, .. } => Some(((*block).into(), *proof)),
+            Self::Remove { block, .. } => Some(((&block.block).into(), block.proof)),
+            Self::Finalized { block } | Self::Gap { block } => {
+                Some(((*block).into(), Proof::Structure))
             }
+            Self::Retreat { to } => Some((*to, Proof::Structure)),
             Self::Alarm { .. } => None,
         }
     }
@@ -253,8 +274,10 @@ impl<'a> Step<'a> {
         });
         match foreign {
             Some(event) => Err(StepError::Refused(format!(
-                "{} of block {block}: log {} of block {} (removed: {}) is not part of it",
+                "{} of block {} {}: log {} of block {} (removed: {}) is not part of it",
                 self.op(),
+                block.number,
+                block.hash,
                 event.log_index,
                 event.block_number,
                 event.removed,
@@ -359,14 +382,14 @@ fn head(envelope: &Envelope<'_>, step: &Step<'_>, after: &Cursor) -> Vec<String>
     }
     if let Some((block, proof)) = step.block() {
         let parent = match step {
-            Step::Gap { .. } => optional(believed.hash),
-            _ => hex::encode_prefixed(block.parent_hash),
+            Step::Gap { .. } => believed.hash,
+            _ => block.parent_hash,
         };
         head.extend([
             after.seq.to_string(),
             block.number.to_string(),
             hex::encode_prefixed(block.hash),
-            parent,
+            optional(parent),
             block.timestamp.to_string(),
             step.events().len().to_string(),
             proof.to_string(),

@@ -8,17 +8,19 @@
 use anyhow::{Context, ensure};
 use ethhook_domain::{BlockRef, Cursor};
 use ethhook_ingest::inquiry::{Inquiry, Which};
-use ethhook_streams::{PublishedBlock, ReadError, Step};
+use ethhook_streams::{MarkedBlock, PublishedBlock, ReadError, Step};
 
 use super::{Order, Target, Writer, bad_configuration, events};
 use crate::Exit;
 use crate::config::{Inputs, Problem};
 use crate::output::say;
 
+const NOTHING: &str = "nothing is published: `ethhook reset` starts the chain anew";
+
 /// What will be done.
 struct Plan {
     /// The block to stand on once `above` is taken back.
-    floor: BlockRef,
+    floor: MarkedBlock,
     /// What is taken back, ascending.
     above: Vec<PublishedBlock>,
     /// The block to skip to then, where the fork point is older than what is retained.
@@ -85,13 +87,19 @@ async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
         }
     }
     above.drain(..lost);
-    let floor = match (above.first(), retained.last()) {
-        (Some(lowest), _) => below(&lowest.block),
-        (None, Some(common)) if lost == 0 => common.block,
-        (None, _) => tip(cursor)?,
+    let shared = retained.last().map(|common| common.block);
+    let (number, hash) = match (above.first(), shared) {
+        (Some(lowest), _) => (lowest.block.number.saturating_sub(1), lowest.block.parent_hash),
+        (None, Some(common)) if lost == 0 => (common.number, common.hash),
+        (None, _) => (cursor.number, cursor.hash.context(NOTHING)?),
     };
-    let is_whole = lost == 0 && (common > 0 || reaches_base(&inquiry, cursor, &floor).await?);
-    let gap = if is_whole { None } else { Some(gap(target, &inquiry, &head, floor.number).await?) };
+    let theirs = inquiry.header(Which::Number(number)).await?.map(|header| header.block);
+    let known = [shared, theirs].into_iter().flatten().find(|block| block.hash == hash);
+    // All that the node orphaned is retained if its chain holds the floor, or the stream begins above it.
+    let is_whole = lost == 0 && (known.is_some() || number + 1 == cursor.start_number);
+    let gap = if is_whole { None } else { Some(gap(target, &inquiry, &head, number).await?) };
+    let nobodys = MarkedBlock { number, hash, parent_hash: None, timestamp: 0 };
+    let floor = known.as_ref().map_or(nobodys, MarkedBlock::from);
     Ok(Plan { floor, above, gap })
 }
 
@@ -114,17 +122,7 @@ async fn is_theirs(inquiry: &Inquiry, block: &BlockRef) -> anyhow::Result<bool> 
     Ok(header.is_some_and(|header| header.block.hash == block.hash))
 }
 
-/// Whether all that the node orphaned is retained, although no retained block is on its chain: the
-/// stream begins here, or the block below is the fork point.
-async fn reaches_base(
-    inquiry: &Inquiry,
-    cursor: &Cursor,
-    floor: &BlockRef,
-) -> anyhow::Result<bool> {
-    Ok(floor.number + 1 == cursor.start_number || is_theirs(inquiry, floor).await?)
-}
-
-/// The node's finalized block, or as deep below its head as counts for final; above `floor`.
+/// The newest block that counts as final, or the one above `floor` if that is newer.
 async fn gap(
     target: &Target,
     inquiry: &Inquiry,
@@ -132,8 +130,8 @@ async fn gap(
     floor: u64,
 ) -> anyhow::Result<BlockRef> {
     let tag = inquiry.header(Which::Finalized).await?.map(|header| header.block.number);
-    let depth = target.chain.profile.finality_depth;
-    let number = tag.unwrap_or(head.number.saturating_sub(depth)).max(floor + 1);
+    let newest = target.chain.profile.newest_final(head.number, tag);
+    let number = newest.map_or(floor + 1, |newest| newest.max(floor + 1));
     ensure!(
         number <= head.number,
         "the node's head {} is not above block {floor}, which the stream has: try again later",
@@ -141,23 +139,6 @@ async fn gap(
     );
     let header = inquiry.header(Which::Number(number)).await?;
     Ok(header.with_context(|| format!("the node has no block {number}"))?.block)
-}
-
-fn below(block: &BlockRef) -> BlockRef {
-    // Of the block below only this is known; nothing is asked of the rest.
-    BlockRef {
-        number: block.number.saturating_sub(1),
-        hash: block.parent_hash,
-        parent_hash: alloy_primitives::B256::ZERO,
-        timestamp: 0,
-    }
-}
-
-fn tip(cursor: &Cursor) -> anyhow::Result<BlockRef> {
-    let hash =
-        cursor.hash.context("nothing is published: `ethhook reset` starts the chain anew")?;
-    let parent_hash = alloy_primitives::B256::ZERO;
-    Ok(BlockRef { number: cursor.number, hash, parent_hash, timestamp: 0 })
 }
 
 impl Plan {
@@ -191,7 +172,7 @@ impl Plan {
 
     async fn carry_out(&self, writer: &mut Writer, cursor: &Cursor) -> anyhow::Result<()> {
         let first = if self.retreats(cursor) {
-            Step::Retreat { to: &self.floor }
+            Step::Retreat { to: self.floor }
         } else {
             Step::Alarm { text: "" }
         };

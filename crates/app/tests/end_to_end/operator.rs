@@ -2,8 +2,8 @@
 
 use std::process::Output;
 
-use ethhook_domain::Op;
 use ethhook_domain::fold::Problem;
+use ethhook_domain::{Marker, Op};
 use ethhook_simulator::{Chain, Contents, ManualChain, ManualSpec, Node, RunningNode};
 use ethhook_testkit::checker::Checker;
 use ethhook_testkit::node_rpc::NodeRpc;
@@ -195,6 +195,12 @@ async fn clear_alarm(rig: &Rig, chain: &str) -> String {
     told
 }
 
+/// The newest marker that says that finality is at block `number`.
+async fn moved_back(checker: &Checker, number: u64) -> Marker {
+    let mut markers = checker.markers().await.unwrap().into_iter().map(|(_, marker)| marker);
+    markers.rfind(|marker| marker.op == Op::Finalized && marker.number == number).unwrap()
+}
+
 #[tokio::test]
 async fn g10_a_cleared_alarm_takes_back_what_is_retained() {
     let (chain, _node, mut rig, checker) = alarmed().await;
@@ -212,6 +218,10 @@ async fn g10_a_cleared_alarm_takes_back_what_is_retained() {
     assert_eq!((report.removed, report.blocks), (180, 1_051), "{report}");
     let problems: Vec<_> = report.violations.iter().map(|v| v.problem).collect();
     assert_eq!(problems, [Problem::Finalized], "finality moved back once, by order: {report}");
+    let retreat = moved_back(&checker, 980).await;
+    let (parent, fork) = (chain.block(979).unwrap(), chain.block(980).unwrap());
+    assert_eq!((retreat.hash, retreat.parent_hash), (fork.hash(), Some(parent.hash())));
+    assert_eq!(retreat.timestamp, fork.timestamp());
     rig.wait_for("ready", |status, _| status == 200).await;
     rig.terminate().await;
     assert!(done(&rig.command(&["clear-alarm", "--chain", "tiny"]).await).contains("no alarm"));
@@ -257,6 +267,8 @@ async fn g10_a_cleared_alarm_skips_where_the_fork_point_is_gone() {
     let markers = checker.markers().await.unwrap();
     let (_, gap) = markers.iter().find(|(_, marker)| marker.op == Op::Gap).unwrap();
     assert_eq!((gap.number, Some(gap.hash)), (1_030, chain.block(1_030).map(|b| b.hash())));
+    let retreat = moved_back(&checker, 991).await;
+    assert_eq!((retreat.hash, retreat.parent_hash, retreat.timestamp), (marker.hash, None, 0));
     let cursor = checker.cursor().await.unwrap().unwrap();
     assert_eq!((cursor.number, cursor.alarm.as_str()), (1_050, ""));
     assert!(cursor.finalized_number >= 1_030);

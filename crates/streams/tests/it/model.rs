@@ -224,7 +224,7 @@ impl World<'_> {
             Move::Finalize(_) => Step::Finalized { block: &link },
             Move::Gap(_) => Step::Gap { block: &link },
             Move::Alarm(text) => Step::Alarm { text },
-            Move::Retreat(_) => Step::Retreat { to: &link },
+            Move::Retreat(_) => Step::Retreat { to: (&link).into() },
         };
         let result = writer.publisher.apply(&asked).await;
         let before = self.model.events.len();

@@ -87,10 +87,10 @@ async fn g10_finality_moves_back_only_with_a_latched_alarm() {
     let published = add_all(&mut publisher, 1..=8, 2).await;
     let at = |n: usize| published[n - 1].block;
     publisher.apply(&Step::Finalized { block: &at(6) }).await.unwrap();
-    refused(&mut publisher, &Step::Retreat { to: &at(4) }, "no alarm").await;
+    refused(&mut publisher, &Step::Retreat { to: (&at(4)).into() }, "no alarm").await;
     publisher.apply(&Step::Alarm { text: "a reorg below it" }).await.unwrap();
     let before = redis.dump().await;
-    refused(&mut publisher, &Step::Retreat { to: &at(7) }, "finalized").await;
+    refused(&mut publisher, &Step::Retreat { to: (&at(7)).into() }, "finalized").await;
     for step in [Step::Gap { block: &block("9b", "8b", 0).link }, Step::Finalized { block: &at(7) }]
     {
         let error = publisher.apply(&step).await.unwrap_err();
@@ -98,7 +98,7 @@ async fn g10_finality_moves_back_only_with_a_latched_alarm() {
     }
     assert_eq!(redis.dump().await, before);
 
-    publisher.apply(&Step::Retreat { to: &at(4) }).await.unwrap();
+    publisher.apply(&Step::Retreat { to: (&at(4)).into() }).await.unwrap();
     let held = redis.cursor().await;
     assert_eq!((held.finalized_number, held.finalized_hash), (4, Some(hash("4a"))));
     assert_eq!((held.alarm.as_str(), held.number), ("", 8));

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use ethhook_domain::Header;
+use ethhook_domain::{BlockRef, Header};
 use ethhook_streams::{GroupLag, ReadError, Retained, Retention};
 use futures_util::FutureExt;
 use tokio::time::timeout;
@@ -15,8 +15,6 @@ use crate::node::{Node, NodeError};
 
 /// Published blocks between two questions for the finalized block while catching up.
 const FINALITY_BLOCKS: u64 = 1024;
-/// A `finalized` tag this many times the profile's depth behind the head has stalled.
-const STALLED_DEPTHS: u64 = 8;
 const RETENTION_EVERY: Duration = Duration::from_secs(10);
 /// How long a session that ends waits for its sweep.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -53,22 +51,18 @@ impl Session<'_> {
             Ok(tag) => tag.map(|header| header.block),
             Err(_) => return, // counted where it happened; the next turn comes
         };
-        let depth = self.chain.config.profile.finality_depth;
         let (Some(tip), Some(published)) = (self.canonical.tip(), self.published.back()) else {
             return;
         };
-        let Some(mut number) = tip.number.checked_sub(depth) else { return };
-        number = number.min(published.block.number);
-        if let Some(tag) =
-            tag.filter(|tag| tip.number.saturating_sub(tag.number) <= STALLED_DEPTHS * depth)
-        {
-            if self.canonical.at(tag.number).is_some_and(|ours| ours.hash != tag.hash) {
-                warn!(%tag, "the node's finalized block is not on our chain: not accepted");
-                self.canonical.doubt();
-                return;
-            }
-            number = number.min(tag.number);
+        let ours = |block: &BlockRef| self.canonical.at(block.number);
+        if let Some(tag) = tag.filter(|tag| ours(tag).is_some_and(|ours| ours.hash != tag.hash)) {
+            warn!(%tag, "the node's finalized block is not on our chain: not accepted");
+            self.canonical.doubt();
+            return;
         }
+        let profile = &self.chain.config.profile;
+        let newest = profile.newest_final(tip.number, tag.map(|tag| tag.number));
+        let Some(number) = newest.map(|newest| newest.min(published.block.number)) else { return };
         let held = self.published.front().map_or(0, |first| first.block.number);
         let newer = number > held || !self.canonical.is_finalized();
         self.finalize = self.canonical.at(number).copied().filter(|_| newer);
