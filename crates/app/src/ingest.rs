@@ -105,12 +105,7 @@ impl Ready {
         let registry = Registry::new();
         let metrics = Metrics::register(&registry)?;
         let process = ProcessMetrics::register(&registry)?;
-        let status = StatusBoard::default();
-        for chain in &config.chains {
-            // On the board before its task first writes there: a chain that is not there would
-            // count as ready.
-            status.update(&chain.profile.name, |_| {});
-        }
+        let status = StatusBoard::new(&config.chains);
         let stopping = CancellationToken::new();
         announce(&metrics_listener, &health_listener);
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use ethhook_ingest::StatusBoard;
-use ethhook_ingest::status::ChainStatus;
+use ethhook_ingest::status::{ChainStatus, Lag};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -37,18 +37,16 @@ pub(crate) async fn print(status: StatusBoard) {
 }
 
 fn line(name: &str, width: usize, chain: &ChainStatus, events: u64, elapsed: Duration) -> String {
-    let height = |at: Option<(u64, u64)>| {
-        at.map_or_else(|| "-".to_owned(), |(number, _)| number.to_string())
-    };
+    let height = |at: Option<u64>| at.map_or_else(|| "-".to_owned(), |height| height.to_string());
     let rate =
         if elapsed.is_zero() { 0 } else { u128::from(events) * 1000 / elapsed.as_millis().max(1) };
     let lag = match chain.lag {
-        Some((blocks, seconds)) => format!("lag {blocks:>4} blocks {seconds:>5} s"),
+        Some(Lag { blocks, seconds }) => format!("lag {blocks:>4} blocks {seconds:>5} s"),
         None => format!("lag {:>4} blocks {:>5} s", "-", "-"),
     };
-    let trouble = chain.trouble.as_ref().map(|why| format!("  {why}")).unwrap_or_default();
+    let why = chain.standstill.as_ref().map(|s| format!("  {}", s.why)).unwrap_or_default();
     format!(
-        "{name:<width$}  head {:>10}  published {:>10}  {rate:>6} events/s  {lag}{trouble}\n",
+        "{name:<width$}  head {:>10}  published {:>10}  {rate:>6} events/s  {lag}{why}\n",
         height(chain.head),
         height(chain.tip),
     )
@@ -56,18 +54,23 @@ fn line(name: &str, width: usize, chain: &ChainStatus, events: u64, elapsed: Dur
 
 #[cfg(test)]
 mod tests {
+    use ethhook_ingest::status::{Needs, Standstill};
+
     use super::*;
 
     #[test]
     fn lines_are_aligned_whatever_is_known() {
         let starting = ChainStatus {
-            trouble: Some("no endpoint answers".to_owned()),
+            standstill: Some(Standstill {
+                why: "no endpoint answers".to_owned(),
+                needs: Needs::Time,
+            }),
             ..ChainStatus::default()
         };
         let running = ChainStatus {
-            head: Some((21_000_002, 1_700_000_024)),
-            tip: Some((21_000_000, 1_700_000_000)),
-            lag: Some((2, 24)),
+            head: Some(21_000_002),
+            tip: Some(21_000_000),
+            lag: Some(Lag { blocks: 2, seconds: 24 }),
             ..ChainStatus::default()
         };
         let second = Duration::from_millis(1_000);

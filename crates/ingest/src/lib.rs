@@ -37,9 +37,6 @@ pub async fn run(
     status: StatusBoard,
     cancel: CancellationToken,
 ) {
-    for config in &chains {
-        status.update(&config.profile.name, |_| {});
-    }
     let places = options.max_chains.map_or(chains.len(), |most| most.get() as usize);
     let places = Arc::new(Semaphore::new(places));
     let start = |config: &ChainConfig| {

@@ -58,6 +58,11 @@ impl NodeError {
         matches!(self, Self::Check(f) if !matches!(f.check, Check::Empty | Check::Unprovable))
     }
 
+    /// Whether the endpoint's URL is another chain's, which only an operator can mend.
+    pub(crate) fn is_wrong_chain(&self) -> bool {
+        matches!(self, Self::Rpc(RpcError::WrongChain { .. }))
+    }
+
     /// Of what several endpoints said, the part that a person should read.
     fn or_more_telling(self, other: Self) -> Self {
         let weight = |error: &Self| match error {

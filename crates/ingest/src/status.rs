@@ -1,20 +1,23 @@
-//! What a chain says of itself, for `/ready`, the progress lines and, later, the page.
+//! What a chain says of itself, for `/ready`, the progress lines, the page and `status`.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::config::ChainConfig;
+
 /// The state of one chain, as its task last wrote it.
 #[derive(Debug, Clone, Default)]
 pub struct ChainStatus {
-    /// Newest height any endpoint showed, and its block time (unix seconds).
-    pub head: Option<(u64, u64)>,
-    /// Height and block time of the newest published block.
-    pub tip: Option<(u64, u64)>,
-    /// Blocks, and seconds of block time, that the tip is behind the newest block that should be in the
-    /// stream: the head less confirmations, up to the end block.
-    pub lag: Option<(u64, u64)>,
+    /// Newest height any endpoint showed.
+    pub head: Option<u64>,
+    /// Height of the newest published block.
+    pub tip: Option<u64>,
+    /// How far the tip is behind the newest block that should be in the stream: the head less
+    /// confirmations, up to the end block.
+    pub lag: Option<Lag>,
     /// When an endpoint last answered.
     pub last_answer: Option<Instant>,
     /// Events published by this process.
@@ -27,8 +30,74 @@ pub struct ChainStatus {
     pub lost_unread: u64,
     /// The tip is where the head (less confirmations, up to the end block) is.
     pub at_head: bool,
-    /// Why the chain stands still, in one line for a person; none if it does not.
-    pub trouble: Option<String>,
+    /// Why the chain stands still; none if it does not.
+    pub standstill: Option<Standstill>,
+}
+
+/// How far a chain is behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lag {
+    /// Blocks.
+    pub blocks: u64,
+    /// Seconds of block time.
+    pub seconds: u64,
+}
+
+/// Why a chain stands still.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standstill {
+    /// One line for a person.
+    pub why: String,
+    /// What it waits for.
+    pub needs: Needs,
+}
+
+/// What a chain that stands still waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// Somebody else's turn to end: another instance has the chain, or this one holds all it may.
+    Turn,
+    /// What went wrong elsewhere to be over.
+    Time,
+    /// A person to do what the line says.
+    Operator,
+}
+
+/// Why a chain does not count as ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unready {
+    /// It stands still.
+    StandsStill(Standstill),
+    /// No endpoint has shown a head since the start.
+    NoHead,
+    /// No endpoint has answered for so long; none: since the start.
+    NoAnswer(Option<Duration>),
+    /// It has not begun.
+    NothingPublished,
+    /// It is too far behind.
+    Behind {
+        /// How far.
+        lag: Lag,
+        /// The newest height that any endpoint showed.
+        head: u64,
+    },
+}
+
+impl fmt::Display for Unready {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StandsStill(standstill) => f.write_str(&standstill.why),
+            Self::NoHead => f.write_str("no endpoint has shown a head yet"),
+            Self::NoAnswer(Some(since)) => {
+                write!(f, "no endpoint has answered for {} s", since.as_secs())
+            }
+            Self::NoAnswer(None) => f.write_str("no endpoint has answered yet"),
+            Self::NothingPublished => f.write_str("nothing is published yet"),
+            Self::Behind { lag: Lag { blocks, seconds }, head } => {
+                write!(f, "{blocks} blocks ({seconds} s) behind head {head}")
+            }
+        }
+    }
 }
 
 /// Why a chain is not ready.
@@ -41,23 +110,27 @@ pub struct NotReady {
 }
 
 /// The states of all chains, shared between their tasks and the servers.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct StatusBoard {
     chains: Arc<Mutex<Vec<(String, ChainStatus)>>>,
 }
 
 impl StatusBoard {
-    /// Changes the state of `chain`, which appears on the board with its first change.
-    pub fn update(&self, chain: &str, change: impl FnOnce(&mut ChainStatus)) {
-        let mut chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = chains.iter().position(|(name, _)| name == chain).unwrap_or_else(|| {
-            chains.push((chain.to_owned(), ChainStatus::default()));
-            chains.len() - 1
-        });
-        change(&mut chains[index].1);
+    /// A board of these chains, none of which is ready yet.
+    pub fn new<'a>(chains: impl IntoIterator<Item = &'a ChainConfig>) -> Self {
+        let unknown = |chain: &ChainConfig| (chain.profile.name.clone(), ChainStatus::default());
+        Self { chains: Arc::new(Mutex::new(chains.into_iter().map(unknown).collect())) }
     }
 
-    /// All states, in the order of first appearance.
+    /// Changes the state of `chain`, if it is on the board.
+    pub(crate) fn update(&self, chain: &str, change: impl FnOnce(&mut ChainStatus)) {
+        let mut chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, status)) = chains.iter_mut().find(|(name, _)| name == chain) {
+            change(status);
+        }
+    }
+
+    /// All states, in the order in which the chains were given.
     #[must_use]
     pub fn snapshot(&self) -> Vec<(String, ChainStatus)> {
         self.chains.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -69,36 +142,28 @@ impl StatusBoard {
         self.snapshot()
             .into_iter()
             .filter_map(|(chain, status)| {
-                status.why_not_ready(max_lag).map(|why| NotReady { chain, why })
+                status.unready(max_lag).map(|why| NotReady { chain, why: why.to_string() })
             })
             .collect()
     }
 }
 
 impl ChainStatus {
-    /// None if the chain is ready.
+    /// Why the chain does not count as ready; none if it does.
     #[must_use]
-    pub fn why_not_ready(&self, max_lag: Duration) -> Option<String> {
-        if let Some(trouble) = &self.trouble {
-            return Some(trouble.clone());
+    pub fn unready(&self, max_lag: Duration) -> Option<Unready> {
+        if let Some(standstill) = &self.standstill {
+            return Some(Unready::StandsStill(standstill.clone()));
         }
-        let Some((head, _)) = self.head else {
-            return Some("no endpoint has shown a head yet".into());
-        };
-        match self.last_answer {
-            Some(at) if at.elapsed() <= max_lag => {}
-            Some(at) => {
-                return Some(format!("no endpoint has answered for {} s", at.elapsed().as_secs()));
-            }
-            None => return Some("no endpoint has answered yet".into()),
+        let Some(head) = self.head else { return Some(Unready::NoHead) };
+        let since = self.last_answer.map(|at| at.elapsed());
+        if since.is_none_or(|since| since > max_lag) {
+            return Some(Unready::NoAnswer(since));
         }
         if self.at_head {
             return None;
         }
-        let Some((blocks, seconds)) = self.lag else {
-            return Some("nothing is published yet".into());
-        };
-        (seconds > max_lag.as_secs())
-            .then(|| format!("{blocks} blocks ({seconds} s) behind head {head}"))
+        let Some(lag) = self.lag else { return Some(Unready::NothingPublished) };
+        (lag.seconds > max_lag.as_secs()).then_some(Unready::Behind { lag, head })
     }
 }

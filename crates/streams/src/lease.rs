@@ -35,7 +35,7 @@ pub enum OpenError {
     NoCursor,
     /// There is no cursor, but there is data.
     #[error(
-        "no cursor, but data is left in {}: run `ethhook reset --chain NAME` to delete it",
+        "no cursor, but data is left in {}: `ethhook reset` deletes it",
         .keys.join(", ")
     )]
     Leftovers {
@@ -61,7 +61,7 @@ pub enum OpenError {
     /// The stream's entries are encoded in another way, and a stream never mixes two.
     #[error(
         "the stream holds entries in encoding `{found}`, STREAM_ENCODING is `{wanted}`: set it back \
-         to `{found}`, or run `ethhook reset --chain NAME` to start the chain anew in `{wanted}`"
+         to `{found}`, or let `ethhook reset` delete it, to start the chain anew in `{wanted}`"
     )]
     Encoding {
         /// What the cursor says.

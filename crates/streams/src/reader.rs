@@ -47,7 +47,7 @@ pub enum ReadError {
     #[error("the cursor moved while the stream was read")]
     Moved,
     /// Stream, markers and cursor contradict each other.
-    #[error("{0}: run `ethhook reset --chain NAME` to start the chain anew")]
+    #[error("{0}: `ethhook reset` starts the chain anew")]
     Inconsistent(String),
 }
 

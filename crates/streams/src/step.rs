@@ -139,7 +139,7 @@ pub enum StepError {
     #[error("refused: {0}")]
     Refused(String),
     /// Redis contradicts itself.
-    #[error("{0}: run `ethhook reset --chain NAME` to start the chain anew")]
+    #[error("{0}: `ethhook reset` starts the chain anew")]
     Inconsistent(String),
     /// The cursor cannot be read.
     #[error("the cursor is damaged: {0}")]

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use ethhook_ingest::status::{Needs, Standstill, Unready};
 use ethhook_streams::ReadError;
 
 use super::offline::Failure;
-use super::{Chain, Level, State, Trouble, spoken};
+use super::{Chain, Level, Trouble, spoken};
 
 /// A group whose entries wait longer than this may not be read at all.
 const GROUP_WARNING: Duration = Duration::from_secs(15 * 60);
@@ -13,12 +14,10 @@ const GROUP_WARNING: Duration = Duration::from_secs(15 * 60);
 const GROUP_ERROR: Duration = Duration::from_secs(60 * 60);
 
 /// What else is known of a chain within the service.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Seen<'a> {
-    /// Why it stands still, in its own words.
-    pub(super) stands_still: Option<&'a str>,
+#[derive(Debug, Clone, Default)]
+pub(super) struct Seen {
     /// Why `/ready` does not count it as ready.
-    pub(super) not_ready: Option<&'a str>,
+    pub(super) unready: Option<Unready>,
     /// Entries that the byte cap took from consumer groups since the service started.
     pub(super) lost_unread: u64,
 }
@@ -66,8 +65,8 @@ impl Trouble {
 }
 
 /// All that is wrong with `chain`, the worst first.
-pub(super) fn troubles(chain: &Chain, seen: Seen<'_>) -> Vec<Trouble> {
-    let mut troubles: Vec<Trouble> = stands_still(chain, seen).into_iter().collect();
+pub(super) fn troubles(chain: &Chain, seen: &Seen) -> Vec<Trouble> {
+    let mut troubles: Vec<Trouble> = unready(chain, seen.unready.as_ref()).into_iter().collect();
     troubles.extend(endpoints(chain));
     troubles.extend(groups(chain));
     troubles.extend(lost(chain, seen.lost_unread));
@@ -75,7 +74,7 @@ pub(super) fn troubles(chain: &Chain, seen: Seen<'_>) -> Vec<Trouble> {
     troubles
 }
 
-fn stands_still(chain: &Chain, seen: Seen<'_>) -> Option<Trouble> {
+fn unready(chain: &Chain, unready: Option<&Unready>) -> Option<Trouble> {
     let name = &chain.name;
     if let Some(alarm) = &chain.alarm {
         return Some(Trouble::error(
@@ -86,34 +85,37 @@ fn stands_still(chain: &Chain, seen: Seen<'_>) -> Option<Trouble> {
             ),
         ));
     }
-    if chain.state == State::StandingBy {
-        return None;
-    }
-    if let Some(why) = seen.stands_still {
-        let all_open = chain.endpoints.iter().all(|endpoint| endpoint.breaker == "open");
-        let to_do = if !chain.endpoints.is_empty() && all_open {
+    let unready = unready?;
+    let to_do = match unready {
+        Unready::StandsStill(Standstill { needs: Needs::Turn, .. }) => return None,
+        Unready::StandsStill(_) if all_set_aside(chain) => {
             let key = name.to_uppercase();
             format!(
                 "every endpoint is set aside: look at the provider's status page, the key's quota, \
                  and {key}_WS_URL and {key}_HTTP_URL; another URL after a comma is asked next"
             )
-        } else if why.contains("`ethhook ") || why.contains("serves chain id") {
-            "it goes on by itself once you have done something about it".to_owned()
-        } else {
+        }
+        Unready::StandsStill(Standstill { needs: Needs::Operator, .. }) => format!(
+            "it goes on by itself once you have done something about it; commands want `--chain {name}`"
+        ),
+        Unready::StandsStill(Standstill { needs: Needs::Time, .. }) => {
             "it goes on by itself once that is over; the log has each failure".to_owned()
-        };
-        return Some(Trouble::error(why, to_do));
-    }
-    let why = seen.not_ready?;
-    let to_do = if why.starts_with("no endpoint") {
-        "look at the provider, or add a second URL after a comma; it goes on once one answers"
-    } else if chain.state == State::CatchingUp {
-        "it catches up by itself while this number falls; else the endpoint is too slow or its rate \
-         too low (_RPS)"
-    } else {
-        "the log has each failure"
+        }
+        Unready::NoHead | Unready::NoAnswer(_) => {
+            "look at the provider, or add a second URL after a comma; it goes on once one answers"
+                .to_owned()
+        }
+        Unready::NothingPublished | Unready::Behind { .. } => {
+            "it catches up by itself while this number falls; else the endpoint is too slow or its \
+             rate too low (_RPS)"
+                .to_owned()
+        }
     };
-    Some(Trouble::error(why, to_do))
+    Some(Trouble::error(unready.to_string(), to_do))
+}
+
+fn all_set_aside(chain: &Chain) -> bool {
+    !chain.endpoints.is_empty() && chain.endpoints.iter().all(|e| e.breaker == "open")
 }
 
 fn endpoints(chain: &Chain) -> impl Iterator<Item = Trouble> {
@@ -186,7 +188,9 @@ fn groups(chain: &Chain) -> impl Iterator<Item = Trouble> {
 mod tests {
     use ethhook_domain::Profile;
 
-    use super::super::{Endpoint, Group};
+    use ethhook_ingest::status::Lag;
+
+    use super::super::{Endpoint, Group, State};
     use super::*;
 
     fn chain() -> Chain {
@@ -202,7 +206,7 @@ mod tests {
     }
 
     /// Level, and what is told of it.
-    fn told(chain: &Chain, seen: Seen<'_>) -> Vec<(Level, String)> {
+    fn told(chain: &Chain, seen: &Seen) -> Vec<(Level, String)> {
         let told = |t: Trouble| (t.level, format!("{}: {}", t.what, t.to_do));
         troubles(chain, seen).into_iter().map(told).collect()
     }
@@ -212,19 +216,22 @@ mod tests {
         let mut chain = chain();
         chain.endpoints = vec![endpoint(0, "closed", Some(true)), endpoint(1, "closed", None)];
         chain.groups = vec![group(1, Some(10), 900)];
-        assert_eq!(told(&chain, Seen::default()), []);
+        assert_eq!(told(&chain, &Seen::default()), []);
+    }
+
+    fn seen(unready: Unready) -> Seen {
+        Seen { unready: Some(unready), lost_unread: 0 }
+    }
+
+    fn stands_still(why: &str, needs: Needs) -> Seen {
+        seen(Unready::StandsStill(Standstill { why: why.to_owned(), needs }))
     }
 
     #[test]
     fn an_alarm_hides_what_follows_from_it_and_names_its_command() {
         let mut chain = chain();
         chain.alarm = Some("a reorg".into());
-        let seen = Seen {
-            stands_still: Some("stopped by an alarm: a reorg"),
-            not_ready: None,
-            lost_unread: 0,
-        };
-        let told = told(&chain, seen);
+        let told = told(&chain, &stands_still("stopped by an alarm: a reorg", Needs::Operator));
         assert_eq!(told.len(), 1);
         assert!(told[0].1.contains("a reorg") && told[0].1.contains("clear-alarm --chain tiny"));
     }
@@ -232,40 +239,27 @@ mod tests {
     #[test]
     fn standing_by_is_no_trouble_and_standing_still_is() {
         let mut chain = chain();
-        let seen = Seen {
-            stands_still: Some("no endpoint answers"),
-            not_ready: Some("that"),
-            lost_unread: 0,
-        };
-        chain.state = State::StandingBy;
-        assert_eq!(told(&chain, seen), []);
-        chain.state = State::StandingStill;
+        assert_eq!(told(&chain, &stands_still("another's turn", Needs::Turn)), []);
         chain.endpoints = vec![endpoint(0, "open", None)];
-        let told = told(&chain, seen);
+        let told = told(&chain, &stands_still("no endpoint answers", Needs::Time));
         assert_eq!((told[0].0, told[1].0), (Level::Error, Level::Warning));
         assert!(told[0].1.starts_with("no endpoint answers: every endpoint is set aside"));
         assert!(told[0].1.contains("TINY_WS_URL"), "{told:?}");
     }
 
     #[test]
-    fn a_chain_far_behind_is_told_how_far() {
-        let chain = Chain { state: State::CatchingUp, ..chain() };
-        let seen = Seen { not_ready: Some("900 blocks (1800 s) behind"), ..Seen::default() };
-        let told = told(&chain, seen);
-        assert!(told[0].1.starts_with("900 blocks") && told[0].1.contains("_RPS"), "{told:?}");
-    }
-
-    #[test]
     fn advice_fits_what_is_wrong() {
-        let seen = |why| Seen { stands_still: Some(why), ..Seen::default() };
-        let chain = Chain { state: State::StandingStill, ..chain() };
-        let advice = |seen| told(&chain, seen).remove(0).1;
-        let operator = "once you have done something";
-        assert!(advice(seen("no cursor: run `ethhook reset`")).contains(operator));
-        assert!(advice(seen("the endpoint serves chain id 5")).contains(operator));
-        assert!(advice(seen("Redis is away")).contains("once that is over"));
-        let seen = Seen { not_ready: Some("no endpoint has answered for 9 s"), ..Seen::default() };
-        assert!(advice(seen).contains("second URL"));
+        let advice = |seen| told(&chain(), &seen).remove(0).1;
+        let operator = advice(stands_still("data is left", Needs::Operator));
+        assert!(operator.contains("have done something") && operator.contains("--chain tiny"));
+        assert!(advice(stands_still("Redis is away", Needs::Time)).contains("once that is over"));
+        let no_answer = advice(seen(Unready::NoAnswer(Some(Duration::from_secs(9)))));
+        assert!(no_answer.starts_with("no endpoint has answered for 9 s"), "{no_answer}");
+        assert!(no_answer.contains("second URL"), "{no_answer}");
+        let behind =
+            advice(seen(Unready::Behind { lag: Lag { blocks: 900, seconds: 1_800 }, head: 950 }));
+        assert!(behind.starts_with("900 blocks (1800 s) behind head 950"), "{behind}");
+        assert!(behind.contains("_RPS"), "{behind}");
         let lost = advice(Seen { lost_unread: 7, ..Seen::default() });
         assert!(lost.contains("lost 7 entries") && lost.contains("replay --chain tiny"), "{lost}");
     }
@@ -276,7 +270,7 @@ mod tests {
             [(900, None), (901, Some(Level::Warning)), (3_601, Some(Level::Error))]
         {
             let chain = Chain { groups: vec![group(2, None, waiting)], ..chain() };
-            let told = told(&chain, Seen::default());
+            let told = told(&chain, &Seen::default());
             assert_eq!(told.first().map(|t| t.0), level, "{waiting}");
             assert!(
                 told.iter().all(|t| t.1.starts_with("group g has entries to read, ")),
@@ -284,7 +278,7 @@ mod tests {
             );
         }
         let chain = Chain { groups: vec![group(0, Some(5), 7_200)], ..chain() };
-        let told = told(&chain, Seen::default());
+        let told = told(&chain, &Seen::default());
         assert!(told[0].1.contains("waits for 2 h") && told[0].1.contains("DESTROY events:7 g"));
     }
 }

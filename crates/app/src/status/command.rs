@@ -121,7 +121,7 @@ impl Asker {
             }
             let mut chain = Chain::unknown(profile);
             chain.stands(standing);
-            chain.troubles = troubles(&chain, Seen::default());
+            chain.troubles = troubles(&chain, &Seen::default());
             shown.push(chain);
         }
         let redis =

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ethhook_domain::Profile;
-use ethhook_ingest::status::ChainStatus;
+use ethhook_ingest::status::{ChainStatus, Needs, Standstill};
 use ethhook_ingest::{ChainConfig, Metrics, StatusBoard};
 use ethhook_streams::Streams;
 use tokio::time::{MissedTickBehavior, interval};
@@ -118,7 +118,7 @@ impl Live {
             let mut chain = Chain::unknown(&known.profile);
             let status = board.get(&known.profile.name).cloned().unwrap_or_default();
             // What was published last, while Redis does not say.
-            chain.published = status.tip.map(|(number, _)| number);
+            chain.published = status.tip;
             if let Some(standing) = standing {
                 chain.stands(standing);
             }
@@ -137,15 +137,15 @@ impl Live {
 
     /// Takes in what the chain's own task says.
     fn lives(&self, chain: &mut Chain, status: &ChainStatus, sockets: &[bool]) {
-        let elsewhere = chain.writer.as_ref().is_some_and(|w| *w != self.service.instance);
-        chain.state = match (&status.trouble, status.at_head) {
-            (Some(_), _) if elsewhere => State::StandingBy,
-            (Some(_), _) => State::StandingStill,
-            (None, true) => State::Following,
-            (None, false) => State::CatchingUp,
+        chain.state = match &status.standstill {
+            Some(Standstill { needs: Needs::Turn, .. }) => State::StandingBy,
+            Some(_) => State::StandingStill,
+            None if status.at_head => State::Following,
+            None => State::CatchingUp,
         };
-        chain.head = status.head.map(|(number, _)| number);
-        (chain.lag_blocks, chain.lag_seconds) = status.lag.unzip();
+        chain.head = status.head;
+        (chain.lag_blocks, chain.lag_seconds) =
+            status.lag.map(|lag| (lag.blocks, lag.seconds)).unzip();
         let (published, taken_back, reorgs) = (status.events, status.removed, status.reorgs);
         chain.counts = Some(Counts { published, taken_back, reorgs });
         let rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
@@ -165,13 +165,8 @@ impl Live {
                 failed_checks: state.failed_checks,
             })
             .collect();
-        let not_ready = status.why_not_ready(self.max_lag);
-        let seen = Seen {
-            stands_still: status.trouble.as_deref(),
-            not_ready: not_ready.as_deref(),
-            lost_unread: status.lost_unread,
-        };
-        chain.troubles = troubles(chain, seen);
+        let unready = status.unready(self.max_lag);
+        chain.troubles = troubles(chain, &Seen { unready, lost_unread: status.lost_unread });
     }
 }
 

@@ -23,6 +23,7 @@ use crate::config::{ChainConfig, Options};
 use crate::metrics::ChainMetrics;
 use crate::node::Node;
 use crate::rpc::Head;
+use crate::status::{Needs, Standstill};
 use crate::{Metrics, StatusBoard};
 
 /// Heads that may wait for the chain: more are known by the gap they leave.
@@ -115,7 +116,7 @@ impl Chain {
                 End::Reopen(cause) => cause,
                 End::Alarm => "alarm",
                 End::Refused(why) => {
-                    self.trouble(Some(why));
+                    self.stand_still(why, Needs::Operator);
                     refused = true;
                     "refused"
                 }
@@ -123,11 +124,12 @@ impl Chain {
                     // Once may be a request of our own that came late; twice is another process.
                     let window = 3 * self.options.lease_ttl;
                     if last_namesake.is_some_and(|at| at.elapsed() < window) {
-                        self.trouble(Some(format!(
+                        let why = format!(
                             "another process runs under INSTANCE_ID `{}` and has taken this chain: \
-                             give each its own",
+                             give each its own, and start this one again",
                             self.options.instance_id
-                        )));
+                        );
+                        self.stand_still(why, Needs::Operator);
                         return cancel.cancelled().await;
                     }
                     last_namesake = Some(Instant::now());
@@ -157,16 +159,20 @@ impl Chain {
         &self.config.profile.name
     }
 
-    /// Says why the chain stands still, once for each new reason; none: it goes on.
-    fn trouble(&self, reason: Option<String>) {
+    /// Says why the chain stands still, once for each new reason.
+    fn stand_still(&self, why: String, needs: Needs) {
         self.status.update(self.name(), |status| {
-            if status.trouble != reason {
-                if let Some(reason) = &reason {
-                    warn!(reason, "the chain stands still");
-                } else {
-                    info!("the chain goes on");
-                }
-                status.trouble = reason;
+            if status.standstill.as_ref().is_none_or(|standstill| standstill.why != why) {
+                warn!(reason = why, "the chain stands still");
+                status.standstill = Some(Standstill { why, needs });
+            }
+        });
+    }
+
+    fn go_on(&self) {
+        self.status.update(self.name(), |status| {
+            if status.standstill.take().is_some() {
+                info!("the chain goes on");
             }
         });
     }

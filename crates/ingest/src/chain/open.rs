@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use alloy_primitives::B256;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use ethhook_domain::{BlockRef, CanonicalChain, Cursor};
-use ethhook_streams::{OpenError, PublishedBlock, Publisher};
+use ethhook_streams::{OpenError, PublishedBlock, Publisher, ReadError};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Chain;
 use crate::config::StartBlock;
 use crate::node::NodeError;
+use crate::status::Needs;
 
 /// How often a chain that only an operator can free looks whether it was.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -25,15 +26,20 @@ pub(super) struct Opened {
     pub(super) _place: OwnedSemaphorePermit,
 }
 
-/// Why a session could not be opened, and when to try again.
+/// Why a session could not be opened.
 struct NotYet {
     why: String,
+    needs: Needs,
+    /// When to try again; none: later each time.
     again_in: Option<Duration>,
 }
 
 impl NotYet {
-    fn passing(why: impl ToString) -> Self {
-        Self { why: why.to_string(), again_in: None }
+    /// What goes by itself, if it `passes`, else what waits for an operator.
+    fn because(why: impl ToString, passes: bool) -> Self {
+        let (needs, again_in) =
+            if passes { (Needs::Time, None) } else { (Needs::Operator, Some(LOOK_AGAIN)) };
+        Self { why: why.to_string(), needs, again_in }
     }
 }
 
@@ -49,21 +55,20 @@ impl Chain {
             .build();
         loop {
             let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-                self.trouble(Some(
-                    "standing by: this instance holds as many chains as it may".into(),
-                ));
+                let why = "standing by: this instance holds as many chains as it may";
+                self.stand_still(why.to_owned(), Needs::Turn);
                 tokio::time::sleep(self.options.lease_ttl / 3).await;
                 continue;
             };
             match self.try_open(place).await {
                 Ok(opened) => {
                     if !after_refusal {
-                        self.trouble(None);
+                        self.go_on();
                     }
                     return opened;
                 }
-                Err(NotYet { why, again_in }) => {
-                    self.trouble(Some(why));
+                Err(NotYet { why, needs, again_in }) => {
+                    self.stand_still(why, needs);
                     let wait = again_in.or_else(|| backoff.next()).unwrap_or(LOOK_AGAIN);
                     tokio::time::sleep(wait).await;
                 }
@@ -72,10 +77,7 @@ impl Chain {
     }
 
     async fn try_open(&mut self, place: OwnedSemaphorePermit) -> Result<Opened, NotYet> {
-        let held = self.streams.cursor(self.id()).await.map_err(|error| {
-            self.metrics.redis_error(error.kind());
-            NotYet::passing(error)
-        })?;
+        let held = self.streams.cursor(self.id()).await.map_err(|error| self.not_read(&error))?;
         self.tell_of_loss(held.as_ref());
         self.metrics.alarm.set(held.as_ref().is_some_and(|held| !held.alarm.is_empty()).into());
         // Before the node is asked anything: one that stands by looks here again and again.
@@ -107,14 +109,15 @@ impl Chain {
         .map_err(|error| self.not_open(&error))?;
         let cursor = publisher.cursor();
         self.resolved_start = Some(cursor.start_number);
-        let published = self.streams.window(self.id(), cursor).await.map_err(NotYet::passing)?;
+        let published =
+            self.streams.window(self.id(), cursor).await.map_err(|error| self.not_read(&error))?;
         let base = base(cursor, published.first().map(|first| first.block));
         let chain = CanonicalChain::new(
             cursor.start_number,
             base.into_iter().chain(published.iter().map(|p| p.block)),
             cursor.finalized_hash.is_some() || base.is_some(),
         );
-        let tip = published.last().map(|p| (p.block.number, p.block.timestamp));
+        let tip = published.last().map(|p| p.block.number);
         self.status.update(self.name(), |status| status.tip = tip);
         Ok(Opened { publisher, chain, published, _place: place })
     }
@@ -151,7 +154,7 @@ impl Chain {
         cursor: &Cursor,
         genesis: Option<alloy_primitives::B256>,
     ) -> Result<(), NotYet> {
-        let for_operator = |why| NotYet { why, again_in: Some(LOOK_AGAIN) };
+        let for_operator = |why| NotYet::because(why, false);
         if !cursor.alarm.is_empty() {
             return Err(for_operator(format!("stopped by an alarm: {}", cursor.alarm)));
         }
@@ -183,21 +186,22 @@ impl Chain {
         Ok(start)
     }
 
+    fn not_read(&self, error: &ReadError) -> NotYet {
+        self.metrics.redis_error(error.kind());
+        NotYet::because(error, error.is_retryable())
+    }
+
     fn not_open(&self, error: &OpenError) -> NotYet {
-        let (why, again_in) = match error {
-            OpenError::LeaseHeld { owner, remaining } => (
-                format!("standing by: `{owner}` holds the lease"),
-                remaining
-                    .map(|left| left.clamp(Duration::from_millis(100), self.options.lease_ttl / 3)),
-            ),
-            error => {
-                self.metrics.redis_error("open");
-                let why =
-                    error.to_string().replace("--chain NAME", &format!("--chain {}", self.name()));
-                (why, (!error.is_retryable()).then_some(LOOK_AGAIN))
-            }
-        };
-        NotYet { why, again_in }
+        if let OpenError::LeaseHeld { owner, remaining } = error {
+            let longest = self.options.lease_ttl / 3;
+            return NotYet {
+                why: format!("standing by: `{owner}` holds the lease"),
+                needs: Needs::Turn,
+                again_in: remaining.map(|left| left.clamp(Duration::from_millis(100), longest)),
+            };
+        }
+        self.metrics.redis_error(error.kind());
+        NotYet::because(error, error.is_retryable())
     }
 }
 
@@ -216,5 +220,9 @@ fn base(cursor: &Cursor, first: Option<BlockRef>) -> Option<BlockRef> {
 }
 
 fn node_away(error: &NodeError) -> NotYet {
-    NotYet::passing(format!("no endpoint answers: {error}"))
+    NotYet {
+        why: format!("no endpoint answers: {error}"),
+        needs: if error.is_wrong_chain() { Needs::Operator } else { Needs::Time },
+        again_in: None,
+    }
 }

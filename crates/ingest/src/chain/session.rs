@@ -30,6 +30,7 @@ use super::write::{Done, Writer};
 use super::{Chain, End};
 use crate::node::{NodeError, Outcome};
 use crate::rpc::Head;
+use crate::status::Lag;
 use wire::Wire;
 
 /// One thing at a time of its kind; taken out when it is done.
@@ -286,35 +287,34 @@ impl<'a> Session<'a> {
     /// until the node has shown its head.
     fn is_backfilling(&self) -> bool {
         let depth = self.chain.config.profile.finality_depth;
-        self.head.is_none() || self.lag().is_none_or(|(blocks, _)| blocks > depth)
+        self.head.is_none() || self.lag().is_none_or(|lag| lag.blocks > depth)
     }
 
-    /// Blocks and seconds that the tip is behind the newest block that should be published; none while
-    /// head or tip is not known.
-    fn lag(&self) -> Option<(u64, u64)> {
+    /// How far the tip is behind the newest block that should be published; none while head or tip is not
+    /// known.
+    fn lag(&self) -> Option<Lag> {
         let config = &self.chain.config;
         let ((head, head_time), tip) = (self.head?, self.published.back()?.block);
         let wanted = head.saturating_sub(config.confirmations);
         let wanted = config.end_block.map_or(wanted, |end| wanted.min(end));
         let time = self.canonical.at(wanted).map_or(head_time, |block| block.timestamp);
-        match wanted.saturating_sub(tip.number) {
-            0 => Some((0, 0)),
-            blocks => Some((blocks, time.saturating_sub(tip.timestamp))),
-        }
+        let blocks = wanted.saturating_sub(tip.number);
+        let seconds = if blocks == 0 { 0 } else { time.saturating_sub(tip.timestamp) };
+        Some(Lag { blocks, seconds })
     }
 
     fn report(&self) {
         let metrics = &self.chain.metrics;
-        let (head, at_head) = (self.head, self.is_at_head());
+        let (head, at_head) = (self.head.map(|(number, _)| number), self.is_at_head());
         metrics.queue.set(gauge(self.queue.len() as u64));
-        if let Some((number, _)) = head {
-            metrics.head.set(gauge(number));
+        if let Some(head) = head {
+            metrics.head.set(gauge(head));
         }
         if let Some(tip) = self.published.back().map(|p| p.block) {
             metrics.tip.set(gauge(tip.number));
         }
         let lag = self.lag();
-        if let Some((blocks, seconds)) = lag {
+        if let Some(Lag { blocks, seconds }) = lag {
             metrics.lag_blocks.set(gauge(blocks));
             metrics.lag_seconds.set(u32::try_from(seconds).unwrap_or(u32::MAX).into());
         }

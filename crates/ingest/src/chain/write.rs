@@ -195,12 +195,12 @@ impl Writer {
         match publisher.renew().await {
             Ok(()) => Done::Renewed,
             Err(error) if error.is_retryable() => {
-                self.metrics.redis_error("lease");
+                self.metrics.redis_error(error.kind());
                 warn!(%error, "the lease was not renewed");
                 Done::Renewed
             }
             Err(error) => {
-                self.metrics.redis_error("lease");
+                self.metrics.redis_error(error.kind());
                 warn!(%error, "the lease is lost");
                 Done::LeaseLost
             }

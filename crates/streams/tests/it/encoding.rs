@@ -62,7 +62,7 @@ async fn another_encoding_is_refused_and_nothing_changes() {
         for part in [
             format!("holds entries in encoding `{holds}`, STREAM_ENCODING is `{wanted}`"),
             format!("set it back to `{holds}`"),
-            "`ethhook reset --chain NAME`".to_owned(),
+            "`ethhook reset`".to_owned(),
         ] {
             assert!(told.contains(&part), "{part}: {told}");
         }

@@ -411,7 +411,7 @@ async fn a_dedup_record_of_a_block_that_is_not_in_is_no_reason_to_skip_it() {
     redis.raw_set(&seen, "1 1-1 1-1").await;
     let error = publisher.apply(&a2.add()).await.unwrap_err();
     assert!(matches!(error, StepError::Inconsistent(_)), "{error}");
-    assert!(error.to_string().contains("ethhook reset --chain NAME"), "{error}");
+    assert!(error.to_string().contains("`ethhook reset`"), "{error}");
 }
 
 #[tokio::test]

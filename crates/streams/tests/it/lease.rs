@@ -123,7 +123,7 @@ async fn leftovers_without_a_cursor_are_refused_until_reset() {
     for first in [None, Some(first())] {
         let error = open(&redis.streams, "one", first).await.unwrap_err();
         assert!(error.to_string().contains("seen:{events:7}:0x"), "{error}");
-        assert!(error.to_string().contains("ethhook reset --chain NAME"), "{error}");
+        assert!(error.to_string().contains("`ethhook reset`"), "{error}");
     }
     redis.ask::<String>("SET seen:{events:8}:other kept").await;
     redis.streams.reset(CHAIN).await.unwrap();

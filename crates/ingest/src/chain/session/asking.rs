@@ -11,6 +11,7 @@ use tracing::{error, warn};
 use super::{Asked, Session};
 use crate::node::{Node, NodeError};
 use crate::rpc::RpcError;
+use crate::status::Needs;
 
 /// Headers that one message is sent for, if there are as many to be had.
 const HEADERS_WORTH_ASKING: u64 = 128;
@@ -174,8 +175,8 @@ impl Session<'_> {
                 self.alarm = Some(violation.to_string());
             }
             Ok(true) => {
-                self.chain
-                    .trouble(Some(format!("{violation}, and an endpoint still holds that one")));
+                let why = format!("{violation}, and an endpoint still holds that one");
+                self.chain.stand_still(why, Needs::Time);
                 self.heard_otherwise = true;
             }
             Err(error) => warn!(%error, %violation, "no endpoint tells of the finalized block"),

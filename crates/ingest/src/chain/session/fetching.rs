@@ -16,6 +16,7 @@ use super::{Fetched, Session};
 use crate::chain::queue::Limits;
 use crate::node::NodeError;
 use crate::rpc::RpcError;
+use crate::status::Needs;
 
 /// Failed fetches of one block after which the chain is asked whether it still wants it.
 const DOUBT_AFTER: u32 = 3;
@@ -112,7 +113,8 @@ impl Session<'_> {
         }
         if attempts >= TROUBLE_AFTER {
             let number = block.number;
-            self.chain.trouble(Some(format!("block {number} cannot be had: {error}")));
+            let needs = if error.is_wrong_chain() { Needs::Operator } else { Needs::Time };
+            self.chain.stand_still(format!("block {number} cannot be had: {error}"), needs);
         }
     }
 }

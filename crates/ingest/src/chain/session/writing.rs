@@ -137,19 +137,19 @@ impl Session<'_> {
                 if let Some(heard) = heard {
                     metrics.head_to_stream.observe(heard.elapsed().as_secs_f64());
                 }
-                let (tip, events) = ((block.block.number, block.block.timestamp), block.events);
+                let (tip, events) = (block.block.number, block.events);
                 self.chain.status.update(self.chain.name(), |status| {
                     status.tip = Some(tip);
                     status.events += events;
                 });
                 self.published.push_back(block);
                 self.since_finality += 1;
-                self.chain.trouble(None);
+                self.chain.go_on();
             }
             Done::Removed { block } => {
                 metrics.removed.inc_by(block.events);
                 metrics.block("removed");
-                let tip = self.published.back().map(|p| (p.block.number, p.block.timestamp));
+                let tip = self.published.back().map(|p| p.block.number);
                 self.chain.status.update(self.chain.name(), |status| {
                     status.tip = tip;
                     status.removed += block.events;
