@@ -128,17 +128,6 @@ pub enum Body {
     Logs(Vec<Log>),
 }
 
-impl Body {
-    /// Whether the node had nothing to say.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        match self {
-            Self::Receipts(receipts) => receipts.is_empty(),
-            Self::Logs(logs) => logs.is_empty(),
-        }
-    }
-}
-
 /// The fields of a header by their JSON names; what is not here is not hashed.
 #[derive(Default)]
 struct RawHeader {

@@ -101,12 +101,6 @@ impl ProcessedEvent {
         format!("event:{}:{:#x}:{}", self.chain_id, self.tx_hash, self.log_index)
     }
 
-    /// The key of the chain's event stream, `events:<chain_id>`.
-    #[must_use]
-    pub fn stream_name(&self) -> String {
-        stream_name(self.chain_id)
-    }
-
     /// The values of [`FIELDS`], in that order: numbers decimal, bytes 0x lower case.
     #[must_use]
     pub fn to_values(&self) -> [String; FIELDS.len()] {

@@ -207,7 +207,7 @@ fn an_event_is_written_as_the_contract_says() {
         .map(str::to_owned)
     );
     assert_eq!(event.event_id(), format!("event:1:0x{cd}:5"));
-    assert_eq!(event.stream_name(), "events:1");
+    assert_eq!(event::stream_name(event.chain_id), "events:1");
     let bare = ProcessedEvent { topics: Vec::new(), data: Bytes::new(), removed: false, ..event };
     let [.., topics, data, _, removed] = bare.to_values();
     assert_eq!((topics.as_str(), data.as_str(), removed.as_str()), ("[]", "0x", "false"));

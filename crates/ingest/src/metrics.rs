@@ -37,9 +37,6 @@ macro_rules! metrics {
                     metric
                 },)+ })
             }
-
-            /// The names of all metrics that carry labels of a chain, as a scrape shows them.
-            pub const NAMES: &[&str] = &[$($name),+];
         }
     };
     (@type counter) => { IntCounterVec };

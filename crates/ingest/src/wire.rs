@@ -5,7 +5,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use crate::config::EndpointConfig;
-use crate::rpc::{self, Head, Redaction};
+use crate::rpc::{self, Frame, Head, Redaction};
 
 /// The result in the answer `body` to request `id`; none for `null`.
 ///
@@ -15,17 +15,16 @@ pub fn answer<T: DeserializeOwned>(body: &[u8], id: u64) -> Result<Option<T>, St
     read(body, |text| rpc::decode(text, id))
 }
 
-/// The height of the head that a WebSocket's frame tells of; none if the frame is an answer.
+/// The height of the head that a WebSocket's frame tells of; none if it tells of none.
 ///
 /// # Errors
 /// Why it cannot be read.
 pub fn head(frame: &[u8]) -> Result<Option<u64>, String> {
-    let head = read(frame, rpc::head)?;
-    Ok(head.and_then(|head| match head {
-        Head::Header(header) => Some(header.block.number),
-        Head::Number(number) => Some(number),
-        Head::Subscribed => None,
-    }))
+    Ok(match read(frame, rpc::read_frame)? {
+        Frame::Head(Head::Header(header)) => Some(header.block.number),
+        Frame::Head(Head::Number(number)) => Some(number),
+        _ => None,
+    })
 }
 
 fn read<T>(bytes: &[u8], read: impl FnOnce(&str) -> Result<T, rpc::RpcError>) -> Result<T, String> {

@@ -34,15 +34,13 @@ const WORTH_ASKING: Duration = Duration::from_secs(60);
 /// Pending entries counted in one answer.
 const PENDING_A_PAGE: usize = 1_000;
 
-/// What may leave a chain's streams.
+/// What may leave a chain's streams, below what the cursor says is final.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retention {
     /// Blocks published longer ago than this may go.
     pub keep: Duration,
     /// Bytes that the event stream may take; above them, blocks go before their time.
     pub max_bytes: u64,
-    /// No block above this height goes; nor one above what the cursor says is final.
-    pub finalized_number: u64,
     /// Whether the chain is at its head. Only then may the byte cap take what a group has not read:
     /// a backfill can wait instead.
     pub following_head: bool,
@@ -113,7 +111,7 @@ pub(crate) async fn retain(
     }
     let keep_ms = policy.keep.as_millis().try_into().unwrap_or(u64::MAX);
     let mut plan = Plan {
-        finalized: policy.finalized_number.min(cursor.finalized_number),
+        finalized: cursor.finalized_number,
         newest_seq: cursor.seq,
         expired_before: EntryId { ms: now_ms.saturating_sub(keep_ms), seq: 0 },
         excess: excess(&retained, policy.max_bytes),

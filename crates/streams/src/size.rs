@@ -1,11 +1,8 @@
 //! How large an event stream is.
 
-use ethhook_domain::ChainId;
 use redis::aio::ConnectionLike;
 
-use crate::connection::Streams;
 use crate::inventory::groups;
-use crate::keys::Keys;
 use crate::reader::{self, Entry, Page, ReadError, query};
 
 /// One entry in so many may be pending in groups before what Redis says of a stream's size is doubted.
@@ -16,17 +13,6 @@ const SAMPLE: usize = 50;
 /// nodes. The names stand in a node once.
 const BESIDE_VALUE: usize = 3;
 const BESIDE_ENTRY: usize = 50;
-
-impl Streams {
-    /// Entries in `chain`'s event stream, and the bytes they take, estimated. Both 0 if there is none.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub async fn stream_size(&self, chain: ChainId) -> Result<(u64, u64), ReadError> {
-        let keys = Keys::of(chain);
-        size(&mut *self.pooled(&keys).await?, &keys.events).await
-    }
-}
 
 /// Entries of the stream `key`, and about how many bytes they take: what Redis says of it from a sample
 /// (<https://redis.io/docs/latest/commands/memory-usage/>), unless many of them are pending in groups. For each of

@@ -32,7 +32,7 @@ pub(crate) use attempt::Attempt;
 pub(crate) use breaker::State as BreakerState;
 pub(crate) use endpoint::{About, Endpoint, Socket, connect};
 pub(crate) use redaction::Redaction;
-pub(crate) use ws::{Head, head};
+pub(crate) use ws::{Frame, Head, read_frame};
 
 /// Longest time from request to answer.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);

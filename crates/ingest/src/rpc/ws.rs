@@ -164,10 +164,19 @@ impl WsClient {
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
+/// What a frame is.
+#[derive(Debug)]
+pub(crate) enum Frame {
+    /// The answer to the request of this number, or to the batch that it begins.
+    Answer(u64),
+    Head(Head),
+    /// An error that bears no number: a whole batch is refused.
+    Refusal,
+}
+
+/// A frame that bears no number.
 #[derive(Deserialize)]
-struct Frame<'a> {
-    #[serde(default)]
-    id: Option<u64>,
+struct Unnumbered<'a> {
     #[serde(borrow, default)]
     params: Option<Notification<'a>>,
     #[serde(default)]
@@ -280,23 +289,21 @@ impl Connection {
         let (mut chain_ok, mut subscribed) = (false, false);
         while !(chain_ok && subscribed) {
             let frame = next_frame(&mut socket).await?;
-            match answered_id(&frame) {
-                Some(CHAIN_ID) => {
+            match read_frame(&frame)? {
+                Frame::Answer(CHAIN_ID) => {
                     let got = decode::<Quantity>(&frame, CHAIN_ID)?.map_or(0, |q| q.0);
                     if got != self.chain_id {
                         return Err(RpcError::WrongChain { wanted: self.chain_id, got });
                     }
                     chain_ok = true;
                 }
-                Some(SUBSCRIBE) => {
+                Frame::Answer(SUBSCRIBE) => {
                     decode::<String>(&frame, SUBSCRIBE)?
                         .ok_or_else(|| RpcError::Invalid("no subscription id".into()))?;
                     subscribed = true;
                 }
                 // A head that overtook the answer: the first poll makes up for it.
-                _ => {
-                    parse::<Frame<'_>>(&frame)?;
-                }
+                _ => {}
             }
         }
         Ok(socket)
@@ -364,24 +371,23 @@ impl Connection {
         pending: &mut Pending,
         highest_id: u64,
     ) -> Result<(), RpcError> {
-        if let Some(id) = answered_id(&frame) {
-            return self.hand_on(id, frame, pending, highest_id);
-        }
-        let parsed = first_of(&frame)?;
-        match (parsed.id, parsed.params) {
-            (Some(id), _) => return self.hand_on(id, frame, pending, highest_id),
-            (None, Some(notification)) => {
+        match read_frame(&frame)? {
+            Frame::Answer(id) => self.hand_on(id, frame, pending, highest_id),
+            Frame::Head(head) => {
                 self.served = true;
-                self.take_head(notification.result.get())?;
-            }
-            (None, None) => match parsed.error.and_then(|_| pending.take_batch()) {
-                Some(reply) => {
-                    reply.send(Ok(frame)).ok(); // the asker may have given up
+                if self.heads.try_send(head).is_err() {
+                    self.metrics.heads_dropped.inc();
                 }
-                None => return Err(RpcError::Invalid("neither an answer nor a head".into())),
-            },
+                Ok(())
+            }
+            Frame::Refusal => {
+                let batch = pending.take_batch();
+                let asked =
+                    batch.ok_or_else(|| RpcError::Invalid("a refusal of nothing".into()))?;
+                asked.send(Ok(frame)).ok(); // the asker may have given up
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Gives an answer to the one who asked.
@@ -402,21 +408,17 @@ impl Connection {
             None => Err(RpcError::Invalid("an answer to a question never asked".into())),
         }
     }
-
-    fn take_head(&self, json: &str) -> Result<(), RpcError> {
-        if self.heads.try_send(read_head(json)?).is_err() {
-            self.metrics.heads_dropped.inc();
-        }
-        Ok(())
-    }
 }
 
-/// The head that a frame tells of; none if it is an answer.
-pub(crate) fn head(frame: &str) -> Result<Option<Head>, RpcError> {
-    let parsed = first_of(frame)?;
-    match (parsed.id, parsed.params) {
-        (None, Some(notification)) => read_head(notification.result.get()).map(Some),
-        _ => Ok(None),
+/// Sorts a frame. An answer is read only as far as its number: the rest is for the one who asked.
+pub(crate) fn read_frame(frame: &str) -> Result<Frame, RpcError> {
+    if let Some(id) = answered_id(frame) {
+        return Ok(Frame::Answer(id));
+    }
+    match first_of(frame)? {
+        Unnumbered { params: Some(told), .. } => read_head(told.result.get()).map(Frame::Head),
+        Unnumbered { error: Some(_), .. } => Ok(Frame::Refusal),
+        _ => Err(RpcError::Invalid("neither an answer nor a head".into())),
     }
 }
 
@@ -430,12 +432,12 @@ fn read_head(json: &str) -> Result<Head, RpcError> {
     }
 }
 
-/// What a frame is an answer to: of a batch, the first of its answers says so as well as any.
-fn first_of(frame: &str) -> Result<Frame<'_>, RpcError> {
+/// The frame itself; of a batch, its first answer.
+fn first_of(frame: &str) -> Result<Unnumbered<'_>, RpcError> {
     if !frame.trim_ascii_start().starts_with('[') {
         return parse(frame);
     }
-    let answers: Vec<Frame<'_>> = parse(frame)?;
+    let answers: Vec<Unnumbered<'_>> = parse(frame)?;
     answers.into_iter().next().ok_or_else(|| RpcError::Invalid("an empty batch".into()))
 }
 

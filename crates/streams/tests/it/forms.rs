@@ -166,7 +166,7 @@ async fn g5_in_a_cluster_chains_are_on_all_masters_and_outlive_one() {
         add(&mut publisher, &block("2a", "1a", 1).on(chain)).await;
         publisher.renew().await.unwrap();
         assert_eq!(streams.inventory(chain).await.unwrap().dedup_records, 2);
-        assert_eq!(streams.stream_size(chain).await.unwrap().0, 4);
+        assert_eq!(streams.standing(chain).await.unwrap().entries, 4);
         publishers.push((chain, publisher));
     }
     assert_eq!(masters, BTreeSet::from([0, 1, 2]));

@@ -2,7 +2,7 @@
 
 use ethhook_domain::Op;
 use ethhook_domain::{Cursor, Encoding, cursor, event, marker};
-use ethhook_streams::{Outcome, Step, StepError};
+use ethhook_streams::{Outcome, Standing, Step, StepError};
 use redis::Value;
 
 use crate::chain::{CHAIN, Fixture, add, block, hash, open, remove};
@@ -188,7 +188,7 @@ async fn a_block_of_10_041_logs_is_one_step() {
     let events = redis.streams.block_events(CHAIN, &published).await.unwrap();
     assert_eq!(events, *large.events);
     remove(&mut publisher, &large, &published).await.unwrap();
-    assert_eq!(redis.streams.stream_size(CHAIN).await.unwrap().0, 20_082);
+    assert_eq!(redis.streams.standing(CHAIN).await.unwrap().entries, 20_082);
 }
 
 #[tokio::test]
@@ -197,7 +197,7 @@ async fn a_block_of_50_000_logs_is_one_step() {
     let mut publisher = redis.publisher().await;
     let published = add(&mut publisher, &block("1a", "0", 50_000)).await;
     assert_eq!(published.events, 50_000);
-    assert_eq!(redis.streams.stream_size(CHAIN).await.unwrap().0, 50_000);
+    assert_eq!(redis.streams.standing(CHAIN).await.unwrap().entries, 50_000);
     assert_eq!(redis.markers().await.len(), 1);
 }
 
@@ -221,7 +221,7 @@ async fn bytes_of_a_transfer(encoding: Encoding, node_max_bytes: u64) -> (u64, u
         add(&mut publisher, &block(&name, &parent, 200)).await;
         parent = name;
     }
-    let (len, bytes) = redis.streams.stream_size(CHAIN).await.unwrap();
+    let Standing { entries: len, bytes, .. } = redis.streams.standing(CHAIN).await.unwrap();
     let mut beside = 0;
     let others: Vec<String> = redis.ask("KEYS *:{events:7}*").await;
     for key in others {

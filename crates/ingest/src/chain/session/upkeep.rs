@@ -31,13 +31,9 @@ impl Session<'_> {
         }
         if self.retention.is_none() && now >= self.due.retention {
             self.due.retention = now + RETENTION_EVERY;
-            // Nothing that is not final may be removed.
-            let finalized = self.canonical.is_finalized().then(|| self.published.front()).flatten();
-            let finalized_number = finalized.map_or(0, |first| first.block.number);
             let policy = Retention {
                 keep: chain.options.retention,
                 max_bytes: chain.options.stream_max_bytes,
-                finalized_number,
                 following_head: !self.is_backfilling(),
             };
             let (id, streams) = (chain.id(), &chain.streams);
