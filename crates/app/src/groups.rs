@@ -6,11 +6,11 @@ use ethhook_domain::Profile;
 use ethhook_streams::{Consumer, GroupLag, Streams};
 use serde_json::json;
 
-use crate::config::{Inputs, Problem};
+use crate::config::{Client, Inputs};
 use crate::output;
 use crate::output::say;
 use crate::place::Place;
-use crate::{Exit, redis};
+use crate::{Exit, logging};
 
 /// What is ordered.
 #[derive(Debug)]
@@ -24,21 +24,18 @@ pub(crate) enum Order {
 ///
 /// # Errors
 /// If there is no such chain, stream or group, or Redis fails.
-pub(crate) async fn run(
-    inputs: Result<Inputs, Vec<Problem>>,
-    order: Order,
-) -> anyhow::Result<Exit> {
-    let Some((client, streams)) = redis::client(inputs)? else {
-        return Ok(Exit::BadConfiguration);
-    };
+pub(crate) async fn run(inputs: &Inputs, order: Order) -> anyhow::Result<Exit> {
+    let client = Client::load(inputs)?;
+    logging::start(&client.logging)?;
+    let streams = &client.streams;
     match order {
         Order::List { chain, json } => {
             let chains = client.chosen(chain.as_deref())?;
-            list(&streams, &chains, json).await?;
+            list(streams, &chains, json).await?;
         }
         Order::Create { chain, group, from } => {
             let chain = client.chain(&chain)?;
-            let after = from.resolve(&streams, (&chain.name, chain.chain_id)).await?;
+            let after = from.resolve(streams, (&chain.name, chain.chain_id)).await?;
             streams.create_group(chain.chain_id, &group, &after).await?;
             say!("Group {group} of {}: it is given what stands behind {after}.", chain.name);
         }

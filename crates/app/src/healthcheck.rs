@@ -7,9 +7,9 @@ use anyhow::{Context, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::config::{Inputs, Probe, Problem};
+use crate::Exit;
+use crate::config::{Inputs, Probe};
 use crate::output::say;
-use crate::{Exit, tell};
 
 /// How long the answer may take: `/ready` itself waits for Redis less than a second.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -17,14 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const MAX_REPLY: u64 = 1024 * 1024;
 
 /// Asks `/health`, or `/ready`, and prints the answer.
-pub(crate) async fn run(inputs: Result<Inputs, Vec<Problem>>, ready: bool) -> anyhow::Result<Exit> {
-    let probe = match inputs.and_then(|inputs| Probe::load(&inputs)) {
-        Ok(probe) => probe,
-        Err(problems) => {
-            tell(&problems);
-            return Ok(Exit::BadConfiguration);
-        }
-    };
+pub(crate) async fn run(inputs: &Inputs, ready: bool) -> anyhow::Result<Exit> {
+    let probe = Probe::load(inputs)?;
     let path = if ready { "/ready" } else { "/health" };
     let reply = ask(probe.health, path).await?;
     let body = reply.body.trim();

@@ -5,30 +5,27 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use ethhook_ingest::{Metrics, StatusBoard};
-use ethhook_streams::{ServerInfo, Streams};
+use ethhook_streams::{RedisConfig, ServerInfo, Streams};
 use hyper::StatusCode;
 use prometheus::{Registry, TextEncoder};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Inputs, Problem, RedisSettings, Service};
+use crate::config::{Config, Inputs, Invalid, Problem, Service};
 use crate::health::Health;
 use crate::http::{self, Answer};
 use crate::page::Page;
 use crate::process_metrics::ProcessMetrics;
 use crate::signals::Signals;
 use crate::status::live::Live;
-use crate::{Exit, logging, progress, redis, tell};
+use crate::{Exit, logging, progress, tell};
 
 /// The time for what is on the wire to Redis; the rest of the 8 s that an exit may take is spare.
 const DRAIN: Duration = Duration::from_secs(7);
 
 /// Runs until a signal; what is wrong beforehand is told on standard error, a line each.
-pub(crate) async fn run(
-    inputs: Result<Inputs, Vec<Problem>>,
-    with_progress: bool,
-) -> anyhow::Result<Exit> {
+pub(crate) async fn run(inputs: &Inputs, with_progress: bool) -> anyhow::Result<Exit> {
     // Before anything else, so that no signal finds us without.
     let mut signals = Signals::new()?;
     let ready = tokio::select! {
@@ -37,6 +34,9 @@ pub(crate) async fn run(
     };
     match ready {
         Ok(ready) => ready.run(signals, with_progress).await,
+        Err(NotReady { problems, exit: Exit::BadConfiguration }) => {
+            Err(Invalid::from(problems).into())
+        }
         Err(NotReady { problems, exit }) => {
             tell(&problems);
             Ok(exit)
@@ -61,14 +61,13 @@ struct NotReady {
 
 impl Ready {
     /// Tries configuration, Redis and ports; one's fault does not hide another's.
-    async fn prepare(inputs: Result<Inputs, Vec<Problem>>) -> Result<Self, NotReady> {
+    async fn prepare(inputs: &Inputs) -> Result<Self, NotReady> {
         let bad = |problems| NotReady { problems, exit: Exit::BadConfiguration };
-        let inputs = inputs.map_err(bad)?;
-        let config = match Config::load(&inputs) {
+        let config = match Config::load(inputs) {
             Ok(config) => config,
             Err(mut invalid) => {
-                if let Some(settings) = invalid.redis {
-                    invalid.problems.extend(try_redis(&settings).await.err().map(|(p, _)| p));
+                if let Some(redis) = invalid.redis {
+                    invalid.problems.extend(try_redis(redis).await.err().map(|(p, _)| p));
                 }
                 return Err(bad(invalid.problems));
             }
@@ -80,7 +79,7 @@ impl Ready {
         let mut exit = Exit::Failed;
         let metrics = listen(&config.service, "METRICS_PORT", config.service.metrics_port).await;
         let health = listen(&config.service, "HEALTH_PORT", config.service.health_port).await;
-        let streams = try_redis(&config.redis).await;
+        let streams = try_redis(config.redis.clone()).await;
         let metrics_listener = metrics.map_err(|problem| problems.push(problem)).ok();
         let health_listener = health.map_err(|problem| problems.push(problem)).ok();
         let streams = streams
@@ -210,8 +209,8 @@ fn announce(metrics: &TcpListener, health: &TcpListener) {
 }
 
 /// The problem, and whether trying again may help.
-async fn try_redis(settings: &RedisSettings) -> Result<(Streams, ServerInfo), (Problem, bool)> {
-    let streams = redis::open(settings).map_err(|e| (e, false))?;
+async fn try_redis(config: RedisConfig) -> Result<(Streams, ServerInfo), (Problem, bool)> {
+    let streams = Streams::new(config).map_err(|e| (Problem::line(e.to_string()), false))?;
     match streams.preflight().await {
         Ok(server) => Ok((streams, server)),
         Err(error) => Err((Problem::line(error.to_string()), error.is_retryable())),

@@ -19,13 +19,13 @@ mod page;
 mod place;
 mod process_metrics;
 mod progress;
-mod redis;
 mod replay;
 mod reset;
 mod signals;
 mod simulate;
 mod status;
 mod tail;
+mod target;
 mod verify;
 
 use std::process::ExitCode;
@@ -33,7 +33,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use cli::{Cli, Command};
-use config::{Config, Inputs, Problem};
+use config::{Config, Inputs, Invalid, Problem};
 use ethhook_domain::Secret;
 use operator::Order;
 
@@ -64,10 +64,16 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {
         Ok(exit) => exit.into(),
-        Err(error) => {
-            eprintln!("ethhook: {error:#}");
-            Exit::Failed.into()
-        }
+        Err(error) => match error.downcast_ref::<Invalid>() {
+            Some(invalid) => {
+                tell(&invalid.problems);
+                Exit::BadConfiguration.into()
+            }
+            None => {
+                eprintln!("ethhook: {error:#}");
+                Exit::Failed.into()
+            }
+        },
     }
 }
 
@@ -76,33 +82,33 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
     let inputs = || Inputs::of_process(files.config.as_deref(), files.env_file.as_deref());
     match cli.command {
         Command::CheckConfig { example: true } => Ok(check_config::example()),
-        Command::CheckConfig { example: false } => Ok(check_config::run(inputs())),
-        Command::Ingest { progress } => in_runtime(ingest::run(inputs(), progress)),
+        Command::CheckConfig { example: false } => Ok(check_config::run(&inputs()?)?),
+        Command::Ingest { progress } => in_runtime(ingest::run(&inputs()?, progress)),
         Command::Simulate(options) => in_runtime(simulate::run(options)),
-        Command::Healthcheck { ready } => in_runtime(healthcheck::run(inputs(), ready)),
+        Command::Healthcheck { ready } => in_runtime(healthcheck::run(&inputs()?, ready)),
         Command::Status { json, watch } => {
-            in_runtime(status::run(inputs(), status::Options { json, watch }))
+            in_runtime(status::run(&inputs()?, status::Options { json, watch }))
         }
         Command::Verify { chain, from, to } => {
-            in_runtime(verify::run(inputs(), &chain, verify::Range { from, to }))
+            in_runtime(verify::run(&inputs()?, &chain, verify::Range { from, to }))
         }
         Command::Replay { chain, from, to, into, selection } => {
             let order = replay::Order { from, to, into, filter: selection.filter() };
-            in_runtime(replay::run(inputs(), &chain, order))
+            in_runtime(replay::run(&inputs()?, &chain, order))
         }
-        Command::Tail(options) => in_runtime(tail::run(inputs(), options.read()?)),
-        Command::Groups { command } => in_runtime(groups::run(inputs(), command.into())),
+        Command::Tail(options) => in_runtime(tail::run(&inputs()?, options.read()?)),
+        Command::Groups { command } => in_runtime(groups::run(&inputs()?, command.into())),
         Command::Completions { shell } => Ok(cli::completions(shell)),
         Command::Rewind { chain, to, yes } => {
-            in_runtime(operator::rewind::run(inputs(), Order { chain: &chain, yes }, to))
+            in_runtime(operator::rewind::run(&inputs()?, Order { chain: &chain, yes }, to))
         }
         Command::Skip { chain, to, yes } => {
-            in_runtime(operator::skip::run(inputs(), Order { chain: &chain, yes }, to))
+            in_runtime(operator::skip::run(&inputs()?, Order { chain: &chain, yes }, to))
         }
         Command::ClearAlarm { chain, yes } => {
-            in_runtime(operator::clear_alarm::run(inputs(), Order { chain: &chain, yes }))
+            in_runtime(operator::clear_alarm::run(&inputs()?, Order { chain: &chain, yes }))
         }
-        Command::Reset { chain, yes } => in_runtime(reset::run(inputs(), &chain, yes)),
+        Command::Reset { chain, yes } => in_runtime(reset::run(&inputs()?, &chain, yes)),
     }
 }
 

@@ -1,7 +1,5 @@
 //! `ethhook replay`: a final range of a chain, fetched and checked again, into a stream of its own.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, bail, ensure};
 use ethhook_domain::{Filter, ProcessedEvent, Profile};
 use ethhook_ingest::inquiry::{CheckedBlock, Inquiry, Which};
@@ -9,15 +7,11 @@ use ethhook_streams::{Replay, ReplayError, ReplaySpec};
 
 use crate::Exit;
 use crate::bar::Bar;
-use crate::config::{Inputs, Problem};
-use crate::operator::{Target, bad_configuration};
+use crate::config::Inputs;
 use crate::output::say;
 use crate::signals::Signals;
+use crate::target::{Target, patiently};
 use crate::verify::BLOCKS_A_QUESTION;
-
-/// How long a block is tried again while Redis is away.
-const PATIENCE: Duration = Duration::from_secs(30);
-const TRY_AGAIN: Duration = Duration::from_millis(250);
 
 /// What is replayed, and where to.
 #[derive(Debug, Clone)]
@@ -33,15 +27,11 @@ pub(crate) struct Order {
 ///
 /// # Errors
 /// If the range is not final, the stream is another's, or the node or Redis do not answer.
-pub(crate) async fn run(
-    inputs: Result<Inputs, Vec<Problem>>,
-    chain: &str,
-    order: Order,
-) -> anyhow::Result<Exit> {
+pub(crate) async fn run(inputs: &Inputs, chain: &str, order: Order) -> anyhow::Result<Exit> {
     let mut signals = Signals::new()?;
     let Order { from, to, into, filter } = order;
     ensure!(from <= to, "--from {from} is above --to {to}");
-    let Some(mut target) = Target::load(inputs, chain)? else { return bad_configuration() };
+    let mut target = Target::load(inputs, chain)?;
     // The node is asked with it, too.
     target.chain.filter = filter.unwrap_or(target.chain.filter);
     let (filter, encoding) = (target.chain.filter.digest(), target.options.encoding);
@@ -93,7 +83,8 @@ async fn write(target: &Target, replay: &mut Replay, to: u64) -> anyhow::Result<
             let id = target.id();
             let events: Vec<_> =
                 logs.into_iter().map(|log| ProcessedEvent::new(id, &block, log)).collect();
-            patiently(async || replay.append(&block, &events).await).await?;
+            let append = async || replay.append(&block, &events).await;
+            patiently(append, ReplayError::is_retryable).await?;
             bar.advance(1);
         }
     }
@@ -106,18 +97,4 @@ async fn newest_final(inquiry: &Inquiry, profile: &Profile) -> anyhow::Result<Op
     let head = inquiry.header(Which::Latest).await?.context("the node shows no head")?;
     let tag = inquiry.header(Which::Finalized).await?;
     Ok(profile.newest_final(head.block.number, tag.map(|tag| tag.block.number)))
-}
-
-async fn patiently(
-    mut act: impl AsyncFnMut() -> Result<(), ReplayError>,
-) -> Result<(), ReplayError> {
-    let started = Instant::now();
-    loop {
-        match act().await {
-            Err(error) if error.is_retryable() && started.elapsed() < PATIENCE => {
-                tokio::time::sleep(TRY_AGAIN).await;
-            }
-            result => return result,
-        }
-    }
 }

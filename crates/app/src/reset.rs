@@ -6,23 +6,19 @@ use anyhow::bail;
 use ethhook_domain::Profile;
 use ethhook_streams::Inventory;
 
-use crate::config::{Inputs, Problem};
+use crate::config::{Client, Inputs};
 use crate::output;
 use crate::output::say;
-use crate::{Exit, operator, redis};
+use crate::{Exit, logging};
 
 /// Says what there is, asks unless `yes`, and deletes it.
 ///
 /// # Errors
 /// If an ingestor writes the chain, nobody can be asked, or Redis fails.
-pub(crate) async fn run(
-    inputs: Result<Inputs, Vec<Problem>>,
-    chain: &str,
-    yes: bool,
-) -> anyhow::Result<Exit> {
-    let Some((client, streams)) = redis::client(inputs)? else {
-        return Ok(Exit::BadConfiguration);
-    };
+pub(crate) async fn run(inputs: &Inputs, chain: &str, yes: bool) -> anyhow::Result<Exit> {
+    let client = Client::load(inputs)?;
+    logging::start(&client.logging)?;
+    let streams = &client.streams;
     let chain = client.chain(chain)?;
     match streams.inventory(chain.chain_id).await {
         Ok(inventory) => {
@@ -37,7 +33,7 @@ pub(crate) async fn run(
         }
         Err(error) => return Err(error.into()),
     }
-    if !yes && !operator::confirm(&chain.name, "delete all of this")? {
+    if !yes && !output::confirm(&chain.name, "delete all of this")? {
         say!("Nothing was deleted.");
         return Ok(Exit::Done);
     }

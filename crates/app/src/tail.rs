@@ -13,10 +13,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::abi::{Abis, Decoded};
-use crate::config::{Inputs, Problem};
+use crate::config::{Client, Inputs};
 use crate::place::Place;
 use crate::signals::Signals;
-use crate::{Exit, redis};
+use crate::{Exit, logging};
 
 /// Events that one read may give.
 const EVENTS_A_READ: usize = 500;
@@ -131,17 +131,14 @@ impl<'a> Line<'a> {
 ///
 /// # Errors
 /// If the place is not in the stream, or Redis fails in a way that does not pass.
-pub(crate) async fn run(
-    inputs: Result<Inputs, Vec<Problem>>,
-    options: Options,
-) -> anyhow::Result<Exit> {
+pub(crate) async fn run(inputs: &Inputs, options: Options) -> anyhow::Result<Exit> {
     let mut signals = Signals::new()?;
-    let Some((client, streams)) = redis::client(inputs)? else {
-        return Ok(Exit::BadConfiguration);
-    };
+    let client = Client::load(inputs)?;
+    logging::start(&client.logging)?;
+    let streams = &client.streams;
     let chains = client.chosen(options.chain.as_deref())?;
     tokio::select! {
-        ended = print(&streams, &chains, options) => ended,
+        ended = print(streams, &chains, options) => ended,
         () = signals.next() => Ok(Exit::Done),
     }
 }

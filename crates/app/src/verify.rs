@@ -14,9 +14,9 @@ use ethhook_streams::{EntryId, Place, Streams};
 
 use crate::Exit;
 use crate::bar::Bar;
-use crate::config::{Inputs, Problem};
-use crate::operator::{Target, bad_configuration};
+use crate::config::Inputs;
 use crate::output::say;
+use crate::target::Target;
 
 /// Markers read at once.
 const MARKERS_A_READ: usize = 256;
@@ -38,12 +38,8 @@ pub(crate) struct Range {
 ///
 /// # Errors
 /// If the range is not in the stream, or Redis or the node do not answer.
-pub(crate) async fn run(
-    inputs: Result<Inputs, Vec<Problem>>,
-    chain: &str,
-    range: Range,
-) -> anyhow::Result<Exit> {
-    let Some(target) = Target::load(inputs, chain)? else { return bad_configuration() };
+pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::Result<Exit> {
+    let target = Target::load(inputs, chain)?;
     let cursor = target.cursor().await?;
     let (place, from, to) = locate(&target, &cursor, range).await?;
     say!("Chain {}: blocks {from} to {to} of the stream against the chain.", target.name());

@@ -225,7 +225,7 @@ fn wrong_orders_are_told_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let env = [("LOCAL_WS_URL", "ws://127.0.0.1:1"), ("REDIS_URL", "redis://127.0.0.1:1")];
     for (arguments, code, part) in [
-        ("verify --chain lokal", 1, "chain lokal is not configured; there are local"),
+        ("verify --chain lokal", 1, "there is no configured chain lokal; did you mean local?"),
         ("replay --chain local --from 1 --to 2", 2, "--into <STREAM>"),
         ("replay --chain local --from 1 --to 2 --into events:1", 1, "ethhook rewind"),
         ("tail --contract 0x12", 2, "must be 0x and 40 hex digits"),

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use config::{File, FileFormat, FileSourceString, Map, Source, Value, ValueKind};
 use ethhook_domain::{Profile, Secret};
 
+use super::Invalid;
 use super::keys::{self, FILE_SUFFIX, Key};
 use super::problem::Problem;
 use super::spelling;
@@ -66,7 +67,7 @@ impl Inputs {
     pub(crate) fn of_process(
         toml: Option<&Path>,
         env_file: Option<&Path>,
-    ) -> Result<Self, Vec<Problem>> {
+    ) -> Result<Self, Invalid> {
         let mut problems = Vec::new();
         let mut read = |named: Option<&Path>, usual: &str| {
             let path = named.map_or_else(|| PathBuf::from(usual), Path::to_owned);
@@ -85,7 +86,7 @@ impl Inputs {
         let toml = read(toml, "ethhook.toml");
         let env_file = read(env_file, ".env");
         if !problems.is_empty() {
-            return Err(problems);
+            return Err(problems.into());
         }
         let env = std::env::vars_os()
             .map(|(name, value)| {

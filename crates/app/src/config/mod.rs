@@ -16,16 +16,19 @@ mod spelling;
 #[cfg(test)]
 mod tests;
 
+use std::error::Error;
+use std::fmt;
 use std::net::SocketAddr;
 
+use anyhow::anyhow;
 use ethhook_domain::Profile;
 use ethhook_ingest::ChainConfig;
+use ethhook_streams::{ConnectError, RedisConfig, Streams};
 
 pub(crate) use example::render as example;
 pub(crate) use layers::{Inputs, Origin};
 pub(crate) use problem::Problem;
 pub(crate) use read::Resolved;
-pub(crate) use redis::RedisSettings;
 pub(crate) use service::{LogFormat, Logging, Service};
 
 use layers::Settings;
@@ -34,7 +37,7 @@ use read::Reader;
 /// Everything `ethhook ingest` needs.
 #[derive(Debug)]
 pub(crate) struct Config {
-    pub(crate) redis: RedisSettings,
+    pub(crate) redis: RedisConfig,
     pub(crate) service: Service,
     pub(crate) logging: Logging,
     pub(crate) chains: Vec<ChainConfig>,
@@ -44,10 +47,10 @@ pub(crate) struct Config {
     pub(crate) off: Vec<String>,
 }
 
-/// What `tail` and `reset` need: Redis, and which chains there are.
+/// What those need who look at the streams alone: Redis, and which chains there are.
 #[derive(Debug)]
 pub(crate) struct Client {
-    pub(crate) redis: RedisSettings,
+    pub(crate) streams: Streams,
     pub(crate) logging: Logging,
     /// Built in, or described in `ethhook.toml`.
     pub(crate) known: Vec<Profile>,
@@ -69,10 +72,58 @@ pub(crate) struct Invalid {
     pub(crate) problems: Vec<Problem>,
     /// Where Redis is, if that much is well told: it can be tried, so that its faults are told
     /// in the same breath.
-    pub(crate) redis: Option<RedisSettings>,
+    pub(crate) redis: Option<RedisConfig>,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<_> = self.problems.iter().map(ToString::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl Error for Invalid {}
+
+impl From<Vec<Problem>> for Invalid {
+    fn from(problems: Vec<Problem>) -> Self {
+        Self { problems, redis: None }
+    }
+}
+
+impl From<ConnectError> for Invalid {
+    fn from(error: ConnectError) -> Self {
+        vec![Problem::line(error.to_string())].into()
+    }
+}
+
+/// Where in `chains` the one of this name is, in whatever case.
+fn position<'a>(
+    kind: &str,
+    name: &str,
+    chains: impl Iterator<Item = &'a Profile> + Clone,
+) -> anyhow::Result<usize> {
+    let found = chains.clone().position(|chain| chain.name.eq_ignore_ascii_case(name));
+    found.ok_or_else(|| {
+        let names: Vec<_> = chains.map(|chain| chain.name.clone()).collect();
+        let hint = match spelling::nearest_chain(&name.to_lowercase(), names.iter().cloned()) {
+            Some(meant) => format!("did you mean {meant}?"),
+            None => format!("there are {}", names.join(", ")),
+        };
+        anyhow!("there is no {kind} {name}; {hint}")
+    })
 }
 
 impl Config {
+    /// Takes out the chain of this name, in whatever case.
+    ///
+    /// # Errors
+    /// If none of this name has a URL; names those that do.
+    pub(crate) fn take_chain(&mut self, name: &str) -> anyhow::Result<ChainConfig> {
+        let profiles = self.chains.iter().map(|chain| &chain.profile);
+        let position = position("configured chain", name, profiles)?;
+        Ok(self.chains.swap_remove(position))
+    }
+
     /// Reads everything.
     ///
     /// # Errors
@@ -103,15 +154,8 @@ impl Client {
     /// # Errors
     /// If there is none; names those there are.
     pub(crate) fn chain(&self, name: &str) -> anyhow::Result<&Profile> {
-        self.known.iter().find(|chain| chain.name.eq_ignore_ascii_case(name)).ok_or_else(|| {
-            let names = || self.known.iter().map(|chain| chain.name.clone());
-            let meant = spelling::nearest_chain(&name.to_lowercase(), names());
-            let hint = meant.map(|meant| format!("; did you mean {meant}?"));
-            let hint = hint.unwrap_or_else(|| {
-                format!("; there are {}", names().collect::<Vec<_>>().join(", "))
-            });
-            anyhow::anyhow!("there is no chain {name}{hint}")
-        })
+        let position = position("chain", name, self.known.iter())?;
+        Ok(&self.known[position])
     }
 
     /// The chain of this name, or without one those that are configured, or all that are known if
@@ -131,7 +175,7 @@ impl Client {
     ///
     /// # Errors
     /// All that is wrong with the rest.
-    pub(crate) fn load(inputs: &Inputs) -> Result<Self, Vec<Problem>> {
+    pub(crate) fn load(inputs: &Inputs) -> Result<Self, Invalid> {
         let (settings, problems) = Settings::read(inputs);
         let mut reader = Reader { settings: &settings, problems, resolved: Vec::new() };
         let redis = redis::read(&mut reader);
@@ -139,8 +183,10 @@ impl Client {
         let known = chains::known(&mut reader);
         let on = known.iter().filter(|p| chains::is_on(&reader, &p.name)).cloned().collect();
         match (reader.problems.is_empty(), redis, logging) {
-            (true, Some(redis), Some(logging)) => Ok(Self { redis, logging, known, on }),
-            _ => Err(reader.problems),
+            (true, Some(redis), Some(logging)) => {
+                Ok(Self { streams: Streams::new(redis)?, logging, known, on })
+            }
+            _ => Err(reader.problems.into()),
         }
     }
 }
@@ -150,10 +196,10 @@ impl Probe {
     ///
     /// # Errors
     /// All that is wrong with it.
-    pub(crate) fn load(inputs: &Inputs) -> Result<Self, Vec<Problem>> {
+    pub(crate) fn load(inputs: &Inputs) -> Result<Self, Invalid> {
         let (settings, _) = Settings::read(inputs);
         let mut reader = Reader { settings: &settings, problems: Vec::new(), resolved: Vec::new() };
         let health = service::health_address(&mut reader);
-        health.map(|health| Self { health }).ok_or(reader.problems)
+        health.map(|health| Self { health }).ok_or_else(|| reader.problems.into())
     }
 }

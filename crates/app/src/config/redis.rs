@@ -7,19 +7,8 @@ use url::{Host, Url};
 use super::layers::Setting;
 use super::read::Reader;
 
-/// How to reach Redis.
-#[derive(Debug, Clone)]
-pub(crate) struct RedisSettings {
-    /// As `Streams` takes it, password included.
-    pub(crate) url: Secret,
-    /// Certificate authorities to trust in place of the public ones, PEM.
-    pub(crate) authorities: Option<Vec<u8>>,
-    /// Connections that all chains share; in a Cluster, that each chain has.
-    pub(crate) pool_size: usize,
-}
-
 /// None if something is wrong with it, which `reader` then knows.
-pub(crate) fn read(reader: &mut Reader<'_>) -> Option<RedisSettings> {
+pub(crate) fn read(reader: &mut Reader<'_>) -> Option<RedisConfig> {
     let before = reader.problems.len();
     let pool_size = reader.global("REDIS_POOL_SIZE");
     let pool_size = reader.number(&pool_size, 1..=1024);
@@ -34,15 +23,15 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Option<RedisSettings> {
     let authorities_setting = reader.given("REDIS_CA_FILE");
     let authorities =
         authorities_setting.as_ref().and_then(|setting| read_authorities(reader, setting));
-    let config = RedisConfig { authorities: authorities.clone(), ..RedisConfig::new(url.clone()?) };
-    let wrong = match Streams::new(config) {
+    let mut config = RedisConfig { authorities, ..RedisConfig::new(url?) };
+    let wrong = match Streams::new(config.clone()) {
         Err(ConnectError::Url(why)) => url_setting.map(|s| s.problem(format!("the URL {why}"))),
         Err(ConnectError::Authorities(why)) => authorities_setting.map(|s| s.problem(why)),
         _ => None,
     };
     reader.problems.extend(wrong);
-    (reader.problems.len() == before).then_some(())?;
-    Some(RedisSettings { url: url?, authorities, pool_size: pool_size? })
+    config.pool_size = pool_size?;
+    (reader.problems.len() == before).then_some(config)
 }
 
 fn read_authorities(reader: &mut Reader<'_>, setting: &Setting) -> Option<Vec<u8>> {

@@ -10,10 +10,11 @@ use ethhook_domain::{BlockRef, Cursor};
 use ethhook_ingest::inquiry::{Inquiry, Which};
 use ethhook_streams::{MarkedBlock, PublishedBlock, ReadError, Step};
 
-use super::{Order, Target, Writer, bad_configuration, events};
+use super::{Order, Writer, events};
 use crate::Exit;
-use crate::config::{Inputs, Problem};
+use crate::config::Inputs;
 use crate::output::say;
+use crate::target::Target;
 
 const NOTHING: &str = "nothing is published: `ethhook reset` starts the chain anew";
 
@@ -32,11 +33,8 @@ struct Plan {
 /// # Errors
 /// If an ingestor writes the chain, the node does not answer or lags below the finalized block, nobody can be
 /// asked, or Redis fails.
-pub(crate) async fn run(
-    inputs: Result<Inputs, Vec<Problem>>,
-    order: Order<'_>,
-) -> anyhow::Result<Exit> {
-    let Some(target) = Target::load(inputs, order.chain)? else { return bad_configuration() };
+pub(crate) async fn run(inputs: &Inputs, order: Order<'_>) -> anyhow::Result<Exit> {
+    let target = Target::load(inputs, order.chain)?;
     let cursor = target.cursor().await?;
     if cursor.alarm.is_empty() {
         say!("Chain {}: no alarm is latched.", target.name());

@@ -4,21 +4,18 @@ use anyhow::{bail, ensure};
 use ethhook_domain::Cursor;
 use ethhook_streams::PublishedBlock;
 
-use super::{Order, Target, bad_configuration, events};
+use super::{Order, events};
 use crate::Exit;
-use crate::config::{Inputs, Problem};
+use crate::config::Inputs;
 use crate::output::say;
+use crate::target::Target;
 
 /// Says what will be taken back, asks, and takes it back block by block.
 ///
 /// # Errors
 /// If an ingestor writes the chain, `to` is out of reach, nobody can be asked, or Redis fails.
-pub(crate) async fn run(
-    inputs: Result<Inputs, Vec<Problem>>,
-    order: Order<'_>,
-    to: u64,
-) -> anyhow::Result<Exit> {
-    let Some(target) = Target::load(inputs, order.chain)? else { return bad_configuration() };
+pub(crate) async fn run(inputs: &Inputs, order: Order<'_>, to: u64) -> anyhow::Result<Exit> {
+    let target = Target::load(inputs, order.chain)?;
     let cursor = target.cursor().await?;
     let window = target.streams.window(target.id(), &cursor).await?;
     let above = above(&cursor, &window, to)?;

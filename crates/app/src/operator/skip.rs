@@ -7,10 +7,11 @@ use ethhook_domain::{Cursor, Header};
 use ethhook_ingest::inquiry::{Inquiry, Which};
 use ethhook_streams::{PublishedBlock, Step};
 
-use super::{Order, Target, bad_configuration};
+use super::Order;
 use crate::Exit;
-use crate::config::{Inputs, Problem};
+use crate::config::Inputs;
 use crate::output::say;
+use crate::target::Target;
 
 /// The last block to skip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,12 +41,8 @@ impl FromStr for To {
 /// # Errors
 /// If an ingestor writes the chain, the order would go backwards, the node has given up what is published,
 /// it does not answer, nobody can be asked, or Redis fails.
-pub(crate) async fn run(
-    inputs: Result<Inputs, Vec<Problem>>,
-    order: Order<'_>,
-    to: To,
-) -> anyhow::Result<Exit> {
-    let Some(target) = Target::load(inputs, order.chain)? else { return bad_configuration() };
+pub(crate) async fn run(inputs: &Inputs, order: Order<'_>, to: To) -> anyhow::Result<Exit> {
+    let target = Target::load(inputs, order.chain)?;
     let cursor = target.cursor().await?;
     if !cursor.alarm.is_empty() {
         bail!("the chain is stopped by an alarm ({}): `ethhook clear-alarm` first", cursor.alarm);

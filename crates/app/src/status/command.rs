@@ -3,15 +3,14 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use ethhook_streams::Streams;
 use tokio::io::AsyncWriteExt;
 
 use super::advice::{Seen, troubles};
 use super::offline::standings;
 use super::{Chain, Redis, Report, Trouble, table};
-use crate::config::{Client, Inputs, Probe, Problem};
+use crate::config::{Client, Inputs, Probe};
 use crate::signals::Signals;
-use crate::{Exit, healthcheck, redis, tell};
+use crate::{Exit, healthcheck};
 
 /// Between two reports of `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
@@ -32,23 +31,9 @@ pub(crate) struct Options {
 ///
 /// # Errors
 /// If the report cannot be written.
-pub(crate) async fn run(
-    inputs: Result<Inputs, Vec<Problem>>,
-    options: Options,
-) -> anyhow::Result<Exit> {
+pub(crate) async fn run(inputs: &Inputs, options: Options) -> anyhow::Result<Exit> {
     let mut signals = Signals::new()?;
-    let loaded = inputs.and_then(|inputs| {
-        let (client, probe) = (Client::load(&inputs)?, Probe::load(&inputs)?);
-        let streams = redis::open(&client.redis).map_err(|problem| vec![problem])?;
-        Ok(Asker { client, probe, streams })
-    });
-    let asker = match loaded {
-        Ok(asker) => asker,
-        Err(problems) => {
-            tell(&problems);
-            return Ok(Exit::BadConfiguration);
-        }
-    };
+    let asker = Asker { client: Client::load(inputs)?, probe: Probe::load(inputs)? };
     loop {
         let shown = async {
             let report = asker.report().await;
@@ -84,7 +69,6 @@ async fn show(report: &Report, options: Options) -> anyhow::Result<()> {
 struct Asker {
     client: Client,
     probe: Probe,
-    streams: Streams,
 }
 
 impl Asker {
@@ -108,9 +92,9 @@ impl Asker {
 
     /// What Redis holds of the configured chains, else of those it knows.
     async fn of_redis(&self, why: &str) -> Report {
-        let Client { known, on, .. } = &self.client;
+        let Client { known, on, streams, .. } = &self.client;
         let chains: Vec<_> = if on.is_empty() { known } else { on }.iter().collect();
-        let (standings, failure) = standings(&self.streams, &chains).await;
+        let (standings, failure) = standings(streams, &chains).await;
         let mut troubles_of_all = vec![Trouble::no_service(why)];
         troubles_of_all.extend(failure.iter().map(Trouble::no_redis));
         let mut shown = Vec::new();
@@ -124,8 +108,7 @@ impl Asker {
             chain.troubles = troubles(&chain, &Seen::default());
             shown.push(chain);
         }
-        let redis =
-            Redis { address: self.streams.address(), failure: failure.map(|f| f.to_string()) };
+        let redis = Redis { address: streams.address(), failure: failure.map(|f| f.to_string()) };
         Report::new(None, redis, troubles_of_all, shown)
     }
 }

@@ -1,0 +1,66 @@
+//! One configured chain, as the commands that work on it see it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use ethhook_domain::Cursor;
+use ethhook_ingest::{ChainConfig, Options};
+use ethhook_streams::Streams;
+
+use crate::config::{Config, Inputs, Invalid};
+use crate::logging;
+
+/// How long something is tried again while Redis is away.
+const PATIENCE: Duration = Duration::from_secs(30);
+const TRY_AGAIN: Duration = Duration::from_millis(250);
+
+/// One chain, as the ingestor's own configuration has it.
+pub(crate) struct Target {
+    pub(crate) chain: ChainConfig,
+    pub(crate) options: Options,
+    pub(crate) streams: Streams,
+}
+
+impl Target {
+    /// Reads the configuration and starts the log.
+    ///
+    /// # Errors
+    /// [`Invalid`], or if there is no such chain.
+    pub(crate) fn load(inputs: &Inputs, chain: &str) -> anyhow::Result<Self> {
+        let mut config = Config::load(inputs)?;
+        let streams = Streams::new(config.redis.clone()).map_err(Invalid::from)?;
+        logging::start(&config.logging)?;
+        let options = config.service.options(None, config.chains.len());
+        Ok(Self { chain: config.take_chain(chain)?, options, streams })
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.chain.profile.chain_id
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.chain.profile.name
+    }
+
+    /// Where the stream stands.
+    pub(crate) async fn cursor(&self) -> anyhow::Result<Cursor> {
+        let cursor = self.streams.cursor(self.id()).await?;
+        cursor.with_context(|| format!("Redis holds nothing of {}", self.name()))
+    }
+}
+
+/// Does it again for a while, as long as what fails `may_pass`.
+pub(crate) async fn patiently<T, E>(
+    mut act: impl AsyncFnMut() -> Result<T, E>,
+    may_pass: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let started = Instant::now();
+    loop {
+        match act().await {
+            Err(error) if may_pass(&error) && started.elapsed() < PATIENCE => {
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+            result => return result,
+        }
+    }
+}
