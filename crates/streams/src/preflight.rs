@@ -118,6 +118,13 @@ impl Streams {
         let deleted = delete(&mut connection, keys).await;
         match result.and(deleted) {
             Ok(()) => Ok(server),
+            // Only the service can make room, by retention.
+            Err(Failed { failure: Some(failure), .. })
+                if failure.kind == FailureKind::OutOfMemory =>
+            {
+                tracing::warn!(%failure, "memory is full: what Redis can do was not tried");
+                Ok(server)
+            }
             Err(Failed { failure: Some(failure), .. }) if failure.is_retryable() => {
                 Err(self.unavailable(failure))
             }

@@ -33,6 +33,9 @@ end
 
 -- Rights on every key that the step writes, tried by calls that change nothing: a right that is
 -- missing in the middle of a step would leave it half-written.
+--
+-- The first write is one that full memory does not refuse: without a lease nothing would be trimmed.
+redis.call('DEL', PROBE)
 local harmless = {
   {'greater than 0-0', 'XADD', EVENTS, 'NOMKSTREAM', '0-0', 'f', 'v'},
   {'greater than 0-0', 'XADD', BLOCKS, 'NOMKSTREAM', '0-0', 'f', 'v'},
@@ -49,7 +52,6 @@ for _, try in ipairs(harmless) do
   end
 end
 redis.call('SET', PROBE, '', 'XX', 'EX', 1)
-redis.call('DEL', PROBE)
 
 if made then redis.call('HSET', CURSOR, unpack(ARGV, 5)) end
 redis.call('HINCRBY', CURSOR, 'epoch', 1)

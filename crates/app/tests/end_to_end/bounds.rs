@@ -216,3 +216,39 @@ async fn publish_earlier(redis: &mut MultiplexedConnection, key: &str, by: Durat
         add.exec_async(redis).await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn g8_a_full_redis_is_left_by_keeping_less() {
+    let (chain, node, mut rig) = manual().await;
+    let toml = "[chains.tiny]\nchain_id = 31337\nblock_time_ms = 100\nfinality_depth = 4\n\
+                verify = 'receipts_root'\n";
+    let _ = rig.write_toml(toml);
+    rig.set("LOCAL_WS_URL", "").set("TINY_WS_URL", node.ws_url(LOCAL)).set("TINY_START_BLOCK", 0);
+    rig.start();
+    chain.mine(2_500);
+    let checker = checker(&rig, &node).await;
+    let cursor = async || checker.cursor().await.unwrap();
+    until("the chain to be final", async || {
+        cursor().await.is_some_and(|c| c.number == 2_500 && c.finalized_number >= 2_000)
+    })
+    .await;
+    let mut redis = rig.redis.connection().await.unwrap();
+    let memory: String = redis::cmd("INFO").arg("memory").query_async(&mut redis).await.unwrap();
+    let used = memory.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
+    let full = used.trim().parse::<u64>().unwrap() - 500_000;
+    let limit = ["SET", "maxmemory", &full.to_string()];
+    redis::cmd("CONFIG").arg(&limit).exec_async(&mut redis).await.unwrap();
+    chain.mine(1);
+    rig.wait_for("metrics", |_, body| body.contains(r#"kind="out_of_memory"} 2"#)).await;
+    rig.terminate().await;
+    // What the runbook says. Nothing but the service itself can make room.
+    rig.set("STREAM_MAX_BYTES", 2_000_000);
+    rig.start();
+    until("room for the next block", async || cursor().await.is_some_and(|c| c.number == 2_501))
+        .await;
+    let entries: u64 =
+        redis::cmd("XLEN").arg("events:31337").query_async(&mut redis).await.unwrap();
+    assert!(entries < 10_000, "{entries}");
+    assert!(rig.log_of_this_process().contains("memory is full"), "{}", rig.log());
+    rig.terminate().await;
+}

@@ -463,3 +463,30 @@ async fn g3_a_reorg_of_the_end_is_followed_until_it_is_final() {
     .await;
     rig.terminate().await;
 }
+
+#[tokio::test]
+async fn g3_an_end_block_below_what_is_published_leaves_no_orphan() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(30);
+    let checker = rig.checker(NodeRpc::at_url(node.http_url(LOCAL)), LOCAL).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    rig.terminate().await;
+    rig.set("LOCAL_END_BLOCK", 20);
+    rig.start();
+    rig.wait_for("ready", |status, _| status == 200).await;
+    let tip = async || {
+        let cursor = checker.cursor().await.unwrap().unwrap();
+        assert_eq!(cursor.alarm, "");
+        (cursor.number, cursor.hash)
+    };
+    // Above the end, and across it.
+    for depth in [5, 18] {
+        chain.reorg(depth, depth + 2, Contents::Fresh);
+        let wanted = (30, chain.block(30).map(|block| block.hash()));
+        until("the other branch", async || tip().await == wanted).await;
+    }
+    rig.terminate().await;
+    let told = rig.command(&["verify", "--chain", "local", "--to", "30"]).await;
+    assert!(told.status.success(), "{told:?}");
+}

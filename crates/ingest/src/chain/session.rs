@@ -47,6 +47,9 @@ struct Session<'a> {
     /// From the finalized block, or the first, to the tip of the stream.
     published: VecDeque<PublishedBlock>,
     queue: Queue,
+    /// The last block to be published: the configured one, or the last that an earlier run published if that is
+    /// above it, so that what is published stays what the chain is.
+    end_block: Option<u64>,
     /// Height and time of the newest head.
     head: Option<(u64, u64)>,
     /// Here while no step goes by itself.
@@ -135,6 +138,8 @@ impl<'a> Session<'a> {
             digest: chain.config.filter.digest(),
             metrics: chain.metrics.clone(),
         };
+        let published = opened.published.last().map_or(0, |tip| tip.block.number);
+        let end_block = chain.config.end_block.map(|end| end.max(published));
         let cursor = opened.publisher.cursor();
         chain.metrics.finalized.set(gauge(cursor.finalized_number));
         Self {
@@ -144,6 +149,7 @@ impl<'a> Session<'a> {
             canonical: opened.chain,
             published: opened.published.into(),
             queue: Queue::default(),
+            end_block,
             head: None,
             publisher: Some(opened.publisher),
             writing: None,
@@ -174,7 +180,7 @@ impl<'a> Session<'a> {
     /// The highest block that may be published now.
     fn up_to(&self) -> Option<u64> {
         let tip = self.canonical.tip()?.number.checked_sub(self.chain.config.confirmations)?;
-        Some(self.chain.config.end_block.map_or(tip, |end| tip.min(end)))
+        Some(self.end_block.map_or(tip, |end| tip.min(end)))
     }
 
     /// When something is due that could not start at `now`.
@@ -243,7 +249,7 @@ impl<'a> Session<'a> {
     }
 
     fn follow(&mut self, mut change: Change, heard: Option<Instant>) {
-        if let Some(end) = self.chain.config.end_block {
+        if let Some(end) = self.end_block {
             change.undo.retain(|block| block.number <= end);
             change.new.retain(|header| header.block.number <= end);
         }
@@ -296,7 +302,7 @@ impl<'a> Session<'a> {
         let config = &self.chain.config;
         let ((head, head_time), tip) = (self.head?, self.published.back()?.block);
         let wanted = head.saturating_sub(config.confirmations);
-        let wanted = config.end_block.map_or(wanted, |end| wanted.min(end));
+        let wanted = self.end_block.map_or(wanted, |end| wanted.min(end));
         let time = self.canonical.at(wanted).map_or(head_time, |block| block.timestamp);
         let blocks = wanted.saturating_sub(tip.number);
         let seconds = if blocks == 0 { 0 } else { time.saturating_sub(tip.timestamp) };

@@ -27,7 +27,7 @@ impl Session<'_> {
     /// The last header that is of interest: past the end block only those that make it final.
     pub(super) fn last_header(&self) -> u64 {
         let config = &self.chain.config;
-        config.end_block.map_or(u64::MAX, |end| {
+        self.end_block.map_or(u64::MAX, |end| {
             end.saturating_add(config.confirmations).saturating_add(config.profile.finality_depth)
         })
     }
@@ -41,7 +41,7 @@ impl Session<'_> {
         };
         let last = self.last_header();
         let is_reached = self.canonical.tip().is_some_and(|tip| tip.number >= last);
-        (is_reached && !self.chain.config.end_block.is_some_and(is_final)).then_some(last)
+        (is_reached && !self.end_block.is_some_and(is_final)).then_some(last)
     }
 
     /// The question of the canonical chain, less what lies past the last header.
