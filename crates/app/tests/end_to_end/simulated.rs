@@ -490,3 +490,39 @@ async fn g3_an_end_block_below_what_is_published_leaves_no_orphan() {
     let told = rig.command(&["verify", "--chain", "local", "--to", "30"]).await;
     assert!(told.status.success(), "{told:?}");
 }
+
+/// A chain as a dev node makes one, with a genesis of its own.
+fn dev_chain(seed: u64) -> ManualChain {
+    Chain::manual(ManualSpec { seed, genesis_time: 1_700_000_000 + seed, ..ManualSpec::new(LOCAL) })
+}
+
+#[tokio::test]
+async fn g3_a_dev_node_that_started_anew_is_not_followed_within_a_session() {
+    let (first, second) = (dev_chain(1), dev_chain(2));
+    let node = serve(vec![first.clone()]).await;
+    let address = node.addr();
+    let mut rig = Rig::new().await;
+    rig.set("LOCAL_WS_URL", node.ws_url(LOCAL)).set("LOCAL_START_BLOCK", 0);
+    rig.start();
+    first.mine(20);
+    let checker = rig.checker(NodeRpc::at_url(node.http_url(LOCAL)), LOCAL).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    // All of it may be replaced by another branch of the same chain.
+    first.reorg(20, 21, Contents::Fresh);
+    checker.settle_and_check(SETTLE).await.unwrap();
+    let before = checker.cursor().await.unwrap();
+    drop(node);
+    second.mine(30);
+    let mut node = None;
+    until("the port to be free", async || {
+        node = Node::bind(address, vec![second.clone()]).await.ok().map(Node::spawn);
+        node.is_some()
+    })
+    .await;
+    second.mine(1);
+    let told = rig.wait_for("ready", |_, body| body.contains("genesis")).await;
+    assert!(told.contains("`ethhook reset --chain local`"), "{told}");
+    let after = checker.cursor().await.unwrap();
+    assert_eq!(after.map(|c| c.hash), before.map(|c| c.hash), "no block of it was taken");
+    rig.terminate().await;
+}

@@ -41,6 +41,8 @@ enum End {
     Reopen(&'static str),
     /// Redis refused what should have been fine; why.
     Refused(String),
+    /// The node's chain shares no block with ours: whether it is the same chain at all is looked at first.
+    Replaced,
     /// An alarm is latched in the cursor: the chain goes on when an operator has cleared it.
     Alarm,
     /// Somebody wrote under our own `INSTANCE_ID` and a later epoch.
@@ -57,6 +59,8 @@ pub(crate) struct Chain {
     status: StatusBoard,
     /// The start this process resolved: a Redis that was wiped starts there again.
     resolved_start: Option<u64>,
+    /// The last session ended because another branch replaced all of it; its genesis was looked at since.
+    may_be_replaced: bool,
     /// A place among the chains that this process may hold, taken before the lease.
     places: Arc<Semaphore>,
 }
@@ -83,8 +87,17 @@ impl Chain {
             sockets.spawn(socket.run().instrument(Span::current()));
         }
         let node = Arc::new(node);
-        let mut chain =
-            Self { config, options, streams, node, metrics, status, resolved_start: None, places };
+        let mut chain = Self {
+            config,
+            options,
+            streams,
+            node,
+            metrics,
+            status,
+            resolved_start: None,
+            may_be_replaced: false,
+            places,
+        };
         let sessions = chain.sessions(&mut heads, &cancel);
         tokio::select! {
             () = sessions => {}
@@ -111,9 +124,12 @@ impl Chain {
                 epoch = cursor.epoch,
                 "session opened"
             );
-            let cause = match self.drive(opened, heads, cancel).await {
+            let end = self.drive(opened, heads, cancel).await;
+            self.may_be_replaced = matches!(end, End::Replaced);
+            let cause = match end {
                 End::Cancelled => return,
                 End::Reopen(cause) => cause,
+                End::Replaced => "replaced",
                 End::Alarm => "alarm",
                 End::Refused(why) => {
                     self.stand_still(why, Needs::Operator);

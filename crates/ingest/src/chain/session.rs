@@ -50,6 +50,11 @@ struct Session<'a> {
     /// The last block to be published: the configured one, or the last that an earlier run published if that is
     /// above it, so that what is published stays what the chain is.
     end_block: Option<u64>,
+    start_block: u64,
+    /// Another branch may replace all blocks from the first on: the genesis was just looked at.
+    may_be_replaced: bool,
+    /// One does, but the genesis was not looked at.
+    is_replaced: bool,
     /// Height and time of the newest head.
     head: Option<(u64, u64)>,
     /// Here while no step goes by itself.
@@ -117,7 +122,7 @@ impl Chain {
                 retained = finished(&mut session.retention) => { session.retained(retained); None }
                 () = wake => None,
             };
-            if let Some(end) = ended {
+            if let Some(end) = ended.or(session.is_replaced.then_some(End::Replaced)) {
                 session.end_upkeep().await;
                 if matches!(end, End::Alarm) {
                     // Nobody may write before the operator, who must not wait for us.
@@ -150,6 +155,9 @@ impl<'a> Session<'a> {
             published: opened.published.into(),
             queue: Queue::default(),
             end_block,
+            start_block: cursor.start_number,
+            may_be_replaced: chain.may_be_replaced,
+            is_replaced: false,
             head: None,
             publisher: Some(opened.publisher),
             writing: None,
@@ -254,6 +262,13 @@ impl<'a> Session<'a> {
             change.new.retain(|header| header.block.number <= end);
         }
         if change.is_empty() {
+            return;
+        }
+        // A dev node that started anew has another genesis, which opening a session refuses.
+        if change.undo.last().is_some_and(|lowest| lowest.number == self.start_block)
+            && !std::mem::take(&mut self.may_be_replaced)
+        {
+            self.is_replaced = true;
             return;
         }
         if let Some(tip) = self.canonical.tip() {
