@@ -38,7 +38,7 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, yes: bool) -> anyhow::Resu
         return Ok(Exit::Done);
     }
     streams.reset(chain.chain_id).await?;
-    say!("Deleted. The next start of the ingestor begins {} anew.", chain.name);
+    say!("Deleted. The ingestor begins {} anew, at once if it runs.", chain.name);
     Ok(Exit::Done)
 }
 

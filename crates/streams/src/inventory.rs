@@ -93,6 +93,16 @@ impl Streams {
         })
     }
 
+    /// When `chain` was last reset, if that was within a day; each time has a text of its own.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn last_reset(&self, chain: ChainId) -> Result<Option<String>, ReadError> {
+        let keys = Keys::of(chain);
+        let connection = &mut *self.pooled(&keys).await?;
+        query(redis::cmd("GET").arg(&keys.reset), connection, &keys.reset).await
+    }
+
     /// Deletes all keys of `chain`, whatever they hold. Refused while anybody holds the lease.
     ///
     /// # Errors
@@ -100,8 +110,8 @@ impl Streams {
     pub async fn reset(&self, chain: ChainId) -> Result<(), ResetError> {
         let keys = Keys::of(chain);
         let connection = &mut *self.pooled(&keys).await?;
-        let names = [&keys.lease, &keys.cursor, &keys.events, &keys.blocks, &keys.aside]
-            .map(String::as_str);
+        let Keys { events, blocks, cursor, lease, reset, aside } = &keys;
+        let names = [lease, cursor, events, blocks, aside, reset].map(String::as_str);
         let reply = RESET.call(connection, Call { keys: &names, arguments: &[] }).await?;
         if reply.outcome != "deleted" {
             return Err(ResetError::LeaseHeld {

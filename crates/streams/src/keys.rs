@@ -16,6 +16,9 @@ pub struct Keys {
     pub cursor: String,
     /// String, the writer's id: `lease:{events:<chain_id>}`.
     pub lease: String,
+    /// String, when the chain was last reset, for a day: who writes it then begins anew, and is told that Redis lost
+    /// nothing: `reset:{events:<chain_id>}`.
+    pub reset: String,
     /// The stream's name while a step appends its entries, which nobody sees:
     /// `aside:{events:<chain_id>}`.
     pub aside: String,
@@ -34,6 +37,7 @@ impl Keys {
             blocks: format!("blocks:{{{events}}}"),
             cursor: format!("cursor:{{{events}}}"),
             lease: format!("lease:{{{events}}}"),
+            reset: format!("reset:{{{events}}}"),
             aside: format!("aside:{{{events}}}"),
             events,
         }
@@ -68,6 +72,7 @@ mod tests {
         assert_eq!(keys.cursor, "cursor:{events:42161}");
         assert_eq!(keys.lease, "lease:{events:42161}");
         assert_eq!(keys.aside, "aside:{events:42161}");
+        assert_eq!(keys.reset, "reset:{events:42161}");
         assert_eq!(
             keys.seen(B256::repeat_byte(0xab)),
             format!("seen:{{events:42161}}:0x{}", "ab".repeat(32))

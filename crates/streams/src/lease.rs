@@ -186,7 +186,7 @@ impl Lease {
             arguments.extend([name.as_bytes(), value.as_bytes()]);
         }
         let probe = keys.seen_probe();
-        let Keys { lease, cursor, events, blocks, aside } = keys;
+        let Keys { lease, cursor, events, blocks, aside, .. } = keys;
         let key_list = [lease, cursor, events, blocks, &probe, aside].map(String::as_str);
         let reply = TAKE.call(connection, Call { keys: &key_list, arguments: &arguments }).await?;
         match reply.outcome.as_str() {

@@ -241,6 +241,33 @@ async fn an_alarm_stays_while_the_node_tells_nothing_of_it_and_goes_with_the_str
     done(&rig.command(&["reset", "--chain", "tiny", "--yes"]).await);
     rig.wait_for("ready", |status, _| status == 200).await;
     assert_eq!(rig.metric(alarm).await, Some(0.0));
+    // An order, and no loss.
+    assert_eq!(rig.metric(r#"ethhook_redis_wipes_total{chain="tiny"}"#).await, Some(0.0));
+}
+
+#[tokio::test]
+async fn a_chain_that_is_reset_beside_the_service_begins_where_its_start_is_now() {
+    let (chain, node, mut rig) = manual().await;
+    rig.set("LOCAL_START_BLOCK", "latest").set("LEASE_TTL_MS", 1_000);
+    chain.mine(10);
+    rig.start();
+    rig.wait_for("ready", |status, _| status == 200).await;
+    chain.mine(40);
+    let checker = checker(&rig, &node).await;
+    checker.settle(SETTLE).await.unwrap();
+    let mut redis = rig.redis.connection().await.unwrap();
+    let cursor = "cursor:{events:31337}";
+    redis::cmd("HSET").arg(&[cursor, "alarm", "a test"]).exec_async(&mut redis).await.unwrap();
+    chain.mine(1);
+    rig.wait_for("ready", |_, body| body.contains("a test")).await;
+    until("the lease to run out", async || {
+        rig.command(&["reset", "--chain", "local", "--yes"]).await.status.success()
+    })
+    .await;
+    rig.wait_for("ready", |status, _| status == 200).await;
+    let cursor = checker.cursor().await.unwrap().unwrap();
+    assert_eq!((cursor.start_number, cursor.number), (51, 51));
+    rig.terminate().await;
 }
 
 #[tokio::test]

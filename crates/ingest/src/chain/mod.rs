@@ -57,8 +57,10 @@ pub(crate) struct Chain {
     node: Arc<Node>,
     metrics: ChainMetrics,
     status: StatusBoard,
-    /// The start this process resolved: a Redis that was wiped starts there again.
+    /// The start this process resolved: a Redis that was wiped starts there again, one that was reset does not.
     resolved_start: Option<u64>,
+    /// When the chain was last reset, as far as is known.
+    last_reset: Option<String>,
     /// The last session ended because another branch replaced all of it; its genesis was looked at since.
     may_be_replaced: bool,
     /// A place among the chains that this process may hold, taken before the lease.
@@ -95,6 +97,7 @@ impl Chain {
             metrics,
             status,
             resolved_start: None,
+            last_reset: None,
             may_be_replaced: false,
             places,
         };

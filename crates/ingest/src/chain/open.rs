@@ -78,6 +78,7 @@ impl Chain {
 
     async fn try_open(&mut self, place: OwnedSemaphorePermit) -> Result<Opened, NotYet> {
         let held = self.streams.cursor(self.id()).await.map_err(|error| self.not_read(&error))?;
+        self.look_for_reset().await?;
         self.tell_of_loss(held.as_ref());
         self.metrics.alarm.set(held.as_ref().is_some_and(|held| !held.alarm.is_empty()).into());
         // Before the node is asked anything: one that stands by looks here again and again.
@@ -120,6 +121,18 @@ impl Chain {
         let tip = published.last().map(|p| p.block.number);
         self.status.update(self.name(), |status| status.tip = tip);
         Ok(Opened { publisher, chain, published, _place: place })
+    }
+
+    /// Forgets what was before an operator's reset.
+    async fn look_for_reset(&mut self) -> Result<(), NotYet> {
+        let reset = self.streams.last_reset(self.id()).await;
+        let reset = reset.map_err(|error| self.not_read(&error))?;
+        if reset.is_some() && reset != self.last_reset {
+            self.streams.forget_acknowledged(self.id());
+            self.resolved_start = None;
+        }
+        self.last_reset = reset;
+        Ok(())
     }
 
     /// Says aloud, and counts, what Redis has lost of what it had acknowledged to this process.

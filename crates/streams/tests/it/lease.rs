@@ -127,7 +127,9 @@ async fn leftovers_without_a_cursor_are_refused_until_reset() {
     }
     redis.ask::<String>("SET seen:{events:8}:other kept").await;
     redis.streams.reset(CHAIN).await.unwrap();
-    assert_eq!(redis.ask::<Vec<String>>("KEYS *").await, ["seen:{events:8}:other"]);
+    let mut left: Vec<String> = redis.ask("KEYS *").await;
+    left.sort();
+    assert_eq!(left, ["reset:{events:7}", "seen:{events:8}:other"]);
     open(&redis.streams, "one", Some(first())).await.unwrap();
 }
 
@@ -158,8 +160,15 @@ async fn reset_is_refused_while_anybody_writes() {
     assert_eq!((inventory.events_len, inventory.blocks_len), (6, 3));
     assert_eq!((inventory.dedup_records, inventory.lease.as_deref()), (3, Some("one")));
     publisher.release().await;
+    assert_eq!(redis.streams.last_reset(CHAIN).await.unwrap(), None);
     redis.streams.reset(CHAIN).await.unwrap();
-    assert_eq!(redis.dump().await, Vec::<String>::new());
+    let told = redis.streams.last_reset(CHAIN).await.unwrap();
+    assert_eq!(redis.ask::<Vec<String>>("KEYS *").await, [redis.keys.reset.clone()]);
+    // Each has a text of its own, and is told of for a day.
+    redis.streams.reset(CHAIN).await.unwrap();
+    let again = redis.streams.last_reset(CHAIN).await.unwrap();
+    assert!(told.is_some() && again.is_some() && told != again, "{told:?} {again:?}");
+    assert!((86_000..=86_400).contains(&redis.ask::<i64>("TTL reset:{events:7}").await));
 }
 
 #[tokio::test]
@@ -170,7 +179,7 @@ async fn reset_deletes_whatever_the_keys_hold() {
         redis.ask::<i64>(&format!("SADD {key} x")).await;
     }
     redis.streams.reset(CHAIN).await.unwrap();
-    assert_eq!(redis.ask::<Vec<String>>("KEYS *").await, Vec::<String>::new());
+    assert_eq!(redis.ask::<Vec<String>>("KEYS *").await, [keys.reset]);
 }
 
 #[tokio::test]
