@@ -4,10 +4,12 @@
 //! that whatever is wrong in them shows, and the blocks of the range are fetched and checked as the
 //! ingestor does it. Neither is held in memory as a whole: what is final is compared and forgotten.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use anyhow::{Context, bail, ensure};
-use ethhook_domain::fold::{Difference, ExpectedBlock, Fold, FoldedBlock, MAX_REPORTED, compare};
+use ethhook_domain::fold::{
+    Difference, ExpectedBlock, Fold, FoldedBlock, MAX_REPORTED, Problem, Violation, compare,
+};
 use ethhook_domain::{ChainId, Cursor, Filter, Op};
 use ethhook_ingest::inquiry::{CheckedBlock, Inquiry};
 use ethhook_streams::{EntryId, Place, Streams};
@@ -43,6 +45,7 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::R
     let cursor = target.cursor().await?;
     let (place, from, to) = locate(&target, &cursor, range).await?;
     say!("Chain {}: blocks {from} to {to} of the stream against the chain.", target.name());
+    let orders = retreats(&target, &place).await?;
     let bar = Bar::new("blocks", to - from + 1);
     let mut verification = Verification {
         streams: &target.streams,
@@ -52,6 +55,7 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::R
         fold: Fold::after(target.id(), place.marker.seq - 1, &place.after_entry),
         next: from,
         to,
+        retreats: orders.iter().cloned().collect(),
         seen: Seen::default(),
         bar,
     };
@@ -59,7 +63,13 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::R
     verification.rest().await?;
     let Verification { fold, seen, bar, .. } = verification;
     bar.end();
-    let faults = fold.violations();
+    for (id, number) in &orders {
+        say!("By an operator's order finality moved back to block {number} (marker {id}).");
+    }
+    let is_order = |violation: &&Violation| {
+        violation.problem == Problem::Finalized && orders.iter().any(|(id, _)| *id == violation.at)
+    };
+    let faults: Vec<_> = fold.violations().iter().filter(|v| !is_order(v)).collect();
     faults.iter().for_each(|violation| say!("{violation}"));
     seen.differences.iter().for_each(|difference| say!("{difference}"));
     let count = faults.len() + seen.differences.len();
@@ -118,6 +128,21 @@ async fn locate(
     Ok((place, from, to))
 }
 
+/// Where the streams tell, from `place` on, that an operator moved finality back: the markers, and the heights.
+async fn retreats(target: &Target, place: &Place) -> anyhow::Result<Vec<(String, u64)>> {
+    let (mut after, mut finalized, mut found) = (place.after_marker.clone(), None, Vec::new());
+    loop {
+        let markers = target.streams.markers(target.id(), &after, MARKERS_A_READ).await?;
+        let Some((last, _)) = markers.last() else { return Ok(found) };
+        after.clone_from(last);
+        for (id, marker) in markers.into_iter().filter(|(_, m)| m.op == Op::Finalized) {
+            if finalized.replace(marker.number).is_some_and(|before| marker.number < before) {
+                found.push((id, marker.number));
+            }
+        }
+    }
+}
+
 /// What was found so far.
 #[derive(Debug, Default)]
 struct Seen {
@@ -139,6 +164,8 @@ struct Verification<'a> {
     /// The next block to compare.
     next: u64,
     to: u64,
+    /// Those that are still ahead.
+    retreats: VecDeque<(String, u64)>,
     seen: Seen,
     bar: Bar,
 }
@@ -149,6 +176,7 @@ impl Verification<'_> {
         let digest = self.filter.digest();
         let mut marker_id = place.after_marker.clone();
         let mut entries = Entries { id: place.after_entry.clone(), at: EntryId::default() };
+        let mut last_read = None;
         loop {
             let markers = self.streams.markers(self.chain, &marker_id, MARKERS_A_READ).await?;
             if markers.is_empty() {
@@ -158,21 +186,49 @@ impl Verification<'_> {
                     continue;
                 }
                 self.fold.finish();
-                return Ok(());
+                return self.check_kept(last_read).await;
             }
             for (id, marker) in markers {
                 let last = marker.last_id.parse().ok();
                 entries.feed(self.streams, self.chain, &mut self.fold, last).await?;
                 self.fold.marker(&id, &marker);
-                if marker.op == Op::Add && marker.filter != digest {
-                    self.seen.foreign_filter.insert(marker.number, marker.filter);
+                if self.retreats.front().is_some_and(|(retreat, _)| *retreat == id) {
+                    self.retreats.pop_front();
+                }
+                match marker.op {
+                    Op::Add if marker.filter != digest => {
+                        self.seen.foreign_filter.insert(marker.number, marker.filter);
+                    }
+                    Op::Add | Op::Remove => {
+                        self.seen.foreign_filter.remove(&marker.number);
+                    }
+                    _ => {}
                 }
                 marker_id = id;
             }
-            let settled = self.fold.settle();
+            self.check_kept(last_read).await?;
+            last_read = Some(marker_id.clone());
+            let stays = self.retreats.iter().map(|(_, number)| *number).min();
+            let settled = self.fold.settle(stays.unwrap_or(u64::MAX));
             let up_to = settled.last().map(|block| block.number);
             self.compare(&settled, up_to).await?;
         }
+    }
+
+    /// Whether what is missing may have gone behind `last_read`, a marker, while it was being compared.
+    async fn check_kept(&self, last_read: Option<String>) -> anyhow::Result<()> {
+        let Some(last_read) = last_read.filter(|_| !self.fold.violations().is_empty()) else {
+            return Ok(());
+        };
+        let kept = self.streams.markers(self.chain, "0-0", 1).await?;
+        let (oldest, read) = (kept.first().map(|(id, _)| id.parse::<EntryId>()), last_read.parse());
+        ensure!(
+            oldest.is_none_or(|oldest| oldest.ok() <= read.ok()),
+            "retention has overtaken the reading at block {}: it takes what was to be compared; choose a \
+             higher --from",
+            self.next
+        );
+        Ok(())
     }
 
     /// Compares what never became final.

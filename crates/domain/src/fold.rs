@@ -243,11 +243,13 @@ impl Fold {
         compare(&self.blocks, expected)
     }
 
-    /// Hands over the blocks that are final, ascending, but for the newest of them, and forgets them:
-    /// nothing may take them back, so that a long replay need not hold them.
-    pub fn settle(&mut self) -> Vec<FoldedBlock> {
+    /// Hands over the blocks up to the height `at_most` that are final, ascending, but for the newest of them, and
+    /// forgets them: nothing may take them back, so that a long replay need not hold them. An operator who moves
+    /// finality back has them taken back all the same: where that is ahead, settle no more than what stays.
+    pub fn settle(&mut self, at_most: u64) -> Vec<FoldedBlock> {
         let Some((finalized, _)) = self.finalized else { return Vec::new() };
-        let final_blocks = self.blocks.partition_point(|block| block.number <= finalized);
+        let last = finalized.min(at_most);
+        let final_blocks = self.blocks.partition_point(|block| block.number <= last);
         let settled: Vec<_> = self.blocks.drain(..final_blocks.saturating_sub(1)).collect();
         for block in &settled {
             self.live_blocks.remove(&block.hash);

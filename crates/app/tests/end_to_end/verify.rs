@@ -189,3 +189,82 @@ pub(crate) fn final_after_four<R>(rig: &Rig<R>) {
     let toml = "[chains.local]\nblock_time_ms = 100\nfinality_depth = 4\n";
     rig.write_toml(toml).unwrap();
 }
+
+#[tokio::test]
+async fn verify_compares_what_a_rewind_published_under_the_present_filter() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(20);
+    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    rig.terminate().await;
+    let mut redis = rig.redis.connection().await.unwrap();
+    let (_, fields) = entries(&mut redis).await.swap_remove(5);
+    let contract = fields.iter().position(|field| field == "contract").unwrap() + 1;
+    rig.set("LOCAL_CONTRACTS", &fields[contract]);
+    done(&rig.command(&["rewind", "--chain", "local", "--to", "10", "--yes"]).await);
+    rig.start();
+    let checker = checker(&rig, &node).await;
+    until("block 20", async || checker.cursor().await.unwrap().is_some_and(|c| c.number == 20))
+        .await;
+    let verify = async |from| {
+        rig.command(&["verify", "--chain", "local", "--from", from, "--to", "20"]).await
+    };
+    assert!(done(&verify("11").await).contains("The same: 10 blocks"));
+    assert!(refused(&verify("10").await).contains("block 10 was published under another filter"));
+    rig.terminate().await;
+}
+
+#[tokio::test]
+async fn verify_tells_an_operators_order_from_a_difference() {
+    let (chain, node, mut rig) = manual().await;
+    rig.set("LEASE_TTL_MS", 1_000);
+    chain.set_finalized(530);
+    rig.start();
+    chain.mine(600);
+    let checker = checker(&rig, &node).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    // More blocks than are read at once: those before the order are compared before it is read.
+    let finalized = async || checker.cursor().await.unwrap().unwrap().finalized_number;
+    until("finality", async || finalized().await >= 530).await;
+    chain.mine(300);
+    checker.settle_and_check(SETTLE).await.unwrap();
+    chain.reorg(420, 430, ethhook_simulator::Contents::Fresh);
+    rig.wait_for("ready", |status, body| status == 503 && body.contains("alarm")).await;
+    until("the alarm to be cleared", async || {
+        rig.command(&["clear-alarm", "--chain", "local", "--yes"]).await.status.success()
+    })
+    .await;
+    checker.settle(SETTLE).await.unwrap();
+    let told =
+        done(&rig.command(&["verify", "--chain", "local", "--from", "0", "--to", "910"]).await);
+    assert!(told.contains("By an operator's order finality moved back to block 480"), "{told}");
+    assert!(told.ends_with("The same: 911 blocks with 9100 events.\n"), "{told}");
+    rig.terminate().await;
+}
+
+#[tokio::test]
+async fn verify_says_that_retention_has_overtaken_it() {
+    let (chain, node, mut rig) = manual().await;
+    chain.set_finalized(600);
+    chain.mine(1_100);
+    rig.start();
+    let checker = checker(&rig, &node).await;
+    let cursor = async || checker.cursor().await.unwrap();
+    until("finality", async || cursor().await.is_some_and(|c| c.finalized_number > 0)).await;
+    chain.mine(300);
+    until("the tip", async || cursor().await.is_some_and(|c| c.number == 1_400)).await;
+    rig.terminate().await;
+    let mut redis = rig.redis.connection().await.unwrap();
+    // What is final is compared, at this rate, before the rest is read.
+    rig.set("LOCAL_RPS", 100);
+    let verify = ["verify", "--chain", "local", "--to", "1400"];
+    let overtake = async {
+        let mut command = redis::cmd("XTRIM");
+        command.arg("blocks:{events:31337}").arg("MAXLEN").arg(50);
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        let _: u64 = command.query_async(&mut redis).await.unwrap();
+    };
+    let (told, ()) = tokio::join!(rig.command(&verify), overtake);
+    let told = refused(&told);
+    assert!(told.contains("retention has overtaken the reading at block"), "{told}");
+}
