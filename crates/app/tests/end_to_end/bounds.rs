@@ -252,3 +252,38 @@ async fn g8_a_full_redis_is_left_by_keeping_less() {
     assert!(rig.log_of_this_process().contains("memory is full"), "{}", rig.log());
     rig.terminate().await;
 }
+
+#[tokio::test]
+async fn g8_what_the_cap_takes_from_a_group_is_a_metric() {
+    let (chain, node, mut rig) = manual().await;
+    rig.set("STREAM_MAX_BYTES", 1_000_000);
+    chain.set_finalized(1_060);
+    chain.mine(1_060);
+    let mut redis = rig.redis.connection().await.unwrap();
+    group(&mut redis, &["CREATE", "events:31337", "readers", "0", "MKSTREAM"]).await;
+    rig.start();
+    let checker = checker(&rig, &node).await;
+    let line = r#"ethhook_entries_lost_unread_total{chain="local",group="readers"}"#;
+    until("the loss to be told", async || rig.metric(line).await > Some(0.0)).await;
+    let lost = rig.metric(line).await.unwrap();
+    let left: u64 = redis::cmd("XLEN").arg("events:31337").query_async(&mut redis).await.unwrap();
+    assert_eq!(lost + left as f64, 10_600.0);
+    checker.with_trimmed_beginning().settle_and_check(SETTLE).await.unwrap();
+}
+
+#[tokio::test]
+async fn g10_a_tag_at_the_head_makes_nothing_final_before_its_depth() {
+    let (chain, node, mut rig) = manual().await;
+    let toml = "[chains.local]\nblock_time_ms = 100\nfinality_depth = 20\n";
+    rig.write_toml(toml).unwrap();
+    chain.set_finalized(1_030);
+    chain.mine(1_030);
+    rig.start();
+    let checker = checker(&rig, &node).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    let finalized = async || checker.cursor().await.unwrap().unwrap().finalized_number;
+    until("a finalized block", async || finalized().await > 0).await;
+    chain.mine(1);
+    checker.settle_and_check(SETTLE).await.unwrap();
+    assert!(finalized().await <= 1_031 - 20, "{}", finalized().await);
+}

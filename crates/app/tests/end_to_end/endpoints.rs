@@ -213,3 +213,33 @@ async fn g10_one_endpoint_alone_contradicts_nothing_final() {
     chains[1].reorg(95, 96, Contents::Fresh);
     rig.wait_for("ready", |status, body| status == 503 && body.contains("alarm")).await;
 }
+
+#[tokio::test]
+async fn g6_an_http_address_of_another_chain_is_refused() {
+    let other = Chain::manual(ManualSpec { events_per_block: 3, ..ManualSpec::new(10) });
+    let node = Node::bind(([127, 0, 0, 1], 0).into(), [other.clone()]).await.unwrap().spawn();
+    other.mine(5);
+    let mut rig = Rig::new().await;
+    rig.set("LOCAL_HTTP_URL", node.http_url(10)).set("LOCAL_START_BLOCK", 0);
+    rig.start();
+    rig.wait_for("ready", |status, body| status == 503 && body.contains("serves chain id 10"))
+        .await;
+}
+
+#[tokio::test]
+async fn one_that_never_answers_is_set_aside() {
+    let scene = Scene::new().await;
+    for _ in 0..12 {
+        scene.chain.mine(1);
+        scene.check().await;
+    }
+    scene.first.faults().push(RECEIPTS, Fault::NoAnswer, 1_000_000);
+    for _ in 0..30 {
+        scene.chain.mine(1);
+        scene.check().await;
+        if scene.metric("ethhook_breaker_state", ",endpoint=\"0\"").await == 2.0 {
+            return;
+        }
+    }
+    panic!("never set aside");
+}

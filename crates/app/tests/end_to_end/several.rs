@@ -71,7 +71,7 @@ async fn a_standby_takes_over_from_one_that_was_killed() {
     scene.check().await;
     eprintln!("taken over after {:?}", killed.elapsed());
     is_ready(&second).await;
-    // One that is asked to end gives the lease back at once.
+    // One that is asked to end makes way.
     first.start().unwrap();
     stands_by(&first).await;
     second.terminate(Duration::from_secs(8)).await.unwrap();
@@ -185,4 +185,31 @@ async fn g4_our_own_name_under_an_older_epoch_is_a_rollback_and_no_other_process
     scene.chain.mine(3);
     scene.check().await;
     assert!(!only.log().contains("another process"), "{}", only.log());
+}
+
+#[tokio::test]
+async fn g5_an_owner_without_blocks_keeps_its_lease() {
+    let scene = Scene::new().await;
+    let (mut first, mut second) = (scene.ingestor("first"), scene.ingestor("second"));
+    first.start().unwrap();
+    scene.chain.mine(3);
+    is_ready(&first).await;
+    second.start().unwrap();
+    stands_by(&second).await;
+    tokio::time::sleep(4 * LEASE_TTL).await;
+    assert_eq!(second.log().matches("session opened").count(), 0);
+}
+
+#[tokio::test]
+async fn one_that_is_asked_to_end_gives_its_lease_back_at_once() {
+    let scene = Scene::new().await;
+    let mut first = scene.ingestor("first");
+    first.start().unwrap();
+    scene.chain.mine(3);
+    is_ready(&first).await;
+    first.terminate(Duration::from_secs(8)).await.unwrap();
+    let mut redis = scene.redis.connection().await.unwrap();
+    let lease: Option<String> =
+        redis::cmd("GET").arg("lease:{events:31337}").query_async(&mut redis).await.unwrap();
+    assert_eq!(lease, None);
 }

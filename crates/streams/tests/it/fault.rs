@@ -481,3 +481,36 @@ async fn until_rewritten(redis: &Fixture) {
     .await
     .unwrap();
 }
+
+#[tokio::test]
+async fn g2_another_block_in_the_place_of_ours_is_not_ours() {
+    let mut redis = Fixture::new().await;
+    let mut first = redis.publisher().await;
+    add(&mut first, &block("1a", "0", 1)).await;
+    let mut second = redis.publisher().await;
+    redis.raw_hset("cursor:{events:7}", "epoch", "1").await;
+    add(&mut first, &block("2a", "1a", 1)).await;
+    redis.raw_hset("cursor:{events:7}", "epoch", "2").await;
+    let answer = second.apply(&block("2b", "1a", 1).add()).await;
+    assert!(matches!(answer, Err(StepError::Moved { .. })), "{answer:?}");
+}
+
+#[tokio::test]
+async fn ids_of_one_millisecond_are_compared_as_numbers() {
+    let mut redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add_all(&mut publisher, 1..=2, 2).await;
+    redis.ask::<String>("XSETID events:7 9999999999999-9").await;
+    redis.ask::<i64>("COPY events:7 replica").await;
+    let given = add(&mut publisher, &block("3a", "2a", 1)).await;
+    assert_eq!(given.last_id, "9999999999999-10");
+    redis.ask::<String>("RENAME replica events:7").await;
+    redis.raw_hset("cursor:{events:7}", "seq", "2").await;
+    redis.raw_hset("cursor:{events:7}", "number", "2").await;
+    redis.raw_hset("cursor:{events:7}", "hash", &hash("2a").to_string()).await;
+    redis.ask::<i64>("XTRIM blocks:{events:7} MAXLEN 2").await;
+    redis.ask::<i64>(&format!("DEL {}", redis.keys.seen(hash("3a")))).await;
+    let mut publisher = redis.publisher().await;
+    let published = add(&mut publisher, &block("3b", "2a", 1)).await;
+    assert_eq!(published.last_id, "9999999999999-11");
+}

@@ -368,3 +368,31 @@ async fn a_group_that_does_not_read_is_told_from_one_that_is_slow() {
     assert!(gone.waiting > 24 * HOUR && gone.idle == gone.waiting, "{gone:?}");
     assert!(slow.waiting > 24 * HOUR && slow.idle < HOUR, "{slow:?}");
 }
+
+#[tokio::test]
+async fn g8_the_last_entry_of_a_block_holds_it() {
+    let mut redis = Fixture::new().await;
+    redis.ask::<String>("CONFIG SET stream-node-max-entries 20").await;
+    redis.ask::<String>("CONFIG SET stream-node-max-bytes 0").await;
+    chain(&mut redis, 50, 20, 0).await;
+    redis.ask::<String>("XGROUP CREATE events:7 slow 0").await;
+    redis.ask::<redis::Value>("XREADGROUP GROUP slow c COUNT 200 STREAMS events:7 >").await;
+    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id).collect();
+    redis.ask::<i64>(&format!("XACK events:7 slow {}", ids[..199].join(" "))).await;
+    let retained = retain(&redis, &keep_none()).await;
+    assert_eq!(retained.held_by_group.as_deref(), Some("slow"));
+    assert!(redis.events().await.iter().any(|(id, _)| *id == ids[199]), "{retained:?}");
+    check_whole(&redis).await;
+}
+
+#[tokio::test]
+async fn one_consumer_that_reads_is_enough() {
+    let mut redis = Fixture::new().await;
+    redis.ask::<String>("XADD events:7 1-1 f v").await;
+    redis.ask::<String>("XGROUP CREATE events:7 g 0").await;
+    redis.ask::<i64>("XGROUP CREATECONSUMER events:7 g dead").await;
+    pass(&mut redis, 3_000).await;
+    redis.ask::<redis::Value>("XREADGROUP GROUP g alive COUNT 1 STREAMS events:7 >").await;
+    let retained = retain(&redis, &keep_all()).await;
+    assert!(retained.groups[0].idle < Duration::from_secs(2), "{:?}", retained.groups);
+}
