@@ -31,7 +31,11 @@ impl FromStr for Place {
         }
         if let Ok(number) = text.parse::<u64>() {
             let is_block = number < FIRST_MILLISECOND;
-            return Ok(if is_block { Self::Block(number) } else { Self::Id(text.to_owned()) });
+            return Ok(if is_block {
+                Self::Block(number)
+            } else {
+                Self::Id(format!("{number}-0"))
+            });
         }
         if let Some((ms, seq)) = text.split_once('-')
             && ms.parse::<u64>().is_ok()
@@ -85,9 +89,10 @@ mod tests {
 
     #[test]
     fn ids_blocks_and_times_are_told_apart() {
-        for id in ["$", "0", "0-0", "1700000000000", "1700000000000-12"] {
+        for id in ["$", "0", "0-0", "1700000000000-12"] {
             assert_eq!(id.parse(), Ok(Place::Id(id.to_owned())));
         }
+        assert_eq!("1700000000000".parse(), Ok(Place::Id("1700000000000-0".to_owned())));
         assert_eq!("21000000".parse(), Ok(Place::Block(21_000_000)));
         let time = Timestamp::from_second(1_700_000_000).unwrap();
         assert_eq!("2023-11-14T22:13:20Z".parse(), Ok(Place::Time(time)));

@@ -190,7 +190,9 @@ fn read_path(form: &str, url: &Url) -> Result<(Form, i64), String> {
 /// As whom Sentinels are asked: without a password, unless the query says otherwise.
 fn read_query(form: &Form, url: &Url) -> Result<RedisConnectionInfo, String> {
     let mut info = RedisConnectionInfo::default();
-    for (name, value) in url.query_pairs() {
+    // A `+` is one, as in the password before the `@`.
+    let query = url.query().unwrap_or_default().replace('+', "%2B");
+    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
         info = match (form, name.as_ref()) {
             (Form::Sentinel(_), "sentinel_user") => info.set_username(value),
             (Form::Sentinel(_), "sentinel_password") => info.set_password(value),
@@ -260,11 +262,11 @@ mod tests {
 
     #[test]
     fn sentinels_have_a_password_of_their_own() {
-        let url = "redis-sentinel://u:p@a/m?sentinel_user=w&sentinel_password=%23s";
+        let url = "redis-sentinel://u:p@a/m?sentinel_user=w&sentinel_password=%23+s";
         let location = Location::read(url).unwrap();
         let way = location.sentinel(&location.nodes[0]);
         let settings = way.redis_settings();
-        assert_eq!((settings.username(), settings.password()), (Some("w"), Some("#s")));
+        assert_eq!((settings.username(), settings.password()), (Some("w"), Some("#+s")));
         let location = Location::read("redis-sentinel://u:p@a/m/2").unwrap();
         let way = location.sentinel(&location.nodes[0]);
         assert_eq!((way.redis_settings().password(), way.redis_settings().db()), (None, 0));

@@ -23,8 +23,6 @@ use crate::location::{Address, Form, Location};
 
 /// How many nodes are asked at once where the master is: more only if these do not answer.
 const ASKED_AT_ONCE: usize = 3;
-/// Nodes of a Cluster that are remembered.
-const MAX_NODES: usize = 1_024;
 
 /// The slot of a key without braces
 /// (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#key-distribution-model>).
@@ -37,7 +35,7 @@ pub(crate) struct Servers {
     location: Location,
     connect_timeout: Duration,
     response_timeout: Duration,
-    /// Of a Cluster: the nodes that the URL names and those that they named since.
+    /// Of a Cluster: the nodes that the URL names and those that the last of them to answer named.
     nodes: Mutex<Vec<Address>>,
     /// Which of the nodes is asked first, another one each time: one that is cut off from the others
     /// may not know better.
@@ -150,22 +148,27 @@ impl Servers {
         Ok(Address { host, port })
     }
 
-    /// The slots by what `node` says, whose other nodes are remembered.
+    /// The slots by what `node` says. It and those it names are who is asked from now on: nodes that have left
+    /// would be waited for in vain.
     async fn ask_cluster(&self, node: &Address) -> Result<Vec<SlotRange>, RedisFailure> {
         let way = self.location.server(node);
         let mut connection = self.connect(way, self.connect_timeout).await?;
         // First slot, last slot, master, replicas; of each host, port, id and more.
         let told: Vec<Vec<Value>> =
             redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await?;
-        let mut ranges = Vec::new();
+        let (mut ranges, mut named) = (Vec::new(), self.location.nodes.clone());
         for range in told {
             let mut parts = range.into_iter();
             let bounds = (parts.next().and_then(number), parts.next().and_then(number));
             let mut nodes = parts.filter_map(|part| address(part, node));
             if let ((Some(first), Some(last)), Some(master)) = (bounds, nodes.next()) {
-                self.remember(std::iter::once(master.clone()).chain(nodes));
+                let others = nodes.chain([master.clone()]);
+                named.extend(others.filter(|node| !named.contains(node)).collect::<Vec<_>>());
                 ranges.push(SlotRange { first, last, master });
             }
+        }
+        if !ranges.is_empty() {
+            *self.nodes.lock().unwrap_or_else(PoisonError::into_inner) = named;
         }
         Ok(ranges)
     }
@@ -263,15 +266,6 @@ impl Servers {
         nodes.rotate_left(turn);
         nodes
     }
-
-    fn remember(&self, named: impl Iterator<Item = Address>) {
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        for node in named {
-            if nodes.len() < MAX_NODES && !nodes.contains(&node) {
-                nodes.push(node);
-            }
-        }
-    }
 }
 
 impl fmt::Display for Servers {
@@ -296,7 +290,31 @@ fn address(node: Value, teller: &Address) -> Option<Address> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
+    use ethhook_testkit::cluster::RedisCluster;
+    use ethhook_testkit::redis_server::RedisOptions;
+
     use super::*;
+
+    #[tokio::test]
+    async fn nodes_that_left_a_cluster_are_not_asked_for_ever() {
+        let cluster = RedisCluster::spawn(RedisOptions::default(), 0).await.unwrap();
+        let location = Location::read(&cluster.url()).unwrap();
+        let (connect, answer) = (Duration::from_millis(300), Duration::from_secs(1));
+        let servers = Servers::new(location, connect, answer);
+        // They take connections, and say nothing.
+        let gone: Vec<_> = (0..8).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let address = |socket: &TcpListener| Address {
+            host: "127.0.0.1".to_owned(),
+            port: socket.local_addr().unwrap().port(),
+        };
+        servers.nodes.lock().unwrap().extend(gone.iter().map(address));
+        servers.master("events:1", Duration::ZERO).await.unwrap();
+        let known = servers.nodes_in_turn();
+        assert!(gone.iter().all(|socket| !known.contains(&address(socket))), "{known:?}");
+        assert_eq!(known.len(), 3, "{known:?}");
+    }
 
     #[test]
     fn slots_are_the_specifications() {

@@ -74,7 +74,8 @@ fn from_parts(reader: &mut Reader<'_>) -> Option<Secret> {
     let password = reader.secret(None, "REDIS_PASSWORD");
     let mut url = Url::parse(&format!("redis://{}:{}", host?, port?)).ok()?;
     if let Some(password) = password {
-        url.set_password(Some(&password.text)).ok()?;
+        // What looks encoded is part of it.
+        url.set_password(Some(&password.text.replace('%', "%25"))).ok()?;
     }
     Some(Secret::new(url))
 }

@@ -176,7 +176,7 @@ fn redis_by_parts_is_a_url_whatever_the_password_holds() {
     assert_eq!(url.host_str(), Some("[::1]"));
     assert_eq!(url.port(), Some(7000));
     assert_eq!(url.username(), "");
-    assert_eq!(url.password(), Some("p%40ss%2Fw%3Ard%23%%3F"));
+    assert_eq!(url.password(), Some("p%40ss%2Fw%3Ard%23%25%3F"));
 }
 
 #[test]

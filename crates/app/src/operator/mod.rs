@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use ethhook_domain::Cursor;
 use ethhook_ingest::Options;
-use ethhook_streams::{OpenError, PublishedBlock, Publisher, StepError};
+use ethhook_streams::{LeaseError, OpenError, PublishedBlock, Publisher, StepError};
 
 use crate::bar::Bar;
 use crate::output::confirm;
@@ -83,7 +83,8 @@ impl Writer {
         mut step: impl AsyncFnMut(&mut Publisher) -> Result<T, StepError>,
     ) -> anyhow::Result<T> {
         if self.renewed.elapsed() >= self.renew_every {
-            self.publisher.renew().await?;
+            let renew = async || self.publisher.renew().await;
+            patiently(renew, LeaseError::is_retryable).await?;
             self.renewed = Instant::now();
         }
         let done = patiently(async || step(&mut self.publisher).await, StepError::is_retryable);
