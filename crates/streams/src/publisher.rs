@@ -222,11 +222,7 @@ impl Publisher {
                 self.is_open = false;
                 self.drop_line_after(failure);
             }
-            // A large step behind it may have been cut short with its answers.
-            Err(StepError::NotIn) => {
-                self.is_open = false;
-                self.line = None;
-            }
+            Err(StepError::NotIn) => self.is_open = false,
             _ => {}
         }
         self.sent = self.cursor.clone();

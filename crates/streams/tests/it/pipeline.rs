@@ -66,6 +66,27 @@ async fn g5_nothing_gets_in_behind_a_block_that_was_refused() {
 }
 
 #[tokio::test]
+async fn g4_a_large_block_behind_one_that_was_refused_is_cut_short_and_leaves_nothing() {
+    let redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add(&mut publisher, &block("1a", "0", 1)).await;
+    let (refused, large) = (block("3x", "2x", 1), block("4x", "3x", 20_000));
+    let first = publisher.send(&refused.add()).unwrap().unwrap();
+    let mut second = publisher.send(&large.add()).unwrap().unwrap();
+    let result = tokio::select! {
+        result = first => result,
+        _ = &mut second => panic!("forty parts were said and answered before one step"),
+    };
+    assert_eq!(result, Err(StepError::NotIn));
+    publisher.acknowledge(&refused.add(), &result);
+    drop(second); // in the middle of its transaction
+    add(&mut publisher, &block("2a", "1a", 2)).await;
+    let heights: Vec<_> = redis.events().await.iter().map(|(_, e)| e.block_number).collect();
+    assert_eq!(heights, [1, 2, 2]);
+    assert_eq!(publisher.cursor(), &redis.cursor().await);
+}
+
+#[tokio::test]
 async fn a_server_that_forgot_the_script_is_told_it_again() {
     let mut redis = Fixture::new().await;
     let mut publisher = redis.publisher().await;
