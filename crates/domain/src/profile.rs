@@ -92,6 +92,26 @@ impl Profile {
 mod tests {
     use super::*;
 
+    /// As the README and the guide have them.
+    #[test]
+    fn the_built_in_chains_are_final_at_these_depths() {
+        let depths: Vec<_> = Profile::built_in()
+            .into_iter()
+            .map(|p| (p.name, p.chain_id, p.finality_depth))
+            .collect();
+        let known = [
+            ("ethereum", 1, 64),
+            ("arbitrum", 42_161, 1_200),
+            ("optimism", 10, 450),
+            ("base", 8_453, 450),
+            ("polygon", 137, 128),
+            ("bsc", 56, 32),
+            ("sepolia", 11_155_111, 64),
+            ("local", 31_337, 64),
+        ];
+        assert_eq!(depths, known.map(|(name, id, depth)| (name.to_owned(), id, depth)));
+    }
+
     #[test]
     fn a_block_is_final_by_the_nodes_word_and_the_chains_depth() {
         let profile = Profile { finality_depth: 64, ..Profile::unknown("any", 5) };

@@ -219,6 +219,20 @@ fn a_lower_branch_is_believed_when_the_node_insists() {
     check(tree, "head 5a, head 4b", "+1a +2a +3a +4a +5a");
     check(tree, "head 5a, head 4b, poll, poll", "+1a +2a +3a +4a +5a -5a -4a -3a +3b +4b");
     check(tree, "head 5a, quiet 4b, poll, quiet 5a, poll, quiet 4b, poll", "+1a +2a +3a +4a +5a");
+    // It did so twice, thought better of it, and begins anew.
+    let wavering = "head 5a, quiet 4b, poll, poll, quiet 5a, poll, quiet 4b, poll";
+    check(tree, wavering, "+1a +2a +3a +4a +5a");
+}
+
+#[test]
+fn of_a_head_on_another_parent_than_the_tip_the_node_is_asked_at_once() {
+    let mut node = Node::with("1a 2a 3a; 3b<2a 4b");
+    node.follow("3a");
+    let (mut chain, mut steps) = (CanonicalChain::new(1, [], false), Steps::default());
+    node.settle(&mut chain, &mut steps).unwrap();
+    assert_eq!(chain.ask(), None);
+    assert!(chain.heard(node.blocks["4b"].clone()).is_empty());
+    assert_eq!(chain.ask(), Some(Ask::Latest));
 }
 
 #[test]

@@ -167,3 +167,38 @@ impl ChainStatus {
         (lag.seconds > max_lag.as_secs()).then_some(Unready::Behind { lag, head })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX_LAG: Duration = Duration::from_secs(6);
+
+    #[test]
+    fn a_chain_is_ready_only_with_a_node_that_answers_and_little_behind_it() {
+        let ready = ChainStatus {
+            head: Some(9),
+            tip: Some(9),
+            last_answer: Some(Instant::now()),
+            at_head: true,
+            ..ChainStatus::default()
+        };
+        assert_eq!(ready.unready(MAX_LAG), None);
+        let said = |status: &ChainStatus| status.unready(MAX_LAG).map(|why| why.to_string());
+        let no_head = ChainStatus { head: None, ..ready.clone() };
+        assert_eq!(said(&no_head).as_deref(), Some("no endpoint has shown a head yet"));
+        let never = ChainStatus { last_answer: None, ..ready.clone() };
+        assert_eq!(said(&never).as_deref(), Some("no endpoint has answered yet"));
+        let long_ago = Instant::now().checked_sub(Duration::from_secs(9));
+        let silent = ChainStatus { last_answer: long_ago, ..ready.clone() };
+        assert_eq!(said(&silent).as_deref(), Some("no endpoint has answered for 9 s"));
+        let behind = |lag| ChainStatus { at_head: false, lag, ..ready.clone() };
+        assert_eq!(said(&behind(None)).as_deref(), Some("nothing is published yet"));
+        assert_eq!(said(&behind(Some(Lag { blocks: 3, seconds: 6 }))), None);
+        let far = said(&behind(Some(Lag { blocks: 4, seconds: 7 })));
+        assert_eq!(far.as_deref(), Some("4 blocks (7 s) behind head 9"));
+        let standstill = Standstill { why: "Redis is away".to_owned(), needs: Needs::Time };
+        let stands = ChainStatus { standstill: Some(standstill), ..ready };
+        assert_eq!(said(&stands).as_deref(), Some("Redis is away"));
+    }
+}
