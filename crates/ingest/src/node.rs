@@ -45,7 +45,7 @@ pub(crate) enum NodeError {
     #[error(transparent)]
     Rpc(#[from] RpcError),
     /// An answer failed a check.
-    #[error("check `{}` failed: {}", .0.check.as_str(), .0.detail)]
+    #[error(transparent)]
     Check(#[from] Failure),
     /// No endpoint has it, yet or any more.
     #[error("no endpoint has it")]

@@ -1,5 +1,5 @@
 //! Looking at the server before anything starts: its version, its eviction policy, and whether
-//! every command and script that this program uses does what it should, for this user.
+//! every command and script that publishing uses does what it should, for this user.
 
 use std::fmt::Display;
 use std::hash::{BuildHasher, RandomState};
@@ -87,8 +87,9 @@ impl PreflightError {
 }
 
 impl Streams {
-    /// Looks at every master and tries everything this program does on scratch keys
-    /// (`events:probe:…`), which are deleted again.
+    /// Looks at every master and tries everything that publishing needs on scratch keys
+    /// (`events:probe:…`), which are deleted again. Where memory is full, which only publishing's own retention
+    /// may end, what could be tried must do.
     ///
     /// # Errors
     /// See [`PreflightError`].

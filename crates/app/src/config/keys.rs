@@ -125,7 +125,11 @@ pub(crate) const CHAIN: &[Key] = &[
         "latest",
         "First block to publish: latest, or a number. A cursor that Redis holds wins over it.",
     ),
-    key("END_BLOCK", "", "Last block to publish; one below what is published counts as that. Not set: goes on for ever."),
+    key(
+        "END_BLOCK",
+        "",
+        "Last block to publish; one below what is published counts as that. Not set: goes on for ever.",
+    ),
     key(
         "CONTRACTS",
         "",

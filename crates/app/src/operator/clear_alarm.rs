@@ -149,6 +149,11 @@ impl Plan {
         let (blocks, events) = (self.above.len(), events(&self.above));
         let floor = self.floor.number;
         match &self.gap {
+            None if cursor.finalized_hash.is_none() => {
+                "Nothing is final yet, and nothing is taken back by this; \
+                the alarm is cleared, and the ingestor follows the node's chain."
+                    .to_owned()
+            }
             None if !self.retreats(cursor) => format!(
                 "The node's chain holds the finalized block {}: nothing below it is taken back; the \
                  alarm is cleared, and the ingestor follows what is above.",

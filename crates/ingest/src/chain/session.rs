@@ -211,8 +211,6 @@ impl<'a> Session<'a> {
         next.max(now + Duration::from_millis(1))
     }
 
-    // ---- starting -------------------------------------------------------------------------
-
     fn start_what_can_be(&mut self, now: Instant) {
         if now >= self.due.poll {
             self.canonical.doubt();
@@ -224,8 +222,6 @@ impl<'a> Session<'a> {
         self.start_asking(now);
         self.start_upkeep(now);
     }
-
-    // ---- taking in ------------------------------------------------------------------------
 
     fn heard(&mut self, head: Head) {
         let next = self.canonical.next_number();
@@ -288,8 +284,6 @@ impl<'a> Session<'a> {
             self.chain.metrics.block("skipped");
         }
     }
-
-    // ---- telling --------------------------------------------------------------------------
 
     fn note_answer(&self) {
         self.chain.status.update(self.chain.name(), |s| s.last_answer = Some(Instant::now()));

@@ -1,5 +1,5 @@
-//! The writing side of a session: blocks are sent one behind the other; what fails, and every other
-//! step, goes by itself and is tried until it is in.
+//! What a session does with its publisher: blocks are sent one behind the other; what fails, and every
+//! other step, goes by itself and is tried until it is in.
 
 use std::time::{Duration, Instant};
 
@@ -48,8 +48,17 @@ impl Adding {
 
 /// What it comes back with.
 pub(super) enum Done {
-    Added { block: PublishedBlock, heard: Option<Instant>, duplicates: u64 },
-    Removed { block: PublishedBlock },
+    Added {
+        block: PublishedBlock,
+        heard: Option<Instant>,
+    },
+    /// The block was there already, with so many events.
+    Duplicate {
+        events: u64,
+    },
+    Removed {
+        block: PublishedBlock,
+    },
     Finalized(BlockRef),
     Alarmed,
     Renewed,
@@ -139,13 +148,14 @@ impl Writer {
     /// What a block that is in has become.
     pub(super) fn added(adding: Adding, outcome: Outcome) -> Done {
         let Adding { block, heard, events, proof, .. } = adding;
-        let (first_id, last_id, duplicates) = match outcome {
-            Outcome::Published { first_id, last_id, .. } => (first_id, last_id, 0),
-            Outcome::Duplicate { events } => (String::new(), String::new(), events),
-        };
-        let events = events.len() as u64;
-        let block = PublishedBlock { block, events, first_id, last_id, proof };
-        Done::Added { block, heard, duplicates }
+        match outcome {
+            Outcome::Published { first_id, last_id, .. } => {
+                let events = events.len() as u64;
+                let block = PublishedBlock { block, events, first_id, last_id, proof };
+                Done::Added { block, heard }
+            }
+            Outcome::Duplicate { events } => Done::Duplicate { events },
+        }
     }
 
     /// Takes a block back, however long Redis is away.

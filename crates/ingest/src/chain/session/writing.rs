@@ -127,11 +127,11 @@ impl Session<'_> {
     fn done(&mut self, done: Done) -> Option<End> {
         let metrics = &self.chain.metrics;
         match done {
-            Done::Added { duplicates: duplicates @ 1.., .. } => {
-                metrics.duplicates.inc_by(duplicates);
+            Done::Duplicate { events } => {
+                metrics.duplicates.inc_by(events);
                 return Some(End::Reopen("duplicate"));
             }
-            Done::Added { block, heard, .. } => {
+            Done::Added { block, heard } => {
                 metrics.published.inc_by(block.events);
                 metrics.block("added");
                 if let Some(heard) = heard {
