@@ -182,7 +182,11 @@ impl Store {
     /// with the transaction that follows: writes come back that no reader ever saw.
     async fn rewrite_append_only_file(&self) -> Result<()> {
         let mut redis = self.servers.first().connection().await?;
-        redis::cmd("BGREWRITEAOF").exec_async(&mut redis).await?;
+        match redis::cmd("BGREWRITEAOF").exec_async(&mut redis).await {
+            // An ingestor has asked since the restart, which is as good.
+            Err(error) if error.to_string().contains("already in progress") => {}
+            asked => asked?,
+        }
         loop {
             let info: String =
                 redis::cmd("INFO").arg("persistence").query_async(&mut redis).await?;
