@@ -7,7 +7,7 @@ use ethhook_simulator::Fault;
 use redis::aio::MultiplexedConnection;
 use tokio::time::sleep;
 
-use crate::operator::{checker, manual};
+use crate::operator::{checker, manual, tiny};
 use crate::rig::{Rig, SETTLE, until};
 
 const LOCAL: u64 = 31337;
@@ -219,11 +219,7 @@ async fn publish_earlier(redis: &mut MultiplexedConnection, key: &str, by: Durat
 
 #[tokio::test]
 async fn g8_a_full_redis_is_left_by_keeping_less() {
-    let (chain, node, mut rig) = manual().await;
-    let toml = "[chains.tiny]\nchain_id = 31337\nblock_time_ms = 100\nfinality_depth = 4\n\
-                verify = 'receipts_root'\n";
-    let _ = rig.write_toml(toml);
-    rig.set("LOCAL_WS_URL", "").set("TINY_WS_URL", node.ws_url(LOCAL)).set("TINY_START_BLOCK", 0);
+    let (chain, node, mut rig) = tiny(10).await;
     rig.start();
     chain.mine(2_500);
     let checker = checker(&rig, &node).await;

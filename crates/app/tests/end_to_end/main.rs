@@ -7,6 +7,7 @@ mod alertmanager;
 mod anvil;
 mod bounds;
 mod encoding;
+mod end_block;
 mod endpoints;
 mod examples;
 mod fetching;

@@ -154,16 +154,22 @@ async fn skipped_blocks_are_a_gap_and_the_chain_goes_on_above() {
     assert_eq!((report.events, report.removed), (120, 110), "{report}");
 }
 
-/// A chain whose block 980 and all above it were orphaned below a finalized block of 1,000 at least,
-/// and its ingestor, which stands still.
-async fn alarmed() -> (ManualChain, RunningNode, Rig, Checker) {
-    let chain = Chain::manual(ManualSpec { events_per_block: 3, ..ManualSpec::new(LOCAL) });
+/// The same chain by the name `tiny`, with short blocks and final at a small depth.
+pub(crate) async fn tiny(events_per_block: usize) -> (ManualChain, RunningNode, Rig) {
+    let chain = Chain::manual(ManualSpec { events_per_block, ..ManualSpec::new(LOCAL) });
     let node = Node::bind(([127, 0, 0, 1], 0).into(), vec![chain.clone()]).await.unwrap().spawn();
     let mut rig = Rig::new().await;
     let toml = "[chains.tiny]\nchain_id = 31337\nblock_time_ms = 100\nfinality_depth = 4\n\
                 verify = 'receipts_root'\n";
-    let _ = rig.write_toml(toml);
+    rig.write_toml(toml).unwrap();
     rig.set("TINY_WS_URL", node.ws_url(LOCAL)).set("TINY_START_BLOCK", 0);
+    (chain, node, rig)
+}
+
+/// A chain whose block 980 and all above it were orphaned below a finalized block of 1,000 at least,
+/// and its ingestor, which stands still.
+async fn alarmed() -> (ManualChain, RunningNode, Rig, Checker) {
+    let (chain, node, mut rig) = tiny(3).await;
     rig.set("LEASE_TTL_MS", 1_000);
     chain.set_finalized(1030);
     rig.start();

@@ -52,15 +52,21 @@ async fn is_ready(ingestor: &Ingestor) {
     wait_for(ingestor, "ready", |status, _| status == 200).await;
 }
 
-#[tokio::test]
-async fn a_standby_takes_over_from_one_that_was_killed() {
-    let scene = Scene::new().await;
+/// An ingestor that has the chain, with its first blocks, and one that waits for it.
+async fn owner_and_standby(scene: &Scene) -> (Ingestor, Ingestor) {
     let (mut first, mut second) = (scene.ingestor("first"), scene.ingestor("second"));
     first.start().unwrap();
     scene.chain.mine(3);
     is_ready(&first).await;
     second.start().unwrap();
     stands_by(&second).await;
+    (first, second)
+}
+
+#[tokio::test]
+async fn a_standby_takes_over_from_one_that_was_killed() {
+    let scene = Scene::new().await;
+    let (mut first, mut second) = owner_and_standby(&scene).await;
     let (_, metrics) = second.get("metrics").await.unwrap();
     let mut asked = metrics.lines().filter(|line| line.starts_with("ethhook_rpc_requests_total"));
     assert_eq!(asked.next(), None, "who stands by asks the node nothing");
@@ -190,13 +196,18 @@ async fn g4_our_own_name_under_an_older_epoch_is_a_rollback_and_no_other_process
 #[tokio::test]
 async fn g5_an_owner_without_blocks_keeps_its_lease() {
     let scene = Scene::new().await;
-    let (mut first, mut second) = (scene.ingestor("first"), scene.ingestor("second"));
-    first.start().unwrap();
-    scene.chain.mine(3);
-    is_ready(&first).await;
-    second.start().unwrap();
-    stands_by(&second).await;
-    tokio::time::sleep(4 * LEASE_TTL).await;
+    let (_first, second) = owner_and_standby(&scene).await;
+    let mut redis = scene.redis.connection().await.unwrap();
+    // Each comes after a third of the time that the lease lasts.
+    let (mut renewals, mut last) = (0, i64::MAX);
+    until("the lease to be renewed time and again", async || {
+        let mut left = redis::cmd("PTTL");
+        let left = left.arg("lease:{events:31337}").query_async(&mut redis).await.unwrap();
+        renewals += u32::from(left > last);
+        last = left;
+        renewals == 6
+    })
+    .await;
     assert_eq!(second.log().matches("session opened").count(), 0);
 }
 

@@ -258,10 +258,12 @@ async fn verify_says_that_retention_has_overtaken_it() {
     // What is final is compared, at this rate, before the rest is read.
     rig.set("LOCAL_RPS", 100);
     let verify = ["verify", "--chain", "local", "--to", "1400"];
+    let asked = chain.stats().requests("eth_getBlockReceipts");
     let overtake = async {
         let mut command = redis::cmd("XTRIM");
         command.arg("blocks:{events:31337}").arg("MAXLEN").arg(50);
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        let compares = || chain.stats().requests("eth_getBlockReceipts") > asked;
+        until("it to compare", async || compares()).await;
         let _: u64 = command.query_async(&mut redis).await.unwrap();
     };
     let (told, ()) = tokio::join!(rig.command(&verify), overtake);

@@ -233,9 +233,5 @@ fn base(cursor: &Cursor, first: Option<BlockRef>) -> Option<BlockRef> {
 }
 
 fn node_away(error: &NodeError) -> NotYet {
-    NotYet {
-        why: format!("no endpoint answers: {error}"),
-        needs: if error.is_wrong_chain() { Needs::Operator } else { Needs::Time },
-        again_in: None,
-    }
+    NotYet::because(format!("no endpoint answers: {error}"), !error.is_wrong_chain())
 }
