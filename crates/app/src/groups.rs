@@ -36,8 +36,9 @@ pub(crate) async fn run(inputs: &Inputs, order: Order) -> anyhow::Result<Exit> {
         Order::Create { chain, group, from } => {
             let chain = client.chain(&chain)?;
             let after = from.resolve(streams, (&chain.name, chain.chain_id)).await?;
-            streams.create_group(chain.chain_id, &group, &after).await?;
-            say!("Group {group} of {}: it is given what stands behind {after}.", chain.name);
+            streams.create_group(chain.chain_id, &group, after).await?;
+            let given = after.map_or("comes next".to_owned(), |id| format!("stands behind {id}"));
+            say!("Group {group} of {}: it is given what {given}.", chain.name);
         }
         Order::Prune { chain, group, idle } => {
             let chain = client.chain(&chain)?;

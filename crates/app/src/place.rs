@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::{Context, bail};
-use ethhook_domain::{ChainId, Op};
+use ethhook_domain::{ChainId, EntryId, Op};
 use ethhook_streams::Streams;
 use jiff::Timestamp;
 
@@ -14,8 +14,10 @@ const FIRST_MILLISECOND: u64 = 1_000_000_000_000;
 /// Where reading begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Behind this ID; `$` is what comes next, `0` all that is kept.
-    Id(String),
+    /// With what comes next.
+    Next,
+    /// Behind this ID.
+    Id(EntryId),
     /// With the first event of this block.
     Block(u64),
     /// With the first block that is not older.
@@ -26,22 +28,17 @@ impl FromStr for Place {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "$" || text == "0" {
-            return Ok(Self::Id(text.to_owned()));
+        if text == "$" {
+            return Ok(Self::Next);
         }
         if let Ok(number) = text.parse::<u64>() {
-            let is_block = number < FIRST_MILLISECOND;
-            return Ok(if is_block {
-                Self::Block(number)
-            } else {
-                Self::Id(format!("{number}-0"))
+            return Ok(match number {
+                1..FIRST_MILLISECOND => Self::Block(number),
+                ms => Self::Id(EntryId { ms, seq: 0 }),
             });
         }
-        if let Some((ms, seq)) = text.split_once('-')
-            && ms.parse::<u64>().is_ok()
-            && seq.parse::<u64>().is_ok()
-        {
-            return Ok(Self::Id(text.to_owned()));
+        if let Ok(id) = text.parse() {
+            return Ok(Self::Id(id));
         }
         text.parse().map(Self::Time).map_err(|_| {
             "must be $, 0, a block number, an entry ID as 1700000000000-0, or a time as \
@@ -52,7 +49,8 @@ impl FromStr for Place {
 }
 
 impl Place {
-    /// The ID behind which the place begins in the stream of `chain`, called `name`.
+    /// The ID behind which the place begins in the stream of `chain`, called `name`; none for what
+    /// comes next.
     ///
     /// # Errors
     /// If the stream does not hold the place.
@@ -60,9 +58,10 @@ impl Place {
         &self,
         streams: &Streams,
         (name, chain): (&str, ChainId),
-    ) -> anyhow::Result<String> {
+    ) -> anyhow::Result<Option<EntryId>> {
         let place = match self {
-            Self::Id(id) => return Ok(id.clone()),
+            Self::Next => return Ok(None),
+            Self::Id(id) => return Ok(Some(*id)),
             Self::Block(number) => streams.place(chain, |m| m.number >= *number).await?,
             Self::Time(time) => {
                 let seconds = u64::try_from(time.as_second()).unwrap_or_default();
@@ -79,7 +78,7 @@ impl Place {
         {
             bail!("{name}: the stream keeps blocks from {} on", place.marker.number);
         }
-        Ok(place.after_entry)
+        Ok(Some(place.after_entry))
     }
 }
 
@@ -89,10 +88,12 @@ mod tests {
 
     #[test]
     fn ids_blocks_and_times_are_told_apart() {
-        for id in ["$", "0", "0-0", "1700000000000-12"] {
-            assert_eq!(id.parse(), Ok(Place::Id(id.to_owned())));
-        }
-        assert_eq!("1700000000000".parse(), Ok(Place::Id("1700000000000-0".to_owned())));
+        assert_eq!("$".parse(), Ok(Place::Next));
+        let id = |ms, seq| Ok(Place::Id(EntryId { ms, seq }));
+        assert_eq!("0".parse(), id(0, 0));
+        assert_eq!("0-0".parse(), id(0, 0));
+        assert_eq!("1700000000000-12".parse(), id(1_700_000_000_000, 12));
+        assert_eq!("1700000000000".parse(), id(1_700_000_000_000, 0));
         assert_eq!("21000000".parse(), Ok(Place::Block(21_000_000)));
         let time = Timestamp::from_second(1_700_000_000).unwrap();
         assert_eq!("2023-11-14T22:13:20Z".parse(), Ok(Place::Time(time)));

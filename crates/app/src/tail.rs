@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use ethhook_domain::{Filter, ProcessedEvent, Profile};
+use ethhook_domain::{EntryId, Filter, ProcessedEvent, Profile};
 use ethhook_streams::{GroupError, GroupReader, Streams, Tail};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -63,7 +63,7 @@ impl Wanted {
     }
 
     /// The line of an event that is wanted.
-    fn line(&self, id: &str, event: &ProcessedEvent) -> anyhow::Result<Option<String>> {
+    fn line(&self, id: EntryId, event: &ProcessedEvent) -> anyhow::Result<Option<String>> {
         if !self.filter.passes_event(event) {
             return Ok(None);
         }
@@ -74,8 +74,8 @@ impl Wanted {
 
 /// One event as it is printed: the entry's fields under the entry's names, numbers as numbers.
 #[derive(Debug, Serialize)]
-struct Line<'a> {
-    id: &'a str,
+struct Line {
+    id: String,
     event_id: String,
     chain_id: u64,
     block_number: u64,
@@ -106,10 +106,10 @@ impl From<Decoded> for Said {
     }
 }
 
-impl<'a> Line<'a> {
-    fn new(id: &'a str, event: &ProcessedEvent, decoded: Option<Decoded>) -> Self {
+impl Line {
+    fn new(id: EntryId, event: &ProcessedEvent, decoded: Option<Decoded>) -> Self {
         Self {
-            id,
+            id: id.to_string(),
             event_id: event.event_id(),
             chain_id: event.chain_id,
             block_number: event.block_number,
@@ -161,7 +161,7 @@ async fn print(streams: &Streams, chains: &[&Profile], options: Options) -> anyh
             }
             None => {
                 let after = options.from.resolve(streams, (&name, id)).await?;
-                Source::Tail(streams.tail(id, &after, READ_WAIT))
+                Source::Tail(streams.tail(id, after, READ_WAIT))
             }
         };
         readers.spawn(read(source, name, Arc::clone(&wanted), sender.clone()));
@@ -190,7 +190,7 @@ enum Source {
 }
 
 impl Source {
-    async fn next(&mut self) -> Result<Vec<(String, ProcessedEvent)>, GroupError> {
+    async fn next(&mut self) -> Result<Vec<(EntryId, ProcessedEvent)>, GroupError> {
         match self {
             Self::Tail(tail) => tail.next(EVENTS_A_READ).await.map_err(GroupError::from),
             Self::Group(group) => group.next(EVENTS_A_READ).await,
@@ -198,7 +198,7 @@ impl Source {
     }
 
     /// Says that these are dealt with.
-    async fn done(&mut self, ids: &[String]) -> Result<(), GroupError> {
+    async fn done(&mut self, ids: &[EntryId]) -> Result<(), GroupError> {
         match self {
             Self::Tail(_) => Ok(()),
             Self::Group(group) => group.acknowledge(ids).await,
@@ -229,7 +229,7 @@ async fn read(
         told = false;
         let mut text = String::new();
         for (id, event) in &events {
-            text.extend(wanted.line(id, event)?);
+            text.extend(wanted.line(*id, event)?);
         }
         if !text.is_empty() {
             let (printed, is_printed) = oneshot::channel();

@@ -10,9 +10,9 @@ use anyhow::{Context, bail, ensure};
 use ethhook_domain::fold::{
     Difference, ExpectedBlock, Fold, FoldedBlock, MAX_REPORTED, Problem, Violation, compare,
 };
-use ethhook_domain::{ChainId, Cursor, Filter, Op};
+use ethhook_domain::{ChainId, Cursor, EntryId, Filter, Op};
 use ethhook_ingest::inquiry::{CheckedBlock, Inquiry};
-use ethhook_streams::{EntryId, Place, Streams};
+use ethhook_streams::{Place, Streams};
 
 use crate::Exit;
 use crate::bar::Bar;
@@ -52,10 +52,10 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::R
         inquiry: Inquiry::open(&target.chain)?,
         chain: target.id(),
         filter: &target.chain.filter,
-        fold: Fold::after(target.id(), place.marker.seq - 1, &place.after_entry),
+        fold: Fold::after(target.id(), place.marker.seq - 1, place.after_entry),
         next: from,
         to,
-        retreats: orders.iter().cloned().collect(),
+        retreats: orders.iter().copied().collect(),
         seen: Seen::default(),
         bar,
     };
@@ -129,12 +129,12 @@ async fn locate(
 }
 
 /// Where the streams tell, from `place` on, that an operator moved finality back: the markers, and the heights.
-async fn retreats(target: &Target, place: &Place) -> anyhow::Result<Vec<(String, u64)>> {
-    let (mut after, mut finalized, mut found) = (place.after_marker.clone(), None, Vec::new());
+async fn retreats(target: &Target, place: &Place) -> anyhow::Result<Vec<(EntryId, u64)>> {
+    let (mut after, mut finalized, mut found) = (place.after_marker, None, Vec::new());
     loop {
-        let markers = target.streams.markers(target.id(), &after, MARKERS_A_READ).await?;
+        let markers = target.streams.markers(target.id(), after, MARKERS_A_READ).await?;
         let Some((last, _)) = markers.last() else { return Ok(found) };
-        after.clone_from(last);
+        after = *last;
         for (id, marker) in markers.into_iter().filter(|(_, m)| m.op == Op::Finalized) {
             if finalized.replace(marker.number).is_some_and(|before| marker.number < before) {
                 found.push((id, marker.number));
@@ -165,7 +165,7 @@ struct Verification<'a> {
     next: u64,
     to: u64,
     /// Those that are still ahead.
-    retreats: VecDeque<(String, u64)>,
+    retreats: VecDeque<(EntryId, u64)>,
     seen: Seen,
     bar: Bar,
 }
@@ -174,24 +174,24 @@ impl Verification<'_> {
     /// Replays both streams from `place` to their end.
     async fn replay(&mut self, place: &Place) -> anyhow::Result<()> {
         let digest = self.filter.digest();
-        let mut marker_id = place.after_marker.clone();
-        let mut entries = Entries { id: place.after_entry.clone(), at: EntryId::default() };
+        let mut marker_id = place.after_marker;
+        let mut entries = Entries { at: place.after_entry };
         let mut last_read = None;
         loop {
-            let markers = self.streams.markers(self.chain, &marker_id, MARKERS_A_READ).await?;
+            let markers = self.streams.markers(self.chain, marker_id, MARKERS_A_READ).await?;
             if markers.is_empty() {
                 // What stands behind the last marker belongs to the next, or to none.
                 let fed = entries.feed(self.streams, self.chain, &mut self.fold, None).await?;
-                if fed && !self.streams.markers(self.chain, &marker_id, 1).await?.is_empty() {
+                if fed && !self.streams.markers(self.chain, marker_id, 1).await?.is_empty() {
                     continue;
                 }
                 self.fold.finish();
                 return self.check_kept(last_read).await;
             }
             for (id, marker) in markers {
-                let last = marker.last_id.parse().ok();
+                let last = Some(marker.last_id);
                 entries.feed(self.streams, self.chain, &mut self.fold, last).await?;
-                self.fold.marker(&id, &marker);
+                self.fold.marker(id, &marker);
                 if self.retreats.front().is_some_and(|(retreat, _)| *retreat == id) {
                     self.retreats.pop_front();
                 }
@@ -207,7 +207,7 @@ impl Verification<'_> {
                 marker_id = id;
             }
             self.check_kept(last_read).await?;
-            last_read = Some(marker_id.clone());
+            last_read = Some(marker_id);
             let stays = self.retreats.iter().map(|(_, number)| *number).min();
             let settled = self.fold.settle(stays.unwrap_or(u64::MAX));
             let up_to = settled.last().map(|block| block.number);
@@ -216,14 +216,13 @@ impl Verification<'_> {
     }
 
     /// Whether what is missing may have gone behind `last_read`, a marker, while it was being compared.
-    async fn check_kept(&self, last_read: Option<String>) -> anyhow::Result<()> {
+    async fn check_kept(&self, last_read: Option<EntryId>) -> anyhow::Result<()> {
         let Some(last_read) = last_read.filter(|_| !self.fold.violations().is_empty()) else {
             return Ok(());
         };
-        let kept = self.streams.markers(self.chain, "0-0", 1).await?;
-        let (oldest, read) = (kept.first().map(|(id, _)| id.parse::<EntryId>()), last_read.parse());
+        let kept = self.streams.markers(self.chain, EntryId::MIN, 1).await?;
         ensure!(
-            oldest.is_none_or(|oldest| oldest.ok() <= read.ok()),
+            kept.first().is_none_or(|(oldest, _)| *oldest <= last_read),
             "retention has overtaken the reading at block {}: it takes what was to be compared; choose a \
              higher --from",
             self.next
@@ -287,7 +286,6 @@ fn expected(block: CheckedBlock, filter: &Filter) -> ExpectedBlock {
 
 /// How far the entries are read.
 struct Entries {
-    id: String,
     at: EntryId,
 }
 
@@ -302,11 +300,10 @@ impl Entries {
     ) -> anyhow::Result<bool> {
         let mut any = false;
         while last.is_none_or(|last| self.at < last) {
-            let events = streams.events(chain, &self.id, EVENTS_A_READ).await?;
+            let events = streams.events(chain, self.at, EVENTS_A_READ).await?;
             let Some((id, _)) = events.last() else { return Ok(any) };
-            (self.id, any) = (id.clone(), true);
-            self.at = id.parse().unwrap_or_default();
-            events.into_iter().for_each(|(id, event)| fold.entry(&id, event));
+            (self.at, any) = (*id, true);
+            events.into_iter().for_each(|(id, event)| fold.entry(id, event));
         }
         Ok(any)
     }

@@ -6,15 +6,15 @@
 //! count and ID range must agree with the entries, and an entry with its marker.
 //!
 //! ```
-//! # use ethhook_domain::{Marker, ProcessedEvent, fold::Fold};
-//! # let entries: Vec<(String, ProcessedEvent)> = Vec::new();
-//! # let markers: Vec<(String, Marker)> = Vec::new();
+//! # use ethhook_domain::{EntryId, Marker, ProcessedEvent, fold::Fold};
+//! # let entries: Vec<(EntryId, ProcessedEvent)> = Vec::new();
+//! # let markers: Vec<(EntryId, Marker)> = Vec::new();
 //! let mut fold = Fold::from_start(1);
 //! for (id, event) in entries { // all up to the last marker's `last_id`
-//!     fold.entry(&id, event);
+//!     fold.entry(id, event);
 //! }
 //! for (id, marker) in &markers {
-//!     fold.marker(id, marker);
+//!     fold.marker(*id, marker);
 //! }
 //! fold.finish();
 //! assert!(fold.violations().is_empty());
@@ -32,7 +32,7 @@ mod compare;
 
 pub use compare::{Difference, ExpectedBlock, compare};
 
-use crate::{ChainId, Marker, Op, ProcessedEvent};
+use crate::{ChainId, EntryId, Marker, Op, ProcessedEvent};
 
 /// Of violations, and of differences, only this many are kept: one fault can cause many.
 pub const MAX_REPORTED: usize = 1_000;
@@ -66,7 +66,7 @@ pub enum Problem {
     Finalized,
     /// A finalized block was taken back (G10).
     BelowFinalized,
-    /// An ID that Redis would not give: malformed, or not above its predecessor.
+    /// An ID that Redis would not give: it is not above its predecessor.
     Id,
 }
 
@@ -74,7 +74,7 @@ pub enum Problem {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
     /// ID of the entry or marker.
-    pub at: String,
+    pub at: EntryId,
     /// What is wrong.
     pub problem: Problem,
     /// What was expected and what was found.
@@ -104,14 +104,6 @@ pub struct FoldedBlock {
     pub skipped_from: Option<u64>,
 }
 
-/// An entry ID: milliseconds and a number among them.
-type Id = (u64, u64);
-
-fn parse_id(text: &str) -> Option<Id> {
-    let (ms, n) = text.split_once('-')?;
-    Some((ms.parse().ok()?, n.parse().ok()?))
-}
-
 /// The replay of one chain's streams.
 #[derive(Debug)]
 pub struct Fold {
@@ -121,10 +113,10 @@ pub struct Fold {
     /// A marker with all its entries was seen: nothing after it may be gone.
     is_whole: bool,
     /// Entries that no marker has claimed yet.
-    pending: VecDeque<(String, Id, ProcessedEvent)>,
-    last_entry_id: Option<Id>,
+    pending: VecDeque<(EntryId, ProcessedEvent)>,
+    last_entry_id: EntryId,
     /// What the last marker said: its ID, `seq` and `last_id`.
-    last_marker: Option<(Option<Id>, u64, Id)>,
+    last_marker: Option<(EntryId, u64, EntryId)>,
     blocks: Vec<FoldedBlock>,
     /// Hashes of `blocks`, and the identities of their events.
     live_blocks: HashSet<B256>,
@@ -146,7 +138,7 @@ impl Fold {
             may_be_trimmed: false,
             is_whole: true,
             pending: VecDeque::new(),
-            last_entry_id: None,
+            last_entry_id: EntryId::MIN,
             last_marker: None,
             blocks: Vec::new(),
             live_blocks: HashSet::new(),
@@ -170,39 +162,33 @@ impl Fold {
     /// first), whose predecessors are known to be whole: all that follows must be. A block from
     /// before may be taken back unseen.
     #[must_use]
-    pub fn after(chain_id: ChainId, seq: u64, last_id: &str) -> Self {
-        let last_id = parse_id(last_id).unwrap_or_default();
+    pub fn after(chain_id: ChainId, seq: u64, last_id: EntryId) -> Self {
         Self {
             may_be_trimmed: true,
-            last_marker: Some((None, seq, last_id)),
+            last_marker: Some((EntryId::MIN, seq, last_id)),
             ..Self::from_start(chain_id)
         }
     }
 
     /// Takes the next entry of `events:<chain_id>`.
-    pub fn entry(&mut self, id: &str, event: ProcessedEvent) {
-        let Some(parsed) = parse_id(id) else {
-            return self.report(id, Problem::Id, "is no entry ID".to_owned());
-        };
-        if self.last_entry_id.is_some_and(|last| parsed <= last) {
+    pub fn entry(&mut self, id: EntryId, event: ProcessedEvent) {
+        if id <= self.last_entry_id {
             self.report(id, Problem::Id, "is not above the entry before".to_owned());
         }
-        self.last_entry_id = Some(parsed);
-        self.pending.push_back((id.to_owned(), parsed, event));
+        self.last_entry_id = id;
+        self.pending.push_back((id, event));
     }
 
     /// Takes the next marker of `blocks:{events:<chain_id>}`; the entries up to its `last_id` must
     /// have been given before.
-    pub fn marker(&mut self, id: &str, marker: &Marker) {
-        let last_id = parse_id(&marker.last_id).unwrap_or_default();
-        let claimed = self.pending.iter().take_while(|(_, id, _)| *id <= last_id).count();
+    pub fn marker(&mut self, id: EntryId, marker: &Marker) {
+        let claimed = self.pending.iter().take_while(|(id, _)| *id <= marker.last_id).count();
         let mut entries: Vec<_> = self.pending.drain(..claimed).collect();
-        self.check_sequence(id, marker, last_id);
+        self.check_sequence(id, marker);
         if !self.is_whole {
             // Retention cuts at the beginning: entries of markers that are gone may be left.
-            let first_id = parse_id(&marker.first_id);
-            entries.retain(|(_, id, _)| first_id.is_some_and(|first| *id >= first));
-            if marker.events > 0 && entries.first().map(|(_, id, _)| *id) != first_id {
+            entries.retain(|(id, _)| marker.first_id.is_some_and(|first| *id >= first));
+            if marker.events > 0 && entries.first().map(|(id, _)| *id) != marker.first_id {
                 return self.forget();
             }
             self.is_whole = marker.events > 0;
@@ -213,8 +199,8 @@ impl Fold {
 
     /// Says that the streams are at their end: what is left over belongs to no marker.
     pub fn finish(&mut self) {
-        for (id, _, event) in std::mem::take(&mut self.pending) {
-            self.report(&id, Problem::OutsideMarker, describe(&event));
+        for (id, event) in std::mem::take(&mut self.pending) {
+            self.report(id, Problem::OutsideMarker, describe(&event));
         }
     }
 
@@ -267,62 +253,52 @@ impl Fold {
         (self.tip, self.start_number) = (None, None);
     }
 
-    fn check_sequence(&mut self, id: &str, marker: &Marker, last_id: Id) {
-        let marker_id = parse_id(id);
-        let before_all =
-            (None, if self.is_whole { 0 } else { marker.seq.saturating_sub(1) }, (0, 0));
+    fn check_sequence(&mut self, id: EntryId, marker: &Marker) {
+        let first_seq = if self.is_whole { 1 } else { marker.seq };
+        let before_all = (EntryId::MIN, first_seq.saturating_sub(1), EntryId::MIN);
         let (previous_id, previous_seq, previous_last_id) = self.last_marker.unwrap_or(before_all);
-        if marker_id.is_none() || marker_id <= previous_id {
+        if id <= previous_id {
             self.report(id, Problem::Id, "is not above the marker before".to_owned());
         }
         if marker.seq != previous_seq + 1 {
             let detail = format!("seq {} follows {previous_seq}", marker.seq);
             self.report(id, Problem::Seq, detail);
         }
-        let is_empty = marker.events == 0;
+        let (is_empty, last_id) = (marker.events == 0, marker.last_id);
         if last_id < previous_last_id || (!is_empty && last_id == previous_last_id) {
-            let detail = format!("last_id {} does not go on", marker.last_id);
+            let detail = format!("last_id {last_id} does not go on");
             self.report(id, Problem::Range, detail);
         }
-        self.last_marker = Some((marker_id, marker.seq, last_id.max(previous_last_id)));
+        self.last_marker = Some((id, marker.seq, last_id.max(previous_last_id)));
     }
 
     /// The entries of this marker, once its count and range agree with them.
     fn claim(
         &mut self,
-        id: &str,
+        id: EntryId,
         marker: &Marker,
-        entries: Vec<(String, Id, ProcessedEvent)>,
-    ) -> Vec<(String, ProcessedEvent)> {
-        let first_id = parse_id(&marker.first_id);
+        entries: Vec<(EntryId, ProcessedEvent)>,
+    ) -> Vec<(EntryId, ProcessedEvent)> {
         let mut claimed = Vec::with_capacity(entries.len());
-        for (entry_id, parsed, event) in entries {
-            if first_id.is_some_and(|first| parsed >= first) {
+        for (entry_id, event) in entries {
+            if marker.first_id.is_some_and(|first| entry_id >= first) {
                 claimed.push((entry_id, event));
             } else {
-                self.report(&entry_id, Problem::OutsideMarker, describe(&event));
+                self.report(entry_id, Problem::OutsideMarker, describe(&event));
             }
         }
-        let range = claimed.first().zip(claimed.last()).map(|(a, b)| (a.0.as_str(), b.0.as_str()));
-        let agrees = match range {
-            Some(range) => range == (&marker.first_id, &marker.last_id),
-            None => marker.first_id.is_empty(),
-        };
-        if !agrees || claimed.len() as u64 != marker.events {
-            let (from, to) = range.unwrap_or_default();
-            let detail = format!(
-                "says {} events in `{}` to `{}`, there are {} in `{from}` to `{to}`",
-                marker.events,
-                marker.first_id,
-                marker.last_id,
-                claimed.len(),
-            );
+        let first_id = claimed.first().map(|(id, _)| *id);
+        let last_id = claimed.last().map_or(marker.last_id, |(id, _)| *id);
+        let said = (marker.events, marker.first_id, marker.last_id);
+        let found = (claimed.len() as u64, first_id, last_id);
+        if found != said {
+            let detail = format!("says {}, there are {}", range(said), range(found));
             self.report(id, Problem::Range, detail);
         }
         claimed
     }
 
-    fn apply(&mut self, id: &str, marker: &Marker, entries: Vec<(String, ProcessedEvent)>) {
+    fn apply(&mut self, id: EntryId, marker: &Marker, entries: Vec<(EntryId, ProcessedEvent)>) {
         if matches!(marker.op, Op::Finalized | Op::Gap) && !entries.is_empty() {
             self.report(id, Problem::Range, format!("`{}` has entries", marker.op));
         }
@@ -334,7 +310,7 @@ impl Fold {
         }
     }
 
-    fn add(&mut self, id: &str, marker: &Marker, entries: Vec<(String, ProcessedEvent)>) {
+    fn add(&mut self, id: EntryId, marker: &Marker, entries: Vec<(EntryId, ProcessedEvent)>) {
         match self.tip {
             Some((number, hash)) => {
                 if marker.parent_hash != Some(hash) || marker.number != number + 1 {
@@ -360,9 +336,9 @@ impl Fold {
         let mut previous: Option<u64> = None;
         let mut events = Vec::with_capacity(entries.len());
         for (entry_id, event) in entries {
-            self.check_entry(&entry_id, marker, &event, previous.map(|p| event.log_index > p));
+            self.check_entry(entry_id, marker, &event, previous.map(|p| event.log_index > p));
             if !self.live.insert((event.block_hash, event.log_index)) {
-                self.report(&entry_id, Problem::Duplicate, describe(&event));
+                self.report(entry_id, Problem::Duplicate, describe(&event));
             }
             previous = Some(event.log_index);
             events.push(event);
@@ -371,7 +347,7 @@ impl Fold {
         self.blocks.push(folded(marker, events, None));
     }
 
-    fn remove(&mut self, id: &str, marker: &Marker, entries: Vec<(String, ProcessedEvent)>) {
+    fn remove(&mut self, id: EntryId, marker: &Marker, entries: Vec<(EntryId, ProcessedEvent)>) {
         if self.finalized.is_some_and(|(number, _)| marker.number <= number) {
             let detail = format!("block {} {} is taken back", marker.number, marker.hash);
             self.report(id, Problem::BelowFinalized, detail);
@@ -383,7 +359,7 @@ impl Fold {
         let mut left = orphaned.map(|block| block.events).unwrap_or_default();
         let mut previous: Option<u64> = None;
         for (entry_id, event) in entries {
-            self.check_entry(&entry_id, marker, &event, previous.map(|p| event.log_index < p));
+            self.check_entry(entry_id, marker, &event, previous.map(|p| event.log_index < p));
             previous = Some(event.log_index);
             if is_before_fold {
                 continue;
@@ -392,13 +368,13 @@ impl Fold {
                 (added.block_hash, added.log_index) == (event.block_hash, event.log_index)
             });
             let Some(added) = taken_back.map(|i| left.remove(i)) else {
-                self.report(&entry_id, Problem::NotLive, describe(&event));
+                self.report(entry_id, Problem::NotLive, describe(&event));
                 continue;
             };
             self.live.remove(&(event.block_hash, event.log_index));
             if (ProcessedEvent { removed: true, ..added.clone() }) != event {
                 let detail = format!("takes back {added:?} by {event:?}");
-                self.report(&entry_id, Problem::TakenBackDiffers, detail);
+                self.report(entry_id, Problem::TakenBackDiffers, detail);
             }
         }
         for event in left {
@@ -417,7 +393,7 @@ impl Fold {
 
     /// The block that `marker` takes back. If it is not the tip, those above it go with it, so that
     /// one fault is reported once.
-    fn pop(&mut self, id: &str, marker: &Marker) -> Option<FoldedBlock> {
+    fn pop(&mut self, id: EntryId, marker: &Marker) -> Option<FoldedBlock> {
         let position = self.blocks.iter().rposition(|block| block.hash == marker.hash);
         if position.is_none() || position != self.blocks.len().checked_sub(1) {
             let detail = format!("block {} {} is taken back", marker.number, marker.hash);
@@ -443,7 +419,7 @@ impl Fold {
     /// Holds an entry against its marker; `in_order` is none for the first of a block.
     fn check_entry(
         &mut self,
-        id: &str,
+        id: EntryId,
         marker: &Marker,
         event: &ProcessedEvent,
         in_order: Option<bool>,
@@ -468,7 +444,7 @@ impl Fold {
         }
     }
 
-    fn finalize(&mut self, id: &str, marker: &Marker) {
+    fn finalize(&mut self, id: EntryId, marker: &Marker) {
         if let Some((number, hash)) = self.finalized {
             let is_same = marker.number == number && marker.hash == hash;
             if marker.number <= number && !is_same {
@@ -492,7 +468,7 @@ impl Fold {
         self.finalized = Some((number, hash));
     }
 
-    fn skip(&mut self, id: &str, marker: &Marker) {
+    fn skip(&mut self, id: EntryId, marker: &Marker) {
         if let Some((number, hash)) = self.tip
             && (marker.number <= number || marker.parent_hash != Some(hash))
         {
@@ -504,9 +480,9 @@ impl Fold {
         self.blocks.push(folded(marker, Vec::new(), Some(from)));
     }
 
-    fn report(&mut self, at: &str, problem: Problem, detail: String) {
+    fn report(&mut self, at: EntryId, problem: Problem, detail: String) {
         if self.violations.len() < MAX_REPORTED {
-            self.violations.push(Violation { at: at.to_owned(), problem, detail });
+            self.violations.push(Violation { at, problem, detail });
         }
     }
 }
@@ -519,6 +495,14 @@ fn folded(marker: &Marker, events: Vec<ProcessedEvent>, skipped_from: Option<u64
         timestamp: marker.timestamp,
         events,
         skipped_from,
+    }
+}
+
+/// So many entries, in words.
+fn range((events, first, last): (u64, Option<EntryId>, EntryId)) -> String {
+    match first {
+        Some(first) => format!("{events} events from {first} to {last}"),
+        None => format!("{events} events without a first"),
     }
 }
 

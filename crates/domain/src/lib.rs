@@ -3,12 +3,14 @@
 //! A block travels through this crate in the order of its modules: [`block`] parses what a node
 //! said, [`canonical`] decides which blocks the chain consists of, [`verify`] holds a block against
 //! its header, [`filter`] and [`event`] turn logs into [`ProcessedEvent`]s, and [`marker`] and
-//! [`cursor`] are what is stored beside them; [`encoding`] says how an event stands in an entry. [`fold`] replays a stream and says whether it is whole.
+//! [`cursor`] are what is stored beside them; [`encoding`] says how an event stands in an entry, and
+//! [`entry_id`] how entries are numbered. [`fold`] replays a stream and says whether it is whole.
 
 pub mod block;
 pub mod canonical;
 pub mod cursor;
 pub mod encoding;
+pub mod entry_id;
 pub mod event;
 pub mod filter;
 pub mod fold;
@@ -21,6 +23,7 @@ pub use block::{BlockRef, Header, Log, Receipt};
 pub use canonical::CanonicalChain;
 pub use cursor::Cursor;
 pub use encoding::Encoding;
+pub use entry_id::EntryId;
 pub use event::ProcessedEvent;
 pub use filter::{BloomTest, Filter};
 pub use marker::{Marker, Op, Proof};

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use alloy_primitives::{B256, hex};
 
+use crate::EntryId;
 use crate::event::{CodecError, Record, write_optional_hash};
 
 /// The fields of a marker, in this order.
@@ -98,10 +99,10 @@ pub struct Marker {
     pub timestamp: u64,
     /// How many entries this step wrote.
     pub events: u64,
-    /// The first of them; empty if none.
-    pub first_id: String,
+    /// The first of them, if there are any.
+    pub first_id: Option<EntryId>,
     /// The event stream's last ID after the step.
-    pub last_id: String,
+    pub last_id: EntryId,
     /// The strongest check the block passed.
     pub proof: Proof,
     /// Digest of the filter in force.
@@ -120,8 +121,8 @@ impl Marker {
             write_optional_hash(self.parent_hash),
             self.timestamp.to_string(),
             self.events.to_string(),
-            self.first_id.clone(),
-            self.last_id.clone(),
+            write_optional_id(self.first_id),
+            self.last_id.to_string(),
             self.proof.to_string(),
             self.filter.clone(),
         ]
@@ -143,10 +144,19 @@ impl Marker {
             parent_hash: record.optional_hash("parent_hash")?,
             timestamp: record.number("timestamp")?,
             events: record.number("events")?,
-            first_id: record.text("first_id")?,
-            last_id: record.text("last_id")?,
+            first_id: record.parse("first_id", read_optional_id)?,
+            last_id: record.parse("last_id", |v| v.parse().ok())?,
             proof: record.parse("proof", |v| v.parse().ok())?,
             filter: record.text("filter")?,
         })
     }
+}
+
+/// An ID or the empty string.
+fn write_optional_id(id: Option<EntryId>) -> String {
+    id.map(|id| id.to_string()).unwrap_or_default()
+}
+
+fn read_optional_id(value: &str) -> Option<Option<EntryId>> {
+    if value.is_empty() { Some(None) } else { value.parse().ok().map(Some) }
 }

@@ -4,11 +4,17 @@
 use alloy_primitives::{Address, B256, Bytes, hex};
 use ethhook_domain::encoding::PACKED;
 use ethhook_domain::event::CodecError;
-use ethhook_domain::{Cursor, Encoding, Marker, Op, ProcessedEvent, Proof, cursor, event, marker};
+use ethhook_domain::{
+    Cursor, Encoding, EntryId, Marker, Op, ProcessedEvent, Proof, cursor, event, marker,
+};
 use proptest::prelude::*;
 
 fn hash() -> impl Strategy<Value = B256> {
     any::<[u8; 32]>().prop_map(B256::from)
+}
+
+fn entry_id() -> impl Strategy<Value = EntryId> {
+    any::<(u64, u64)>().prop_map(|(ms, seq)| EntryId { ms, seq })
 }
 
 /// As Redis gives a record back: names and values as bytes.
@@ -53,8 +59,8 @@ prop_compose! {
         op in prop::sample::select(vec![Op::Add, Op::Remove, Op::Finalized, Op::Gap]),
         hash in hash(),
         parent_hash in prop::option::of(hash()),
-        first_id in "([0-9]{1,13}-[0-9]{1,3})?",
-        last_id in "[0-9]{1,13}-[0-9]{1,3}",
+        first_id in prop::option::of(entry_id()),
+        last_id in entry_id(),
         proof in prop::sample::select(vec![Proof::ReceiptsRoot, Proof::Bloom, Proof::Structure]),
         filter in "all|[0-9a-f]{16}",
     ) -> Marker {

@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use deadpool::Runtime;
 use deadpool::managed::{self, Metrics, Object, Pool, RecycleResult};
-use ethhook_domain::{ChainId, Secret};
+use ethhook_domain::{ChainId, EntryId, Secret};
 use futures_util::future::try_join_all;
 use redis::aio::MultiplexedConnection;
 
-use crate::entry_id::EntryId;
 use crate::errors::RedisFailure;
 use crate::keys::Keys;
 use crate::location::Location;

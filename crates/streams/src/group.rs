@@ -5,12 +5,11 @@ use std::fmt;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use ethhook_domain::{ChainId, ProcessedEvent};
+use ethhook_domain::{ChainId, EntryId, ProcessedEvent};
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, Value};
 
 use crate::connection::Streams;
-use crate::entry_id::EntryId;
 use crate::errors::RedisFailure;
 use crate::keys::Keys;
 use crate::reader::{self, ReadError, query, unexpected};
@@ -117,8 +116,7 @@ impl Streams {
         consumers.ok_or_else(|| unexpected("XINFO CONSUMERS").into())
     }
 
-    /// Makes a group that is given what stands behind `after_id`: an ID, `0` for all that is kept,
-    /// or `$` for what comes next. Redis is told how many entries stand before an ID, without which it
+    /// Makes a group that is given what stands behind `after_id`; none is for what comes next. Redis is told how many entries stand before an ID, without which it
     /// could not tell the group's lag until all is read
     /// (`ENTRIESREAD` of <https://redis.io/docs/latest/commands/xgroup-create/>).
     ///
@@ -128,21 +126,19 @@ impl Streams {
         &self,
         chain: ChainId,
         group: &str,
-        after_id: &str,
+        after_id: Option<EntryId>,
     ) -> Result<(), GroupError> {
         let keys = Keys::of(chain);
         let key = &keys.events;
         let connection = &mut *self.pooled(&keys).await?;
         // Of `$` nobody could say how many entries stand before it.
         let after = match after_id {
-            "$" => reader::last_id(connection, key).await?.to_string(),
-            id => id.to_owned(),
+            Some(id) => id,
+            None => reader::last_id(connection, key).await?,
         };
         let mut command = redis::cmd("XGROUP");
-        command.arg("CREATE").arg(key).arg(group).arg(&after);
-        if let Ok(id) = after.parse::<EntryId>()
-            && let Some(before) = entries_up_to(connection, &keys, id).await?
-        {
+        command.arg("CREATE").arg(key).arg(group).arg(after.to_string());
+        if let Some(before) = entries_up_to(connection, &keys, after).await? {
             command.arg("ENTRIESREAD").arg(before);
         }
         let made: Result<(), _> = query(&command, connection, key).await;
@@ -185,7 +181,7 @@ impl Streams {
             key: Keys::of(chain).events,
             group: group.to_owned(),
             consumer: consumer.to_owned(),
-            own_after: Some("0".to_owned()),
+            own_after: Some(EntryId::MIN),
             block,
             connection: None,
         }
@@ -199,7 +195,7 @@ pub struct GroupReader {
     group: String,
     consumer: String,
     /// While it reads what it was given before: behind this ID.
-    own_after: Option<String>,
+    own_after: Option<EntryId>,
     block: Duration,
     connection: Option<MultiplexedConnection>,
 }
@@ -220,7 +216,7 @@ impl GroupReader {
     pub async fn next(
         &mut self,
         count: usize,
-    ) -> Result<Vec<(String, ProcessedEvent)>, GroupError> {
+    ) -> Result<Vec<(EntryId, ProcessedEvent)>, GroupError> {
         let next = self.try_next(count).await;
         self.begin_anew_after(next)
     }
@@ -228,20 +224,19 @@ impl GroupReader {
     async fn try_next(
         &mut self,
         count: usize,
-    ) -> Result<Vec<(String, ProcessedEvent)>, GroupError> {
+    ) -> Result<Vec<(EntryId, ProcessedEvent)>, GroupError> {
         loop {
             let mut connection = self.connected().await?;
             let mut command = redis::cmd("XREADGROUP");
             command.arg("GROUP").arg(&self.group).arg(&self.consumer).arg("COUNT").arg(count);
             command.arg("BLOCK").arg(self.block.as_millis().max(1).to_string());
             command.arg("STREAMS").arg(&self.key);
-            command.arg(self.own_after.as_deref().unwrap_or(">"));
+            command.arg(self.own_after.map_or(">".to_owned(), |id| id.to_string()));
             let answer = query(&command, &mut connection, &self.key).await;
             let answer: Value = answer.map_err(|e| GroupError::of(e, &self.key, &self.group))?;
             self.connection = Some(connection);
             let (entries, gone) = split(answer)?;
-            let last = entries.last().map(|entry| &entry.id).into_iter().chain(gone.last());
-            let last = last.max_by_key(|id| id.parse::<EntryId>().ok()).cloned();
+            let last = entries.last().map(|entry| entry.id).max(gone.last().copied());
             if !gone.is_empty() {
                 self.try_acknowledge(&gone).await?;
             }
@@ -254,7 +249,7 @@ impl GroupReader {
             if entries.is_empty() && (self.own_after.is_some() || !gone.is_empty()) {
                 continue;
             }
-            return entries.into_iter().map(|e| Ok((e.id.clone(), e.event(&self.key)?))).collect();
+            return entries.into_iter().map(|e| Ok((e.id, e.event(&self.key)?))).collect();
         }
     }
 
@@ -262,7 +257,7 @@ impl GroupReader {
     ///
     /// # Errors
     /// See [`GroupError`]; then they are given again.
-    pub async fn acknowledge(&mut self, ids: &[String]) -> Result<(), GroupError> {
+    pub async fn acknowledge(&mut self, ids: &[EntryId]) -> Result<(), GroupError> {
         let acknowledged = self.try_acknowledge(ids).await;
         self.begin_anew_after(acknowledged)
     }
@@ -270,18 +265,21 @@ impl GroupReader {
     /// After a failure nobody knows what the group has given and taken: it is asked from the start.
     fn begin_anew_after<T>(&mut self, result: Result<T, GroupError>) -> Result<T, GroupError> {
         if result.is_err() {
-            self.own_after = Some("0".to_owned());
+            self.own_after = Some(EntryId::MIN);
         }
         result
     }
 
-    async fn try_acknowledge(&mut self, ids: &[String]) -> Result<(), GroupError> {
+    async fn try_acknowledge(&mut self, ids: &[EntryId]) -> Result<(), GroupError> {
         if ids.is_empty() {
             return Ok(());
         }
         let mut connection = self.connected().await?;
         let mut command = redis::cmd("XACK");
-        command.arg(&self.key).arg(&self.group).arg(ids);
+        command.arg(&self.key).arg(&self.group);
+        ids.iter().for_each(|id| {
+            command.arg(id.to_string());
+        });
         let _: u64 = query(&command, &mut connection, &self.key).await?;
         self.connection = Some(connection);
         Ok(())
@@ -297,7 +295,7 @@ impl GroupReader {
 
 /// The entries of an answer for one stream, and the IDs of those that are gone: their fields are
 /// null (<https://redis.io/docs/latest/commands/xreadgroup/>).
-fn split(answer: Value) -> Result<(Vec<reader::Entry>, Vec<String>), ReadError> {
+fn split(answer: Value) -> Result<(Vec<reader::Entry>, Vec<EntryId>), ReadError> {
     let unexpected = || unexpected("XREADGROUP");
     let streams: Option<Vec<(String, Vec<Value>)>> =
         FromRedisValue::from_redis_value(answer).map_err(|_| unexpected())?;
@@ -306,7 +304,7 @@ fn split(answer: Value) -> Result<(Vec<reader::Entry>, Vec<String>), ReadError> 
     for value in listed.unwrap_or_default() {
         match &value {
             Value::Array(parts) if matches!(parts.get(1), Some(Value::Nil)) => {
-                gone.push(String::from_redis_value_ref(&parts[0]).map_err(|_| unexpected())?);
+                gone.push(reader::id(&parts[0]).ok_or_else(unexpected)?);
             }
             _ => kept.push(value),
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use ethhook_domain::{ChainId, Cursor};
+use ethhook_domain::{ChainId, Cursor, EntryId};
 use redis::aio::ConnectionLike;
 use redis::{FromRedisValue, Value};
 
@@ -49,7 +49,7 @@ pub struct Group {
     /// Entries given and not acknowledged.
     pub pending: u64,
     /// The last entry given.
-    pub last_delivered_id: String,
+    pub last_delivered_id: EntryId,
     /// Entries not yet given; none if Redis cannot tell, which is not zero.
     pub lag: Option<u64>,
 }
@@ -152,7 +152,7 @@ fn group(fields: &HashMap<String, Value>) -> Option<Group> {
         name: read(fields, "name")?,
         consumers: read(fields, "consumers")?,
         pending: read(fields, "pending")?,
-        last_delivered_id: read(fields, "last-delivered-id")?,
+        last_delivered_id: reader::id(fields.get("last-delivered-id")?)?,
         lag: read::<Option<u64>>(fields, "lag").flatten(),
     })
 }

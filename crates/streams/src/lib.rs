@@ -12,7 +12,6 @@
 
 mod append_only;
 mod connection;
-mod entry_id;
 mod errors;
 mod fail_point;
 mod group;
@@ -34,7 +33,6 @@ mod standing;
 mod step;
 
 pub use connection::{ConnectError, RedisConfig, Streams};
-pub use entry_id::EntryId;
 pub use errors::{FailureKind, RedisFailure};
 pub use fail_point::fail_point;
 pub use group::{Consumer, GroupError, GroupReader};

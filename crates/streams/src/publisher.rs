@@ -3,12 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use ethhook_domain::{ChainId, Cursor, Encoding};
+use ethhook_domain::{ChainId, Cursor, Encoding, EntryId};
 use tokio::sync::oneshot;
 
 use crate::append_only;
 use crate::connection::Streams;
-use crate::entry_id::EntryId;
 use crate::errors::{FailureKind, RedisFailure};
 use crate::fail_point::fail_point;
 use crate::inventory;
@@ -209,9 +208,7 @@ impl Publisher {
                 self.floor = None;
                 self.is_open = true;
             }
-            if let Ok(id) = last_id.parse() {
-                self.streams.raise_floor(self.chain, id);
-            }
+            self.streams.raise_floor(self.chain, *last_id);
             if self.sent.seq <= self.cursor.seq {
                 self.sent = self.cursor.clone(); // nothing is on the wire
             }

@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use alloy_primitives::B256;
 use ethhook_domain::event::CodecError;
-use ethhook_domain::{BlockRef, ChainId, Cursor, Marker, Op, ProcessedEvent, Proof};
+use ethhook_domain::{BlockRef, ChainId, Cursor, EntryId, Marker, Op, ProcessedEvent, Proof};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, FromRedisValue, Value};
 
 use crate::connection::Streams;
-use crate::entry_id::EntryId;
 use crate::errors::{RedisFailure, is_wrong_type};
 use crate::keys::Keys;
 
@@ -39,7 +38,7 @@ pub enum ReadError {
         /// The key's name.
         key: String,
         /// The entry's ID; none for the cursor.
-        id: Option<String>,
+        id: Option<EntryId>,
         /// What is wrong.
         source: CodecError,
     },
@@ -82,10 +81,10 @@ pub struct PublishedBlock {
     pub block: BlockRef,
     /// How many entries it has.
     pub events: u64,
-    /// ID of its first entry; empty if it has none.
-    pub first_id: String,
+    /// ID of its first entry; none if it has none.
+    pub first_id: Option<EntryId>,
     /// ID of its last entry; the stream's last ID at that time if it has none.
-    pub last_id: String,
+    pub last_id: EntryId,
     /// The strongest check it passed.
     pub proof: Proof,
 }
@@ -146,23 +145,21 @@ impl Streams {
         chain: ChainId,
         block: &PublishedBlock,
     ) -> Result<Vec<ProcessedEvent>, ReadError> {
-        if block.events == 0 {
-            return Ok(Vec::new());
-        }
+        let Some(first_id) = block.first_id else { return Ok(Vec::new()) };
         let keys = Keys::of(chain);
         let connection = &mut *self.pooled(&keys).await?;
         let mut events = Vec::new();
-        let mut from = block.first_id.clone();
+        let mut from = first_id;
         loop {
-            let page = Page { from: &from, to: &block.last_id, count: EVENTS_A_BATCH };
+            let page = Page { from, to: block.last_id, count: EVENTS_A_BATCH };
             let entries = range(connection, &keys.events, page).await?;
-            let last = entries.last().map(|entry| format!("({}", entry.id));
+            let last = entries.last().map(|entry| entry.id);
             let full = entries.len() == EVENTS_A_BATCH;
             for entry in entries {
                 events.push(entry.event(&keys.events)?);
             }
             match last {
-                Some(last) if full && events.len() as u64 <= block.events => from = last,
+                Some(last) if full && events.len() as u64 <= block.events => from = last.next(),
                 _ => break,
             }
         }
@@ -170,53 +167,51 @@ impl Streams {
         if found != block.events || events.iter().any(|e| e.block_hash != block.block.hash) {
             return Err(ReadError::Inconsistent(format!(
                 "block {} has {} entries by its marker, the stream holds {found} from {} to {}",
-                block.block, block.events, block.first_id, block.last_id
+                block.block, block.events, first_id, block.last_id
             )));
         }
         Ok(events)
     }
 
-    /// At most `count` events after the ID `after_id` (`0-0`: from the oldest), with their IDs.
+    /// At most `count` events after `after_id`, with their IDs.
     ///
     /// # Errors
     /// See [`ReadError`].
     pub async fn events(
         &self,
         chain: ChainId,
-        after_id: &str,
+        after_id: EntryId,
         count: usize,
-    ) -> Result<Vec<(String, ProcessedEvent)>, ReadError> {
+    ) -> Result<Vec<(EntryId, ProcessedEvent)>, ReadError> {
         let keys = Keys::of(chain);
-        let from = format!("({after_id}");
-        let page = Page { from: &from, to: "+", count };
+        let page = Page::after(after_id, count);
         let entries = range(&mut *self.pooled(&keys).await?, &keys.events, page).await?;
-        entries.into_iter().map(|e| Ok((e.id.clone(), e.event(&keys.events)?))).collect()
+        entries.into_iter().map(|e| Ok((e.id, e.event(&keys.events)?))).collect()
     }
 
-    /// At most `count` markers after the ID `after_id` (`0-0`: from the oldest), with their IDs.
+    /// At most `count` markers after `after_id`, with their IDs.
     ///
     /// # Errors
     /// See [`ReadError`].
     pub async fn markers(
         &self,
         chain: ChainId,
-        after_id: &str,
+        after_id: EntryId,
         count: usize,
-    ) -> Result<Vec<(String, Marker)>, ReadError> {
+    ) -> Result<Vec<(EntryId, Marker)>, ReadError> {
         let keys = Keys::of(chain);
-        let from = format!("({after_id}");
-        let page = Page { from: &from, to: "+", count };
+        let page = Page::after(after_id, count);
         markers(&mut *self.pooled(&keys).await?, &keys.blocks, page).await
     }
 
-    /// A reader that waits for events after `after_id`: an ID, `0-0` for the oldest or `$` for what
-    /// comes next. Each wait lasts at most `block`.
+    /// A reader that waits for events after `after_id`; none is for what comes next. Each wait lasts
+    /// at most `block`.
     #[must_use]
-    pub fn tail(&self, chain: ChainId, after_id: &str, block: Duration) -> Tail {
+    pub fn tail(&self, chain: ChainId, after_id: Option<EntryId>, block: Duration) -> Tail {
         Tail {
             streams: self.clone(),
             key: Keys::of(chain).events,
-            after_id: after_id.to_owned(),
+            after_id,
             block,
             connection: None,
         }
@@ -228,7 +223,8 @@ impl Streams {
 pub struct Tail {
     streams: Streams,
     key: String,
-    after_id: String,
+    /// None until the first call.
+    after_id: Option<EntryId>,
     block: Duration,
     connection: Option<MultiplexedConnection>,
 }
@@ -248,19 +244,23 @@ impl Tail {
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub async fn next(&mut self, count: usize) -> Result<Vec<(String, ProcessedEvent)>, ReadError> {
+    pub async fn next(
+        &mut self,
+        count: usize,
+    ) -> Result<Vec<(EntryId, ProcessedEvent)>, ReadError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => self.streams.connect(&self.key, self.block).await?,
         };
-        if self.after_id == "$" {
+        let after_id = match self.after_id {
+            Some(id) => id,
             // Resolved once: what comes between two calls is not to be missed.
-            self.after_id = last_id(&mut connection, &self.key).await?.to_string();
-        }
+            None => *self.after_id.insert(last_id(&mut connection, &self.key).await?),
+        };
         let mut command = redis::cmd("XREAD");
         let block_ms = self.block.as_millis().max(1).to_string();
         command.arg("COUNT").arg(count).arg("BLOCK").arg(block_ms);
-        command.arg("STREAMS").arg(&self.key).arg(&self.after_id);
+        command.arg("STREAMS").arg(&self.key).arg(after_id.to_string());
         let answer: Value = query(&command, &mut connection, &self.key).await?;
         // Pairs of name and entries, one here: only one stream was asked for.
         let streams: Option<Vec<(String, Value)>> =
@@ -270,21 +270,19 @@ impl Tail {
             None => Vec::new(),
         };
         self.connection = Some(connection);
-        let last = entries.last().map(|entry| entry.id.clone());
+        let last = entries.last().map(|entry| entry.id);
         let events = entries
             .into_iter()
-            .map(|e| Ok((e.id.clone(), e.event(&self.key)?)))
+            .map(|e| Ok((e.id, e.event(&self.key)?)))
             .collect::<Result<_, ReadError>>()?;
-        if let Some(last) = last {
-            self.after_id = last;
-        }
+        self.after_id = last.or(self.after_id);
         Ok(events)
     }
 }
 
 /// One entry as Redis gives it.
 pub(crate) struct Entry {
-    pub(crate) id: String,
+    pub(crate) id: EntryId,
     /// Names and values in turn.
     fields: Vec<Vec<u8>>,
 }
@@ -303,27 +301,49 @@ impl Entry {
     }
 
     fn malformed(&self, key: &str, source: CodecError) -> ReadError {
-        ReadError::Malformed { key: key.to_owned(), id: Some(self.id.clone()), source }
+        ReadError::Malformed { key: key.to_owned(), id: Some(self.id), source }
     }
 }
 
-/// A part of a stream; `from` and `to` as `XRANGE` takes them.
+/// A part of a stream: at most `count` entries, the first and the last ID included.
 #[derive(Clone, Copy)]
-pub(crate) struct Page<'a> {
-    pub(crate) from: &'a str,
-    pub(crate) to: &'a str,
+pub(crate) struct Page {
+    pub(crate) from: EntryId,
+    pub(crate) to: EntryId,
     pub(crate) count: usize,
+}
+
+impl Page {
+    /// What stands behind `id`.
+    pub(crate) fn after(id: EntryId, count: usize) -> Self {
+        Self { from: id.next(), to: EntryId::MAX, count }
+    }
 }
 
 /// Entries of `key`, oldest first.
 pub(crate) async fn range(
     connection: &mut impl ConnectionLike,
     key: &str,
-    page: Page<'_>,
+    page: Page,
 ) -> Result<Vec<Entry>, ReadError> {
     let mut command = redis::cmd("XRANGE");
-    command.arg(key).arg(page.from).arg(page.to).arg("COUNT").arg(page.count);
+    command
+        .arg(key)
+        .arg(page.from.to_string())
+        .arg(page.to.to_string())
+        .arg("COUNT")
+        .arg(page.count);
     entries(query(&command, connection, key).await?)
+}
+
+/// The ID of the first entry from `from` on.
+pub(crate) async fn oldest(
+    connection: &mut impl ConnectionLike,
+    key: &str,
+    from: EntryId,
+) -> Result<Option<EntryId>, ReadError> {
+    let page = Page { from, to: EntryId::MAX, count: 1 };
+    Ok(range(connection, key, page).await?.first().map(|entry| entry.id))
 }
 
 /// The newest entries, at most `count`.
@@ -341,23 +361,23 @@ pub(crate) async fn newest(
 pub(crate) async fn markers(
     connection: &mut impl ConnectionLike,
     key: &str,
-    page: Page<'_>,
-) -> Result<Vec<(String, Marker)>, ReadError> {
+    page: Page,
+) -> Result<Vec<(EntryId, Marker)>, ReadError> {
     let entries = range(connection, key, page).await?;
-    entries.into_iter().map(|e| Ok((e.id.clone(), e.marker(key)?))).collect()
+    entries.into_iter().map(|e| Ok((e.id, e.marker(key)?))).collect()
 }
 
-/// Markers of `key` up to `to`, as `XREVRANGE` takes it, newest first, with their IDs; all that there
-/// are if fewer than [`MARKERS_A_BATCH`] come.
+/// Markers of `key` below `before`, newest first, with their IDs; all that there are if fewer than
+/// [`MARKERS_A_BATCH`] come.
 pub(crate) async fn newest_markers(
     connection: &mut impl ConnectionLike,
     key: &str,
-    to: &str,
-) -> Result<Vec<(String, Marker)>, ReadError> {
+    before: EntryId,
+) -> Result<Vec<(EntryId, Marker)>, ReadError> {
     let mut command = redis::cmd("XREVRANGE");
-    command.arg(key).arg(to).arg("-").arg("COUNT").arg(MARKERS_A_BATCH);
+    command.arg(key).arg(format!("({before}")).arg("-").arg("COUNT").arg(MARKERS_A_BATCH);
     let entries = entries(query(&command, connection, key).await?)?;
-    entries.into_iter().map(|e| Ok((e.id.clone(), e.marker(key)?))).collect()
+    entries.into_iter().map(|e| Ok((e.id, e.marker(key)?))).collect()
 }
 
 /// The cursor behind `keys`.
@@ -397,7 +417,7 @@ pub(crate) async fn given(
     command.arg("STREAM").arg(key);
     let info: HashMap<String, Value> = match query(&command, connection, key).await {
         Err(ReadError::Redis(failure)) if failure.detail.contains("no such key") => {
-            return Ok((EntryId::default(), 0));
+            return Ok((EntryId::MIN, 0));
         }
         other => other?,
     };
@@ -430,13 +450,18 @@ pub(crate) fn entries(value: Value) -> Result<Vec<Entry>, ReadError> {
     let read = || -> Option<Vec<Entry>> {
         let entry = |value: Value| {
             let mut parts = array(value)?.into_iter();
-            let id = FromRedisValue::from_redis_value(parts.next()?).ok()?;
+            let id = id(&parts.next()?)?;
             let fields = array(parts.next()?)?.into_iter().map(bytes).collect::<Option<_>>()?;
             Some(Entry { id, fields })
         };
         array(value)?.into_iter().map(entry).collect()
     };
     read().ok_or_else(|| unexpected("a stream's range"))
+}
+
+/// An entry's ID.
+pub(crate) fn id(value: &Value) -> Option<EntryId> {
+    String::from_redis_value_ref(value).ok()?.parse().ok()
 }
 
 fn array(value: Value) -> Option<Vec<Value>> {
@@ -470,15 +495,15 @@ async fn unwind(
 ) -> Result<Vec<PublishedBlock>, ReadError> {
     let Some(tip) = cursor.hash else { return Ok(Vec::new()) };
     let mut unwinding = Unwinding::new(cursor, tip, depth);
-    let mut before = "+".to_owned();
+    let mut before = EntryId::MAX;
     loop {
-        let batch = newest_markers(connection, &keys.blocks, &before).await?;
-        let (is_last, last) = (batch.len() < MARKERS_A_BATCH, batch.last());
-        before = last.map(|(id, _)| format!("({id}")).unwrap_or_default();
+        let batch = newest_markers(connection, &keys.blocks, before).await?;
+        let is_last = batch.len() < MARKERS_A_BATCH;
         for (id, marker) in batch {
-            if unwinding.older(&id, marker)? {
+            if unwinding.older(id, marker)? {
                 return Ok(unwinding.finish());
             }
+            before = id;
         }
         if is_last {
             break;
@@ -513,7 +538,7 @@ impl Unwinding {
     }
 
     /// Takes the next older marker in; `true` once the window is whole.
-    fn older(&mut self, id: &str, marker: Marker) -> Result<bool, ReadError> {
+    fn older(&mut self, id: EntryId, marker: Marker) -> Result<bool, ReadError> {
         match marker.op {
             Op::Finalized => return Ok(false),
             Op::Remove => {

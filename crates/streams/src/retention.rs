@@ -11,20 +11,17 @@ use std::collections::HashMap;
 use std::iter;
 use std::time::Duration;
 
-use ethhook_domain::{ChainId, Marker};
+use ethhook_domain::{ChainId, EntryId, Marker};
 use redis::aio::ConnectionLike;
 use redis::{FromRedisValue, Value};
 
 use crate::connection::Streams;
-use crate::entry_id::EntryId;
 use crate::errors::FailureKind;
 use crate::inventory::groups;
 use crate::keys::Keys;
-use crate::reader::{self, Page, ReadError, query, unexpected};
+use crate::reader::{self, MARKERS_A_BATCH, Page, ReadError, oldest, query, unexpected};
 use crate::size::size;
 
-/// Markers read in one answer.
-const MARKERS_A_BATCH: usize = 512;
 /// Batches one sweep looks at: 32,768 markers; what is left is the next sweep's.
 const BATCHES_A_SWEEP: usize = 64;
 /// Entries one trim may remove: about a millisecond of Redis' time. Also the markers of one trim.
@@ -200,24 +197,23 @@ impl Plan {
         connection: &mut impl ConnectionLike,
         keys: &Keys,
     ) -> Result<(), ReadError> {
-        let mut from = "-".to_owned();
+        let mut after = EntryId::MIN;
         let mut begins = None;
         for batch in 0..BATCHES_A_SWEEP {
             let count = if batch == 0 { 1 } else { MARKERS_A_BATCH };
-            let page = Page { from: &from, to: "+", count };
+            let page = Page::after(after, count);
             let markers = reader::markers(connection, &keys.blocks, page).await?;
             let Some((last, _)) = markers.last() else { return Ok(()) };
-            from = format!("({last}");
+            after = *last;
             for (id, marker) in &markers {
-                let id = parse(id)?;
-                if !self.is_due(id, marker) {
+                if !self.is_due(*id, marker) {
                     return Ok(());
                 }
                 let begins = match begins {
                     Some(begins) => begins,
-                    None => *begins.insert(oldest(connection, &keys.events, "-").await?),
+                    None => *begins.insert(oldest(connection, &keys.events, EntryId::MIN).await?),
                 };
-                if !self.take(id, marker, begins)? {
+                if !self.take(*id, marker, begins) {
                     return Ok(());
                 }
             }
@@ -233,13 +229,8 @@ impl Plan {
 
     /// Lets the next block, which is due, go if it may; `false` if it and all that follow stay. Of a block
     /// below the entry with which the stream `begins` only the marker is left: a sweep was cut short.
-    fn take(
-        &mut self,
-        id: EntryId,
-        marker: &Marker,
-        begins: Option<EntryId>,
-    ) -> Result<bool, ReadError> {
-        let last = parse(&marker.last_id)?;
+    fn take(&mut self, id: EntryId, marker: &Marker, begins: Option<EntryId>) -> bool {
+        let last = marker.last_id;
         let is_there = begins.is_some_and(|begins| begins <= last);
         let holds = self.holds.iter().filter(|hold| is_there && hold.from() <= last);
         let holder = holds.min_by_key(|hold| hold.from());
@@ -248,14 +239,14 @@ impl Plan {
             && (self.excess == 0 || !self.following_head)
         {
             self.held_by = Some(holder.group.clone());
-            return Ok(false);
+            return false;
         }
-        let first = if marker.first_id.is_empty() { None } else { Some(parse(&marker.first_id)?) };
+        let first = marker.first_id;
         if is_there {
             self.excess = self.excess.saturating_sub(marker.events);
         }
         self.going.push(Going { marker_id: id, first, last, events: marker.events, forced });
-        Ok(true)
+        true
     }
 
     async fn carry_out(
@@ -271,7 +262,7 @@ impl Plan {
         for run in runs(forced) {
             self.take_from_groups(connection, keys, run, retained).await?;
         }
-        let begins = oldest(connection, &keys.events, "-").await?;
+        let begins = oldest(connection, &keys.events, EntryId::MIN).await?;
         let is_gone = |block: &Going| begins.is_none_or(|begins| block.last < begins);
         let gone = &self.going[..self.going.partition_point(is_gone)];
         for some in gone.chunks(ENTRIES_A_TRIM) {
@@ -343,21 +334,22 @@ pub(crate) async fn look_at_groups(
     let (mut holds, mut lags) = (Vec::new(), Vec::new());
     let mut first: Option<EntryId> = None;
     for group in groups(connection, key).await? {
-        let delivered = parse(&group.last_delivered_id)?;
+        let delivered = group.last_delivered_id;
         let mut oldest_pending = None;
         if group.pending > 0 {
             if first.is_none() {
-                first = oldest(connection, key, "-").await?;
+                first = oldest(connection, key, EntryId::MIN).await?;
             }
             // Pending entries below the stream's first are gone already and hold nothing.
-            if let Some(first) = first.map(|id| id.to_string()) {
-                let found = pending(connection, key, &group.name, (&first, "+"), 1).await?;
+            if let Some(first) = first {
+                let span = (first, EntryId::MAX);
+                let found = pending(connection, key, &group.name, span, 1).await?;
                 oldest_pending = found.first().copied();
             }
         }
         let undelivered = match group.lag {
             Some(0) => None,
-            _ => oldest(connection, key, &delivered.next().to_string()).await?,
+            _ => oldest(connection, key, delivered.next()).await?,
         };
         let not_given = if undelivered.is_none() { Some(0) } else { group.lag };
         let waits = undelivered.into_iter().chain(oldest_pending).min();
@@ -379,16 +371,6 @@ pub(crate) async fn look_at_groups(
         holds.push(Hold { group: group.name, delivered, oldest_pending });
     }
     Ok((holds, lags))
-}
-
-/// The ID of the first entry from `from` on.
-async fn oldest(
-    connection: &mut impl ConnectionLike,
-    key: &str,
-    from: &str,
-) -> Result<Option<EntryId>, ReadError> {
-    let page = Page { from, to: "+", count: 1 };
-    reader::range(connection, key, page).await?.first().map(|entry| parse(&entry.id)).transpose()
 }
 
 /// How long ago a consumer of `group` last tried to read; none if there is no consumer.
@@ -413,14 +395,15 @@ pub(crate) async fn pending(
     connection: &mut impl ConnectionLike,
     key: &str,
     group: &str,
-    (from, to): (&str, &str),
+    (from, to): (EntryId, EntryId),
     count: usize,
 ) -> Result<Vec<EntryId>, ReadError> {
     let mut command = redis::cmd("XPENDING");
-    command.arg(key).arg(group).arg(from).arg(to).arg(count);
+    command.arg(key).arg(group).arg(from.to_string()).arg(to.to_string()).arg(count);
     // Each: ID, consumer, milliseconds since it was given, how often it was given.
-    let pending: Vec<(String, Value, Value, Value)> = query(&command, connection, key).await?;
-    pending.iter().map(|(id, ..)| parse(id)).collect()
+    let pending: Vec<(Value, Value, Value, Value)> = query(&command, connection, key).await?;
+    let ids: Option<_> = pending.iter().map(|(id, ..)| reader::id(id)).collect();
+    ids.ok_or_else(|| unexpected("XPENDING"))
 }
 
 /// How many entries of `blocks`, all of which are there, a group has not been given or not acknowledged.
@@ -436,12 +419,8 @@ async fn lost(
             Some(first) if first > hold.delivered => lost += block.events,
             // Given in part: the rest is counted in the stream itself.
             Some(_) if block.last > hold.delivered => {
-                let (from, to) = (hold.delivered.next().to_string(), block.last.to_string());
-                let page = Page {
-                    from: &from,
-                    to: &to,
-                    count: block.events.try_into().unwrap_or(usize::MAX),
-                };
+                let count = block.events.try_into().unwrap_or(usize::MAX);
+                let page = Page { to: block.last, ..Page::after(hold.delivered, count) };
                 lost += reader::range(connection, key, page).await?.len() as u64;
             }
             _ => {}
@@ -450,11 +429,10 @@ async fn lost(
     let (Some(first), Some(end)) = (blocks.iter().find_map(|b| b.first), blocks.last()) else {
         return Ok(lost);
     };
-    let (end, to) = (end.last, end.last.to_string());
+    let end = end.last;
     let mut from = hold.oldest_pending.map(|oldest| oldest.max(first));
     while let Some(start) = from.filter(|start| *start <= end) {
-        let span = (start.to_string(), to.as_str());
-        let page = pending(connection, key, &hold.group, (&span.0, span.1), PENDING_A_PAGE).await?;
+        let page = pending(connection, key, &hold.group, (start, end), PENDING_A_PAGE).await?;
         lost += page.len() as u64;
         from = page.last().filter(|_| page.len() == PENDING_A_PAGE).map(|last| last.next());
     }
@@ -489,8 +467,4 @@ pub(crate) async fn trim_exactly(
     let mut command = redis::cmd("XTRIM");
     command.arg(key).arg("MINID").arg("=").arg(last.next().to_string());
     query(&command, connection, key).await
-}
-
-fn parse(id: &str) -> Result<EntryId, ReadError> {
-    id.parse().map_err(|()| unexpected("a stream command: an ID is malformed"))
 }

@@ -1,5 +1,6 @@
 //! Scripts: `EVALSHA`, and `EVAL` where the server has not seen the script yet.
 
+use ethhook_domain::EntryId;
 use redis::aio::ConnectionLike;
 use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 
@@ -93,6 +94,11 @@ impl Reply {
     /// The number at `index` after the outcome.
     pub(crate) fn number(&self, index: usize) -> Result<u64, RedisFailure> {
         self.text(index).parse().map_err(|_| RedisFailure::unexpected("a script"))
+    }
+
+    /// The entry's ID at `index` after the outcome.
+    pub(crate) fn id(&self, index: usize) -> Result<EntryId, RedisFailure> {
+        self.text(index).parse().map_err(|()| RedisFailure::unexpected("a script"))
     }
 
     /// The texts from `index` on as pairs of names and values.

@@ -1,28 +1,24 @@
 //! Where in a chain's streams a block, or a time, begins, and how many entries stand before a place.
 
-use ethhook_domain::{ChainId, Marker, Op};
+use ethhook_domain::{ChainId, EntryId, Marker, Op};
 use redis::aio::ConnectionLike;
 
 use crate::connection::Streams;
-use crate::entry_id::EntryId;
 use crate::keys::Keys;
 use crate::reader::{self, MARKERS_A_BATCH, Page, ReadError};
 
 /// How often the streams are looked at again because a block came in between.
 const LOOKS: usize = 16;
 
-/// The first entry that is kept.
-const OLDEST: Page<'_> = Page { from: "-", to: "+", count: 1 };
-
 /// A place in both streams of a chain, from which on they can be read together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The marker that comes next: that of a block that joins, or of an operator's gap.
     pub marker: Marker,
-    /// The ID of the marker before it; `0-0` if that is gone or there was none.
-    pub after_marker: String,
-    /// The last entry before those of the marker; `0-0` likewise.
-    pub after_entry: String,
+    /// The ID of the marker before it; the least if that is gone or there was none.
+    pub after_marker: EntryId,
+    /// The last entry before those of the marker; the least likewise.
+    pub after_entry: EntryId,
 }
 
 impl Streams {
@@ -40,12 +36,10 @@ impl Streams {
     ) -> Result<Option<Place>, ReadError> {
         let keys = Keys::of(chain);
         let connection = &mut *self.pooled(&keys).await?;
-        let oldest = reader::range(connection, &keys.events, OLDEST).await?;
-        let oldest = oldest.first().and_then(|entry| entry.id.parse::<EntryId>().ok());
-        let (mut after_marker, mut after_entry) = ("0-0".to_owned(), "0-0".to_owned());
+        let oldest = reader::oldest(connection, &keys.events, EntryId::MIN).await?;
+        let (mut after_marker, mut after_entry) = (EntryId::MIN, EntryId::MIN);
         loop {
-            let from = format!("({after_marker}");
-            let page = Page { from: &from, to: "+", count: MARKERS_A_BATCH };
+            let page = Page::after(after_marker, MARKERS_A_BATCH);
             let markers = reader::markers(connection, &keys.blocks, page).await?;
             let is_last = markers.len() < MARKERS_A_BATCH;
             for (id, marker) in markers {
@@ -64,8 +58,7 @@ impl Streams {
 
 /// Whether retention has left all entries of `marker`.
 fn is_whole(marker: &Marker, oldest: Option<EntryId>) -> bool {
-    let first = marker.first_id.parse::<EntryId>().ok();
-    marker.events == 0 || first.zip(oldest).is_some_and(|(first, oldest)| oldest <= first)
+    marker.events == 0 || marker.first_id.zip(oldest).is_some_and(|(first, oldest)| oldest <= first)
 }
 
 /// How many entries the event stream was ever given up to `id`: what Redis counts by itself only at the
@@ -77,8 +70,8 @@ pub(crate) async fn entries_up_to(
     id: EntryId,
 ) -> Result<Option<u64>, ReadError> {
     for _ in 0..LOOKS {
-        let mut markers = reader::newest_markers(connection, &keys.blocks, "+").await?;
-        let newest = markers.first().and_then(|(_, newest)| newest.last_id.parse().ok());
+        let mut markers = reader::newest_markers(connection, &keys.blocks, EntryId::MAX).await?;
+        let newest = markers.first().map(|(_, newest)| newest.last_id);
         let (last, added) = reader::given(connection, &keys.events).await?;
         if newest != Some(last) {
             continue; // a block came in between
@@ -86,28 +79,25 @@ pub(crate) async fn entries_up_to(
         let mut behind = 0;
         loop {
             for (_, marker) in &markers {
-                let Ok(last) = marker.last_id.parse::<EntryId>() else { return Ok(None) };
-                let begins_behind =
-                    marker.first_id.parse::<EntryId>().is_ok_and(|first| first > id);
-                if last > id && (begins_behind || marker.events == 0) {
+                let last = marker.last_id;
+                let begins_behind = marker.first_id.is_none_or(|first| first > id);
+                if last > id && begins_behind {
                     behind += marker.events;
                     continue;
                 }
                 // The rest of a block in whose middle it is; nothing if the block ends with it.
-                let (from, to) = (id.next().to_string(), marker.last_id.as_str());
                 let count = marker.events.try_into().unwrap_or(usize::MAX);
                 if last > id {
-                    let page = Page { from: &from, to, count };
+                    let page = Page { to: last, ..Page::after(id, count) };
                     behind += reader::range(connection, &keys.events, page).await?.len() as u64;
                 }
-                let oldest = reader::range(connection, &keys.events, OLDEST).await?;
-                let kept = oldest.first().and_then(|first| first.id.parse().ok()) <= Some(id);
+                let oldest = reader::oldest(connection, &keys.events, EntryId::MIN).await?;
+                let kept = oldest.is_none_or(|oldest| oldest <= id);
                 return Ok(added.checked_sub(behind).filter(|_| kept));
             }
             let oldest = markers.last().filter(|_| markers.len() == MARKERS_A_BATCH);
             let Some((oldest, _)) = oldest else { return Ok(None) };
-            let before = format!("({oldest}");
-            markers = reader::newest_markers(connection, &keys.blocks, &before).await?;
+            markers = reader::newest_markers(connection, &keys.blocks, *oldest).await?;
         }
     }
     Ok(None)

@@ -1,5 +1,6 @@
 //! How large an event stream is.
 
+use ethhook_domain::EntryId;
 use redis::aio::ConnectionLike;
 
 use crate::inventory::groups;
@@ -31,7 +32,7 @@ pub(crate) async fn size(
     if pending <= len / FEW_PENDING {
         return Ok((len, usage));
     }
-    let oldest = Page { from: "-", to: "+", count: SAMPLE };
+    let oldest = Page::after(EntryId::MIN, SAMPLE);
     let mut sample = reader::range(connection, key, oldest).await?;
     sample.extend(reader::newest(connection, key, SAMPLE).await?);
     let held: usize = sample.iter().map(bytes).sum();

@@ -3,10 +3,9 @@
 
 use std::time::Duration;
 
-use ethhook_domain::{ChainId, Cursor};
+use ethhook_domain::{ChainId, Cursor, EntryId};
 
 use crate::connection::Streams;
-use crate::entry_id::EntryId;
 use crate::keys::Keys;
 use crate::reader::{self, ReadError, query};
 use crate::retention::{GroupLag, look_at_groups, now_ms};
@@ -47,7 +46,7 @@ impl Streams {
             lease: query(redis::cmd("GET").arg(&keys.lease), connection, &keys.lease).await?,
             entries,
             bytes,
-            last_step: (newest != EntryId::default()).then_some(age),
+            last_step: (newest != EntryId::MIN).then_some(age),
             groups,
         })
     }

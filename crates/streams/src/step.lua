@@ -100,7 +100,7 @@ local in_place = held.seq == seq and held.hash == tip
 if op == 'alarm' then
   if not in_place then return moved() end
   redis.call('HSET', CURSOR, 'alarm', ARGV[7])
-  return {'published', '', '', '0'}
+  return {'published', '', '0-0', '0'}
 end
 if op ~= 'retreat' and held.alarm ~= '' then return {'alarmed', held.alarm} end
 

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use alloy_primitives::{B256, hex};
 use ethhook_domain::event::CodecError;
-use ethhook_domain::{BlockRef, ChainId, Cursor, Marker, Op, ProcessedEvent, Proof};
+use ethhook_domain::{BlockRef, ChainId, Cursor, EntryId, Marker, Op, ProcessedEvent, Proof};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use redis::Value;
 use redis::aio::MultiplexedConnection;
 
-use crate::entry_id::EntryId;
 use crate::errors::{FailureKind, RedisFailure};
 use crate::keys::Keys;
 use crate::reader::{self, PublishedBlock};
@@ -93,10 +92,10 @@ impl From<&BlockRef> for MarkedBlock {
 pub enum Outcome {
     /// It is in, now or since an earlier call whose answer was lost.
     Published {
-        /// ID of its first entry; empty if it has none.
-        first_id: String,
-        /// The event stream's last ID after it; empty for an alarm.
-        last_id: String,
+        /// ID of its first entry; none if it has none.
+        first_id: Option<EntryId>,
+        /// The event stream's last ID after it; the least for an alarm, which does not look.
+        last_id: EntryId,
         /// How many entries it has.
         events: u64,
     },
@@ -410,8 +409,8 @@ fn optional(hash: Option<B256>) -> String {
 fn read(reply: &Reply) -> Result<Outcome, StepError> {
     match reply.outcome.as_str() {
         "published" => Ok(Outcome::Published {
-            first_id: reply.text(0),
-            last_id: reply.text(1),
+            first_id: (!reply.text(0).is_empty()).then(|| reply.id(0)).transpose()?,
+            last_id: reply.id(1)?,
             events: reply.number(2)?,
         }),
         "duplicate" => Ok(Outcome::Duplicate { events: reply.number(0)? }),

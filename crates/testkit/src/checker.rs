@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use ethhook_domain::fold::{Difference, ExpectedBlock, Fold, Violation};
-use ethhook_domain::{ChainId, Cursor, Encoding, Filter, Header, Marker};
+use ethhook_domain::{ChainId, Cursor, Encoding, EntryId, Filter, Header, Marker};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client};
 use tokio::time::{Instant, sleep};
@@ -219,29 +219,29 @@ impl Checker {
     ///
     /// # Errors
     /// If Redis cannot be read, or one is none of ours.
-    pub async fn markers(&self) -> Result<Vec<(String, Marker)>> {
+    pub async fn markers(&self) -> Result<Vec<(EntryId, Marker)>> {
         let key = format!("blocks:{{events:{}}}", self.chain_id);
-        let (mut markers, mut from) = (Vec::new(), "-".to_owned());
-        while let Some(next) = self
-            .page(&key, &from, "+", &mut |id, raw| {
+        let (mut markers, mut after) = (Vec::new(), EntryId::MIN);
+        while let Some(last) = self
+            .page(&key, after, EntryId::MAX, &mut |id, raw| {
                 let marker =
                     Marker::from_fields(fields(raw)).with_context(|| format!("marker {id}"))?;
-                markers.push((id.to_owned(), marker));
+                markers.push((id, marker));
                 Ok(())
             })
             .await?
         {
-            from = next;
+            after = last;
         }
         Ok(markers)
     }
 
     /// Gives both streams to `fold`. A step is atomic, so the entries that are there when reading
     /// begins have markers by the time those are read; then come the entries of the newest markers.
-    async fn feed(&self, fold: &mut Fold, report: &mut Report) -> Result<Vec<(String, Marker)>> {
+    async fn feed(&self, fold: &mut Fold, report: &mut Report) -> Result<Vec<(EntryId, Marker)>> {
         let key = format!("events:{}", self.chain_id);
-        let mut from = "-".to_owned();
-        let mut take = |id: &str, raw: &[Vec<u8>]| {
+        let mut after = EntryId::MIN;
+        let mut take = |id: EntryId, raw: &[Vec<u8>]| {
             let (encoding, event) = entry::read(raw).with_context(|| format!("entry {id}"))?;
             report.entries += 1;
             report.packed += usize::from(encoding == Encoding::Msgpack);
@@ -249,44 +249,45 @@ impl Checker {
             fold.entry(id, event);
             Ok(())
         };
-        while let Some(next) = self.page(&key, &from, "+", &mut take).await? {
-            from = next;
+        while let Some(last) = self.page(&key, after, EntryId::MAX, &mut take).await? {
+            after = last;
         }
         let markers = self.markers().await?;
-        if let Some((_, last)) = markers.last()
-            && !last.last_id.is_empty()
-        {
-            while let Some(next) = self.page(&key, &from, &last.last_id, &mut take).await? {
-                from = next;
+        if let Some((_, newest)) = markers.last() {
+            while let Some(last) = self.page(&key, after, newest.last_id, &mut take).await? {
+                after = last;
             }
         }
         for (id, marker) in &markers {
-            fold.marker(id, marker);
+            fold.marker(*id, marker);
         }
         fold.finish();
         Ok(markers)
     }
 
-    /// Reads a page of a stream; returns where the next begins, `None` if there was nothing.
+    /// Reads a page of a stream behind `after`; returns the last ID of it, `None` if there was nothing.
     async fn page(
         &self,
         key: &str,
-        from: &str,
-        to: &str,
-        take: &mut impl FnMut(&str, &[Vec<u8>]) -> Result<()>,
-    ) -> Result<Option<String>> {
+        after: EntryId,
+        to: EntryId,
+        take: &mut impl FnMut(EntryId, &[Vec<u8>]) -> Result<()>,
+    ) -> Result<Option<EntryId>> {
         let entries: Vec<RawEntry> = redis::cmd("XRANGE")
             .arg(key)
-            .arg(from)
-            .arg(to)
+            .arg(after.next().to_string())
+            .arg(to.to_string())
             .arg("COUNT")
             .arg(PAGE)
             .query_async(&mut self.redis.clone())
             .await?;
+        let mut last = None;
         for (id, raw) in &entries {
+            let Ok(id) = id.parse() else { bail!("`{id}` is no entry ID") };
             take(id, raw)?;
+            last = Some(id);
         }
-        Ok(entries.last().map(|(id, _)| format!("({id}")))
+        Ok(last)
     }
 
     async fn target(&self) -> Result<Header> {
@@ -324,7 +325,7 @@ fn mixed(cursor: Option<&Cursor>, report: &Report) -> Option<String> {
 /// The cursor moves with the streams (G4): it must say what they end with.
 fn compare_cursor(
     cursor: Option<&Cursor>,
-    markers: &[(String, Marker)],
+    markers: &[(EntryId, Marker)],
     fold: &Fold,
 ) -> Vec<String> {
     let Some(cursor) = cursor else {

@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use alloy_primitives::B256;
-use ethhook_domain::{Cursor, Header, Marker, Op, ProcessedEvent, Proof, cursor, event, marker};
+use ethhook_domain::{
+    Cursor, EntryId, Header, Marker, Op, ProcessedEvent, Proof, cursor, event, marker,
+};
 use ethhook_testkit::anvil::{Anvil, Mining};
 use ethhook_testkit::checker::Checker;
 use ethhook_testkit::node_rpc::NodeRpc;
@@ -18,7 +20,7 @@ const CHAIN: u64 = 31_337;
 struct Publisher {
     redis: MultiplexedConnection,
     seq: u64,
-    last_id: String,
+    last_id: EntryId,
 }
 
 impl Publisher {
@@ -34,12 +36,10 @@ impl Publisher {
             events.reverse();
             events.iter_mut().for_each(|event| event.removed = true);
         }
-        let mut first_id = String::new();
+        let mut first_id = None;
         for event in &events {
             self.last_id = self.add(event::FIELDS, event.to_values(), "events:31337").await;
-            if first_id.is_empty() {
-                first_id.clone_from(&self.last_id);
-            }
+            first_id.get_or_insert(self.last_id);
         }
         self.seq += 1;
         let block = &header.block;
@@ -52,7 +52,7 @@ impl Publisher {
             timestamp: block.timestamp,
             events: events.len() as u64,
             first_id,
-            last_id: self.last_id.clone(),
+            last_id: self.last_id,
             proof: Proof::Bloom,
             filter: "all".to_owned(),
         };
@@ -80,13 +80,14 @@ impl Publisher {
         names: [&str; N],
         values: [String; N],
         key: &str,
-    ) -> String {
+    ) -> EntryId {
         let mut command = redis::cmd("XADD");
         command.arg(key).arg("*");
         for (name, value) in names.iter().zip(values) {
             command.arg(name).arg(value);
         }
-        command.query_async(&mut self.redis).await.unwrap()
+        let id: String = command.query_async(&mut self.redis).await.unwrap();
+        id.parse().unwrap()
     }
 }
 
@@ -102,7 +103,7 @@ async fn published() -> Scene {
     let server = RedisServer::spawn(RedisOptions::default()).await.unwrap();
     let anvil = Anvil::start(Mining::OnDemand).await.unwrap();
     let redis = server.connection().await.unwrap();
-    let mut publisher = Publisher { redis, seq: 0, last_id: "0-0".to_owned() };
+    let mut publisher = Publisher { redis, seq: 0, last_id: EntryId::MIN };
     let emitter = anvil.deploy_emitter().await.unwrap();
     for salt in 0..5 {
         anvil.emit(emitter, 0, 10, salt).await.unwrap();

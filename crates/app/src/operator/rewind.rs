@@ -79,7 +79,7 @@ fn above<'a>(
 #[cfg(test)]
 mod tests {
     use alloy_primitives::B256;
-    use ethhook_domain::{BlockRef, Proof};
+    use ethhook_domain::{BlockRef, EntryId, Proof};
 
     use super::*;
 
@@ -89,8 +89,8 @@ mod tests {
         let block = |n| PublishedBlock {
             block: BlockRef { number: n, hash: hash(n), parent_hash: hash(n - 1), timestamp: n },
             events: 2,
-            first_id: String::new(),
-            last_id: String::new(),
+            first_id: None,
+            last_id: EntryId::MIN,
             proof: Proof::Bloom,
         };
         let cursor = Cursor {

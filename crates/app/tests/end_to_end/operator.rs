@@ -3,7 +3,7 @@
 use std::process::Output;
 
 use ethhook_domain::fold::Problem;
-use ethhook_domain::{Marker, Op};
+use ethhook_domain::{EntryId, Marker, Op};
 use ethhook_simulator::{Chain, Contents, ManualChain, ManualSpec, Node, RunningNode};
 use ethhook_testkit::checker::Checker;
 use ethhook_testkit::node_rpc::NodeRpc;
@@ -283,15 +283,13 @@ async fn g10_a_cleared_alarm_skips_where_the_fork_point_is_gone() {
     let markers = checker.markers().await.unwrap();
     let (id, marker) = markers.iter().find(|(_, m)| m.number == 991 && m.op == Op::Add).unwrap();
     let mut redis = rig.redis.connection().await.unwrap();
-    let mut trim = async |key: &str, id: &str| {
+    let mut trim = async |key: &str, id: EntryId| {
         let mut command = redis::cmd("XTRIM");
-        command.arg(key).arg("MINID").arg("=").arg(id);
+        command.arg(key).arg("MINID").arg("=").arg(id.to_string());
         command.exec_async(&mut redis).await.unwrap();
     };
-    trim("blocks:{events:31337}", id).await;
-    let (ms, seq) = marker.first_id.split_once('-').unwrap();
-    let second = format!("{ms}-{}", seq.parse::<u64>().unwrap() + 1);
-    trim("events:31337", &second).await;
+    trim("blocks:{events:31337}", *id).await;
+    trim("events:31337", marker.first_id.unwrap().next()).await;
 
     let told = clear_alarm(&rig, "tiny").await;
     assert!(told.contains("older than what is retained: 49 blocks with 147 events"), "{told}");

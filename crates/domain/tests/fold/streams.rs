@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 
 use alloy_primitives::{Address, B256, Bytes, keccak256};
 use ethhook_domain::fold::{ExpectedBlock, Fold, Problem};
-use ethhook_domain::{BlockRef, Log, Marker, Op, ProcessedEvent, Proof};
+use ethhook_domain::{BlockRef, EntryId, Log, Marker, Op, ProcessedEvent, Proof};
 
 pub(crate) const CHAIN: u64 = 5;
 
 /// The two streams of a chain, as an ingestor without faults writes them.
 #[derive(Clone, Default)]
 pub(crate) struct Streams {
-    pub(crate) entries: Vec<(String, ProcessedEvent)>,
-    pub(crate) markers: Vec<(String, Marker)>,
+    pub(crate) entries: Vec<(EntryId, ProcessedEvent)>,
+    pub(crate) markers: Vec<(EntryId, Marker)>,
     pub(crate) clock: u64,
 }
 
@@ -60,17 +60,17 @@ impl Streams {
             match &step[..1] {
                 "+" => streams.publish(Op::Add, name, parent, false),
                 "-" => streams.publish(Op::Remove, name, parent, true),
-                "=" => streams.mark(Op::Finalized, name, None, String::new(), 0),
-                "~" => streams.mark(Op::Gap, name, Some(hash(parent)), String::new(), 0),
+                "=" => streams.mark(Op::Finalized, name, None, None, 0),
+                "~" => streams.mark(Op::Gap, name, Some(hash(parent)), None, 0),
                 other => panic!("{other}"),
             }
         }
         streams
     }
 
-    pub(crate) fn next_id(&mut self) -> String {
+    pub(crate) fn next_id(&mut self) -> EntryId {
         self.clock += 1;
-        format!("{}-{}", self.clock / 3, self.clock % 3)
+        EntryId { ms: self.clock / 3, seq: self.clock % 3 }
     }
 
     pub(crate) fn publish(&mut self, op: Op, name: &str, parent: &str, removed: bool) {
@@ -78,13 +78,11 @@ impl Streams {
         if removed {
             logs.reverse();
         }
-        let (mut first_id, count) = (String::new(), logs.len() as u64);
+        let (mut first_id, count) = (None, logs.len() as u64);
         for log in logs {
             let event = ProcessedEvent::new(CHAIN, &block(name, parent), log);
             let id = self.next_id();
-            if first_id.is_empty() {
-                first_id.clone_from(&id);
-            }
+            first_id.get_or_insert(id);
             self.entries.push((id, ProcessedEvent { removed, ..event }));
         }
         self.mark(op, name, Some(hash(parent)), first_id, count);
@@ -95,10 +93,10 @@ impl Streams {
         op: Op,
         name: &str,
         parent_hash: Option<B256>,
-        first_id: String,
+        first_id: Option<EntryId>,
         events: u64,
     ) {
-        let last_id = self.entries.last().map_or("0-0", |(id, _)| id).to_owned();
+        let last_id = self.entries.last().map_or(EntryId::MIN, |(id, _)| *id);
         let marker = Marker {
             seq: self.markers.len() as u64 + 1,
             op,
@@ -112,7 +110,7 @@ impl Streams {
             proof: Proof::ReceiptsRoot,
             filter: "all".to_owned(),
         };
-        self.markers.push((format!("{}-0", marker.seq), marker));
+        self.markers.push((EntryId { ms: marker.seq, seq: 0 }, marker));
     }
 
     pub(crate) fn folded_by(&self, mut fold: Fold) -> Fold {
@@ -120,13 +118,13 @@ impl Streams {
         for (id, marker) in &self.markers {
             // Marker by marker, as a reader of a long stream would.
             while let Some((entry_id, event)) =
-                entries.next_if(|(entry_id, _)| parsed(entry_id) <= parsed_or_zero(&marker.last_id))
+                entries.next_if(|(entry_id, _)| *entry_id <= marker.last_id)
             {
-                fold.entry(entry_id, event.clone());
+                fold.entry(*entry_id, event.clone());
             }
-            fold.marker(id, marker);
+            fold.marker(*id, marker);
         }
-        entries.for_each(|(id, event)| fold.entry(id, event.clone()));
+        entries.for_each(|(id, event)| fold.entry(*id, event.clone()));
         fold.finish();
         fold
     }
@@ -140,11 +138,6 @@ impl Streams {
     }
 }
 
-pub(crate) fn parsed(id: &str) -> (u64, u64) {
-    let (ms, n) = id.split_once('-').unwrap();
-    (ms.parse().unwrap(), n.parse().unwrap())
-}
-
 pub(crate) fn chain(names: &str) -> Vec<ExpectedBlock> {
     names
         .split_whitespace()
@@ -155,8 +148,4 @@ pub(crate) fn chain(names: &str) -> Vec<ExpectedBlock> {
             logs: logs(name),
         })
         .collect()
-}
-
-pub(crate) fn parsed_or_zero(id: &str) -> (u64, u64) {
-    if id.is_empty() { (0, 0) } else { parsed(id) }
 }

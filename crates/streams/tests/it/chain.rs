@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alloy_primitives::{Address, B256, Bytes, keccak256};
-use ethhook_domain::{BlockRef, Cursor, Marker, ProcessedEvent, Proof, Secret};
+use ethhook_domain::{BlockRef, Cursor, EntryId, Marker, ProcessedEvent, Proof, Secret};
 use ethhook_streams::{
     Events, Keys, Outcome, PublishedBlock, Publisher, RedisConfig, Step, StepError, Streams,
 };
@@ -83,12 +83,12 @@ impl Fixture {
         self.streams.cursor(CHAIN).await.unwrap().unwrap()
     }
 
-    pub(crate) async fn events(&self) -> Vec<(String, ProcessedEvent)> {
-        self.streams.events(CHAIN, "0-0", 100_000).await.unwrap()
+    pub(crate) async fn events(&self) -> Vec<(EntryId, ProcessedEvent)> {
+        self.streams.events(CHAIN, EntryId::MIN, 100_000).await.unwrap()
     }
 
     pub(crate) async fn markers(&self) -> Vec<Marker> {
-        let markers = self.streams.markers(CHAIN, "0-0", 100_000).await.unwrap();
+        let markers = self.streams.markers(CHAIN, EntryId::MIN, 100_000).await.unwrap();
         markers.into_iter().map(|(_, marker)| marker).collect()
     }
 
@@ -216,6 +216,10 @@ impl Block {
         let removed = |event: &ProcessedEvent| ProcessedEvent { removed: true, ..event.clone() };
         self.events.iter().rev().map(removed).collect::<Vec<_>>().into()
     }
+}
+
+pub(crate) fn id(text: &str) -> EntryId {
+    text.parse().unwrap()
 }
 
 /// Publishes `block`, which must go in.

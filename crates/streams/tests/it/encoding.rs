@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ethhook_domain::{Cursor, Encoding};
+use ethhook_domain::{Cursor, Encoding, EntryId};
 use ethhook_streams::{OpenError, Publisher, StepError};
 
 use crate::chain::{
@@ -20,7 +20,7 @@ fn packed() -> Cursor {
 async fn a_packed_block_lands_is_read_and_taken_back() {
     let mut redis = Fixture::new().await;
     let mut publisher = open(&redis.streams, "one", Some(packed())).await.unwrap();
-    let mut tail = redis.streams.tail(CHAIN, "0-0", Duration::from_secs(5));
+    let mut tail = redis.streams.tail(CHAIN, Some(EntryId::MIN), Duration::from_secs(5));
     let [a1, a2] = [block("1a", "0", 3), block("2a", "1a", 2)];
     add(&mut publisher, &a1).await;
     let published = add(&mut publisher, &a2).await;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ethhook_domain::Secret;
+use ethhook_domain::{EntryId, Secret};
 use ethhook_streams::{
     FailureKind, Keys, Outcome, Publisher, ReadError, RedisConfig, StepError, Streams,
 };
@@ -73,7 +73,7 @@ async fn tls_with_an_authority_of_ones_own_and_a_user_with_the_least_rights() {
     publisher.renew().await.unwrap();
     publisher.release().await;
     assert_eq!(streams.inventory(CHAIN).await.unwrap().dedup_records, 2);
-    let mut tail = streams.tail(CHAIN, "0-0", Duration::from_millis(10));
+    let mut tail = streams.tail(CHAIN, Some(EntryId::MIN), Duration::from_millis(10));
     assert_eq!(tail.next(100).await.unwrap().len(), 6);
     streams.reset(CHAIN).await.unwrap();
     assert_eq!(server.ask::<Vec<String>>("KEYS *").await.unwrap(), [Keys::of(CHAIN).reset]);
@@ -132,7 +132,7 @@ async fn g4_under_sentinel_the_chain_goes_on_from_what_a_lagging_replica_holds()
     assert_eq!(publisher.cursor().seq, 2);
     add(&mut publisher, &block("3b", "2a", 2)).await;
     // A reader that had read all of the lost block finds what follows.
-    let mut tail = streams.tail(CHAIN, &lost.last_id, Duration::from_millis(10));
+    let mut tail = streams.tail(CHAIN, Some(lost.last_id), Duration::from_millis(10));
     let found = tail.next(100).await.unwrap();
     let block_3b = block("3b", "2a", 2);
     assert_eq!(found.into_iter().map(|(_, event)| event).collect::<Vec<_>>(), *block_3b.events);
@@ -177,7 +177,7 @@ async fn g5_in_a_cluster_chains_are_on_all_masters_and_outlive_one() {
     cluster.fail_over("events:137").await.unwrap();
     for (chain, publisher) in &mut publishers {
         apply(publisher, &block("3a", "2a", 2).on(*chain)).await.unwrap();
-        let mut tail = streams.tail(*chain, "0-0", Duration::from_millis(10));
+        let mut tail = streams.tail(*chain, Some(EntryId::MIN), Duration::from_millis(10));
         assert_eq!(tail.next(100).await.unwrap().len(), 6);
         publisher.release().await;
         streams.reset(*chain).await.unwrap();

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use ethhook_domain::fold::{Fold, Problem};
-use ethhook_domain::{BlockRef, Cursor, Encoding, Proof};
+use ethhook_domain::{BlockRef, Cursor, Encoding, EntryId, Proof};
 use ethhook_streams::{OpenError, Outcome, PublishedBlock, Publisher, Step};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
@@ -118,7 +118,7 @@ struct World<'a> {
     published: HashMap<String, PublishedBlock>,
     saved: Option<(Model, Vec<Dumped>)>,
     /// The highest entry ID so far, as long as nobody was woken.
-    highest: Option<(u64, u64)>,
+    highest: Option<EntryId>,
     woken: bool,
 }
 
@@ -242,17 +242,17 @@ impl World<'_> {
         if let (Ok(Outcome::Published { first_id, last_id, events }), Move::Add(path)) =
             (&result, &step)
         {
-            let (first_id, last_id) = (first_id.clone(), last_id.clone());
-            let as_added = PublishedBlock { events: *events, first_id, last_id, ..unpublished };
+            let (first_id, last_id, events) = (*first_id, *last_id, *events);
+            let as_added = PublishedBlock { events, first_id, last_id, ..unpublished };
             self.published.insert(path.clone(), as_added);
         }
         if let Ok(Outcome::Published { first_id, last_id, .. }) = &result
             && self.model.events.len() > before
         {
             // Readers with a saved ID overlook what comes below it.
-            let above = self.woken || self.highest < Some(id(first_id));
-            prop_assert!(above, "{} is not above {:?}", first_id, self.highest);
-            self.highest = self.highest.max(Some(id(last_id)));
+            let above = self.woken || self.highest < *first_id;
+            prop_assert!(above, "{:?} is not above {:?}", first_id, self.highest);
+            self.highest = self.highest.max(Some(*last_id));
         }
         Ok(())
     }
@@ -317,7 +317,7 @@ impl World<'_> {
             expected.removed = *removed;
             prop_assert_eq!(event, &expected, "entry {}", entry);
         }
-        let markers = redis.streams.markers(CHAIN, "0-0", 100_000).await.unwrap();
+        let markers = redis.streams.markers(CHAIN, EntryId::MIN, 100_000).await.unwrap();
         let found: Vec<_> = markers.iter().map(|(_, m)| (m.seq, m.op, m.hash)).collect();
         let expected = self.model.markers.iter().map(|(seq, op, path)| (*seq, *op, path));
         let expected: Vec<_> = expected.map(|(s, op, path)| (s, op, hash(&name(path)))).collect();
@@ -325,8 +325,8 @@ impl World<'_> {
 
         // The checker's fold, which knows nothing of the model, finds the same chain and no fault.
         let mut fold = Fold::from_start(CHAIN);
-        events.iter().for_each(|(entry, event)| fold.entry(entry, event.clone()));
-        markers.iter().for_each(|(entry, marker)| fold.marker(entry, marker));
+        events.iter().for_each(|(entry, event)| fold.entry(*entry, event.clone()));
+        markers.iter().for_each(|(entry, marker)| fold.marker(*entry, marker));
         fold.finish();
         let by_order = [Problem::Finalized, Problem::BelowFinalized];
         let faults = fold.violations().iter();
@@ -340,13 +340,8 @@ impl World<'_> {
 
 fn as_published(block: &Block) -> PublishedBlock {
     let events = block.events.len() as u64;
-    let (first_id, last_id) = (String::new(), String::new());
+    let (first_id, last_id) = (None, EntryId::MIN);
     PublishedBlock { block: block.link, events, first_id, last_id, proof: Proof::ReceiptsRoot }
-}
-
-fn id(text: &str) -> (u64, u64) {
-    let (ms, seq) = text.split_once('-').unwrap();
-    (ms.parse().unwrap(), seq.parse().unwrap())
 }
 
 async fn dump(redis: &mut Fixture) -> Vec<(Vec<u8>, Vec<u8>)> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ethhook_domain::{Marker, Op, Proof};
+use ethhook_domain::{EntryId, Marker, Op, Proof};
 use ethhook_streams::{GroupReader, PublishedBlock, Publisher, ReadError, Step};
 
 use crate::chain::{Block, CHAIN, Fixture, add, add_all, block, hash, remove};
@@ -81,8 +81,8 @@ async fn markers_that_contradict_the_cursor_are_told() {
         parent_hash: Some(hash("4a")),
         timestamp: 0,
         events: 0,
-        first_id: String::new(),
-        last_id: "0-0".into(),
+        first_id: None,
+        last_id: EntryId::MIN,
         proof: Proof::Bloom,
         filter: "all".into(),
     };
@@ -106,8 +106,8 @@ async fn a_block_with_an_entry_missing_or_foreign_is_told() {
     let published = add_all(&mut publisher, 1..=2, 3).await;
     let whole = redis.streams.block_events(CHAIN, &published[0]).await.unwrap();
     assert_eq!(whole.len(), 3);
-    let both =
-        PublishedBlock { last_id: published[1].last_id.clone(), events: 6, ..published[0].clone() };
+    let last_id = published[1].last_id;
+    let both = PublishedBlock { last_id, events: 6, ..published[0].clone() };
     assert!(matches!(
         redis.streams.block_events(CHAIN, &both).await,
         Err(ReadError::Inconsistent(_))
@@ -118,7 +118,7 @@ async fn a_block_with_an_entry_missing_or_foreign_is_told() {
         Err(ReadError::Inconsistent(_))
     ));
     redis.ask::<String>("XADD events:7 * foreign entry").await;
-    match redis.streams.events(CHAIN, &published[1].last_id, 10).await {
+    match redis.streams.events(CHAIN, published[1].last_id, 10).await {
         Err(error @ ReadError::Malformed { .. }) => {
             assert!(error.to_string().contains("`chain_id` is missing"), "{error}");
         }
@@ -131,18 +131,18 @@ async fn pages_join_without_a_hole() {
     let redis = Fixture::new().await;
     let mut publisher = redis.publisher().await;
     add_all(&mut publisher, 1..=5, 7).await;
-    let (mut after, mut pages) = ("0-0".to_owned(), Vec::new());
+    let (mut after, mut pages) = (EntryId::MIN, Vec::new());
     loop {
-        let page = redis.streams.events(CHAIN, &after, 4).await.unwrap();
+        let page = redis.streams.events(CHAIN, after, 4).await.unwrap();
         let Some((last, _)) = page.last() else { break };
-        after.clone_from(last);
+        after = *last;
         pages.extend(page);
     }
     assert_eq!(pages, redis.events().await);
     assert_eq!(pages.len(), 35);
 }
 
-async fn next_ids(tail: &mut ethhook_streams::Tail) -> Vec<String> {
+async fn next_ids(tail: &mut ethhook_streams::Tail) -> Vec<EntryId> {
     tail.next(100).await.unwrap().into_iter().map(|(id, _)| id).collect()
 }
 
@@ -151,15 +151,15 @@ async fn the_tail_waits_longer_than_an_answer_may_take() {
     let mut redis = Fixture::new().await;
     let mut publisher = redis.publisher().await;
     redis.hurry(Duration::from_millis(200));
-    let mut tail = redis.streams.tail(CHAIN, "$", Duration::from_millis(600));
-    assert_eq!(next_ids(&mut tail).await, Vec::<String>::new());
+    let mut tail = redis.streams.tail(CHAIN, None, Duration::from_millis(600));
+    assert_eq!(next_ids(&mut tail).await, []);
     // Between two reads, and before the stream exists: not missed.
     let a = add(&mut publisher, &block("1a", "0", 2)).await;
-    assert_eq!(next_ids(&mut tail).await, [a.first_id, a.last_id]);
+    assert_eq!(next_ids(&mut tail).await, [a.first_id.unwrap(), a.last_id]);
     let a2 = block("2a", "1a", 1);
     let (ids, b) = tokio::join!(next_ids(&mut tail), add(&mut publisher, &a2));
-    assert_eq!(ids, [b.first_id]);
-    let mut all = redis.streams.tail(CHAIN, "0-0", Duration::from_millis(100));
+    assert_eq!(ids, [b.last_id]);
+    let mut all = redis.streams.tail(CHAIN, Some(EntryId::MIN), Duration::from_millis(100));
     assert_eq!(next_ids(&mut all).await.len(), 3);
 }
 
@@ -168,7 +168,7 @@ async fn the_tail_goes_on_after_a_restart() {
     let mut redis = Fixture::new().await;
     let mut publisher = redis.publisher().await;
     add(&mut publisher, &block("1a", "0", 1)).await;
-    let mut tail = redis.streams.tail(CHAIN, "0-0", Duration::from_millis(100));
+    let mut tail = redis.streams.tail(CHAIN, Some(EntryId::MIN), Duration::from_millis(100));
     assert_eq!(next_ids(&mut tail).await.len(), 1);
     redis.server.kill();
     assert!(tail.next(10).await.unwrap_err().is_retryable());
@@ -206,7 +206,7 @@ async fn a_group_reader_is_given_again_what_a_failure_left_open() {
 }
 
 /// The IDs of the next entries, at most 5.
-async fn given(reader: &mut GroupReader) -> Vec<String> {
+async fn given(reader: &mut GroupReader) -> Vec<EntryId> {
     loop {
         let events = reader.next(5).await.unwrap();
         if !events.is_empty() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ethhook_streams::{Publisher, Retained, Retention, Standing, Step};
 use tokio::time::{Instant, sleep};
 
-use crate::chain::{CHAIN, Fixture, add, add_all, block};
+use crate::chain::{CHAIN, Fixture, add, add_all, block, id};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -175,7 +175,7 @@ async fn what_a_group_has_not_acknowledged_stays() {
 
     // 600 delivered, 250 acknowledged: the first 12 blocks are done with, the 13th half.
     redis.ask::<redis::Value>("XREADGROUP GROUP slow c COUNT 600 STREAMS events:7 >").await;
-    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id).collect();
+    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id.to_string()).collect();
     let ack = async |redis: &mut Fixture, ids: &[String]| {
         redis.ask::<i64>(&format!("XACK events:7 slow {}", ids.join(" "))).await
     };
@@ -190,12 +190,12 @@ async fn what_a_group_has_not_acknowledged_stays() {
     // One old entry unacknowledged holds all after it; delivered ones hold nothing more.
     ack(&mut redis, &ids[251..600]).await;
     let held = retain(&redis, &policy).await;
-    assert!(redis.events().await.iter().any(|(id, _)| *id == ids[250]), "{held:?}");
+    assert!(redis.events().await.iter().any(|(id, _)| id.to_string() == ids[250]), "{held:?}");
     ack(&mut redis, &ids[250..251]).await;
     retain(&redis, &policy).await;
     let (oldest, _) = rest(&redis).await;
     assert!((30..=31).contains(&oldest), "{oldest}");
-    assert!(redis.events().await.iter().any(|(id, _)| *id == ids[600]), "undelivered");
+    assert!(redis.events().await.iter().any(|(id, _)| id.to_string() == ids[600]), "undelivered");
     check_whole(&redis).await;
 }
 
@@ -203,7 +203,7 @@ async fn what_a_group_has_not_acknowledged_stays() {
 async fn only_at_the_head_the_cap_takes_what_is_unread_and_counts_it() {
     let mut redis = Fixture::new().await;
     chain(&mut redis, 50, 20, 5).await;
-    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id).collect();
+    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id.to_string()).collect();
     redis.ask::<String>("XGROUP CREATE events:7 slow 0").await;
     redis.ask::<String>("XGROUP CREATE events:7 idle 0").await;
     redis.ask::<String>("XGROUP CREATE events:7 fast $").await;
@@ -242,7 +242,7 @@ async fn only_at_the_head_the_cap_takes_what_is_unread_and_counts_it() {
 async fn what_a_group_loses_is_told_once_though_the_sweep_is_cut_short() {
     let mut redis = Fixture::new().await;
     chain(&mut redis, 300, 40, 5).await; // more than one trim takes
-    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id).collect();
+    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id.to_string()).collect();
     redis.ask::<String>("XGROUP CREATE events:7 slow 0").await;
     redis.ask::<redis::Value>("XREADGROUP GROUP slow c COUNT 8000 STREAMS events:7 >").await;
     redis.ask::<i64>(&format!("XACK events:7 slow {} {}", ids[10], ids[7_000])).await;
@@ -299,7 +299,7 @@ async fn lag_is_told_for_each_group_in_entries_and_time() {
     }
     redis.ask::<redis::Value>("XREADGROUP GROUP a one COUNT 40 STREAMS events:7 >").await;
     redis.ask::<redis::Value>("XREADGROUP GROUP c one STREAMS events:7 >").await;
-    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id).collect();
+    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id.to_string()).collect();
     redis.ask::<i64>(&format!("XACK events:7 a {}", ids[..30].join(" "))).await;
     redis.ask::<i64>(&format!("XACK events:7 c {}", ids.join(" "))).await;
     pass(&mut redis, 1_000).await;
@@ -325,18 +325,18 @@ async fn lag_is_told_for_each_group_in_entries_and_time() {
 async fn a_group_that_begins_in_the_middle_has_a_lag_in_entries() {
     let mut redis = Fixture::new().await;
     let mut publisher = chain(&mut redis, 700, 3, 0).await;
-    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id).collect();
+    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id.to_string()).collect();
     // Within a block, at the end of one, far back and at the stream's ends.
     for at in [0, 1, 2, 1_000, 2_097, 2_099] {
         let group = format!("behind {at}");
-        redis.streams.create_group(CHAIN, &group, &ids[at]).await.unwrap();
+        redis.streams.create_group(CHAIN, &group, Some(id(&ids[at]))).await.unwrap();
         let groups = redis.streams.groups(CHAIN).await.unwrap();
         let made = groups.iter().find(|made| made.group == group).unwrap();
         assert_eq!(made.entries, Some(2_099 - at as u64), "{group}");
     }
     // What is gone is not counted.
     redis.ask::<u64>("XTRIM events:7 MAXLEN 100").await;
-    redis.streams.create_group(CHAIN, "late", &ids[1_500]).await.unwrap();
+    redis.streams.create_group(CHAIN, "late", Some(id(&ids[1_500]))).await.unwrap();
     let lag = async |redis: &Fixture, group: &str| {
         let groups = redis.streams.groups(CHAIN).await.unwrap();
         groups.into_iter().find(|made| made.group == group).unwrap().entries
@@ -346,7 +346,7 @@ async fn a_group_that_begins_in_the_middle_has_a_lag_in_entries() {
     let acknowledged: u64 = redis.ask(&format!("XACK events:7 late {}", ids.join(" "))).await;
     assert_eq!((acknowledged, lag(&redis, "late").await), (100, Some(0)));
     // One that is to be given what comes next.
-    redis.streams.create_group(CHAIN, "next", "$").await.unwrap();
+    redis.streams.create_group(CHAIN, "next", None).await.unwrap();
     add(&mut publisher, &block("701a", "700a", 3)).await;
     assert_eq!(lag(&redis, "next").await, Some(3));
 }
@@ -377,11 +377,11 @@ async fn g8_the_last_entry_of_a_block_holds_it() {
     chain(&mut redis, 50, 20, 0).await;
     redis.ask::<String>("XGROUP CREATE events:7 slow 0").await;
     redis.ask::<redis::Value>("XREADGROUP GROUP slow c COUNT 200 STREAMS events:7 >").await;
-    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id).collect();
+    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id.to_string()).collect();
     redis.ask::<i64>(&format!("XACK events:7 slow {}", ids[..199].join(" "))).await;
     let retained = retain(&redis, &keep_none()).await;
     assert_eq!(retained.held_by_group.as_deref(), Some("slow"));
-    assert!(redis.events().await.iter().any(|(id, _)| *id == ids[199]), "{retained:?}");
+    assert!(redis.events().await.iter().any(|(id, _)| id.to_string() == ids[199]), "{retained:?}");
     check_whole(&redis).await;
 }
 

@@ -10,7 +10,7 @@ use redis::streams::{StreamId, StreamReadReply};
 use redis::{Cmd, Pipeline, Value};
 use tokio::task::JoinSet;
 
-use crate::chain::{CHAIN, Fixture, add, block, command, hash, remove};
+use crate::chain::{CHAIN, Fixture, add, block, command, hash, id, remove};
 
 /// One half of the step that adds `2a` with two entries on `1a`.
 fn half(redis: &Fixture, part: &str) -> Cmd {
@@ -120,7 +120,7 @@ async fn readers_that_wait_for_the_stream_are_served_and_groups_stay() {
         while !redis.ask::<String>("INFO clients").await.contains("blocked_clients:2\r\n") {}
         let published = add(&mut publisher, block).await;
         for entry in readers.join_all().await {
-            assert_eq!(entry.id, published.first_id);
+            assert_eq!(Some(id(&entry.id)), published.first_id);
             let fields = entry.map.iter().map(|(name, value)| match value {
                 Value::BulkString(value) => (name.as_bytes(), value.as_slice()),
                 other => panic!("{other:?}"),

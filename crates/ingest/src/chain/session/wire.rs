@@ -78,7 +78,7 @@ impl Wire {
 #[cfg(test)]
 mod tests {
     use alloy_primitives::B256;
-    use ethhook_domain::{BlockRef, Proof};
+    use ethhook_domain::{BlockRef, EntryId, Proof};
     use futures_util::FutureExt;
     use futures_util::future::{pending, ready};
 
@@ -92,7 +92,7 @@ mod tests {
 
     fn published() -> Answer {
         let outcome =
-            Outcome::Published { first_id: String::new(), last_id: "1-1".into(), events: 0 };
+            Outcome::Published { first_id: None, last_id: EntryId { ms: 1, seq: 1 }, events: 0 };
         ready(Ok(outcome)).boxed()
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// The ID of one entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryId {
     /// When Redis took the entry in, unix milliseconds (unless the clock went back).
     pub ms: u64,
@@ -13,8 +13,14 @@ pub struct EntryId {
 }
 
 impl EntryId {
+    /// Below every entry: Redis never gives it.
+    pub const MIN: Self = Self { ms: 0, seq: 0 };
+    /// Above every entry but one that no clock will reach.
+    pub const MAX: Self = Self { ms: u64::MAX, seq: u64::MAX };
+
     /// The smallest ID above this one.
-    pub(crate) fn next(self) -> Self {
+    #[must_use]
+    pub fn next(self) -> Self {
         match self.seq.checked_add(1) {
             Some(seq) => Self { ms: self.ms, seq },
             None => Self { ms: self.ms.saturating_add(1), seq: 0 },
