@@ -61,7 +61,7 @@ has_tls() {
 wanted() { [ -z "$only" ] || [ "$only" = "$1" ]; }
 
 # Most tests wait most of the time, for a block or for a server.
-export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))}
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((3 * $(nproc)))}
 
 log=$(mktemp)
 table=$(mktemp)

@@ -66,7 +66,7 @@ if [ -n "$unit" ]; then
 fi
 
 # Most tests wait most of the time, for a block or for a server.
-export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))}
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((3 * $(nproc)))}
 if [ -n "$unit" ] && [ -n "$integration" ]; then
   section "All tests"
   cargo test --workspace --locked

@@ -16,6 +16,8 @@ use crate::node_rpc::NodeRpc;
 
 /// Entries read at once.
 const PAGE: usize = 2_000;
+/// How often both streams are read again because a step came in between.
+const LOOKS: usize = 5;
 const REDIS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An entry of a stream, as Redis gives it: its ID, and names and values in turn.
@@ -176,15 +178,7 @@ impl Checker {
     /// # Errors
     /// If Redis or the node cannot be read, or a record is none of ours.
     pub async fn check(&self) -> Result<Report> {
-        let mut report = Report::default();
-        let mut fold = if self.may_be_trimmed {
-            Fold::from_first_whole_marker(self.chain_id)
-        } else {
-            Fold::from_start(self.chain_id)
-        };
-        let markers = self.feed(&mut fold, &mut report).await?;
-        let cursor = self.cursor().await?;
-
+        let (mut report, fold, markers, cursor) = self.read().await?;
         let mut expected = Vec::new();
         if let Some((first, last)) = fold.canonical().first().zip(fold.canonical().last()) {
             for number in first.number..=last.number {
@@ -199,6 +193,27 @@ impl Checker {
         report.events = fold.canonical().iter().map(|block| block.events.len()).sum();
         report.markers = markers.len();
         Ok(report)
+    }
+
+    /// Both streams and the cursor, as they stood together, unless steps keep coming.
+    async fn read(&self) -> Result<(Report, Fold, Vec<(EntryId, Marker)>, Option<Cursor>)> {
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            let mut report = Report::default();
+            let mut fold = if self.may_be_trimmed {
+                Fold::from_first_whole_marker(self.chain_id)
+            } else {
+                Fold::from_start(self.chain_id)
+            };
+            let before = self.cursor().await?;
+            let markers = self.feed(&mut fold, &mut report).await?;
+            let cursor = self.cursor().await?;
+            let seq = |cursor: &Option<Cursor>| cursor.as_ref().map(|cursor| cursor.seq);
+            if looks == LOOKS || seq(&before) == seq(&cursor) {
+                return Ok((report, fold, markers, cursor));
+            }
+        }
     }
 
     /// The chain's cursor; `None` before the first start.

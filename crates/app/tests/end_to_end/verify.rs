@@ -217,10 +217,12 @@ async fn verify_compares_what_a_rewind_published_under_the_present_filter() {
 #[tokio::test]
 async fn verify_tells_an_operators_order_from_a_difference() {
     let (chain, node, mut rig) = manual().await;
+    // What is final is asked for once the head is reached; by this block time, again after minutes.
+    rig.write_toml("[chains.local]\nblock_time_ms = 12000\n").unwrap();
     rig.set("LEASE_TTL_MS", 1_000);
     chain.set_finalized(530);
-    rig.start();
     chain.mine(600);
+    rig.start();
     let checker = checker(&rig, &node).await;
     checker.settle_and_check(SETTLE).await.unwrap();
     // More blocks than are read at once: those before the order are compared before it is read.

@@ -78,6 +78,8 @@ struct Session<'a> {
     /// A head spoke of another branch: the endpoint that is asked first may not know of it yet.
     heard_otherwise: bool,
     since_finality: u64,
+    /// Blocks may have become final that were behind the head when it was last asked for them.
+    was_behind: bool,
     /// The byte cap is reached and a group holds the trim: a backfill waits.
     waits_for_room: bool,
 }
@@ -181,6 +183,7 @@ impl<'a> Session<'a> {
             silent_polls: 0,
             heard_otherwise: false,
             since_finality: 0,
+            was_behind: true,
             waits_for_room: false,
         }
     }

@@ -23,7 +23,9 @@ impl Session<'_> {
     pub(super) fn start_upkeep(&mut self, now: Instant) {
         let chain = self.chain;
         let catching_up = self.since_finality >= FINALITY_BLOCKS;
-        if self.finality.is_none() && (now >= self.due.finality || catching_up) {
+        let caught_up = self.was_behind && self.is_at_head();
+        if self.finality.is_none() && (now >= self.due.finality || catching_up || caught_up) {
+            self.was_behind = self.is_backfilling();
             self.due.finality = now + chain.finality_every();
             self.since_finality = 0;
             let tip = self.canonical.tip().map(|tip| tip.number);
