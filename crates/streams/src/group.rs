@@ -1,6 +1,5 @@
 //! Consumer groups of a live stream: made, read and tidied up.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use redis::{FromRedisValue, Value};
 
 use crate::connection::Streams;
 use crate::errors::RedisFailure;
+use crate::inventory::{Consumer, consumers};
 use crate::keys::Keys;
 use crate::reader::{self, ReadError, query, unexpected};
 use crate::retention::{GroupLag, look_at_groups, now_ms};
@@ -65,17 +65,6 @@ impl From<RedisFailure> for GroupError {
     }
 }
 
-/// One consumer of a group, as `XINFO CONSUMERS` tells it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Consumer {
-    /// Its name.
-    pub name: String,
-    /// Entries it was given and has not acknowledged.
-    pub pending: u64,
-    /// How long it has not tried to read.
-    pub idle: Duration,
-}
-
 impl Streams {
     /// The groups of `chain`'s live stream, and how far each is behind.
     ///
@@ -99,21 +88,8 @@ impl Streams {
     ) -> Result<Vec<Consumer>, GroupError> {
         let keys = Keys::of(chain);
         let key = &keys.events;
-        let mut command = redis::cmd("XINFO");
-        command.arg("CONSUMERS").arg(key).arg(group);
-        let answer = query(&command, &mut *self.pooled(&keys).await?, key).await;
-        let found: Vec<HashMap<String, Value>> =
-            answer.map_err(|error| GroupError::of(error, key, group))?;
-        let consumer = |fields: &HashMap<String, Value>| {
-            let number = |name| u64::from_redis_value_ref(fields.get(name)?).ok();
-            Some(Consumer {
-                name: String::from_redis_value_ref(fields.get("name")?).ok()?,
-                pending: number("pending")?,
-                idle: Duration::from_millis(number("idle")?),
-            })
-        };
-        let consumers: Option<_> = found.iter().map(consumer).collect();
-        consumers.ok_or_else(|| unexpected("XINFO CONSUMERS").into())
+        let found = consumers(&mut *self.pooled(&keys).await?, key, group).await;
+        found.map_err(|error| GroupError::of(error, key, group))
     }
 
     /// Makes a group that is given what stands behind `after_id`; none is for what comes next. Redis is told how many entries stand before an ID, without which it

@@ -54,6 +54,17 @@ pub struct Group {
     pub lag: Option<u64>,
 }
 
+/// One consumer of a group, as `XINFO CONSUMERS` tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Consumer {
+    /// Its name.
+    pub name: String,
+    /// Entries it was given and has not acknowledged.
+    pub pending: u64,
+    /// How long it has not tried to read.
+    pub idle: Duration,
+}
+
 /// Why a chain's keys were not deleted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResetError {
@@ -144,10 +155,31 @@ pub(crate) async fn groups(
     groups.iter().map(|g| group(g).ok_or_else(|| unexpected("XINFO GROUPS"))).collect()
 }
 
+/// The consumers of a group of the stream `key`.
+pub(crate) async fn consumers(
+    connection: &mut impl ConnectionLike,
+    key: &str,
+    group: &str,
+) -> Result<Vec<Consumer>, ReadError> {
+    let mut command = redis::cmd("XINFO");
+    command.arg("CONSUMERS").arg(key).arg(group);
+    let consumers: Vec<HashMap<String, Value>> = query(&command, connection, key).await?;
+    consumers.iter().map(|c| consumer(c).ok_or_else(|| unexpected("XINFO CONSUMERS"))).collect()
+}
+
+fn read<T: FromRedisValue>(fields: &HashMap<String, Value>, name: &str) -> Option<T> {
+    T::from_redis_value_ref(fields.get(name)?).ok()
+}
+
+fn consumer(fields: &HashMap<String, Value>) -> Option<Consumer> {
+    Some(Consumer {
+        name: read(fields, "name")?,
+        pending: read(fields, "pending")?,
+        idle: Duration::from_millis(read(fields, "idle")?),
+    })
+}
+
 fn group(fields: &HashMap<String, Value>) -> Option<Group> {
-    fn read<T: FromRedisValue>(fields: &HashMap<String, Value>, name: &str) -> Option<T> {
-        T::from_redis_value_ref(fields.get(name)?).ok()
-    }
     Some(Group {
         name: read(fields, "name")?,
         consumers: read(fields, "consumers")?,

@@ -7,17 +7,16 @@
 //! number an answer); what is taken from a group goes exactly, so that the loss can be counted. A
 //! marker goes only when the stream begins above its last entry, and the newest never does.
 
-use std::collections::HashMap;
 use std::iter;
 use std::time::Duration;
 
 use ethhook_domain::{ChainId, EntryId, Marker};
 use redis::aio::ConnectionLike;
-use redis::{FromRedisValue, Value};
+use redis::Value;
 
 use crate::connection::Streams;
 use crate::errors::FailureKind;
-use crate::inventory::groups;
+use crate::inventory::{consumers, groups};
 use crate::keys::Keys;
 use crate::reader::{self, MARKERS_A_BATCH, Page, ReadError, oldest, query, unexpected};
 use crate::size::size;
@@ -356,7 +355,8 @@ pub(crate) async fn look_at_groups(
         let age = |id: EntryId| Duration::from_millis(now_ms.saturating_sub(id.ms));
         let waiting = waits.map(age).unwrap_or_default();
         let idle = if waiting >= WORTH_ASKING {
-            idle(connection, key, &group.name).await?.unwrap_or(waiting)
+            let consumers = consumers(connection, key, &group.name).await?;
+            consumers.iter().map(|consumer| consumer.idle).min().unwrap_or(waiting)
         } else {
             Duration::ZERO
         };
@@ -371,23 +371,6 @@ pub(crate) async fn look_at_groups(
         holds.push(Hold { group: group.name, delivered, oldest_pending });
     }
     Ok((holds, lags))
-}
-
-/// How long ago a consumer of `group` last tried to read; none if there is no consumer.
-async fn idle(
-    connection: &mut impl ConnectionLike,
-    key: &str,
-    group: &str,
-) -> Result<Option<Duration>, ReadError> {
-    let mut command = redis::cmd("XINFO");
-    command.arg("CONSUMERS").arg(key).arg(group);
-    let consumers: Vec<HashMap<String, Value>> = query(&command, connection, key).await?;
-    let idle = |consumer: &HashMap<String, Value>| {
-        let ms = consumer.get("idle").and_then(|ms| u64::from_redis_value_ref(ms).ok());
-        ms.map(Duration::from_millis).ok_or_else(|| unexpected("XINFO CONSUMERS"))
-    };
-    let idles: Vec<_> = consumers.iter().map(idle).collect::<Result<_, _>>()?;
-    Ok(idles.into_iter().min())
 }
 
 /// At most `count` pending IDs of `group`, oldest first.
