@@ -299,3 +299,109 @@ fn judged(endpoint: &Endpoint, result: Result<Verified, Failure>) -> Outcome {
         lie(endpoint, failure)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use ethhook_simulator::{
+        self as simulator, Chain, Fault, ManualChain, ManualSpec, RunningNode,
+    };
+    use prometheus::Registry;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::Metrics;
+    use crate::config::{ChainConfig, EndpointConfig};
+    use crate::metrics::ChainMetrics;
+
+    const LOCAL: u64 = 31_337;
+
+    /// A chain without logs behind three endpoints, none of which need be believed that there are none.
+    struct Scene {
+        views: [Chain; 3],
+        node: Node,
+        _nodes: Vec<RunningNode>,
+    }
+
+    impl Scene {
+        async fn new() -> Self {
+            let chain: ManualChain = Chain::manual(ManualSpec::new(LOCAL));
+            (0..3).for_each(|_| _ = chain.mine_with(vec![vec![]]));
+            let views = [chain.clone().into(), chain.view(), chain.view()];
+            let mut nodes = Vec::new();
+            for view in &views {
+                let local = ([127, 0, 0, 1], 0).into();
+                let node = simulator::Node::bind(local, [view.clone()]).await.unwrap();
+                nodes.push(node.spawn());
+            }
+            let endpoint = |node: &RunningNode| EndpointConfig::http(node.http_url(LOCAL));
+            let mut config = ChainConfig::local(nodes.iter().map(endpoint));
+            (config.fetch, config.profile.verify) = (Fetch::Logs, Proof::Bloom);
+            let metrics = Metrics::register(&Registry::new()).unwrap();
+            let (heads, _) = mpsc::channel(1);
+            let (node, _) = Node::new(&config, &heads, &ChainMetrics::new(&metrics, "local"));
+            Self { views, node, _nodes: nodes }
+        }
+
+        /// How often each endpoint was asked since this was last looked at.
+        fn asked(&self, method: &str) -> [u64; 3] {
+            self.views.each_ref().map(|view| {
+                let asked = view.stats().requests(method);
+                view.stats().reset();
+                asked
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn an_empty_answer_is_held_against_one_other_or_a_second_one_of_the_same() {
+        let scene = Scene::new().await;
+        let headers = scene.node.by_numbers(1..=3).await.unwrap();
+        assert_eq!((headers.len(), scene.asked("eth_getBlockByNumber")), (3, [3, 0, 0]));
+        let tells_nothing =
+            |endpoint: usize| scene.views[endpoint].faults().push(LOGS, Fault::Null, 1);
+        for blocks in [&headers[..1], &headers] {
+            let ask = async || {
+                let outcomes = scene.node.blocks(blocks).await.unwrap();
+                assert!(outcomes.iter().all(|outcome| outcome.as_ref().unwrap().logs.is_empty()));
+                scene.asked(LOGS)
+            };
+            assert_eq!(ask().await, [1, 1, 0]);
+            tells_nothing(1);
+            assert_eq!(ask().await, [1, 1, 1], "the next, if one does not tell");
+            [1, 2].into_iter().for_each(tells_nothing);
+            assert_eq!(ask().await, [2, 1, 1], "itself, if no other tells");
+        }
+    }
+
+    #[tokio::test]
+    async fn g7_one_message_asks_for_as_many_blocks_as_the_endpoint_takes() {
+        let scene = Scene::new().await;
+        let headers = scene.node.by_numbers(1..=3).await.unwrap();
+        scene.views[0].stats().reset();
+        for about in [About::Headers, About::Logs] {
+            scene.node.endpoints[0].was_too_much(about, 4);
+        }
+        assert_eq!(scene.node.plan().blocks, 2);
+        assert_eq!(scene.node.by_numbers(1..=3).await.unwrap(), headers[..2]);
+        assert_eq!(scene.asked("eth_getBlockByNumber"), [2, 0, 0]);
+        assert_eq!(scene.node.blocks(&headers).await.unwrap().len(), 3);
+        assert_eq!(scene.views[0].stats().requests(LOGS), 2, "two blocks, and one");
+    }
+
+    #[tokio::test]
+    async fn the_heads_of_all_are_asked_for_once_each_and_any_other_question_of_one() {
+        let scene = Scene::new().await;
+        let highest = scene.node.highest_latest().await.unwrap();
+        assert_eq!(scene.asked("eth_getBlockByNumber"), [1, 1, 1]);
+        assert!(scene.node.anyone_holds(&highest.block).await.unwrap());
+        assert_eq!(scene.asked("eth_getBlockByNumber"), [1, 1, 1]);
+        // Nobody knows yet what it usually takes: it is waited for.
+        let slow = Fault::Delay(Duration::from_millis(30));
+        scene.views[0].faults().push("eth_getBlockByNumber", slow, 1);
+        scene.node.latest().await.unwrap();
+        scene.node.finalized().await.unwrap();
+        assert_eq!(scene.asked("eth_getBlockByNumber"), [2, 0, 0]);
+        scene.node.by_hash(highest.block.hash).await.unwrap();
+        assert_eq!(scene.asked("eth_getBlockByHash"), [1, 0, 0]);
+    }
+}

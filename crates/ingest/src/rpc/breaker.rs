@@ -166,6 +166,24 @@ mod tests {
     }
 
     #[test]
+    fn what_was_well_again_is_waited_for_as_at_first() {
+        let (mut breaker, mut now) = (Breaker::default(), Instant::now());
+        (0..5).for_each(|_| breaker.failure(now, 0.0));
+        for wait in [1, 2, 4] {
+            now += seconds(wait);
+            assert_eq!(breaker.admit(now), Ok(()));
+            breaker.failure(now, 0.0);
+        }
+        now += seconds(8);
+        assert_eq!(breaker.admit(now), Ok(()));
+        breaker.success();
+        (0..4).for_each(|_| breaker.failure(now, 0.0));
+        assert_eq!(breaker.admit(now), Ok(()), "five in a row again");
+        breaker.failure(now, 0.0);
+        assert_eq!(breaker.admit(now), Err(seconds(1)));
+    }
+
+    #[test]
     fn a_late_answer_does_not_end_a_set_aside() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         breaker.set_aside(now, seconds(30));

@@ -216,3 +216,63 @@ impl Endpoint {
         result
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use ethhook_simulator::{Chain, ManualSpec, Node};
+    use prometheus::Registry;
+
+    use super::super::Attempt;
+    use super::*;
+    use crate::Metrics;
+    use crate::config::EndpointConfig;
+
+    fn endpoint(config: &ChainConfig) -> Endpoint {
+        let metrics = Metrics::register(&Registry::new()).unwrap();
+        let (heads, _) = mpsc::channel(1);
+        let (mut endpoints, _) = connect(config, &heads, &ChainMetrics::new(&metrics, "local"));
+        endpoints.remove(0)
+    }
+
+    #[test]
+    fn g7_one_message_asks_for_no_more_than_a_second_may_cost() {
+        // There a call for receipts weighs 500, one for a header 20, and a range of logs is one call.
+        let alchemy = EndpointConfig::http("https://eth-mainnet.g.alchemy.com/v2/KEY");
+        let at_once = |rate, budget| {
+            let mut config = ChainConfig::local([alchemy.clone()]);
+            config.requests_per_second = NonZeroU32::new(rate);
+            config.units_per_second = NonZeroU32::new(budget);
+            let endpoint = endpoint(&config);
+            [About::Headers, About::Receipts, About::Logs].map(|about| {
+                (0..9).for_each(|_| endpoint.with_span(about, |span| span.took(128, 0)));
+                endpoint.blocks_at_once(about)
+            })
+        };
+        assert_eq!(at_once(0, 0), [128, 64, 128], "no limit but its own");
+        assert_eq!(at_once(50, 0), [50, 50, 128]);
+        assert_eq!(at_once(0, 2_000), [100, 4, 128]);
+        assert_eq!(at_once(3, 2_000), [3, 3, 128]);
+        assert_eq!(at_once(0, 499), [24, 1, 128], "one is asked for, whatever it costs");
+    }
+
+    #[tokio::test]
+    async fn answers_that_were_not_waited_for_count_only_in_a_row() {
+        let chain = Chain::manual(ManualSpec::new(31_337));
+        let node = Node::bind(([127, 0, 0, 1], 0).into(), [chain]).await.unwrap().spawn();
+        let config = ChainConfig::local([EndpointConfig::http(node.http_url(31_337))]);
+        let endpoint = endpoint(&config);
+        (1..UNANSWERED).for_each(|_| endpoint.was_slow());
+        let none: [(); 0] = [];
+        let answer = Attempt::with(&endpoint).call::<String>("eth_blockNumber", &none).await;
+        assert_eq!(answer.unwrap().as_deref(), Some("0x0"));
+        // From the third in a row on each is a failure, and five of these are too many.
+        for _ in 0..6 {
+            endpoint.was_slow();
+            assert!(!endpoint.is_set_aside());
+        }
+        endpoint.was_slow();
+        assert!(endpoint.is_set_aside());
+    }
+}
