@@ -33,6 +33,12 @@ const MAX_HEADS: usize = 64;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
+/// The wait behind a session that lasted so long, the last one having been `wait`: not a hot loop, whatever
+/// the cause turns out to be.
+fn wait_after(wait: Duration, lasted: Duration) -> Duration {
+    if lasted > LONGEST_WAIT { FIRST_WAIT } else { (2 * wait).min(LONGEST_WAIT) }
+}
+
 /// Why a session ended.
 enum End {
     /// The process stops.
@@ -157,12 +163,7 @@ impl Chain {
             };
             warn!(cause, "session ended: going on from what Redis holds");
             self.metrics.restart(cause);
-            // Not a hot loop, whatever the cause turns out to be.
-            wait = if started.elapsed() > LONGEST_WAIT {
-                FIRST_WAIT
-            } else {
-                (2 * wait).min(LONGEST_WAIT)
-            };
+            wait = wait_after(wait, started.elapsed());
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = cancel.cancelled() => return,
@@ -194,5 +195,23 @@ impl Chain {
                 info!("the chain goes on");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_that_end_soon_wait_longer_each_time_and_one_that_lasted_starts_over() {
+        let mut wait = FIRST_WAIT;
+        let mut waits = |lasted| {
+            wait = wait_after(wait, lasted);
+            wait.as_millis()
+        };
+        let soon: Vec<_> = (0..8).map(|_| waits(Duration::from_secs(1))).collect();
+        assert_eq!(soon, [200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000]);
+        assert_eq!(waits(Duration::from_secs(11)), 100);
+        assert_eq!(waits(Duration::ZERO), 200);
     }
 }

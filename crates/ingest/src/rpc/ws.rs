@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
 use ethhook_domain::block::Quantity;
 use ethhook_domain::{Header, Secret};
@@ -44,6 +44,8 @@ const MAX_PENDING: usize = 256;
 const PING_AFTER: Duration = Duration::from_secs(15);
 /// Read at once at most: this much is cleared before each read, whatever comes (the default is twice as much).
 const READ_BYTES: usize = 64 << 10;
+/// Between two connections.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// The ids of the handshake; requests begin above.
 const CHAIN_ID: u64 = 1;
 const SUBSCRIBE: u64 = 2;
@@ -162,6 +164,29 @@ impl WsClient {
     }
 }
 
+/// The waits between connections.
+struct Waits(ExponentialBackoff);
+
+impl Waits {
+    fn new() -> Self {
+        let growing = ExponentialBuilder::new()
+            .with_min_delay(Duration::from_secs(1))
+            .with_max_delay(LONGEST_WAIT)
+            .with_jitter()
+            .without_max_times();
+        Self(growing.build())
+    }
+
+    /// The wait after a connection that `served`, or did not: one that is made and closed again and
+    /// again is not well.
+    fn after(&mut self, served: bool) -> Duration {
+        if served {
+            *self = Self::new();
+        }
+        self.0.next().unwrap_or(LONGEST_WAIT)
+    }
+}
+
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// What a frame is.
@@ -197,15 +222,10 @@ struct BareHead {
 impl Connection {
     /// Keeps a connection up until dropped.
     pub(super) async fn run(mut self) {
-        let waits = ExponentialBuilder::new()
-            .with_min_delay(Duration::from_secs(1))
-            .with_max_delay(Duration::from_secs(60))
-            .with_jitter()
-            .without_max_times();
-        let mut backoff = waits.build();
+        let mut waits = Waits::new();
         self.metrics.socket_up(false);
         loop {
-            match timeout(CONNECT_TIMEOUT, self.connect()).await {
+            let served = match timeout(CONNECT_TIMEOUT, self.connect()).await {
                 Ok(Ok(socket)) => {
                     (self.served, self.wrong_chain) = (false, None);
                     self.note_health(true);
@@ -215,11 +235,8 @@ impl Connection {
                     self.heads.try_send(Head::Subscribed).ok();
                     let error = self.serve(socket).await;
                     self.metrics.socket_up(false);
-                    // One that connects and closes again and again is not well.
-                    if self.served {
-                        backoff = waits.build();
-                    }
                     warn!(endpoint = self.metrics.position, %error, "WebSocket lost");
+                    self.served
                 }
                 Ok(Err(error)) => {
                     self.note_health(false);
@@ -227,15 +244,17 @@ impl Connection {
                     self.wrong_chain =
                         matches!(error, RpcError::WrongChain { .. }).then(|| error.clone());
                     warn!(endpoint = self.metrics.position, %error, "WebSocket not connected");
+                    false
                 }
                 Err(_) => {
                     self.note_health(false);
                     let error = RpcError::Timeout(CONNECT_TIMEOUT);
                     warn!(endpoint = self.metrics.position, %error, "WebSocket not connected");
+                    false
                 }
-            }
+            };
             self.metrics.reconnects.inc();
-            self.refuse_for(backoff.next().unwrap_or(Duration::from_secs(60))).await;
+            self.refuse_for(waits.after(served)).await;
         }
     }
 
@@ -484,6 +503,18 @@ fn describe(error: Error) -> RpcError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_wait_longer_each_time_until_one_has_served() {
+        let (mut waits, seconds) = (Waits::new(), Duration::from_secs);
+        // With up to as much again, so that not all come at once.
+        for least in [1, 2, 4, 8, 16] {
+            let wait = waits.after(false);
+            assert!(wait >= seconds(least) && wait <= seconds(2 * least), "{least}: {wait:?}");
+        }
+        assert!(waits.after(true) <= seconds(2));
+        assert!(waits.after(false) >= seconds(2));
+    }
 
     #[test]
     fn a_refusal_without_a_number_is_of_the_largest_batch() {
