@@ -7,6 +7,8 @@
 
 mod asking;
 mod fetching;
+#[cfg(test)]
+mod scene;
 mod upkeep;
 mod wire;
 mod writing;

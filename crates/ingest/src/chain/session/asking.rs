@@ -199,3 +199,157 @@ async fn latest(
     }
     Ok(headers)
 }
+
+#[cfg(test)]
+mod tests {
+    use ethhook_domain::Secret;
+    use ethhook_simulator::{self as simulator, ManualChain, ManualSpec, RunningNode};
+    use tokio::time::timeout;
+
+    use super::super::finished;
+    use super::super::scene::{Scene, header};
+    use super::*;
+    use crate::config::{ChainConfig, EndpointConfig};
+    use crate::rpc::Head;
+
+    const LOCAL: u64 = 31_337;
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    async fn serve(chain: impl Into<simulator::Chain>) -> RunningNode {
+        let local = ([127, 0, 0, 1], 0).into();
+        simulator::Node::bind(local, [chain.into()]).await.unwrap().spawn()
+    }
+
+    fn mined(count: u64) -> ManualChain {
+        let chain = simulator::Chain::manual(ManualSpec::new(LOCAL));
+        chain.mine(count);
+        chain
+    }
+
+    /// Asks what there is to ask, and takes the answer.
+    async fn ask(session: &mut Session<'_>) -> Ask {
+        session.start_asking(session.due.ask);
+        let (ask, answer) = finished(&mut session.asking).await;
+        session.answered((ask.clone(), answer));
+        ask
+    }
+
+    #[tokio::test]
+    async fn subscriptions_that_are_silent_while_blocks_come_are_made_anew() {
+        let chain = mined(0);
+        let node = serve(chain.clone()).await;
+        let endpoint = EndpointConfig { ws: Some(Secret::new(node.ws_url(LOCAL))), http: None };
+        let mut scene = Scene::of(ChainConfig::local([endpoint])).await;
+        let subscribed = timeout(PATIENCE, scene.heads.recv()).await.unwrap();
+        assert!(matches!(subscribed, Some(Head::Subscribed)));
+        let (is_up, stalls) = (
+            || scene.metrics.endpoints("local", &[true])[0].subscribed == Some(true),
+            || scene.chain.metrics.stalls.get(),
+        );
+        let mut session = scene.session().await;
+        let latest = |number| (Ask::Latest, Ok(vec![header(number, 'a')]));
+        // One poll may overtake a head, and where there is no new block there is no head.
+        for (polls, number) in [(STALLED_POLLS - 1, 1), (STALLED_POLLS, 1)] {
+            session.silent_polls = polls;
+            session.answered(latest(number));
+            assert_eq!((session.silent_polls, stalls(), is_up()), (polls, 0, true));
+        }
+        session.answered(latest(2));
+        assert_eq!((session.silent_polls, stalls()), (0, 1));
+        let lost = async {
+            while is_up() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, lost).await.expect("the old subscription is given up");
+    }
+
+    #[tokio::test]
+    async fn every_endpoint_is_asked_for_its_head_now_and_then_only() {
+        let chain = mined(3);
+        let (first, second) = (simulator::Chain::from(chain.clone()), chain.view());
+        let nodes = [serve(first.clone()).await, serve(second.clone()).await];
+        let endpoints = nodes.each_ref().map(|node| EndpointConfig::http(node.http_url(LOCAL)));
+        let asked = || [&first, &second].map(|view| view.stats().requests("eth_getBlockByNumber"));
+        let scene = Scene::of(ChainConfig::local(endpoints.clone())).await;
+        let mut session = scene.session().await;
+        for poll in [1, 7, 8, 9, 16, 17] {
+            session.canonical.doubt();
+            session.silent_polls = poll;
+            assert_eq!(ask(&mut session).await, Ask::Latest);
+        }
+        assert_eq!(asked(), [6, 2], "where there is no subscription, one poll of eight");
+    }
+
+    #[tokio::test]
+    async fn with_a_subscription_every_endpoint_is_asked_once_heads_are_missed_or_differ() {
+        let chain = mined(3);
+        let (first, second) = (simulator::Chain::from(chain.clone()), chain.view());
+        let nodes = [serve(first.clone()).await, serve(second.clone()).await];
+        let mut endpoints = nodes.each_ref().map(|node| EndpointConfig::http(node.http_url(LOCAL)));
+        endpoints[0].ws = Some(Secret::new(nodes[0].ws_url(LOCAL)));
+        let scene = Scene::of(ChainConfig::local(endpoints)).await;
+        let mut session = scene.session().await;
+        let asked = || second.stats().requests("eth_getBlockByNumber");
+        for (polls, heard_otherwise, of_second) in
+            [(0, false, 0), (1, false, 0), (2, false, 1), (0, true, 2), (0, false, 2)]
+        {
+            session.canonical.doubt();
+            session.silent_polls = polls;
+            session.heard_otherwise |= heard_otherwise;
+            assert_eq!(ask(&mut session).await, Ask::Latest);
+            assert_eq!(asked(), of_second, "{polls} polls, {heard_otherwise}");
+        }
+    }
+
+    #[tokio::test]
+    async fn g10_a_contradiction_is_an_alarm_only_where_somebody_answers_and_nobody_holds_ours() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        let of = |number| Violation {
+            finalized: header(number, 'a').block,
+            theirs: header(number, 'b').block,
+        };
+        session.violated(of(5));
+        session.violated(of(6)); // one is enough to ask about
+        let (violation, _) = finished(&mut session.judging).await;
+        assert_eq!(violation, of(5));
+        session.judged((violation, Err(NodeError::Unknown)));
+        assert!(session.judging.is_none() && session.alarm.is_none());
+        session.judged((violation, Ok(true)));
+        assert!(session.heard_otherwise && session.alarm.is_none());
+        session.judged((violation, Ok(false)));
+        assert_eq!(session.alarm, Some(of(5).to_string()));
+    }
+
+    #[tokio::test]
+    async fn g7_headers_are_asked_for_as_far_as_there_is_room_for_them() {
+        let scene =
+            Scene::of(ChainConfig::local([EndpointConfig::http("http://127.0.0.1:1")])).await;
+        let mut session = scene.session().await;
+        session.answered((Ask::Latest, Ok(vec![header(9_000, 'a')])));
+        assert_eq!(ask(&mut session).await, Ask::Numbers(1..=512));
+        session.hear(1..=384);
+        assert_eq!(ask(&mut session).await, Ask::Numbers(385..=512));
+        session.hear(385..=385);
+        assert!(!session.asks_something(), "fewer than are worth a message");
+        session.answered((Ask::Latest, Ok(vec![header(390, 'a')])));
+        assert!(session.asks_something(), "unless there are no more");
+    }
+
+    #[tokio::test]
+    async fn only_a_head_that_says_something_new_ends_the_silence() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=3);
+        session.silent_polls = 5;
+        session.due.poll = Instant::now();
+        let due = session.due.poll;
+        session.hear(3..=3);
+        session.heard(Head::Number(2));
+        session.heard(Head::Subscribed);
+        assert_eq!((session.silent_polls, session.due.poll), (5, due));
+        session.hear(4..=4);
+        assert!(session.silent_polls == 0 && session.due.poll > due);
+    }
+}

@@ -158,7 +158,103 @@ impl Chain {
 
 #[cfg(test)]
 mod tests {
+    use ethhook_domain::canonical::Ask;
+    use ethhook_simulator::{self as simulator, ManualSpec};
+
+    use super::super::scene::{Scene, header};
     use super::*;
+    use crate::config::{ChainConfig, EndpointConfig};
+
+    /// A session that has published blocks 1 to 9 of a chain on which two blocks make one final.
+    async fn nine_blocks(scene: &mut Scene) -> Session<'_> {
+        scene.chain.config.profile.finality_depth = 2;
+        let mut session = scene.session().await;
+        session.hear(1..=9);
+        session.publish().await;
+        session.answered((Ask::Latest, Ok(vec![header(9, 'a')])));
+        assert_eq!(session.ask(), None);
+        session
+    }
+
+    #[tokio::test]
+    async fn g10_a_finalized_block_that_is_not_ours_makes_nothing_final_and_raises_doubt() {
+        let mut scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = nine_blocks(&mut scene).await;
+        session.tagged(Ok(Some(header(5, 'b'))));
+        assert_eq!((session.finalize, session.ask()), (None, Some(Ask::Latest)));
+        session.tagged(Ok(Some(header(5, 'a'))));
+        assert_eq!(session.finalize, Some(header(5, 'a').block));
+    }
+
+    #[tokio::test]
+    async fn g10_what_is_final_never_moves_back_and_is_published() {
+        let mut scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = nine_blocks(&mut scene).await;
+        session.tagged(Ok(Some(header(6, 'a'))));
+        session.publish().await;
+        assert_eq!(session.published.front().unwrap().block, header(6, 'a').block);
+        for older in [5, 6] {
+            session.tagged(Ok(Some(header(older, 'a'))));
+            assert_eq!(session.finalize, None);
+        }
+        // Far above what is published: blocks that wait are not final.
+        session.hear(10..=30);
+        session.tagged(Ok(Some(header(28, 'a'))));
+        assert_eq!(session.finalize, Some(header(9, 'a').block));
+    }
+
+    #[tokio::test]
+    async fn a_finalized_block_above_the_tip_is_compared_at_the_tip() {
+        let chain = simulator::Chain::manual(ManualSpec::new(31337));
+        let local = ([127, 0, 0, 1], 0).into();
+        let node = simulator::Node::bind(local, [chain.clone()]).await.unwrap().spawn();
+        chain.mine(20);
+        chain.set_finalized(15);
+        let config = ChainConfig::local([EndpointConfig::http(node.http_url(31337))]);
+        let scene = Scene::of(config).await;
+        for (tip, compared) in [(None, 15), (Some(18), 15), (Some(15), 15), (Some(10), 10)] {
+            let found = finalized(&scene.chain.node, tip).await.unwrap().unwrap();
+            assert_eq!(found.block.hash, chain.block(compared).unwrap().hash(), "{tip:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_catches_up_asks_for_the_finalized_block_by_what_it_published() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        let now = Instant::now();
+        session.since_finality = FINALITY_BLOCKS - 1;
+        session.start_upkeep(now);
+        assert!(session.finality.is_none());
+        session.since_finality += 1;
+        session.start_upkeep(now);
+        assert!(session.finality.take().is_some());
+        session.start_upkeep(now);
+        assert!(session.finality.is_none(), "so many blocks again");
+        session.start_upkeep(session.due.finality);
+        assert!(session.finality.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_group_that_is_gone_and_a_session_that_ended_show_no_lag() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        let swept = |groups: &[&str]| {
+            let lag = |group: &&str| GroupLag { group: (*group).to_owned(), ..GroupLag::default() };
+            Ok(Retained { groups: groups.iter().map(lag).collect(), ..Retained::default() })
+        };
+        let shown = |group| {
+            let label = format!("group=\"{group}\"");
+            let scrape = scene.scrape();
+            scrape.lines().filter(|l| l.contains("_group_") && l.contains(&label)).count()
+        };
+        session.retained(swept(&["one", "two"]));
+        assert_eq!((shown("one"), shown("two")), (3, 3));
+        session.retained(swept(&["two"]));
+        assert_eq!((shown("one"), shown("two")), (0, 3));
+        session.end_upkeep().await;
+        assert_eq!(shown("two"), 0);
+    }
 
     #[test]
     fn a_group_is_idle_only_if_entries_wait_and_nobody_reads() {

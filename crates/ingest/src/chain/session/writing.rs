@@ -211,3 +211,51 @@ impl Session<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::finished;
+    use super::super::scene::Scene;
+    use super::*;
+    use crate::config::ChainConfig;
+
+    /// What goes by itself next, and how many blocks were acknowledged before it could.
+    async fn goes_next(session: &mut Session<'_>) -> (usize, Done) {
+        let mut blocks = 0;
+        loop {
+            session.start_writing(Instant::now());
+            if session.writing.is_some() {
+                let (publisher, result) = finished(&mut session.writing).await;
+                (session.writing, session.publisher) = (None, Some(publisher));
+                return (blocks, result.unwrap());
+            }
+            let (adding, result) = session.wire.next().await.expect("something is on the wire");
+            assert!(session.acknowledged(adding, result).is_none());
+            blocks += 1;
+        }
+    }
+
+    #[tokio::test]
+    async fn g5_lease_and_finality_wait_for_what_is_on_the_wire_and_no_longer() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=1);
+        session.publish().await; // the first step of a publisher goes by itself
+        let first = session.published.back().unwrap().block;
+        session.hear(2..=40);
+        session.start_writing(Instant::now());
+        session.due.renew = Instant::now();
+        let (blocks, done) = goes_next(&mut session).await;
+        assert!(matches!(done, Done::Renewed));
+        assert_eq!(blocks, 4, "those that were on the wire");
+        assert!(session.due.renew > Instant::now(), "once in a while");
+        session.start_writing(Instant::now());
+        session.finalize = Some(first);
+        let (blocks, done) = goes_next(&mut session).await;
+        assert!(matches!(done, Done::Finalized(block) if block == first));
+        assert_eq!(blocks, 4, "those that were on the wire");
+        assert!(session.done(done).is_none());
+        session.publish().await;
+        assert_eq!(session.published.back().unwrap().block.number, 40);
+    }
+}

@@ -1,0 +1,138 @@
+//! Sessions on a real Redis that a test moves by hand: what is heard, what comes back and what is due is
+//! for the test to say.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use alloy_primitives::{B256, keccak256};
+use ethhook_domain::block::Seal;
+use ethhook_domain::{BlockRef, CanonicalChain, Cursor, Encoding, Header, Secret};
+use ethhook_streams::{Publisher, RedisConfig, Streams};
+use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
+use prometheus::{Registry, TextEncoder};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use super::{Session, finished};
+use crate::chain::Chain;
+use crate::chain::open::Opened;
+use crate::config::{ChainConfig, Options};
+use crate::metrics::ChainMetrics;
+use crate::node::Node;
+use crate::rpc::Head;
+use crate::{Metrics, StatusBoard};
+
+/// A chain and its Redis; its node is whoever the configuration names.
+pub(super) struct Scene {
+    pub(super) chain: Chain,
+    pub(super) metrics: Metrics,
+    pub(super) heads: mpsc::Receiver<Head>,
+    registry: Registry,
+    _redis: RedisServer,
+    _sockets: JoinSet<()>,
+}
+
+impl Scene {
+    pub(super) async fn of(config: ChainConfig) -> Self {
+        let redis = RedisServer::spawn(RedisOptions::default()).await.unwrap();
+        let registry = Registry::new();
+        let all = Metrics::register(&registry).unwrap();
+        let metrics = ChainMetrics::new(&all, &config.profile.name);
+        let (heads_in, heads) = mpsc::channel(64);
+        let (node, running) = Node::new(&config, &heads_in, &metrics);
+        let mut sockets = JoinSet::new();
+        for socket in running {
+            sockets.spawn(socket.run());
+        }
+        let chain = Chain {
+            status: StatusBoard::new([&config]),
+            config,
+            options: Options {
+                instance_id: "test".into(),
+                max_chains: None,
+                lease_ttl: Duration::from_secs(10),
+                dedup_ttl: Duration::from_secs(60),
+                encoding: Encoding::Fields,
+                retention: Duration::from_secs(3_600),
+                group_idle_alarm: Duration::from_secs(3_600),
+                stream_max_bytes: u64::MAX,
+                ready_max_lag: Duration::from_secs(60),
+            },
+            streams: Streams::new(RedisConfig::new(Secret::new(redis.url()))).unwrap(),
+            node: Arc::new(node),
+            metrics,
+            resolved_start: None,
+            last_reset: None,
+            may_be_replaced: false,
+            places: Arc::new(Semaphore::new(1)),
+        };
+        Self { chain, metrics: all, heads, registry, _redis: redis, _sockets: sockets }
+    }
+
+    /// A session that begins with block 1.
+    pub(super) async fn session(&self) -> Session<'_> {
+        let Options { instance_id, lease_ttl, dedup_ttl, encoding, .. } = &self.chain.options;
+        let first = Cursor::starting_at(1, None, self.chain.config.filter.digest());
+        let (streams, encoding) = (&self.chain.streams, Some(*encoding));
+        let id = self.chain.id();
+        let publisher = Publisher::open(
+            streams,
+            id,
+            instance_id,
+            *lease_ttl,
+            *dedup_ttl,
+            encoding,
+            Some(first),
+        );
+        let opened = Opened {
+            publisher: publisher.await.unwrap(),
+            chain: CanonicalChain::new(1, [], false),
+            published: Vec::new(),
+            _place: Arc::clone(&self.chain.places).try_acquire_owned().unwrap(),
+        };
+        Session::new(&self.chain, opened)
+    }
+
+    /// All metrics, as they are scraped.
+    pub(super) fn scrape(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap()
+    }
+}
+
+/// The header of a block of a branch, which tells that it has no logs.
+pub(super) fn header(number: u64, branch: char) -> Header {
+    let hash = |number: u64| keccak256(format!("{number}{branch}"));
+    let parent_hash = hash(number - 1);
+    Header {
+        block: BlockRef { number, hash: hash(number), parent_hash, timestamp: number },
+        transactions_root: B256::ZERO,
+        receipts_root: B256::ZERO,
+        logs_bloom: Box::default(),
+        gas_used: 0,
+        seal: Seal::Matches,
+    }
+}
+
+impl Session<'_> {
+    /// Hears of these blocks of branch `a`, which join at once and need not be fetched.
+    pub(super) fn hear(&mut self, numbers: RangeInclusive<u64>) {
+        numbers.for_each(|number| self.heard(Head::Header(Box::new(header(number, 'a')))));
+    }
+
+    /// Does to the end what may go to Redis now.
+    pub(super) async fn publish(&mut self) {
+        loop {
+            self.start_writing(Instant::now());
+            let ended = if self.writing.is_some() {
+                let written = finished(&mut self.writing).await;
+                self.written(written)
+            } else if let Some((adding, result)) = self.wire.next().await {
+                self.acknowledged(adding, result)
+            } else {
+                return;
+            };
+            assert!(ended.is_none(), "the session ended");
+        }
+    }
+}
