@@ -107,3 +107,92 @@ impl Writer {
 fn events(blocks: &[PublishedBlock]) -> u64 {
     blocks.iter().map(|block| block.events).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use ethhook_domain::Secret;
+    use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
+
+    use super::*;
+    use crate::config::{Config, Inputs};
+
+    const LEASE: &str = "lease:{events:31337}";
+    const CURSOR: &str = "cursor:{events:31337}";
+
+    /// The chain `local`, whose node is at `http_url`, with a Redis of its own.
+    pub(super) async fn target(http_url: &str) -> (RedisServer, Target) {
+        let redis = RedisServer::spawn(RedisOptions::default()).await.unwrap();
+        let env = [("REDIS_URL", &*redis.url()), ("LOCAL_HTTP_URL", http_url)]
+            .map(|(name, value)| (name.to_owned(), Secret::new(value)));
+        let host_name = "host-1".to_owned();
+        let inputs = Inputs { env: env.into(), env_file: None, toml: None, host_name };
+        let mut config = Config::load(&inputs).unwrap();
+        let streams = ethhook_streams::Streams::new(config.redis.clone()).unwrap();
+        let options = config.service.options(None, 1);
+        (redis, Target { chain: config.take_chain("local").unwrap(), options, streams })
+    }
+
+    /// The same with a stream that nothing is in yet.
+    async fn begun() -> (RedisServer, Target) {
+        let (redis, target) = target("http://127.0.0.1:1").await;
+        let first = Cursor::starting_at(1, None, "all".to_owned());
+        let Options { lease_ttl, dedup_ttl, encoding, .. } = target.options;
+        let mut publisher = Publisher::open(
+            &target.streams,
+            target.id(),
+            "one",
+            lease_ttl,
+            dedup_ttl,
+            Some(encoding),
+            Some(first),
+        )
+        .await
+        .unwrap();
+        publisher.release().await;
+        (redis, target)
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_moved_since_it_was_looked_at_is_left_alone() {
+        let (redis, target) = begun().await;
+        let seen = target.cursor().await.unwrap();
+        // Another block, then another one of the same `seq`.
+        for change in [format!("HINCRBY {CURSOR} seq 1"), format!("HSET {CURSOR} hash 0x{:064}", 7)]
+        {
+            let before = target.cursor().await.unwrap();
+            redis.ask::<i64>(&change).await.unwrap();
+            for seen in [&seen, &before] {
+                let error = target.open("rewind", seen).await.err().unwrap();
+                assert!(error.to_string().contains("the stream moved meanwhile"), "{error}");
+                assert!(!redis.ask::<bool>(&format!("EXISTS {LEASE}")).await.unwrap());
+            }
+        }
+        let now = target.cursor().await.unwrap();
+        assert!(target.open("rewind", &now).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn g5_a_command_that_takes_long_keeps_its_lease_or_stops() {
+        let (redis, target) = begun().await;
+        let mut writer = target.open("rewind", &target.cursor().await.unwrap()).await.unwrap();
+        // A lease without an end has one again once it was renewed.
+        let ends = async || {
+            let left: i64 = redis.ask(&format!("PTTL {LEASE}")).await.unwrap();
+            redis.ask::<i64>(&format!("PERSIST {LEASE}")).await.unwrap();
+            left > 0
+        };
+        assert!(ends().await);
+        writer.step(async |_| Ok(())).await.unwrap();
+        assert!(!ends().await, "not at every step");
+        writer.renew_every = Duration::ZERO;
+        writer.step(async |_| Ok(())).await.unwrap();
+        assert!(ends().await);
+        redis.ask::<i64>(&format!("HINCRBY {CURSOR} epoch 1")).await.unwrap(); // another took it
+        let mut stepped = false;
+        let lost = writer.step(async |_| {
+            stepped = true;
+            Ok(())
+        });
+        assert!(lost.await.is_err() && !stepped);
+    }
+}

@@ -120,7 +120,9 @@ fn first_skipped(cursor: &Cursor, last: u64) -> anyhow::Result<u64> {
 #[cfg(test)]
 mod tests {
     use alloy_primitives::B256;
+    use ethhook_simulator::{Chain, ManualSpec, Node};
 
+    use super::super::tests::target;
     use super::*;
 
     #[test]
@@ -131,6 +133,22 @@ mod tests {
         (cursor.number, cursor.hash) = (20, Some(B256::ZERO));
         assert_eq!(first_skipped(&cursor, 21).ok(), Some(21));
         assert!(first_skipped(&cursor, 20).unwrap_err().to_string().contains("next block is 21"));
+    }
+
+    #[tokio::test]
+    async fn latest_is_below_the_head_by_the_confirmations_and_a_number_is_as_it_says() {
+        let chain = Chain::manual(ManualSpec::new(31_337));
+        let node = Node::bind(([127, 0, 0, 1], 0).into(), [chain.clone()]).await.unwrap().spawn();
+        chain.mine(10);
+        let (_redis, mut target) = target(&node.http_url(31_337)).await;
+        for (confirmations, to, number) in
+            [(0, To::Latest, 10), (3, To::Latest, 7), (12, To::Latest, 0), (3, To::Number(9), 9)]
+        {
+            target.chain.confirmations = confirmations;
+            let inquiry = Inquiry::open(&target.chain).unwrap();
+            let found = resolve(&target, &inquiry, to).await.unwrap().block;
+            assert_eq!(found.hash, chain.block(number).unwrap().hash(), "{confirmations} {to:?}");
+        }
     }
 
     #[test]
