@@ -169,3 +169,116 @@ where
     }
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::Semaphore;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// Longer than a head may take, and far shorter than a connection may live.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A port that is served, and how many requests have come; `/held` is answered once `let_go` has a
+    /// permit.
+    struct Scene {
+        tasks: JoinSet<()>,
+        address: std::net::SocketAddr,
+        asked: Arc<AtomicUsize>,
+        let_go: Arc<Semaphore>,
+    }
+
+    impl Scene {
+        async fn new() -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (asked, let_go) = (Arc::<AtomicUsize>::default(), Arc::new(Semaphore::new(0)));
+            let (counted, gate) = (Arc::clone(&asked), Arc::clone(&let_go));
+            let answer = move |path: String| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let gate = Arc::clone(&gate);
+                async move {
+                    if path == "/held" {
+                        gate.acquire().await.unwrap().forget();
+                    }
+                    Some(Answer::text(StatusCode::OK, "here"))
+                }
+            };
+            let mut tasks = JoinSet::new();
+            tasks.spawn(serve(listener, answer, CancellationToken::new()));
+            Self { tasks, address, asked, let_go }
+        }
+
+        /// A connection on which so much of a request is written.
+        async fn write(&self, request: &str) -> TcpStream {
+            let mut stream = TcpStream::connect(self.address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            stream
+        }
+
+        async fn until_asked(&self, times: usize) {
+            let asked = async {
+                while self.asked.load(Ordering::Relaxed) < times {
+                    tokio::task::yield_now().await;
+                }
+            };
+            timeout(PATIENCE, asked).await.unwrap();
+        }
+    }
+
+    async fn rest(mut stream: TcpStream) -> String {
+        let mut reply = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut reply)).await.unwrap().unwrap();
+        reply
+    }
+
+    #[tokio::test]
+    async fn g7_so_many_connections_are_served_and_the_others_wait() {
+        let mut scene = Scene::new().await;
+        let mut held = Vec::new();
+        for _ in 1..MAX_CONNECTIONS {
+            held.push(scene.write("GET /held HTTP/1.1\r\nHost: x\r\n\r\n").await);
+        }
+        let mut last = scene.write("GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        scene.until_asked(MAX_CONNECTIONS).await;
+        let late = scene.write("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+        // Those that are served go on meanwhile.
+        let mut reply = [0; 1024];
+        for times in 1..=20 {
+            assert!(last.read(&mut reply).await.unwrap() > 0);
+            assert_eq!(scene.asked.load(Ordering::Relaxed), MAX_CONNECTIONS - 1 + times);
+            last.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        }
+        drop(last);
+        assert!(rest(late).await.starts_with("HTTP/1.1 200"));
+        scene.let_go.add_permits(held.len());
+        scene.tasks.shutdown().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn g7_a_head_is_waited_for_no_longer_than_its_time() {
+        let scene = Scene::new().await;
+        for (said, is_whole) in [
+            ("", false),
+            ("GET / HTTP/1.1\r\nHost: x\r\n", false),
+            ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", true), // and no next one
+        ] {
+            let reply = rest(scene.write(said).await).await;
+            assert_eq!(reply.starts_with("HTTP/1.1 200"), is_whole, "{said:?}: {reply}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn g7_no_answer_outlives_its_connection() {
+        let scene = Scene::new().await;
+        let mut stream = scene.write("GET /held HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        let mut reply = Vec::new();
+        let ended = timeout(2 * CONNECTION_LIFE, stream.read_to_end(&mut reply)).await;
+        assert!(ended.is_ok() && reply.is_empty());
+    }
+}
