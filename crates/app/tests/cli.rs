@@ -130,6 +130,34 @@ fn every_error_is_told_at_once_and_ends_with_78() {
 }
 
 #[test]
+fn every_command_that_reads_it_ends_with_78_where_the_configuration_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let env = [
+        ("REDIS_URL", "http://host"),
+        ("HEALTH_PORT", "80800"),
+        ("LOCAL_WS_URL", "ws://127.0.0.1:1"),
+    ];
+    for command in [
+        "healthcheck",
+        "status",
+        "tail",
+        "groups list",
+        "verify --chain local",
+        "replay --chain local --from 1 --to 2 --into other",
+        "rewind --chain local --to 1 --yes",
+        "skip --chain local --to 1 --yes",
+        "clear-alarm --chain local --yes",
+        "reset --chain local --yes",
+    ] {
+        let arguments: Vec<_> = command.split(' ').collect();
+        let output = ethhook(folder.path(), &env, &arguments);
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(78), "{command}: {told}");
+        assert!(told.contains("REDIS_URL") || told.contains("HEALTH_PORT"), "{command}: {told}");
+    }
+}
+
+#[test]
 fn a_named_file_must_be_there() {
     let folder = tempfile::tempdir().unwrap();
     let output = ethhook(

@@ -367,6 +367,47 @@ async fn sigterm_ends_it_in_time_although_redis_is_away() {
 }
 
 #[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let redis = redis().await;
+    let simulator = Simulator::start(&["--block-time-ms", "20"]).await;
+    let mut service = Service::start(&redis.url(), &simulator.ws_url).await;
+    service.until_ready().await;
+    // It takes what is sent and does not answer: what is on the wire is waited for.
+    redis.pause().unwrap();
+    let waiting = |text: &str| {
+        let mut counts =
+            text.lines().filter_map(|l| l.strip_prefix("ethhook_queue_blocks{chain=\"local\"} "));
+        counts.any(|count| count.parse::<u64>().unwrap() >= 8)
+    };
+    service.until(&service.metrics, "/metrics", waiting).await;
+    signal(&service.child, "-TERM").await;
+    loop {
+        let line = timeout(PATIENCE, service.stderr.next_line()).await.unwrap().unwrap();
+        if line.expect("it logs that it stops").contains("stopping: ") {
+            break;
+        }
+    }
+    signal(&service.child, "-INT").await;
+    let (code, text) = service.ended_with_text().await;
+    assert_eq!(code, Some(0));
+    assert!(text.contains("stopped at once, at the second signal"), "{text}");
+}
+
+#[tokio::test]
+async fn a_signal_ends_it_while_redis_has_not_answered_yet() {
+    // A server that takes connections and says nothing.
+    let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", mute.local_addr().unwrap());
+    let env = [("REDIS_URL", url.as_str()), ("LOCAL_WS_URL", "ws://127.0.0.1:1")];
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = command(folder.path(), &env, &["ingest"]).spawn().unwrap();
+    let asked = timeout(PATIENCE, mute.accept()).await.unwrap().unwrap();
+    signal(&child, "-TERM").await;
+    assert_eq!(timeout(PATIENCE, child.wait()).await.unwrap().unwrap().code(), Some(0));
+    drop(asked);
+}
+
+#[tokio::test]
 async fn tail_prints_events_and_reset_deletes_them() {
     let redis = redis().await;
     let redis_url = redis.url();
