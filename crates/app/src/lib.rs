@@ -33,7 +33,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use cli::{Cli, Command};
-use config::{Config, Inputs, Invalid, Problem};
+use config::{Config, Inputs, Invalid, Problem, TextFile};
 use ethhook_domain::Secret;
 use operator::Order;
 
@@ -131,10 +131,13 @@ pub fn read_configuration(
     env_file: Option<&str>,
     toml: Option<&str>,
 ) -> Result<Vec<String>, Vec<String>> {
+    let file = |path: &str, text: Option<&str>| {
+        text.map(|text| TextFile { path: path.to_owned(), text: Secret::new(text) })
+    };
     let inputs = Inputs {
         env: env.into_iter().map(|(name, value)| (name, Secret::new(value))).collect(),
-        env_file: env_file.map(Secret::new),
-        toml: toml.map(Secret::new),
+        env_file: file(".env", env_file),
+        toml: file("ethhook.toml", toml),
         host_name: "localhost".to_owned(),
     };
     match Config::load(&inputs) {

@@ -85,7 +85,7 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::R
         "{count} differences{more}. `ethhook rewind` mends what is not yet final, unless entries are \
          missing in the stream: then `ethhook reset`."
     );
-    if cursor.finalized_hash.is_none() || to > cursor.finalized_number {
+    if cursor.finalized().is_none_or(|finalized| to > finalized) {
         say!("Not all of these blocks are final: a reorg meanwhile shows as a difference.");
     }
     Ok(Exit::Failed)
@@ -97,11 +97,10 @@ async fn locate(
     cursor: &Cursor,
     range: Range,
 ) -> anyhow::Result<(Place, u64, u64)> {
-    let tip = cursor.hash.map(|_| cursor.number).context("nothing is published yet")?;
-    let finalized = cursor.finalized_hash.map(|_| cursor.finalized_number);
+    let tip = cursor.tip().context("nothing is published yet")?;
     let to = match range.to {
         Some(to) => to,
-        None => finalized.context("no block is final yet: say --to")?,
+        None => cursor.finalized().context("no block is final yet: say --to")?,
     };
     ensure!(to <= tip, "block {to} is not published yet: the stream ends with block {tip}");
     let least = range.from.unwrap_or(0);

@@ -322,7 +322,7 @@ async fn healthcheck_tells_alive_and_ready_by_its_exit_code() {
 }
 
 #[tokio::test]
-async fn a_connection_that_says_nothing_does_not_keep_others_out() {
+async fn g7_a_connection_that_says_nothing_does_not_keep_others_out() {
     let redis = redis().await;
     let simulator = Simulator::start(&[]).await;
     let service = Service::start(&redis.url(), &simulator.ws_url).await;
@@ -459,7 +459,7 @@ async fn tail_prints_events_and_reset_deletes_them() {
 
 /// G11: keys in paths, queries and user info, a password in Redis' URL, and every level of log.
 #[tokio::test]
-async fn secrets_are_in_nothing_that_it_writes() {
+async fn g11_secrets_are_in_nothing_that_it_writes() {
     const CANARY: &str = "c4n4ry";
     let mut redis = redis().await;
     let mut connection = redis.connection().await.unwrap();

@@ -84,10 +84,22 @@ impl Cursor {
         Self { encoding, ..self }
     }
 
+    /// Height of the tip; none before the first block.
+    #[must_use]
+    pub fn tip(&self) -> Option<u64> {
+        self.hash.map(|_| self.number)
+    }
+
+    /// Height of the newest final block, if there is one.
+    #[must_use]
+    pub fn finalized(&self) -> Option<u64> {
+        self.finalized_hash.map(|_| self.finalized_number)
+    }
+
     /// The height of the next block to publish.
     #[must_use]
     pub fn next_number(&self) -> u64 {
-        if self.hash.is_some() { self.number.saturating_add(1) } else { self.start_number }
+        self.tip().map_or(self.start_number, |tip| tip.saturating_add(1))
     }
 
     /// The values of [`FIELDS`], in that order.

@@ -190,7 +190,7 @@ fn follows_heads_and_fills_gaps_by_number() {
 }
 
 #[test]
-fn takes_orphans_back_and_follows_the_new_branch() {
+fn g3_takes_orphans_back_and_follows_the_new_branch() {
     let tree = "1a 2a 3a 4a; 3b<2a 4b 5b; 2c<1a 3c 4c 5c 6c";
     check(tree, "head 4a, head 5b", "+1a +2a +3a +4a -4a -3a +3b +4b +5b");
     check(tree, "head 4a, head 4b", "+1a +2a +3a +4a -4a -3a +3b +4b");
@@ -205,7 +205,7 @@ fn takes_orphans_back_and_follows_the_new_branch() {
 }
 
 #[test]
-fn a_head_by_itself_is_never_a_reorg() {
+fn g3_a_head_by_itself_is_never_a_reorg() {
     let tree = "1a 2a 3a 4a; 3b<2a 4b 5b";
     // Late heads of an orphaned branch, also one that stands higher than the tip.
     check(tree, "head 4a, late 3b, late 4b, late 5b, late 5b", "+1a +2a +3a +4a");
@@ -242,7 +242,7 @@ fn the_first_block_has_a_free_parent() {
 }
 
 #[test]
-fn nothing_final_is_taken_back() {
+fn g10_nothing_final_is_taken_back() {
     let tree = "1a 2a 3a 4a; 3b<2a 4b 5b; 2c<1a 3c 4c 5c 6c";
     check(tree, "head 4a, final 2, head 5b", "+1a +2a +3a +4a -4a -3a +3b +4b +5b");
     // Below the finalized block: only an insisting node raises the alarm, and nothing moves.

@@ -271,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_and_debug_hide_the_url() {
+    fn g11_errors_and_debug_hide_the_url() {
         for url in ["http://user:hunter2@host/", "redis://user:hunter2@host:port", "hunter2"] {
             let error = Streams::new(RedisConfig::new(Secret::new(url))).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");

@@ -526,10 +526,9 @@ struct Unwinding {
 
 impl Unwinding {
     fn new(cursor: &Cursor, tip: B256, depth: Depth) -> Self {
-        let finalized = cursor.finalized_hash.map(|_| cursor.finalized_number);
         Self {
             start: cursor.start_number,
-            finalized: finalized.filter(|_| depth == Depth::Window),
+            finalized: cursor.finalized().filter(|_| depth == Depth::Window),
             depth,
             want: (cursor.number, tip),
             taken_back: HashSet::new(),

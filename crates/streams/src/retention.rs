@@ -11,8 +11,8 @@ use std::iter;
 use std::time::Duration;
 
 use ethhook_domain::{ChainId, EntryId, Marker};
-use redis::aio::ConnectionLike;
 use redis::Value;
+use redis::aio::ConnectionLike;
 
 use crate::connection::Streams;
 use crate::errors::FailureKind;
@@ -102,12 +102,10 @@ pub(crate) async fn retain(
     let (len, bytes) = size(connection, &keys.events).await?;
     let mut retained = Retained { len, bytes, groups, ..Retained::default() };
     let Some(cursor) = reader::cursor(connection, keys).await? else { return Ok(retained) };
-    if cursor.finalized_hash.is_none() {
-        return Ok(retained);
-    }
+    let Some(finalized) = cursor.finalized() else { return Ok(retained) };
     let keep_ms = policy.keep.as_millis().try_into().unwrap_or(u64::MAX);
     let mut plan = Plan {
-        finalized: cursor.finalized_number,
+        finalized,
         newest_seq: cursor.seq,
         expired_before: EntryId { ms: now_ms.saturating_sub(keep_ms), seq: 0 },
         excess: excess(&retained, policy.max_bytes),

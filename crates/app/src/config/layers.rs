@@ -46,15 +46,23 @@ impl fmt::Display for Origin {
     }
 }
 
+/// A file as it was read.
+#[derive(Debug, Clone)]
+pub(crate) struct TextFile {
+    /// Its path, as it is told.
+    pub(crate) path: String,
+    pub(crate) text: Secret,
+}
+
 /// What there is to read, before anything is understood.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Inputs {
     /// The environment, values that are not UTF-8 replaced.
     pub(crate) env: Vec<(String, Secret)>,
-    /// Text of the `.env` file.
-    pub(crate) env_file: Option<Secret>,
-    /// Text of `ethhook.toml`.
-    pub(crate) toml: Option<Secret>,
+    /// The `.env` file.
+    pub(crate) env_file: Option<TextFile>,
+    /// `ethhook.toml`.
+    pub(crate) toml: Option<TextFile>,
     /// The host's name, the default of `INSTANCE_ID`.
     pub(crate) host_name: String,
 }
@@ -71,14 +79,12 @@ impl Inputs {
         let mut problems = Vec::new();
         let mut read = |named: Option<&Path>, usual: &str| {
             let path = named.map_or_else(|| PathBuf::from(usual), Path::to_owned);
-            match std::fs::read_to_string(&path) {
-                Ok(text) => Some(Secret::new(text)),
+            let (read, path) = (std::fs::read_to_string(&path), path.display().to_string());
+            match read {
+                Ok(text) => Some(TextFile { path, text: Secret::new(text) }),
                 Err(e) if named.is_none() && e.kind() == std::io::ErrorKind::NotFound => None,
                 Err(e) => {
-                    problems.push(Problem::new(
-                        path.display().to_string(),
-                        format!("cannot be read: {e}"),
-                    ));
+                    problems.push(Problem::new(path, format!("cannot be read: {e}")));
                     None
                 }
             }
@@ -174,12 +180,13 @@ impl Settings {
     pub(crate) fn read(inputs: &Inputs) -> (Self, Vec<Problem>) {
         let mut problems = Vec::new();
         let mut chains: Vec<String> = Profile::built_in().into_iter().map(|p| p.name).collect();
-        let toml = inputs.toml.as_ref().map_or_else(BTreeMap::new, |text| {
-            read_toml(text.reveal(), &mut chains, &mut problems)
-        });
+        let toml = inputs
+            .toml
+            .as_ref()
+            .map_or_else(BTreeMap::new, |file| read_toml(file, &mut chains, &mut problems));
         let places = places_by_name(&chains);
-        let env_file = inputs.env_file.as_ref().map_or_else(BTreeMap::new, |text| {
-            read_env_file(text.reveal(), &places, &chains, &mut problems)
+        let env_file = inputs.env_file.as_ref().map_or_else(BTreeMap::new, |file| {
+            read_env_file(file, &places, &chains, &mut problems)
         });
         let env = read_env(&inputs.env, &places, &chains, &mut problems);
 
@@ -301,17 +308,17 @@ fn read_env(
 
 /// The file is ours, and Docker Compose's, so that every name in it must be known.
 fn read_env_file(
-    text: &str,
+    file: &TextFile,
     places: &BTreeMap<String, Place>,
     chains: &[String],
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<Place, Secret> {
     let mut values = BTreeMap::new();
-    for line in dotenvy::from_read_iter(text.as_bytes()) {
+    for line in dotenvy::from_read_iter(file.text.reveal().as_bytes()) {
         let (name, value) = match line {
             Ok(pair) => pair,
             Err(error) => {
-                problems.push(env_file_problem(text, &error));
+                problems.push(env_file_problem(file, &error));
                 continue;
             }
         };
@@ -347,31 +354,35 @@ fn unknown_hint(name: &str) -> String {
 }
 
 /// The library's own words repeat the line, which may hold a secret.
-fn env_file_problem(text: &str, error: &dotenvy::Error) -> Problem {
+fn env_file_problem(file: &TextFile, error: &dotenvy::Error) -> Problem {
     let dotenvy::Error::LineParse(bad, _) = error else {
-        return Problem::new(".env", "cannot be read as text");
+        return Problem::new(&file.path, "cannot be read as text");
     };
     let bad = bad.lines().next().unwrap_or_default();
-    let number = text
+    let number = file
+        .text
+        .reveal()
         .lines()
         .position(|line| !bad.is_empty() && line.ends_with(bad.trim_end()))
         .map(|i| i + 1);
-    let at = number.map_or_else(|| ".env".to_owned(), |number| format!(".env line {number}"));
+    let at = number.map(|number| format!(" line {number}")).unwrap_or_default();
+    let at = file.path.clone() + &at;
     Problem::new(at, "must be KEY=value; put a value with spaces, quotes, # or $ in single quotes")
 }
 
 /// Adds the chains that the file describes to `chains`.
 fn read_toml(
-    text: &str,
+    file: &TextFile,
     chains: &mut Vec<String>,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<Place, Secret> {
     let mut values = BTreeMap::new();
-    let file: File<FileSourceString, FileFormat> = File::from_str(text, FileFormat::Toml);
-    let table = match file.collect() {
+    let source: File<FileSourceString, FileFormat> =
+        File::from_str(file.text.reveal(), FileFormat::Toml);
+    let table = match source.collect() {
         Ok(table) => table,
         Err(error) => {
-            problems.push(toml_problem(&error));
+            problems.push(toml_problem(&file.path, &error));
             return values;
         }
     };
@@ -480,14 +491,14 @@ fn toml_unknown(key: &str, text: &str) -> Problem {
 }
 
 /// The library's own words repeat the line, which may hold a secret.
-fn toml_problem(error: &config::ConfigError) -> Problem {
+fn toml_problem(path: &str, error: &config::ConfigError) -> Problem {
     let text = match error {
         config::ConfigError::FileParse { cause, .. } => cause.to_string(),
         other => other.to_string(),
     };
     let place = text.lines().next().and_then(|line| line.split_once(" at ")).map(|(_, at)| at);
     let place = place.map(|at| format!(" ({at})")).unwrap_or_default();
-    Problem::new("ethhook.toml", format!("is not valid TOML{place}"))
+    Problem::new(path, format!("is not valid TOML{place}"))
 }
 
 /// A layer that sets a secret by value hides the `_FILE` form in the layers below, and the other

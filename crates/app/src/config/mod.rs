@@ -26,7 +26,7 @@ use ethhook_ingest::ChainConfig;
 use ethhook_streams::{ConnectError, RedisConfig, Streams};
 
 pub(crate) use example::render as example;
-pub(crate) use layers::{Inputs, Origin};
+pub(crate) use layers::{Inputs, Origin, TextFile};
 pub(crate) use problem::Problem;
 pub(crate) use read::Resolved;
 pub(crate) use service::{LogFormat, Logging, Service};

@@ -17,10 +17,14 @@ const CHAIN_ON: (&str, &str) = ("LOCAL_WS_URL", "ws://127.0.0.1:8545");
 fn inputs(env: &[(&str, &str)], env_file: &str, toml: &str) -> Inputs {
     Inputs {
         env: env.iter().map(|(k, v)| ((*k).to_owned(), Secret::new(*v))).collect(),
-        env_file: (!env_file.is_empty()).then(|| Secret::new(env_file)),
-        toml: (!toml.is_empty()).then(|| Secret::new(toml)),
+        env_file: file(".env", env_file),
+        toml: file("ethhook.toml", toml),
         host_name: "host-1".to_owned(),
     }
+}
+
+fn file(path: &str, text: &str) -> Option<TextFile> {
+    (!text.is_empty()).then(|| TextFile { path: path.to_owned(), text: Secret::new(text) })
 }
 
 fn load(env: &[(&str, &str)], env_file: &str, toml: &str) -> Config {

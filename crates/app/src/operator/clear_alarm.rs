@@ -142,14 +142,14 @@ async fn gap(
 impl Plan {
     /// Whether the finalized block is orphaned, too.
     fn retreats(&self, cursor: &Cursor) -> bool {
-        cursor.finalized_hash.is_some() && self.floor.number < cursor.finalized_number
+        cursor.finalized().is_some_and(|finalized| self.floor.number < finalized)
     }
 
     fn tell(&self, cursor: &Cursor) -> String {
         let (blocks, events) = (self.above.len(), events(&self.above));
         let floor = self.floor.number;
         match &self.gap {
-            None if cursor.finalized_hash.is_none() => {
+            None if cursor.finalized().is_none() => {
                 "Nothing is final yet, and nothing is taken back by this; \
                 the alarm is cleared, and the ingestor follows the node's chain."
                     .to_owned()

@@ -56,7 +56,7 @@ fn above<'a>(
         bail!("the chain is stopped by an alarm ({}): `ethhook clear-alarm` first", cursor.alarm);
     }
     ensure!(
-        cursor.finalized_hash.is_none() || to >= cursor.finalized_number,
+        cursor.finalized().is_none_or(|finalized| to >= finalized),
         "block {} is final: nothing at or below it is taken back",
         cursor.finalized_number
     );

@@ -180,8 +180,8 @@ impl Chain {
     /// Takes in what Redis holds.
     fn stands(&mut self, standing: Standing) {
         if let Some(cursor) = standing.cursor {
-            self.published = cursor.hash.map(|_| cursor.number);
-            self.finalized = cursor.finalized_hash.map(|_| cursor.finalized_number);
+            self.published = cursor.tip();
+            self.finalized = cursor.finalized();
             self.alarm = Some(cursor.alarm).filter(|alarm| !alarm.is_empty());
         }
         self.writer = standing.lease;

@@ -186,7 +186,7 @@ async fn g1_node_cut_off_for_ten_seconds() {
 }
 
 #[tokio::test]
-async fn a_half_open_socket_is_found_and_replaced() {
+async fn g1_a_half_open_socket_is_found_and_replaced() {
     let (anvil, emitter, mut rig) = anvil_and_rig().await;
     let proxy = Proxy::start(anvil.address()).await.unwrap();
     rig.set("LOCAL_WS_URL", format!("ws://{}", proxy.address()));
@@ -222,7 +222,7 @@ async fn http_only_and_http_beside_websocket() {
 }
 
 #[tokio::test]
-async fn a_wiped_redis_starts_again_where_this_process_began() {
+async fn g1_a_wiped_redis_starts_again_where_this_process_began() {
     let (anvil, emitter, mut rig) = anvil_and_rig().await;
     mine(&anvil, emitter, 3, 10).await;
     rig.unset("LOCAL_START_BLOCK"); // latest
@@ -244,7 +244,7 @@ async fn a_wiped_redis_starts_again_where_this_process_began() {
 }
 
 #[tokio::test]
-async fn full_memory_stops_the_stream_and_loses_nothing() {
+async fn g7_full_memory_stops_the_stream_and_loses_nothing() {
     let (anvil, emitter, _) = anvil_and_rig().await;
     let options = RedisOptions { maxmemory: "4mb".into(), ..RedisOptions::default() };
     let mut rig = Rig::with_redis(options).await;
@@ -279,7 +279,7 @@ async fn a_dev_node_that_started_anew_is_refused() {
 }
 
 #[tokio::test]
-async fn a_wrong_chain_id_stops_that_chain_and_names_both() {
+async fn g9_a_wrong_chain_id_stops_that_chain_and_names_both() {
     let (anvil, emitter, mut rig) = anvil_and_rig().await;
     rig.set("ETHEREUM_WS_URL", anvil.ws_url());
     rig.start();

@@ -73,7 +73,7 @@ async fn a_slow_answer_is_asked_of_the_next_endpoint_too() {
 }
 
 #[tokio::test]
-async fn a_liar_is_set_aside_only_when_another_proved_it() {
+async fn g6_a_liar_is_set_aside_only_when_another_proved_it() {
     let scene = Scene::new().await;
     scene.chain.mine(2);
     scene.check().await;

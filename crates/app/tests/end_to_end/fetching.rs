@@ -67,7 +67,7 @@ impl Scene {
 }
 
 #[tokio::test]
-async fn a_block_whose_bloom_rules_the_filter_out_costs_no_request() {
+async fn g6_a_block_whose_bloom_rules_the_filter_out_costs_no_request() {
     let mut scene = Scene::new(0).await;
     let (wanted, other) = (Address::repeat_byte(7), Address::repeat_byte(8));
     let (event, elsewhere) = (B256::repeat_byte(1), B256::repeat_byte(2));
@@ -94,7 +94,7 @@ async fn a_block_whose_bloom_rules_the_filter_out_costs_no_request() {
 }
 
 #[tokio::test]
-async fn a_backlog_costs_far_less_than_a_message_a_block() {
+async fn g6_a_backlog_costs_far_less_than_a_message_a_block() {
     // Receipts in batches prove all; ranges of logs are fewer calls, too; over HTTP and WebSocket.
     for (fetch, url) in [("receipts", "WS"), ("receipts", "HTTP"), ("logs", "WS"), ("logs", "HTTP")]
     {
@@ -124,7 +124,7 @@ async fn a_backlog_costs_far_less_than_a_message_a_block() {
 }
 
 #[tokio::test]
-async fn what_a_provider_takes_at_once_is_found_out() {
+async fn g6_what_a_provider_takes_at_once_is_found_out() {
     for (blocks, logs, batch) in
         [(10, 20_000, 1_000), (1_000, 64, 1_000), (1, 20_000, 3), (7, 30, 1)]
     {

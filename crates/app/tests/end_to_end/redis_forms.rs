@@ -113,7 +113,7 @@ async fn g2_chains_over_three_masters_of_a_cluster_outlive_one() {
 }
 
 #[tokio::test]
-async fn tls_with_an_authority_of_ones_own_that_a_file_names() {
+async fn g2_tls_with_an_authority_of_ones_own_that_a_file_names() {
     let (chains, node) = serve(&[31337]).await;
     let tls = Certificates::make().unwrap();
     let options = RedisOptions { tls: Some(tls.clone()), ..RedisOptions::default() };
@@ -134,7 +134,7 @@ async fn tls_with_an_authority_of_ones_own_that_a_file_names() {
 }
 
 #[tokio::test]
-async fn tls_to_sentinels_and_servers_through_a_failover() {
+async fn g2_tls_to_sentinels_and_servers_through_a_failover() {
     let (chains, node) = serve(&[31337]).await;
     let tls = Certificates::make().unwrap();
     let options = RedisOptions { tls: Some(tls.clone()), ..RedisOptions::default() };
@@ -153,7 +153,7 @@ async fn tls_to_sentinels_and_servers_through_a_failover() {
 }
 
 #[tokio::test]
-async fn tls_to_a_cluster_whose_master_is_killed_and_comes_back() {
+async fn g2_tls_to_a_cluster_whose_master_is_killed_and_comes_back() {
     let (chains, node) = serve(&[31337, 8453]).await;
     let tls = Certificates::make().unwrap();
     let options = RedisOptions { tls: Some(tls.clone()), ..RedisOptions::default() };
@@ -175,7 +175,7 @@ async fn tls_to_a_cluster_whose_master_is_killed_and_comes_back() {
 }
 
 #[tokio::test]
-async fn sentinels_and_servers_each_have_a_password_of_their_own() {
+async fn g2_sentinels_and_servers_each_have_a_password_of_their_own() {
     let (chains, node) = serve(&[31337]).await;
     let (of_servers, of_sentinels) =
         (RedisOptions::guarded("c4n4ry-data"), RedisOptions::guarded("c4n4ry-watch"));
@@ -206,7 +206,7 @@ async fn sentinels_and_servers_each_have_a_password_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_master_that_may_not_write_without_its_replica_is_waited_for() {
+async fn g1_a_master_that_may_not_write_without_its_replica_is_waited_for() {
     let (chains, node) = serve(&[31337]).await;
     let mut replica = RedisServer::spawn(RedisOptions::default()).await.unwrap();
     let more = [("repl-diskless-sync-delay", "0"), ("min-replicas-to-write", "1")];
@@ -241,7 +241,7 @@ async fn a_master_that_may_not_write_without_its_replica_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_cluster_that_is_down_for_one_of_its_masters_is_waited_for() {
+async fn g1_a_cluster_that_is_down_for_one_of_its_masters_is_waited_for() {
     let (chains, node) = serve(&[31337, 8453]).await;
     let cluster = RedisCluster::spawn(RedisOptions::default(), 0).await.unwrap();
     let url = cluster.url();
@@ -274,7 +274,7 @@ async fn a_cluster_that_is_down_for_one_of_its_masters_is_waited_for() {
 }
 
 #[tokio::test]
-async fn without_the_right_to_bgrewriteaof_all_else_goes_on_and_it_is_told() {
+async fn g1_without_the_right_to_bgrewriteaof_all_else_goes_on_and_it_is_told() {
     let (chains, node) = serve(&[31337]).await;
     let user = least_rights("hunter2").replace("+bgrewriteaof", "");
     let options = RedisOptions { users: vec![user], ..RedisOptions::default() };

@@ -109,7 +109,7 @@ async fn g5_an_owner_that_was_paused_past_its_lease_is_refused_and_stands_by() {
 }
 
 #[tokio::test]
-async fn two_processes_under_one_name_do_not_take_the_chain_from_each_other() {
+async fn g5_two_processes_under_one_name_do_not_take_the_chain_from_each_other() {
     let scene = Scene::new().await;
     let (mut first, mut second) = (scene.ingestor("twin"), scene.ingestor("twin"));
     first.start().unwrap();

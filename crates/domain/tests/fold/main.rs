@@ -47,7 +47,7 @@ fn check(script: &str, expected: &[Problem]) {
 }
 
 #[test]
-fn steps_in_the_wrong_order_are_reported() {
+fn g3_steps_in_the_wrong_order_are_reported() {
     use Problem::*;
     check("+1a<0a +3a<2a", &[Parent]);
     check("+1a<0a +2a<1b", &[Parent]);

@@ -55,7 +55,7 @@ fn sample(length: usize) -> Vec<usize> {
 }
 
 #[test]
-fn every_recorded_block_passes_at_receipts_root() {
+fn g6_every_recorded_block_passes_at_receipts_root() {
     let Some(dir) = chain_data::dir() else { return };
     let mut counts: BTreeMap<u64, [usize; 3]> = BTreeMap::new();
     for block in chain_data::blocks(&dir).unwrap() {
@@ -124,7 +124,7 @@ fn without_log(logs: &[Log], i: usize) -> Body {
 }
 
 #[test]
-fn every_altered_header_field_fails() {
+fn g6_every_altered_header_field_fails() {
     let Some(dir) = chain_data::dir() else { return };
     let (mut altered, mut dropped) = (0, 0);
     for block in chain_data::blocks(&dir).unwrap() {
@@ -218,7 +218,7 @@ struct Seen {
 }
 
 #[test]
-fn every_altered_receipt_and_log_fails() {
+fn g6_every_altered_receipt_and_log_fails() {
     let Some(dir) = chain_data::dir() else { return };
     let blocks: Mutex<Vec<RecordedBlock>> =
         Mutex::new(chain_data::blocks(&dir).unwrap().collect::<Result<_, _>>().unwrap());

@@ -116,7 +116,7 @@ impl Chain {
         let chain = CanonicalChain::new(
             cursor.start_number,
             base.into_iter().chain(published.iter().map(|p| p.block)),
-            cursor.finalized_hash.is_some() || base.is_some(),
+            cursor.finalized().is_some() || base.is_some(),
         );
         let tip = published.last().map(|p| p.block.number);
         self.status.update(self.name(), |status| status.tip = tip);

@@ -41,7 +41,7 @@ async fn lose_answer(redis: &mut Fixture, publisher: &mut Publisher, step: &Step
 }
 
 #[tokio::test]
-async fn a_step_that_arrives_after_the_chain_went_x_y_x_is_refused() {
+async fn g5_a_step_that_arrives_after_the_chain_went_x_y_x_is_refused() {
     let mut redis = Fixture::new().await;
     let mut delayed = redis.publisher().await;
     add(&mut delayed, &block("1a", "0", 1)).await;
@@ -70,7 +70,7 @@ async fn a_step_that_arrives_after_the_chain_went_x_y_x_is_refused() {
 }
 
 #[tokio::test]
-async fn another_writer_and_another_epoch_are_refused() {
+async fn g5_another_writer_and_another_epoch_are_refused() {
     let mut redis = Fixture::new().await;
     let mut one = redis.publisher().await;
     add(&mut one, &block("1a", "0", 1)).await;
@@ -103,7 +103,7 @@ async fn another_writer_and_another_epoch_are_refused() {
 }
 
 #[tokio::test]
-async fn a_writer_an_epoch_a_seq_or_a_tip_that_moved_is_refused() {
+async fn g5_a_writer_an_epoch_a_seq_or_a_tip_that_moved_is_refused() {
     let mut redis = Fixture::new().await;
     let mut publisher = redis.publisher().await;
     add(&mut publisher, &block("1a", "0", 1)).await;
@@ -160,7 +160,7 @@ async fn a_key_of_another_type_is_named_and_nothing_is_written() {
 }
 
 #[tokio::test]
-async fn full_memory_refuses_the_whole_step_and_lets_it_in_later() {
+async fn g4_full_memory_refuses_the_whole_step_and_lets_it_in_later() {
     let mut redis = Fixture::new().await;
     let mut publisher = redis.publisher().await;
     let a1 = block("1a", "0", 50);
@@ -192,7 +192,7 @@ async fn full_memory_refuses_the_whole_step_and_lets_it_in_later() {
 }
 
 #[tokio::test]
-async fn memory_that_fills_up_within_a_step_does_not_cut_it() {
+async fn g4_memory_that_fills_up_within_a_step_does_not_cut_it() {
     let mut redis = Fixture::new().await;
     let mut publisher = redis.publisher().await;
     let info: String = redis.ask("INFO memory").await;
@@ -246,7 +246,7 @@ async fn a_replayed_block_whose_answer_was_lost_is_in_once() {
 }
 
 #[tokio::test]
-async fn a_step_whose_answer_was_lost_is_in_once() {
+async fn g2_a_step_whose_answer_was_lost_is_in_once() {
     let mut redis = Fixture::new().await;
     redis.hurry(Duration::from_millis(400));
     let mut publisher = redis.publisher().await;
@@ -306,7 +306,7 @@ async fn a_connection_that_is_cut_is_made_anew() {
 }
 
 #[tokio::test]
-async fn a_step_dropped_half_way_is_in_once_when_taken_again() {
+async fn g2_a_step_dropped_half_way_is_in_once_when_taken_again() {
     let mut redis = Fixture::new().await;
     let mut publisher = redis.publisher().await;
     let a1 = block("1a", "0", 3);
@@ -415,7 +415,7 @@ async fn a_dedup_record_of_a_block_that_is_not_in_is_no_reason_to_skip_it() {
 }
 
 #[tokio::test]
-async fn correctness_does_not_rest_on_the_dedup_record() {
+async fn g2_correctness_does_not_rest_on_the_dedup_record() {
     let mut redis = Fixture::new().await;
     let ttl = Duration::from_secs(1);
     let lease = Duration::from_secs(10);

@@ -85,7 +85,7 @@ async fn what_is_old_goes_and_what_is_young_stays() {
 }
 
 #[tokio::test]
-async fn nothing_above_finalized_goes() {
+async fn g8_nothing_above_finalized_goes() {
     let mut redis = Fixture::new().await;
     let policy = Retention { max_bytes: 0, ..keep_none() };
     assert_eq!(retain(&redis, &policy).await, Retained::default());
@@ -111,7 +111,7 @@ async fn nothing_above_finalized_goes() {
 }
 
 #[tokio::test]
-async fn the_newest_marker_stays_with_an_empty_stream() {
+async fn g8_the_newest_marker_stays_with_an_empty_stream() {
     let mut redis = Fixture::new().await;
     let publisher = chain(&mut redis, 40, 0, 0).await;
     let retained = retain(&redis, &keep_none()).await;
@@ -162,7 +162,7 @@ async fn what_a_group_was_given_makes_the_stream_no_larger() {
 }
 
 #[tokio::test]
-async fn what_a_group_has_not_acknowledged_stays() {
+async fn g8_what_a_group_has_not_acknowledged_stays() {
     let mut redis = Fixture::new().await;
     chain(&mut redis, 50, 20, 0).await;
     let policy = Retention { max_bytes: 1, following_head: false, ..keep_none() };
@@ -200,7 +200,7 @@ async fn what_a_group_has_not_acknowledged_stays() {
 }
 
 #[tokio::test]
-async fn only_at_the_head_the_cap_takes_what_is_unread_and_counts_it() {
+async fn g8_only_at_the_head_the_cap_takes_what_is_unread_and_counts_it() {
     let mut redis = Fixture::new().await;
     chain(&mut redis, 50, 20, 5).await;
     let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id.to_string()).collect();

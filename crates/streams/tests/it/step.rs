@@ -27,7 +27,7 @@ fn raw_entries(value: Value) -> Vec<(String, Vec<(String, String)>)> {
 }
 
 #[tokio::test]
-async fn a_block_lands_with_its_marker_dedup_record_and_cursor() {
+async fn g4_a_block_lands_with_its_marker_dedup_record_and_cursor() {
     let mut redis = Fixture::new().await;
     let mut publisher = redis.publisher().await;
     let a1 = block("1a", "0", 3);
@@ -83,7 +83,7 @@ async fn a_block_without_events_leaves_a_marker_and_no_dedup_record() {
 }
 
 #[tokio::test]
-async fn a_doubled_block_is_published_once() {
+async fn g2_a_doubled_block_is_published_once() {
     let mut redis = Fixture::new().await;
     let mut publisher = redis.publisher().await;
     let (a1, a2, a3) = (block("1a", "0", 5), block("2a", "1a", 0), block("3a", "2a", 4));
@@ -99,7 +99,7 @@ async fn a_doubled_block_is_published_once() {
 }
 
 #[tokio::test]
-async fn a_chain_that_goes_a_b_a_publishes_a_twice() {
+async fn g2_a_chain_that_goes_a_b_a_publishes_a_twice() {
     let redis = Fixture::new().await;
     let mut publisher = redis.publisher().await;
     add(&mut publisher, &block("1a", "0", 1)).await;
@@ -193,7 +193,7 @@ async fn a_block_of_10_041_logs_is_one_step() {
 }
 
 #[tokio::test]
-async fn a_block_of_50_000_logs_is_one_step() {
+async fn g4_a_block_of_50_000_logs_is_one_step() {
     let redis = Fixture::new().await;
     let mut publisher = redis.publisher().await;
     let published = add(&mut publisher, &block("1a", "0", 50_000)).await;
