@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs all checks, or a part of them:
-#   --unit         formatting, lints, docs and the tests that need nothing but Rust
-#   --integration  the tests against a real Redis and a real dev node
+#   --unit         formatting, lints, docs and the tests beside the code, some with a Redis of their own
+#   --integration  the tests of the programs, against a real Redis and a real dev node
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/install.sh
@@ -24,9 +24,9 @@ case ${1:-} in
 esac
 
 need_cargo
+need redis-server redis-server
 if [ -n "$integration" ]; then
   section "Redis, the dev node and what watches the service"
-  need redis-server redis-server
   need_monitoring
   need chromium chromium
   if [ -z "${ANVIL_BIN:-}" ]; then

@@ -21,7 +21,8 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -121,8 +122,9 @@ where
     }
 }
 
-async fn serve_connection<A, F>(stream: TcpStream, answer: A)
+async fn serve_connection<S, A, F>(stream: S, answer: A)
 where
+    S: AsyncRead + AsyncWrite + Unpin,
     A: Fn(String) -> F,
     F: Future<Output = Option<Answer>>,
 {
@@ -172,113 +174,102 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::future::{pending, ready};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::net::TcpStream;
     use tokio::sync::Semaphore;
-    use tokio::time::timeout;
+    use tokio::time::{Instant, timeout};
 
     use super::*;
 
-    /// Longer than a head may take, and far shorter than a connection may live.
     const PATIENCE: Duration = Duration::from_secs(60);
-
-    /// A port that is served, and how many requests have come; `/held` is answered once `let_go` has a
-    /// permit.
-    struct Scene {
-        tasks: JoinSet<()>,
-        address: std::net::SocketAddr,
-        asked: Arc<AtomicUsize>,
-        let_go: Arc<Semaphore>,
-    }
-
-    impl Scene {
-        async fn new() -> Self {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let address = listener.local_addr().unwrap();
-            let (asked, let_go) = (Arc::<AtomicUsize>::default(), Arc::new(Semaphore::new(0)));
-            let (counted, gate) = (Arc::clone(&asked), Arc::clone(&let_go));
-            let answer = move |path: String| {
-                counted.fetch_add(1, Ordering::Relaxed);
-                let gate = Arc::clone(&gate);
-                async move {
-                    if path == "/held" {
-                        gate.acquire().await.unwrap().forget();
-                    }
-                    Some(Answer::text(StatusCode::OK, "here"))
-                }
-            };
-            let mut tasks = JoinSet::new();
-            tasks.spawn(serve(listener, answer, CancellationToken::new()));
-            Self { tasks, address, asked, let_go }
-        }
-
-        /// A connection on which so much of a request is written.
-        async fn write(&self, request: &str) -> TcpStream {
-            let mut stream = TcpStream::connect(self.address).await.unwrap();
-            stream.write_all(request.as_bytes()).await.unwrap();
-            stream
-        }
-
-        async fn until_asked(&self, times: usize) {
-            let asked = async {
-                while self.asked.load(Ordering::Relaxed) < times {
-                    tokio::task::yield_now().await;
-                }
-            };
-            timeout(PATIENCE, asked).await.unwrap();
-        }
-    }
-
-    async fn rest(mut stream: TcpStream) -> String {
-        let mut reply = String::new();
-        timeout(PATIENCE, stream.read_to_string(&mut reply)).await.unwrap().unwrap();
-        reply
-    }
+    const WHOLE: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 
     #[tokio::test]
     async fn g7_so_many_connections_are_served_and_the_others_wait() {
-        let mut scene = Scene::new().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (asked, let_go) = (Arc::<AtomicUsize>::default(), Arc::new(Semaphore::new(0)));
+        let (counted, gate) = (Arc::clone(&asked), Arc::clone(&let_go));
+        let answer = move |path: String| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let gate = Arc::clone(&gate);
+            async move {
+                if path == "/held" {
+                    gate.acquire().await.unwrap().forget();
+                }
+                Some(Answer::text(StatusCode::OK, "here"))
+            }
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve(listener, answer, CancellationToken::new()));
+        let write = async |request: &str| {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            stream
+        };
         let mut held = Vec::new();
         for _ in 1..MAX_CONNECTIONS {
-            held.push(scene.write("GET /held HTTP/1.1\r\nHost: x\r\n\r\n").await);
+            held.push(write("GET /held HTTP/1.1\r\nHost: x\r\n\r\n").await);
         }
-        let mut last = scene.write("GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
-        scene.until_asked(MAX_CONNECTIONS).await;
-        let late = scene.write("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+        let mut last = write(WHOLE).await;
+        let all_asked = async {
+            while asked.load(Ordering::Relaxed) < MAX_CONNECTIONS {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, all_asked).await.unwrap();
+        let mut late = write("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
         // Those that are served go on meanwhile.
         let mut reply = [0; 1024];
         for times in 1..=20 {
             assert!(last.read(&mut reply).await.unwrap() > 0);
-            assert_eq!(scene.asked.load(Ordering::Relaxed), MAX_CONNECTIONS - 1 + times);
-            last.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            assert_eq!(asked.load(Ordering::Relaxed), MAX_CONNECTIONS - 1 + times);
+            last.write_all(WHOLE.as_bytes()).await.unwrap();
         }
         drop(last);
-        assert!(rest(late).await.starts_with("HTTP/1.1 200"));
-        scene.let_go.add_permits(held.len());
-        scene.tasks.shutdown().await;
+        let mut reply = String::new();
+        timeout(PATIENCE, late.read_to_string(&mut reply)).await.unwrap().unwrap();
+        assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+        let_go.add_permits(held.len());
+        tasks.shutdown().await;
+    }
+
+    /// What comes for `request` on a connection without a network, and how long until its end.
+    async fn served<F>(request: &str, answer: impl Fn(String) -> F) -> (String, Duration)
+    where
+        F: Future<Output = Option<Answer>>,
+    {
+        let (mut client, server) = duplex(4096);
+        client.write_all(request.as_bytes()).await.unwrap();
+        let (began, mut reply) = (Instant::now(), String::new());
+        tokio::join!(serve_connection(server, answer), async {
+            client.read_to_string(&mut reply).await.unwrap();
+        });
+        (reply, began.elapsed())
     }
 
     #[tokio::test(start_paused = true)]
     async fn g7_a_head_is_waited_for_no_longer_than_its_time() {
-        let scene = Scene::new().await;
         for (said, is_whole) in [
             ("", false),
             ("GET / HTTP/1.1\r\nHost: x\r\n", false),
-            ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", true), // and no next one
+            (WHOLE, true), // and no next one
         ] {
-            let reply = rest(scene.write(said).await).await;
+            let answer = |_| ready(Some(Answer::text(StatusCode::OK, "here")));
+            let (reply, took) = served(said, answer).await;
             assert_eq!(reply.starts_with("HTTP/1.1 200"), is_whole, "{said:?}: {reply}");
+            assert_eq!(took.as_secs(), HEAD_TIMEOUT.as_secs(), "{said:?}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn g7_no_answer_outlives_its_connection() {
-        let scene = Scene::new().await;
-        let mut stream = scene.write("GET /held HTTP/1.1\r\nHost: x\r\n\r\n").await;
-        let mut reply = Vec::new();
-        let ended = timeout(2 * CONNECTION_LIFE, stream.read_to_end(&mut reply)).await;
-        assert!(ended.is_ok() && reply.is_empty());
+        let (reply, took) = served(WHOLE, |_| pending()).await;
+        assert_eq!(reply, "");
+        assert_eq!(took.as_secs(), (CONNECTION_LIFE + LAST_ANSWER).as_secs());
     }
 }

@@ -18,12 +18,13 @@ impl EntryId {
     /// Above every entry but one that no clock will reach.
     pub const MAX: Self = Self { ms: u64::MAX, seq: u64::MAX };
 
-    /// The smallest ID above this one.
+    /// The smallest ID above this one, unless it is [`EntryId::MAX`].
     #[must_use]
     pub fn next(self) -> Self {
         match self.seq.checked_add(1) {
             Some(seq) => Self { ms: self.ms, seq },
-            None => Self { ms: self.ms.saturating_add(1), seq: 0 },
+            None if self.ms < u64::MAX => Self { ms: self.ms + 1, seq: 0 },
+            None => self,
         }
     }
 }
@@ -39,7 +40,12 @@ impl FromStr for EntryId {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let (ms, seq) = text.split_once('-').ok_or(())?;
-        Ok(Self { ms: ms.parse().map_err(|_| ())?, seq: seq.parse().map_err(|_| ())? })
+        let number = |text: &str| {
+            // The library would take a sign, too.
+            let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+            if is_number { text.parse().map_err(|_| ()) } else { Err(()) }
+        };
+        Ok(Self { ms: number(ms)?, seq: number(seq)? })
     }
 }
 
@@ -55,6 +61,9 @@ mod tests {
         assert_eq!(id("10-9").next(), id("10-10"));
         assert_eq!(id(&format!("10-{}", u64::MAX)).next(), id("11-0"));
         assert_eq!(id("10-9").to_string(), "10-9");
-        assert!("10".parse::<EntryId>().is_err());
+        assert_eq!(EntryId::MAX.next(), EntryId::MAX);
+        for bad in ["10", "10-", "-1", "+1-0", "1-+0", "a-0", ""] {
+            assert!(bad.parse::<EntryId>().is_err(), "{bad}");
+        }
     }
 }

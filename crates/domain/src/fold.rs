@@ -254,8 +254,8 @@ impl Fold {
     }
 
     fn check_sequence(&mut self, id: EntryId, marker: &Marker) {
-        let first_seq = if self.is_whole { 1 } else { marker.seq };
-        let before_all = (EntryId::MIN, first_seq.saturating_sub(1), EntryId::MIN);
+        let seq_before = if self.is_whole { 0 } else { marker.seq.saturating_sub(1) };
+        let before_all = (EntryId::MIN, seq_before, EntryId::MIN);
         let (previous_id, previous_seq, previous_last_id) = self.last_marker.unwrap_or(before_all);
         if id <= previous_id {
             self.report(id, Problem::Id, "is not above the marker before".to_owned());
@@ -502,7 +502,7 @@ fn folded(marker: &Marker, events: Vec<ProcessedEvent>, skipped_from: Option<u64
 fn range((events, first, last): (u64, Option<EntryId>, EntryId)) -> String {
     match first {
         Some(first) => format!("{events} events from {first} to {last}"),
-        None => format!("{events} events without a first"),
+        None => format!("{events} events, no first_id"),
     }
 }
 

@@ -83,31 +83,3 @@ pub struct Options {
     /// How far the tip's block time may lie behind the head's for `/ready`.
     pub ready_max_lag: Duration,
 }
-
-#[cfg(test)]
-impl ChainConfig {
-    /// The chain `local` by these endpoints, from block 1 on.
-    pub(crate) fn local(endpoints: impl IntoIterator<Item = EndpointConfig>) -> Self {
-        let profile = Profile::built_in().into_iter().find(|profile| profile.name == "local");
-        Self {
-            profile: profile.unwrap(),
-            endpoints: endpoints.into_iter().collect(),
-            start: StartBlock::Number(1),
-            end_block: None,
-            filter: Filter::default(),
-            confirmations: 0,
-            requests_per_second: None,
-            units_per_second: None,
-            fetch: Fetch::Auto,
-            batch_every: None,
-        }
-    }
-}
-
-#[cfg(test)]
-impl EndpointConfig {
-    /// One that is asked at `url`, without a WebSocket.
-    pub(crate) fn http(url: impl Into<String>) -> Self {
-        Self { http: Some(Secret::new(url)), ws: None }
-    }
-}

@@ -11,6 +11,8 @@ pub mod metrics;
 mod node;
 mod rpc;
 pub mod status;
+#[cfg(test)]
+mod testing;
 pub mod wire;
 
 use std::sync::Arc;

@@ -92,9 +92,9 @@ impl Streams {
         found.map_err(|error| GroupError::of(error, key, group))
     }
 
-    /// Makes a group that is given what stands behind `after_id`; none is for what comes next. Redis is told how many entries stand before an ID, without which it
-    /// could not tell the group's lag until all is read
-    /// (`ENTRIESREAD` of <https://redis.io/docs/latest/commands/xgroup-create/>).
+    /// Makes a group that is given what stands behind `after_id`; none is for what comes next. Redis is told
+    /// how many entries stand before an ID, without which it could not tell the group's lag until all is
+    /// read (`ENTRIESREAD` of <https://redis.io/docs/latest/commands/xgroup-create/>).
     ///
     /// # Errors
     /// See [`GroupError`].
@@ -114,7 +114,10 @@ impl Streams {
         };
         let mut command = redis::cmd("XGROUP");
         command.arg("CREATE").arg(key).arg(group).arg(after.to_string());
-        if let Some(before) = entries_up_to(connection, &keys, after).await? {
+        // Nor need it be told that none stand before all.
+        if after > EntryId::MIN
+            && let Some(before) = entries_up_to(connection, &keys, after).await?
+        {
             command.arg("ENTRIESREAD").arg(before);
         }
         let made: Result<(), _> = query(&command, connection, key).await;

@@ -145,7 +145,15 @@ impl Streams {
         chain: ChainId,
         block: &PublishedBlock,
     ) -> Result<Vec<ProcessedEvent>, ReadError> {
-        let Some(first_id) = block.first_id else { return Ok(Vec::new()) };
+        let Some(first_id) = block.first_id else {
+            let wrong =
+                format!("block {} has {} entries and no first one", block.block, block.events);
+            return if block.events == 0 {
+                Ok(Vec::new())
+            } else {
+                Err(ReadError::Inconsistent(wrong))
+            };
+        };
         let keys = Keys::of(chain);
         let connection = &mut *self.pooled(&keys).await?;
         let mut events = Vec::new();

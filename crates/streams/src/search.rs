@@ -15,9 +15,9 @@ const LOOKS: usize = 16;
 pub struct Place {
     /// The marker that comes next: that of a block that joins, or of an operator's gap.
     pub marker: Marker,
-    /// The ID of the marker before it; the least if that is gone or there was none.
+    /// The ID of the marker before it; [`EntryId::MIN`] if that is gone or there was none.
     pub after_marker: EntryId,
-    /// The last entry before those of the marker; the least likewise.
+    /// The last entry before those of the marker; [`EntryId::MIN`] likewise.
     pub after_entry: EntryId,
 }
 

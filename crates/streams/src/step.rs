@@ -94,7 +94,7 @@ pub enum Outcome {
     Published {
         /// ID of its first entry; none if it has none.
         first_id: Option<EntryId>,
-        /// The event stream's last ID after it; the least for an alarm, which does not look.
+        /// The event stream's last ID after it; [`EntryId::MIN`] for an alarm, which does not look.
         last_id: EntryId,
         /// How many entries it has.
         events: u64,

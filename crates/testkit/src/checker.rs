@@ -16,7 +16,7 @@ use crate::node_rpc::NodeRpc;
 
 /// Entries read at once.
 const PAGE: usize = 2_000;
-/// How often both streams are read again because a step came in between.
+/// How often both streams are read at most, because steps come in between.
 const LOOKS: usize = 5;
 const REDIS_TIMEOUT: Duration = Duration::from_secs(10);
 

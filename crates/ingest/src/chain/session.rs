@@ -80,7 +80,7 @@ struct Session<'a> {
     /// A head spoke of another branch: the endpoint that is asked first may not know of it yet.
     heard_otherwise: bool,
     since_finality: u64,
-    /// Blocks may have become final that were behind the head when it was last asked for them.
+    /// The tip was far behind the head when the finalized block was last asked for.
     was_behind: bool,
     /// The byte cap is reached and a group holds the trim: a backfill waits.
     waits_for_room: bool,

@@ -302,18 +302,11 @@ fn judged(endpoint: &Endpoint, result: Result<Verified, Failure>) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use ethhook_simulator::{
-        self as simulator, Chain, Fault, ManualChain, ManualSpec, RunningNode,
-    };
-    use prometheus::Registry;
-    use tokio::sync::mpsc;
+    use ethhook_simulator::{Chain, Fault, RunningNode};
 
     use super::*;
-    use crate::Metrics;
     use crate::config::{ChainConfig, EndpointConfig};
-    use crate::metrics::ChainMetrics;
-
-    const LOCAL: u64 = 31_337;
+    use crate::testing::{mined, serve, unread};
 
     /// A chain without logs behind three endpoints, none of which need be believed that there are none.
     struct Scene {
@@ -324,21 +317,17 @@ mod tests {
 
     impl Scene {
         async fn new() -> Self {
-            let chain: ManualChain = Chain::manual(ManualSpec::new(LOCAL));
+            let chain = mined(0);
             (0..3).for_each(|_| _ = chain.mine_with(vec![vec![]]));
             let views = [chain.clone().into(), chain.view(), chain.view()];
             let mut nodes = Vec::new();
             for view in &views {
-                let local = ([127, 0, 0, 1], 0).into();
-                let node = simulator::Node::bind(local, [view.clone()]).await.unwrap();
-                nodes.push(node.spawn());
+                nodes.push(serve(view.clone()).await);
             }
-            let endpoint = |node: &RunningNode| EndpointConfig::http(node.http_url(LOCAL));
-            let mut config = ChainConfig::local(nodes.iter().map(endpoint));
+            let mut config = ChainConfig::local(nodes.iter().map(EndpointConfig::of));
             (config.fetch, config.profile.verify) = (Fetch::Logs, Proof::Bloom);
-            let metrics = Metrics::register(&Registry::new()).unwrap();
-            let (heads, _) = mpsc::channel(1);
-            let (node, _) = Node::new(&config, &heads, &ChainMetrics::new(&metrics, "local"));
+            let (heads, metrics) = unread();
+            let (node, _) = Node::new(&config, &heads, &metrics);
             Self { views, node, _nodes: nodes }
         }
 

@@ -221,18 +221,14 @@ impl Endpoint {
 mod tests {
     use std::num::NonZeroU32;
 
-    use ethhook_simulator::{Chain, ManualSpec, Node};
-    use prometheus::Registry;
-
     use super::super::Attempt;
     use super::*;
-    use crate::Metrics;
     use crate::config::EndpointConfig;
+    use crate::testing::{mined, serve, unread};
 
     fn endpoint(config: &ChainConfig) -> Endpoint {
-        let metrics = Metrics::register(&Registry::new()).unwrap();
-        let (heads, _) = mpsc::channel(1);
-        let (mut endpoints, _) = connect(config, &heads, &ChainMetrics::new(&metrics, "local"));
+        let (heads, metrics) = unread();
+        let (mut endpoints, _) = connect(config, &heads, &metrics);
         endpoints.remove(0)
     }
 
@@ -259,9 +255,8 @@ mod tests {
 
     #[tokio::test]
     async fn answers_that_were_not_waited_for_count_only_in_a_row() {
-        let chain = Chain::manual(ManualSpec::new(31_337));
-        let node = Node::bind(([127, 0, 0, 1], 0).into(), [chain]).await.unwrap().spawn();
-        let config = ChainConfig::local([EndpointConfig::http(node.http_url(31_337))]);
+        let node = serve(mined(0)).await;
+        let config = ChainConfig::local([EndpointConfig::of(&node)]);
         let endpoint = endpoint(&config);
         (1..UNANSWERED).for_each(|_| endpoint.was_slow());
         let none: [(); 0] = [];

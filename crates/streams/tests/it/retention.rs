@@ -44,6 +44,11 @@ async fn retain(redis: &Fixture, policy: &Retention) -> Retained {
     redis.streams.retain(CHAIN, policy).await.unwrap()
 }
 
+/// The IDs of all entries.
+async fn entry_ids(redis: &Fixture) -> Vec<String> {
+    redis.events().await.into_iter().map(|(id, _)| id.to_string()).collect()
+}
+
 /// Height of the oldest block that still has an entry, and how many entries there are.
 async fn rest(redis: &Fixture) -> (u64, usize) {
     let events = redis.events().await;
@@ -175,7 +180,7 @@ async fn g8_what_a_group_has_not_acknowledged_stays() {
 
     // 600 delivered, 250 acknowledged: the first 12 blocks are done with, the 13th half.
     redis.ask::<redis::Value>("XREADGROUP GROUP slow c COUNT 600 STREAMS events:7 >").await;
-    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id.to_string()).collect();
+    let ids = entry_ids(&redis).await;
     let ack = async |redis: &mut Fixture, ids: &[String]| {
         redis.ask::<i64>(&format!("XACK events:7 slow {}", ids.join(" "))).await
     };
@@ -190,12 +195,12 @@ async fn g8_what_a_group_has_not_acknowledged_stays() {
     // One old entry unacknowledged holds all after it; delivered ones hold nothing more.
     ack(&mut redis, &ids[251..600]).await;
     let held = retain(&redis, &policy).await;
-    assert!(redis.events().await.iter().any(|(id, _)| id.to_string() == ids[250]), "{held:?}");
+    assert!(entry_ids(&redis).await.contains(&ids[250]), "{held:?}");
     ack(&mut redis, &ids[250..251]).await;
     retain(&redis, &policy).await;
     let (oldest, _) = rest(&redis).await;
     assert!((30..=31).contains(&oldest), "{oldest}");
-    assert!(redis.events().await.iter().any(|(id, _)| id.to_string() == ids[600]), "undelivered");
+    assert!(entry_ids(&redis).await.contains(&ids[600]), "undelivered");
     check_whole(&redis).await;
 }
 
@@ -203,7 +208,7 @@ async fn g8_what_a_group_has_not_acknowledged_stays() {
 async fn g8_only_at_the_head_the_cap_takes_what_is_unread_and_counts_it() {
     let mut redis = Fixture::new().await;
     chain(&mut redis, 50, 20, 5).await;
-    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id.to_string()).collect();
+    let ids = entry_ids(&redis).await;
     redis.ask::<String>("XGROUP CREATE events:7 slow 0").await;
     redis.ask::<String>("XGROUP CREATE events:7 idle 0").await;
     redis.ask::<String>("XGROUP CREATE events:7 fast $").await;
@@ -242,7 +247,7 @@ async fn g8_only_at_the_head_the_cap_takes_what_is_unread_and_counts_it() {
 async fn what_a_group_loses_is_told_once_though_the_sweep_is_cut_short() {
     let mut redis = Fixture::new().await;
     chain(&mut redis, 300, 40, 5).await; // more than one trim takes
-    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id.to_string()).collect();
+    let ids = entry_ids(&redis).await;
     redis.ask::<String>("XGROUP CREATE events:7 slow 0").await;
     redis.ask::<redis::Value>("XREADGROUP GROUP slow c COUNT 8000 STREAMS events:7 >").await;
     redis.ask::<i64>(&format!("XACK events:7 slow {} {}", ids[10], ids[7_000])).await;
@@ -299,7 +304,7 @@ async fn lag_is_told_for_each_group_in_entries_and_time() {
     }
     redis.ask::<redis::Value>("XREADGROUP GROUP a one COUNT 40 STREAMS events:7 >").await;
     redis.ask::<redis::Value>("XREADGROUP GROUP c one STREAMS events:7 >").await;
-    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id.to_string()).collect();
+    let ids = entry_ids(&redis).await;
     redis.ask::<i64>(&format!("XACK events:7 a {}", ids[..30].join(" "))).await;
     redis.ask::<i64>(&format!("XACK events:7 c {}", ids.join(" "))).await;
     pass(&mut redis, 1_000).await;
@@ -325,7 +330,7 @@ async fn lag_is_told_for_each_group_in_entries_and_time() {
 async fn a_group_that_begins_in_the_middle_has_a_lag_in_entries() {
     let mut redis = Fixture::new().await;
     let mut publisher = chain(&mut redis, 700, 3, 0).await;
-    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id.to_string()).collect();
+    let ids = entry_ids(&redis).await;
     // Within a block, at the end of one, far back and at the stream's ends.
     for at in [0, 1, 2, 1_000, 2_097, 2_099] {
         let group = format!("behind {at}");
@@ -377,11 +382,11 @@ async fn g8_the_last_entry_of_a_block_holds_it() {
     chain(&mut redis, 50, 20, 0).await;
     redis.ask::<String>("XGROUP CREATE events:7 slow 0").await;
     redis.ask::<redis::Value>("XREADGROUP GROUP slow c COUNT 200 STREAMS events:7 >").await;
-    let ids: Vec<String> = redis.events().await.into_iter().map(|(id, _)| id.to_string()).collect();
+    let ids = entry_ids(&redis).await;
     redis.ask::<i64>(&format!("XACK events:7 slow {}", ids[..199].join(" "))).await;
     let retained = retain(&redis, &keep_none()).await;
     assert_eq!(retained.held_by_group.as_deref(), Some("slow"));
-    assert!(redis.events().await.iter().any(|(id, _)| id.to_string() == ids[199]), "{retained:?}");
+    assert!(entry_ids(&redis).await.contains(&ids[199]), "{retained:?}");
     check_whole(&redis).await;
 }
 

@@ -203,7 +203,7 @@ async fn latest(
 #[cfg(test)]
 mod tests {
     use ethhook_domain::Secret;
-    use ethhook_simulator::{self as simulator, ManualChain, ManualSpec, RunningNode};
+    use ethhook_simulator as simulator;
     use tokio::time::timeout;
 
     use super::super::finished;
@@ -211,20 +211,9 @@ mod tests {
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig};
     use crate::rpc::Head;
+    use crate::testing::{LOCAL, mined, serve};
 
-    const LOCAL: u64 = 31_337;
     const PATIENCE: Duration = Duration::from_secs(30);
-
-    async fn serve(chain: impl Into<simulator::Chain>) -> RunningNode {
-        let local = ([127, 0, 0, 1], 0).into();
-        simulator::Node::bind(local, [chain.into()]).await.unwrap().spawn()
-    }
-
-    fn mined(count: u64) -> ManualChain {
-        let chain = simulator::Chain::manual(ManualSpec::new(LOCAL));
-        chain.mine(count);
-        chain
-    }
 
     /// Asks what there is to ask, and takes the answer.
     async fn ask(session: &mut Session<'_>) -> Ask {
@@ -269,7 +258,7 @@ mod tests {
         let chain = mined(3);
         let (first, second) = (simulator::Chain::from(chain.clone()), chain.view());
         let nodes = [serve(first.clone()).await, serve(second.clone()).await];
-        let endpoints = nodes.each_ref().map(|node| EndpointConfig::http(node.http_url(LOCAL)));
+        let endpoints = nodes.each_ref().map(EndpointConfig::of);
         let asked = || [&first, &second].map(|view| view.stats().requests("eth_getBlockByNumber"));
         let scene = Scene::of(ChainConfig::local(endpoints.clone())).await;
         let mut session = scene.session().await;
@@ -286,7 +275,7 @@ mod tests {
         let chain = mined(3);
         let (first, second) = (simulator::Chain::from(chain.clone()), chain.view());
         let nodes = [serve(first.clone()).await, serve(second.clone()).await];
-        let mut endpoints = nodes.each_ref().map(|node| EndpointConfig::http(node.http_url(LOCAL)));
+        let mut endpoints = nodes.each_ref().map(EndpointConfig::of);
         endpoints[0].ws = Some(Secret::new(nodes[0].ws_url(LOCAL)));
         let scene = Scene::of(ChainConfig::local(endpoints)).await;
         let mut session = scene.session().await;

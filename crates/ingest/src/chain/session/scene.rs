@@ -103,7 +103,7 @@ impl Scene {
 /// The header of a block of a branch, which tells that it has no logs.
 pub(super) fn header(number: u64, branch: char) -> Header {
     let hash = |number: u64| keccak256(format!("{number}{branch}"));
-    let parent_hash = hash(number - 1);
+    let parent_hash = hash(number.wrapping_sub(1));
     Header {
         block: BlockRef { number, hash: hash(number), parent_hash, timestamp: number },
         transactions_root: B256::ZERO,

@@ -23,7 +23,7 @@ impl Session<'_> {
     pub(super) fn start_upkeep(&mut self, now: Instant) {
         let chain = self.chain;
         let catching_up = self.since_finality >= FINALITY_BLOCKS;
-        let caught_up = self.was_behind && self.is_at_head();
+        let caught_up = self.was_behind && self.is_at_head() && !self.is_backfilling();
         if self.finality.is_none() && (now >= self.due.finality || catching_up || caught_up) {
             self.was_behind = self.is_backfilling();
             self.due.finality = now + chain.finality_every();
@@ -159,11 +159,11 @@ impl Chain {
 #[cfg(test)]
 mod tests {
     use ethhook_domain::canonical::Ask;
-    use ethhook_simulator::{self as simulator, ManualSpec};
 
     use super::super::scene::{Scene, header};
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig};
+    use crate::testing::{mined, serve};
 
     /// A session that has published blocks 1 to 9 of a chain on which two blocks make one final.
     async fn nine_blocks(scene: &mut Scene) -> Session<'_> {
@@ -205,13 +205,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_finalized_block_above_the_tip_is_compared_at_the_tip() {
-        let chain = simulator::Chain::manual(ManualSpec::new(31337));
-        let local = ([127, 0, 0, 1], 0).into();
-        let node = simulator::Node::bind(local, [chain.clone()]).await.unwrap().spawn();
-        chain.mine(20);
+        let chain = mined(20);
         chain.set_finalized(15);
-        let config = ChainConfig::local([EndpointConfig::http(node.http_url(31337))]);
-        let scene = Scene::of(config).await;
+        let node = serve(chain.clone()).await;
+        let scene = Scene::of(ChainConfig::local([EndpointConfig::of(&node)])).await;
         for (tip, compared) in [(None, 15), (Some(18), 15), (Some(15), 15), (Some(10), 10)] {
             let found = finalized(&scene.chain.node, tip).await.unwrap().unwrap();
             assert_eq!(found.block.hash, chain.block(compared).unwrap().hash(), "{tip:?}");
@@ -233,6 +230,28 @@ mod tests {
         assert!(session.finality.is_none(), "so many blocks again");
         session.start_upkeep(session.due.finality);
         assert!(session.finality.is_some());
+    }
+
+    #[tokio::test]
+    async fn who_has_caught_up_asks_for_the_finalized_block_at_once_and_once() {
+        let mut scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = nine_blocks(&mut scene).await;
+        let now = Instant::now();
+        session.start_upkeep(now);
+        assert!(session.finality.take().is_some());
+        session.start_upkeep(now);
+        assert!(session.finality.is_none(), "not again");
+    }
+
+    #[tokio::test]
+    async fn who_has_nothing_published_does_not_ask_for_the_finalized_block() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        // The node has not come to the first block.
+        session.answered((Ask::Latest, Ok(vec![header(0, 'a')])));
+        assert!(session.is_at_head());
+        session.start_upkeep(Instant::now());
+        assert!(session.finality.is_none());
     }
 
     #[tokio::test]

@@ -1,0 +1,64 @@
+//! What tests of this crate share: the chain `local`, and simulated nodes of it.
+
+use ethhook_domain::{Filter, Profile, Secret};
+use ethhook_simulator::{self as simulator, ManualChain, ManualSpec, RunningNode};
+use prometheus::Registry;
+use tokio::sync::mpsc;
+
+use crate::Metrics;
+use crate::config::{ChainConfig, EndpointConfig, Fetch, StartBlock};
+use crate::metrics::ChainMetrics;
+use crate::rpc::Head;
+
+/// Its chain id.
+pub(crate) const LOCAL: u64 = 31_337;
+
+impl ChainConfig {
+    /// The chain `local` by these endpoints, from block 1 on.
+    pub(crate) fn local(endpoints: impl IntoIterator<Item = EndpointConfig>) -> Self {
+        let profile = Profile::built_in().into_iter().find(|profile| profile.name == "local");
+        Self {
+            profile: profile.unwrap(),
+            endpoints: endpoints.into_iter().collect(),
+            start: StartBlock::Number(1),
+            end_block: None,
+            filter: Filter::default(),
+            confirmations: 0,
+            requests_per_second: None,
+            units_per_second: None,
+            fetch: Fetch::Auto,
+            batch_every: None,
+        }
+    }
+}
+
+impl EndpointConfig {
+    /// One that is asked at `url`, without a WebSocket.
+    pub(crate) fn http(url: impl Into<String>) -> Self {
+        Self { http: Some(Secret::new(url)), ws: None }
+    }
+
+    /// One that is asked over HTTP.
+    pub(crate) fn of(node: &RunningNode) -> Self {
+        Self::http(node.http_url(LOCAL))
+    }
+}
+
+/// The chain `local` with so many blocks, each without transactions.
+pub(crate) fn mined(count: u64) -> ManualChain {
+    let chain = simulator::Chain::manual(ManualSpec::new(LOCAL));
+    chain.mine(count);
+    chain
+}
+
+/// A node that serves `chain`.
+pub(crate) async fn serve(chain: impl Into<simulator::Chain>) -> RunningNode {
+    let local = ([127, 0, 0, 1], 0).into();
+    simulator::Node::bind(local, [chain.into()]).await.unwrap().spawn()
+}
+
+/// Where heads go that nobody reads, and metrics that nobody scrapes.
+pub(crate) fn unread() -> (mpsc::Sender<Head>, ChainMetrics) {
+    let metrics = Metrics::register(&Registry::new()).unwrap();
+    (mpsc::channel(1).0, ChainMetrics::new(&metrics, "local"))
+}
