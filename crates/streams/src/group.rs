@@ -16,6 +16,7 @@ use crate::reader::{self, ReadError, query, unexpected};
 use crate::retention::{GroupLag, look_at_groups, now_ms};
 use crate::script::{Call, Script};
 use crate::search::entries_up_to;
+use crate::size::length;
 
 static PRUNE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("prune.lua")));
 
@@ -74,7 +75,8 @@ impl Streams {
         let keys = Keys::of(chain);
         let connection = &mut *self.pooled(&keys).await?;
         let now_ms = now_ms(connection).await?;
-        Ok(look_at_groups(connection, &keys.events, now_ms).await?.1)
+        let len = length(connection, &keys.events).await?;
+        Ok(look_at_groups(connection, &keys.events, len, now_ms).await?.1)
     }
 
     /// The consumers of a group.

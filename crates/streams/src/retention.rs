@@ -70,8 +70,8 @@ pub struct GroupLag {
     pub consumers: u64,
     /// Entries given and not acknowledged.
     pub pending: u64,
-    /// Entries that it was not given or has not acknowledged; none if Redis cannot tell how many it
-    /// was not given, which is not zero.
+    /// Entries that it was not given or has not acknowledged, no more than there are: Redis also counts what
+    /// retention took before. None if it cannot tell how many it was not given, which is not zero.
     pub entries: Option<u64>,
     /// Age, by its ID, of the oldest of them; zero if there are none.
     pub waiting: Duration,
@@ -98,8 +98,8 @@ pub(crate) async fn retain(
     policy: &Retention,
 ) -> Result<Retained, ReadError> {
     let now_ms = now_ms(connection).await?;
-    let (holds, groups) = look_at_groups(connection, &keys.events, now_ms).await?;
     let (len, bytes) = size(connection, &keys.events).await?;
+    let (holds, groups) = look_at_groups(connection, &keys.events, len, now_ms).await?;
     let mut retained = Retained { len, bytes, groups, ..Retained::default() };
     let Some(cursor) = reader::cursor(connection, keys).await? else { return Ok(retained) };
     let Some(finalized) = cursor.finalized() else { return Ok(retained) };
@@ -321,11 +321,12 @@ fn runs(mut blocks: &[Going]) -> impl Iterator<Item = &[Going]> {
     })
 }
 
-/// What the groups of the stream `key` still need, and how far behind they are: one question, and
-/// for each group that is behind up to three.
+/// What the groups of the stream `key`, which has `len` entries, still need, and how far behind they are:
+/// one question, and for each group that is behind up to three.
 pub(crate) async fn look_at_groups(
     connection: &mut impl ConnectionLike,
     key: &str,
+    len: u64,
     now_ms: u64,
 ) -> Result<(Vec<Hold>, Vec<GroupLag>), ReadError> {
     let (mut holds, mut lags) = (Vec::new(), Vec::new());
@@ -362,7 +363,7 @@ pub(crate) async fn look_at_groups(
             group: group.name.clone(),
             consumers: group.consumers,
             pending: group.pending,
-            entries: not_given.map(|entries| entries + group.pending),
+            entries: not_given.map(|entries| (entries + group.pending).min(len)),
             waiting,
             idle,
         });

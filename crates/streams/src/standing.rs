@@ -39,8 +39,8 @@ impl Streams {
         let now_ms = now_ms(connection).await?;
         let newest = reader::last_id(connection, &keys.blocks).await?;
         let age = Duration::from_millis(now_ms.saturating_sub(newest.ms));
-        let (_, groups) = look_at_groups(connection, &keys.events, now_ms).await?;
         let (entries, bytes) = size(connection, &keys.events).await?;
+        let (_, groups) = look_at_groups(connection, &keys.events, entries, now_ms).await?;
         Ok(Standing {
             cursor: reader::cursor(connection, &keys).await?,
             lease: query(redis::cmd("GET").arg(&keys.lease), connection, &keys.lease).await?,

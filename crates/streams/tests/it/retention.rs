@@ -230,6 +230,13 @@ async fn g8_only_at_the_head_the_cap_takes_what_is_unread_and_counts_it() {
     assert_eq!(lost, [("idle".to_owned(), 900), ("slow".to_owned(), 900 - 60)]);
     assert_eq!(rest(&redis).await, (46, 100));
     check_whole(&redis).await;
+    let groups = redis.streams.groups(CHAIN).await.unwrap();
+    let behind: Vec<_> = groups.iter().map(|g| (g.group.as_str(), g.entries)).collect();
+    assert_eq!(
+        behind,
+        [("fast", Some(0)), ("idle", Some(100)), ("slow", Some(100))],
+        "not what is gone"
+    );
 
     // What is gone stays pending in Redis' books and holds nothing any more.
     let mut publisher = redis.publisher().await;
