@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// The ID of one entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EntryId {
     /// When Redis took the entry in, unix milliseconds (unless the clock went back).
     pub ms: u64,

@@ -15,8 +15,9 @@ use crate::errors::{FailureKind, RedisFailure};
 use crate::keys::Keys;
 use crate::lease::{Lease, LeaseError, OpenError};
 use crate::publisher::Publisher;
-use crate::reader::{self, PublishedBlock, ReadError, query};
+use crate::reader::{self, ReadError, query};
 use crate::step::{Outcome, Step, StepError};
+use crate::window::PublishedBlock;
 
 /// The oldest version whose streams have what retention and scripts need.
 const OLDEST: (u64, u64) = (7, 0);

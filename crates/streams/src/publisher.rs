@@ -13,9 +13,10 @@ use crate::fail_point::fail_point;
 use crate::inventory;
 use crate::keys::Keys;
 use crate::lease::{Lease, LeaseError, OpenError};
-use crate::reader::{PublishedBlock, ReadError};
+use crate::reader::ReadError;
 use crate::request::{Line, Turn};
 use crate::step::{self, Answer, Envelope, Outcome, Step, StepError};
+use crate::window::PublishedBlock;
 
 /// The writer of one chain: a connection of its own, the cursor as it believes it to be, and the
 /// lease. It takes one step at a time, or several that build on each other: each is sent while those
@@ -207,8 +208,8 @@ impl Publisher {
             if !matches!(step, Step::Alarm { .. }) {
                 self.floor = None;
                 self.is_open = true;
+                self.streams.raise_floor(self.chain, *last_id);
             }
-            self.streams.raise_floor(self.chain, *last_id);
             if self.sent.seq <= self.cursor.seq {
                 self.sent = self.cursor.clone(); // nothing is on the wire
             }

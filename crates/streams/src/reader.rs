@@ -1,19 +1,16 @@
-//! Reading a chain's keys: the cursor, events, markers, the window of blocks that a reorg may still
-//! take back, and the tail.
+//! Reading a chain's keys: the cursor, events and markers.
 
-use std::collections::{HashMap, HashSet};
-use std::fmt;
-use std::time::Duration;
+use std::collections::HashMap;
 
-use alloy_primitives::B256;
 use ethhook_domain::event::CodecError;
-use ethhook_domain::{BlockRef, ChainId, Cursor, EntryId, Marker, Op, ProcessedEvent, Proof};
-use redis::aio::{ConnectionLike, MultiplexedConnection};
+use ethhook_domain::{ChainId, Cursor, EntryId, Marker, ProcessedEvent};
+use redis::aio::ConnectionLike;
 use redis::{Cmd, FromRedisValue, Value};
 
 use crate::connection::Streams;
 use crate::errors::{RedisFailure, is_wrong_type};
 use crate::keys::Keys;
+use crate::window::PublishedBlock;
 
 /// Markers in one answer: about 250 bytes each.
 pub(crate) const MARKERS_A_BATCH: usize = 512;
@@ -74,21 +71,6 @@ impl ReadError {
     }
 }
 
-/// A block of the canonical chain as it stands in the stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PublishedBlock {
-    /// The block.
-    pub block: BlockRef,
-    /// How many entries it has.
-    pub events: u64,
-    /// ID of its first entry; none if it has none.
-    pub first_id: Option<EntryId>,
-    /// ID of its last entry; the stream's last ID at that time if it has none.
-    pub last_id: EntryId,
-    /// The strongest check it passed.
-    pub proof: Proof,
-}
-
 impl Streams {
     /// Where `chain`'s stream is; none before the first lease.
     ///
@@ -97,43 +79,6 @@ impl Streams {
     pub async fn cursor(&self, chain: ChainId) -> Result<Option<Cursor>, ReadError> {
         let keys = Keys::of(chain);
         cursor(&mut *self.pooled(&keys).await?, &keys).await
-    }
-
-    /// The canonical blocks that a reorg may still take back, ascending: from the finalized block
-    /// (the first block while none is final), or the first above an operator's gap, to the tip. Read
-    /// from the markers, newest first, a bounded batch at a time; blocks that were taken back cancel
-    /// out. The finalized block itself is missing if retention already took it.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub async fn window(
-        &self,
-        chain: ChainId,
-        cursor: &Cursor,
-    ) -> Result<Vec<PublishedBlock>, ReadError> {
-        let keys = Keys::of(chain);
-        let connection = &mut *self.pooled(&keys).await?;
-        let result = unwind(connection, &keys, cursor, Depth::Window).await;
-        if matches!(result, Err(ReadError::Inconsistent(_)))
-            && self::cursor(connection, &keys).await?.as_ref() != Some(cursor)
-        {
-            return Err(ReadError::Moved);
-        }
-        result
-    }
-
-    /// The canonical blocks whose markers are still there, ascending to the tip, also those that are
-    /// final; none below an operator's gap. All in memory: some 200 bytes a block.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub async fn retained(
-        &self,
-        chain: ChainId,
-        cursor: &Cursor,
-    ) -> Result<Vec<PublishedBlock>, ReadError> {
-        let keys = Keys::of(chain);
-        unwind(&mut *self.pooled(&keys).await?, &keys, cursor, Depth::Retained).await
     }
 
     /// The events of a published block, in the stream's order.
@@ -210,81 +155,6 @@ impl Streams {
         let keys = Keys::of(chain);
         let page = Page::after(after_id, count);
         markers(&mut *self.pooled(&keys).await?, &keys.blocks, page).await
-    }
-
-    /// A reader that waits for events after `after_id`; none is for what comes next. Each wait lasts
-    /// at most `block`.
-    #[must_use]
-    pub fn tail(&self, chain: ChainId, after_id: Option<EntryId>, block: Duration) -> Tail {
-        Tail {
-            streams: self.clone(),
-            key: Keys::of(chain).events,
-            after_id,
-            block,
-            connection: None,
-        }
-    }
-}
-
-/// Follows one chain's events on a connection of its own: a blocking read holds its connection, and
-/// its answer comes later than any other's.
-pub struct Tail {
-    streams: Streams,
-    key: String,
-    /// None until the first call.
-    after_id: Option<EntryId>,
-    block: Duration,
-    connection: Option<MultiplexedConnection>,
-}
-
-impl fmt::Debug for Tail {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tail")
-            .field("key", &self.key)
-            .field("after_id", &self.after_id)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Tail {
-    /// The next events, at most `count`, with their IDs; none if nothing came in time. After an
-    /// error, or when dropped half-way, the next call goes on where the last answer ended.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub async fn next(
-        &mut self,
-        count: usize,
-    ) -> Result<Vec<(EntryId, ProcessedEvent)>, ReadError> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => self.streams.connect(&self.key, self.block).await?,
-        };
-        let after_id = match self.after_id {
-            Some(id) => id,
-            // Resolved once: what comes between two calls is not to be missed.
-            None => *self.after_id.insert(last_id(&mut connection, &self.key).await?),
-        };
-        let mut command = redis::cmd("XREAD");
-        let block_ms = self.block.as_millis().max(1).to_string();
-        command.arg("COUNT").arg(count).arg("BLOCK").arg(block_ms);
-        command.arg("STREAMS").arg(&self.key).arg(after_id.to_string());
-        let answer: Value = query(&command, &mut connection, &self.key).await?;
-        // Pairs of name and entries, one here: only one stream was asked for.
-        let streams: Option<Vec<(String, Value)>> =
-            FromRedisValue::from_redis_value(answer).map_err(|_| unexpected("XREAD"))?;
-        let entries = match streams.and_then(|streams| streams.into_iter().next()) {
-            Some((_, value)) => entries(value)?,
-            None => Vec::new(),
-        };
-        self.connection = Some(connection);
-        let last = entries.last().map(|entry| entry.id);
-        let events = entries
-            .into_iter()
-            .map(|e| Ok((e.id, e.event(&self.key)?)))
-            .collect::<Result<_, ReadError>>()?;
-        self.after_id = last.or(self.after_id);
-        Ok(events)
     }
 }
 
@@ -429,9 +299,8 @@ pub(crate) async fn given(
         }
         other => other?,
     };
-    let text = |name| String::from_redis_value_ref(info.get(name)?).ok();
-    let last = text("last-generated-id").and_then(|id| id.parse().ok());
-    let added = text("entries-added").and_then(|added| added.parse().ok());
+    let last = info.get("last-generated-id").and_then(id);
+    let added = info.get("entries-added").and_then(|added| u64::from_redis_value_ref(added).ok());
     last.zip(added).ok_or_else(|| unexpected("XINFO STREAM"))
 }
 
@@ -483,119 +352,5 @@ fn bytes(value: Value) -> Option<Vec<u8>> {
     match value {
         Value::BulkString(bytes) => Some(bytes),
         _ => None,
-    }
-}
-
-/// How far back the markers are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Depth {
-    /// As far as a reorg may reach: the markers must go so far.
-    Window,
-    /// As far as there are markers.
-    Retained,
-}
-
-async fn unwind(
-    connection: &mut impl ConnectionLike,
-    keys: &Keys,
-    cursor: &Cursor,
-    depth: Depth,
-) -> Result<Vec<PublishedBlock>, ReadError> {
-    let Some(tip) = cursor.hash else { return Ok(Vec::new()) };
-    let mut unwinding = Unwinding::new(cursor, tip, depth);
-    let mut before = EntryId::MAX;
-    loop {
-        let batch = newest_markers(connection, &keys.blocks, before).await?;
-        let is_last = batch.len() < MARKERS_A_BATCH;
-        for (id, marker) in batch {
-            if unwinding.older(id, marker)? {
-                return Ok(unwinding.finish());
-            }
-            before = id;
-        }
-        if is_last {
-            break;
-        }
-    }
-    unwinding.exhausted()
-}
-
-/// The canonical chain while it is read backwards, from the newest marker on.
-struct Unwinding {
-    start: u64,
-    finalized: Option<u64>,
-    depth: Depth,
-    /// The block that must come next: the tip, then each one's parent.
-    want: (u64, B256),
-    /// Blocks that were taken back: whatever `add` of one comes before that no longer counts.
-    taken_back: HashSet<B256>,
-    blocks: Vec<PublishedBlock>,
-}
-
-impl Unwinding {
-    fn new(cursor: &Cursor, tip: B256, depth: Depth) -> Self {
-        Self {
-            start: cursor.start_number,
-            finalized: cursor.finalized().filter(|_| depth == Depth::Window),
-            depth,
-            want: (cursor.number, tip),
-            taken_back: HashSet::new(),
-            blocks: Vec::new(),
-        }
-    }
-
-    /// Takes the next older marker in; `true` once the window is whole.
-    fn older(&mut self, id: EntryId, marker: Marker) -> Result<bool, ReadError> {
-        match marker.op {
-            Op::Finalized => return Ok(false),
-            Op::Remove => {
-                self.taken_back.insert(marker.hash);
-                return Ok(false);
-            }
-            Op::Add | Op::Gap => {}
-        }
-        if self.taken_back.contains(&marker.hash) {
-            return Ok(false);
-        }
-        let found = (marker.number, marker.hash);
-        let parent_hash = match marker.parent_hash {
-            // What an operator skipped has no blocks to give.
-            _ if marker.op == Op::Gap && found == self.want => return Ok(true),
-            Some(parent) if found == self.want => parent,
-            _ => {
-                return Err(ReadError::Inconsistent(format!(
-                    "marker {id} holds block {} {}, expected block {} {}",
-                    found.0, found.1, self.want.0, self.want.1
-                )));
-            }
-        };
-        let block =
-            BlockRef { number: found.0, hash: found.1, parent_hash, timestamp: marker.timestamp };
-        self.blocks.push(PublishedBlock {
-            block,
-            events: marker.events,
-            first_id: marker.first_id,
-            last_id: marker.last_id,
-            proof: marker.proof,
-        });
-        self.want = (block.number.saturating_sub(1), parent_hash);
-        Ok(block.number <= self.start.max(self.finalized.unwrap_or(0)))
-    }
-
-    /// The markers ended: right if everything below is final, for only that is ever trimmed.
-    fn exhausted(self) -> Result<Vec<PublishedBlock>, ReadError> {
-        let is_enough = self.finalized.is_some_and(|finalized| self.want.0 <= finalized);
-        if is_enough || self.depth == Depth::Retained {
-            return Ok(self.finish());
-        }
-        Err(ReadError::Inconsistent(format!(
-            "the markers end above block {} {}, which is not final",
-            self.want.0, self.want.1
-        )))
-    }
-
-    fn finish(mut self) -> Vec<PublishedBlock> {
-        self.blocks.reverse();
-        self.blocks
     }
 }

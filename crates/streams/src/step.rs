@@ -13,9 +13,10 @@ use redis::aio::MultiplexedConnection;
 
 use crate::errors::{FailureKind, RedisFailure};
 use crate::keys::Keys;
-use crate::reader::{self, PublishedBlock};
+use crate::reader;
 use crate::request::{Line, Request, Turn};
 use crate::script::{Reply, is_unknown_script};
+use crate::window::PublishedBlock;
 
 /// Events of one block, shared with what is on its way to Redis.
 pub type Events = Arc<Vec<ProcessedEvent>>;

@@ -4,17 +4,17 @@
 //! Values are read key by key, by the table in [`super::keys`], instead of into a derived struct:
 //! serde would stop at the first error and forget the origin.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use config::{File, FileFormat, FileSourceString, Map, Source, Value, ValueKind};
+use config::{Map, Source, Value, ValueKind};
 use ethhook_domain::{Profile, Secret};
 
 use super::Invalid;
 use super::keys::{self, FILE_SUFFIX, Key};
 use super::problem::Problem;
-use super::spelling;
+use super::{spelling, toml};
 
 /// Where a value came from; the first wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,7 +133,7 @@ impl Setting {
 }
 
 /// A key of the process (no chain) or of a chain (its name in lower case), in lower case.
-type Place = (Option<String>, String);
+pub(super) type Place = (Option<String>, String);
 
 /// One layer, understood as far as its names go.
 #[derive(Debug, Clone)]
@@ -183,7 +183,7 @@ impl Settings {
         let toml = inputs
             .toml
             .as_ref()
-            .map_or_else(BTreeMap::new, |file| read_toml(file, &mut chains, &mut problems));
+            .map_or_else(BTreeMap::new, |file| toml::read(file, &mut chains, &mut problems));
         let places = places_by_name(&chains);
         let env_file = inputs.env_file.as_ref().map_or_else(BTreeMap::new, |file| {
             read_env_file(file, &places, &chains, &mut problems)
@@ -368,137 +368,6 @@ fn env_file_problem(file: &TextFile, error: &dotenvy::Error) -> Problem {
     let at = number.map(|number| format!(" line {number}")).unwrap_or_default();
     let at = file.path.clone() + &at;
     Problem::new(at, "must be KEY=value; put a value with spaces, quotes, # or $ in single quotes")
-}
-
-/// Adds the chains that the file describes to `chains`.
-fn read_toml(
-    file: &TextFile,
-    chains: &mut Vec<String>,
-    problems: &mut Vec<Problem>,
-) -> BTreeMap<Place, Secret> {
-    let mut values = BTreeMap::new();
-    let source: File<FileSourceString, FileFormat> =
-        File::from_str(file.text.reveal(), FileFormat::Toml);
-    let table = match source.collect() {
-        Ok(table) => table,
-        Err(error) => {
-            problems.push(toml_problem(&file.path, &error));
-            return values;
-        }
-    };
-    for (name, value) in sorted(table) {
-        match value.kind {
-            ValueKind::Table(tables) if name == "chains" => {
-                for (chain, value) in sorted(tables) {
-                    read_toml_chain(&chain, value, chains, &mut values, problems);
-                }
-            }
-            _ if name == "chains" => {
-                problems.push(toml_unknown(&name, "must hold tables, as in [chains.NAME]"));
-            }
-            kind => {
-                let known = keys::names(keys::GLOBAL).map(|key| key.to_lowercase());
-                read_toml_value(&name, (None, name.clone()), kind, known, &mut values, problems);
-            }
-        }
-    }
-    values
-}
-
-fn read_toml_chain(
-    name: &str,
-    value: Value,
-    chains: &mut Vec<String>,
-    values: &mut BTreeMap<Place, Secret>,
-    problems: &mut Vec<Problem>,
-) {
-    let shown = format!("chains.{name}");
-    let chain = name.to_lowercase();
-    let well_formed = chain.starts_with(|c: char| c.is_ascii_lowercase())
-        && chain.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-    if !well_formed {
-        let text = "a chain's name starts with a letter; letters, digits and _ may follow";
-        problems.push(toml_unknown(&shown, text));
-        return;
-    }
-    let ValueKind::Table(table) = value.kind else {
-        problems.push(toml_unknown(&shown, "must be a table, as in [chains.NAME]"));
-        return;
-    };
-    if values.keys().any(|(known, _)| known.as_deref() == Some(&chain)) {
-        problems.push(toml_unknown(&shown, "is described twice"));
-        return;
-    }
-    if !chains.contains(&chain) {
-        chains.push(chain.clone());
-    }
-    for (key, value) in sorted(table) {
-        let known = keys::names(keys::CHAIN).chain(keys::names(keys::PROFILE));
-        let known = known.map(|key| key.to_lowercase());
-        let place = (Some(chain.clone()), key.clone());
-        read_toml_value(&format!("{shown}.{key}"), place, value.kind, known, values, problems);
-    }
-}
-
-fn read_toml_value(
-    shown: &str,
-    place: Place,
-    kind: ValueKind,
-    known: impl Iterator<Item = String>,
-    values: &mut BTreeMap<Place, Secret>,
-    problems: &mut Vec<Problem>,
-) {
-    let known: BTreeSet<String> = known.collect();
-    if !known.contains(&place.1) {
-        let meant = spelling::nearest_key(&place.1, known);
-        let hint = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
-        problems.push(toml_unknown(shown, &format!("is not a key{hint}")));
-        return;
-    }
-    match toml_text(kind) {
-        Some(text) => {
-            values.insert(place, Secret::new(text));
-        }
-        None => problems.push(toml_unknown(shown, "must be one value, or a list of texts")),
-    }
-}
-
-/// The library's tables have no order of their own; what is told must.
-fn sorted(table: Map<String, Value>) -> BTreeMap<String, Value> {
-    table.into_iter().collect()
-}
-
-/// The value as the environment would hold it: lists with commas.
-fn toml_text(kind: ValueKind) -> Option<String> {
-    match kind {
-        ValueKind::Boolean(value) => Some(value.to_string()),
-        ValueKind::I64(value) => Some(value.to_string()),
-        ValueKind::Float(value) => Some(value.to_string()),
-        ValueKind::String(value) => Some(value),
-        ValueKind::Array(items) => {
-            let items = items.into_iter().map(|item| match item.kind {
-                ValueKind::String(text) => Some(text),
-                _ => None,
-            });
-            Some(items.collect::<Option<Vec<_>>>()?.join(","))
-        }
-        _ => None,
-    }
-}
-
-fn toml_unknown(key: &str, text: &str) -> Problem {
-    Problem::new(key, text).from(Origin::Toml)
-}
-
-/// The library's own words repeat the line, which may hold a secret.
-fn toml_problem(path: &str, error: &config::ConfigError) -> Problem {
-    let text = match error {
-        config::ConfigError::FileParse { cause, .. } => cause.to_string(),
-        other => other.to_string(),
-    };
-    let place = text.lines().next().and_then(|line| line.split_once(" at ")).map(|(_, at)| at);
-    let place = place.map(|at| format!(" ({at})")).unwrap_or_default();
-    Problem::new(path, format!("is not valid TOML{place}"))
 }
 
 /// A layer that sets a secret by value hides the `_FILE` form in the layers below, and the other

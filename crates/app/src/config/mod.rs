@@ -12,6 +12,7 @@ mod read;
 mod redis;
 mod service;
 mod spelling;
+mod toml;
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use ethhook_simulator::Fault;
 use redis::aio::MultiplexedConnection;
 use tokio::time::sleep;
 
-use crate::operator::{checker, manual, tiny};
+use crate::operator::{checker, manual, published, tiny};
 use crate::rig::{Rig, SETTLE, until};
 
 const LOCAL: u64 = 31337;
@@ -19,11 +19,7 @@ const TOO_LARGE: usize = (128 << 20) + 1;
 async fn g7_reading_stops_and_memory_stands_while_redis_is_away() {
     /// Blocks of 2,500 logs: eight may wait, eight be on their way, and one with the publisher.
     const FLOOD: u64 = 24;
-    let (chain, node, mut rig) = manual().await;
-    rig.start();
-    chain.mine(2);
-    let checker = checker(&rig, &node).await;
-    checker.settle_and_check(SETTLE).await.unwrap();
+    let (chain, _node, rig, checker) = published(2).await;
     let memory = async || rig.metric("ethhook_process_resident_memory_bytes").await.unwrap();
     let before = memory().await;
     rig.redis.pause().unwrap();
@@ -86,11 +82,7 @@ async fn g1_heads_that_say_nothing_new_do_not_hold_the_poll_back() {
 
 #[tokio::test]
 async fn sessions_that_are_refused_wait_longer_each_time() {
-    let (chain, node, mut rig) = manual().await;
-    rig.start();
-    chain.mine(3);
-    let checker = checker(&rig, &node).await;
-    checker.settle_and_check(SETTLE).await.unwrap();
+    let (chain, _node, rig, checker) = published(3).await;
     // A dedup record of a block that is not in: Redis contradicts itself.
     let mut redis = rig.redis.connection().await.unwrap();
     chain.set_announcing(false);

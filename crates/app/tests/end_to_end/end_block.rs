@@ -2,7 +2,7 @@
 
 use ethhook_simulator::Contents;
 
-use crate::operator::{checker, manual, tiny};
+use crate::operator::{checker, manual, published, tiny};
 use crate::rig::{SETTLE, until};
 
 #[tokio::test]
@@ -71,11 +71,7 @@ async fn g3_a_reorg_of_the_end_is_followed_until_it_is_final() {
 
 #[tokio::test]
 async fn g3_an_end_block_below_what_is_published_leaves_no_orphan() {
-    let (chain, node, mut rig) = manual().await;
-    rig.start();
-    chain.mine(30);
-    let checker = checker(&rig, &node).await;
-    checker.settle_and_check(SETTLE).await.unwrap();
+    let (chain, _node, mut rig, checker) = published(30).await;
     rig.terminate().await;
     rig.set("LOCAL_END_BLOCK", 20);
     rig.start();

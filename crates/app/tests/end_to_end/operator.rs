@@ -25,6 +25,16 @@ pub(crate) async fn checker(rig: &Rig, node: &RunningNode) -> Checker {
     rig.checker(NodeRpc::at_url(node.http_url(LOCAL)), LOCAL).await
 }
 
+/// The same with so many blocks, all of them in the stream.
+pub(crate) async fn published(blocks: u64) -> (ManualChain, RunningNode, Rig, Checker) {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(blocks);
+    let checker = checker(&rig, &node).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    (chain, node, rig, checker)
+}
+
 /// Standard output of a command that must succeed.
 pub(crate) fn done(output: &Output) -> String {
     let error = String::from_utf8_lossy(&output.stderr);
@@ -78,11 +88,7 @@ async fn a_rewound_chain_is_published_anew_and_equal() {
 
 #[tokio::test]
 async fn g3_what_the_node_gave_up_is_taken_back_before_a_gap() {
-    let (chain, node, mut rig) = manual().await;
-    rig.start();
-    chain.mine(10);
-    let checker = checker(&rig, &node).await;
-    checker.settle_and_check(SETTLE).await.unwrap();
+    let (chain, _node, mut rig, checker) = published(10).await;
     rig.terminate().await;
     chain.reorg(2, 5, Contents::Fresh);
     let skip = ["skip", "--chain", "local", "--yes", "--to", "latest"];
@@ -99,11 +105,7 @@ async fn g3_what_the_node_gave_up_is_taken_back_before_a_gap() {
 
 #[tokio::test]
 async fn skipped_blocks_are_a_gap_and_the_chain_goes_on_above() {
-    let (chain, node, mut rig) = manual().await;
-    rig.start();
-    chain.mine(10);
-    let checker = checker(&rig, &node).await;
-    checker.settle_and_check(SETTLE).await.unwrap();
+    let (chain, _node, mut rig, checker) = published(10).await;
     let skip = ["skip", "--chain", "local", "--yes", "--to"];
     let command = |to: &'static str| [&skip[..], &[to]].concat();
     let told = refused(&rig.command(&command("latest")).await);

@@ -1,0 +1,142 @@
+//! What `ethhook.toml` says: the keys of the process, and of chains, which it may also describe.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use config::{File, FileFormat, FileSourceString, Map, Source, Value, ValueKind};
+use ethhook_domain::Secret;
+
+use super::keys;
+use super::layers::{Origin, Place, TextFile};
+use super::problem::Problem;
+use super::spelling;
+
+/// Adds the chains that the file describes to `chains`.
+pub(super) fn read(
+    file: &TextFile,
+    chains: &mut Vec<String>,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<Place, Secret> {
+    let mut values = BTreeMap::new();
+    let source: File<FileSourceString, FileFormat> =
+        File::from_str(file.text.reveal(), FileFormat::Toml);
+    let table = match source.collect() {
+        Ok(table) => table,
+        Err(error) => {
+            problems.push(not_toml(&file.path, &error));
+            return values;
+        }
+    };
+    for (name, value) in sorted(table) {
+        match value.kind {
+            ValueKind::Table(tables) if name == "chains" => {
+                for (chain, value) in sorted(tables) {
+                    read_chain(&chain, value, chains, &mut values, problems);
+                }
+            }
+            _ if name == "chains" => {
+                problems.push(wrong(&name, "must hold tables, as in [chains.NAME]"));
+            }
+            kind => {
+                let known = keys::names(keys::GLOBAL).map(|key| key.to_lowercase());
+                read_value(&name, (None, name.clone()), kind, known, &mut values, problems);
+            }
+        }
+    }
+    values
+}
+
+fn read_chain(
+    name: &str,
+    value: Value,
+    chains: &mut Vec<String>,
+    values: &mut BTreeMap<Place, Secret>,
+    problems: &mut Vec<Problem>,
+) {
+    let shown = format!("chains.{name}");
+    let chain = name.to_lowercase();
+    let well_formed = chain.starts_with(|c: char| c.is_ascii_lowercase())
+        && chain.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if !well_formed {
+        let text = "a chain's name starts with a letter; letters, digits and _ may follow";
+        problems.push(wrong(&shown, text));
+        return;
+    }
+    let ValueKind::Table(table) = value.kind else {
+        problems.push(wrong(&shown, "must be a table, as in [chains.NAME]"));
+        return;
+    };
+    if values.keys().any(|(known, _)| known.as_deref() == Some(&chain)) {
+        problems.push(wrong(&shown, "is described twice"));
+        return;
+    }
+    if !chains.contains(&chain) {
+        chains.push(chain.clone());
+    }
+    for (key, value) in sorted(table) {
+        let known = keys::names(keys::CHAIN).chain(keys::names(keys::PROFILE));
+        let known = known.map(|key| key.to_lowercase());
+        let place = (Some(chain.clone()), key.clone());
+        read_value(&format!("{shown}.{key}"), place, value.kind, known, values, problems);
+    }
+}
+
+fn read_value(
+    shown: &str,
+    place: Place,
+    kind: ValueKind,
+    known: impl Iterator<Item = String>,
+    values: &mut BTreeMap<Place, Secret>,
+    problems: &mut Vec<Problem>,
+) {
+    let known: BTreeSet<String> = known.collect();
+    if !known.contains(&place.1) {
+        let meant = spelling::nearest_key(&place.1, known);
+        let hint = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
+        problems.push(wrong(shown, &format!("is not a key{hint}")));
+        return;
+    }
+    match text_of(kind) {
+        Some(text) => {
+            values.insert(place, Secret::new(text));
+        }
+        None => problems.push(wrong(shown, "must be one value, or a list of texts")),
+    }
+}
+
+/// The library's tables have no order of their own; what is told must.
+fn sorted(table: Map<String, Value>) -> BTreeMap<String, Value> {
+    table.into_iter().collect()
+}
+
+/// The value as the environment would hold it: lists with commas.
+fn text_of(kind: ValueKind) -> Option<String> {
+    match kind {
+        ValueKind::Boolean(value) => Some(value.to_string()),
+        ValueKind::I64(value) => Some(value.to_string()),
+        ValueKind::Float(value) => Some(value.to_string()),
+        ValueKind::String(value) => Some(value),
+        ValueKind::Array(items) => {
+            let items = items.into_iter().map(|item| match item.kind {
+                ValueKind::String(text) => Some(text),
+                _ => None,
+            });
+            Some(items.collect::<Option<Vec<_>>>()?.join(","))
+        }
+        _ => None,
+    }
+}
+
+fn wrong(key: &str, text: &str) -> Problem {
+    Problem::new(key, text).from(Origin::Toml)
+}
+
+/// The library's own words repeat the line, which may hold a secret.
+fn not_toml(path: &str, error: &config::ConfigError) -> Problem {
+    let text = match error {
+        config::ConfigError::FileParse { cause, .. } => cause.to_string(),
+        other => other.to_string(),
+    };
+    let place = text.lines().next().and_then(|line| line.split_once(" at ")).map(|(_, at)| at);
+    let place = place.map(|at| format!(" ({at})")).unwrap_or_default();
+    Problem::new(path, format!("is not valid TOML{place}"))
+}

@@ -1,0 +1,89 @@
+//! The events of a chain as they land, in the order of the stream.
+
+use std::fmt;
+use std::time::Duration;
+
+use ethhook_domain::{ChainId, EntryId, ProcessedEvent};
+use redis::aio::MultiplexedConnection;
+use redis::{FromRedisValue, Value};
+
+use crate::connection::Streams;
+use crate::keys::Keys;
+use crate::reader::{ReadError, entries, last_id, query, unexpected};
+
+impl Streams {
+    /// A reader that waits for events after `after_id`; none is for what comes next. Each wait lasts
+    /// at most `block`.
+    #[must_use]
+    pub fn tail(&self, chain: ChainId, after_id: Option<EntryId>, block: Duration) -> Tail {
+        Tail {
+            streams: self.clone(),
+            key: Keys::of(chain).events,
+            after_id,
+            block,
+            connection: None,
+        }
+    }
+}
+
+/// Follows one chain's events on a connection of its own: a blocking read holds its connection, and
+/// its answer comes later than any other's.
+pub struct Tail {
+    streams: Streams,
+    key: String,
+    /// None until the first call.
+    after_id: Option<EntryId>,
+    block: Duration,
+    connection: Option<MultiplexedConnection>,
+}
+
+impl fmt::Debug for Tail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tail")
+            .field("key", &self.key)
+            .field("after_id", &self.after_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tail {
+    /// The next events, at most `count`, with their IDs; none if nothing came in time. After an
+    /// error, or when dropped half-way, the next call goes on where the last answer ended.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn next(
+        &mut self,
+        count: usize,
+    ) -> Result<Vec<(EntryId, ProcessedEvent)>, ReadError> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.streams.connect(&self.key, self.block).await?,
+        };
+        let after_id = match self.after_id {
+            Some(id) => id,
+            // Resolved once: what comes between two calls is not to be missed.
+            None => *self.after_id.insert(last_id(&mut connection, &self.key).await?),
+        };
+        let mut command = redis::cmd("XREAD");
+        let block_ms = self.block.as_millis().max(1).to_string();
+        command.arg("COUNT").arg(count).arg("BLOCK").arg(block_ms);
+        command.arg("STREAMS").arg(&self.key).arg(after_id.to_string());
+        let answer: Value = query(&command, &mut connection, &self.key).await?;
+        // Pairs of name and entries, one here: only one stream was asked for.
+        let streams: Option<Vec<(String, Value)>> =
+            FromRedisValue::from_redis_value(answer).map_err(|_| unexpected("XREAD"))?;
+        let entries = match streams.and_then(|streams| streams.into_iter().next()) {
+            Some((_, value)) => entries(value)?,
+            None => Vec::new(),
+        };
+        self.connection = Some(connection);
+        let last = entries.last().map(|entry| entry.id);
+        let events = entries
+            .into_iter()
+            .map(|e| Ok((e.id, e.event(&self.key)?)))
+            .collect::<Result<_, ReadError>>()?;
+        self.after_id = last.or(self.after_id);
+        Ok(events)
+    }
+}
