@@ -1,11 +1,10 @@
 //! Several endpoints of one chain, each with faults of its own (G6).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ethhook_simulator::{Chain, Contents, Fault, ManualChain, ManualSpec, Node, RunningNode};
 use ethhook_testkit::node_rpc::NodeRpc;
 
-use crate::operator::{checker, manual};
 use crate::rig::{Rig, SETTLE, until};
 
 const LOCAL: u64 = 31337;
@@ -243,22 +242,4 @@ async fn one_that_never_answers_is_set_aside() {
         }
     }
     panic!("never set aside");
-}
-
-#[tokio::test]
-async fn one_that_asks_for_patience_is_left_alone_for_as_long() {
-    let (chain, node, mut rig) = manual().await;
-    rig.set("LOCAL_WS_URL", "").set("LOCAL_HTTP_URL", node.http_url(31337));
-    rig.start();
-    chain.mine(3);
-    rig.wait_for("ready", |status, _| status == 200).await;
-    chain.faults().push("eth_getBlockByNumber", Fault::HttpStatus(429, Some(6)), 1);
-    let breaker = r#"ethhook_breaker_state{chain="local",endpoint="0"}"#;
-    until("it to be set aside", async || rig.metric(breaker).await == Some(2.0)).await;
-    let asked = chain.stats().total_requests();
-    let since = Instant::now();
-    chain.mine(3);
-    until("it to be asked again", async || chain.stats().total_requests() > asked).await;
-    assert!(since.elapsed() > Duration::from_secs(4), "{:?}", since.elapsed());
-    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
 }

@@ -221,7 +221,9 @@ impl Endpoint {
 mod tests {
     use std::num::NonZeroU32;
 
-    use super::super::Attempt;
+    use ethhook_simulator::Fault;
+
+    use super::super::{Attempt, RpcError};
     use super::*;
     use crate::config::EndpointConfig;
     use crate::testing::{mined, serve, unread};
@@ -251,6 +253,22 @@ mod tests {
         assert_eq!(at_once(0, 2_000), [100, 4, 128]);
         assert_eq!(at_once(3, 2_000), [3, 3, 128]);
         assert_eq!(at_once(0, 499), [24, 1, 128], "one is asked for, whatever it costs");
+    }
+
+    #[tokio::test]
+    async fn one_that_asks_for_patience_is_left_alone_for_as_long() {
+        let chain = mined(0);
+        chain.faults().push("eth_blockNumber", Fault::HttpStatus(429, Some(300)), 1);
+        let node = serve(chain).await;
+        let endpoint = endpoint(&ChainConfig::local([EndpointConfig::of(&node)]));
+        let none: [(); 0] = [];
+        let ask = async || Attempt::with(&endpoint).call::<String>("eth_blockNumber", &none).await;
+        assert!(ask().await.is_err());
+        match ask().await {
+            // Of itself it would be asked again after a second.
+            Err(RpcError::SetAside(left)) => assert!(left > Duration::from_secs(200), "{left:?}"),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[tokio::test]
