@@ -132,7 +132,7 @@ pub fn read_configuration(
     toml: Option<&str>,
 ) -> Result<Vec<String>, Vec<String>> {
     let file = |path: &str, text: Option<&str>| {
-        text.map(|text| TextFile { path: path.to_owned(), text: Secret::new(text) })
+        text.map(|text| TextFile { path: path.into(), text: Secret::new(text) })
     };
     let inputs = Inputs {
         env: env.into_iter().map(|(name, value)| (name, Secret::new(value))).collect(),

@@ -84,10 +84,10 @@ fn check_config_prints_what_holds_and_where_it_came_from() {
     for line in [
         "METRICS_PORT=4444 # env",
         "HEALTH_PORT=2222 # .env",
-        "LOG_FORMAT=json # toml",
+        "LOG_FORMAT=json # ethhook.toml",
         "RETENTION_HOURS=24 # default",
         "BASE_WS_URL=<redacted> # .env",
-        "GNOSIS_HTTP_URL=<redacted> # toml",
+        "GNOSIS_HTTP_URL=<redacted> # ethhook.toml",
         "# base: chain id 8453, stream events:8453",
         "# gnosis: chain id 100, stream events:100",
     ] {
@@ -116,7 +116,7 @@ fn every_error_is_told_at_once_and_ends_with_78() {
         assert_eq!(
             text.lines().collect::<Vec<_>>(),
             [
-                "ethhook: chains.base.ws_ulr (from toml): is not a key; did you mean ws_url?",
+                "ethhook: chains.base.ws_ulr (from ethhook.toml): is not a key; did you mean ws_url?",
                 "ethhook: ETHERUM_WS_URL (from env): is not a key; did you mean ETHEREUM_WS_URL?",
                 "ethhook: REDIS_URL (from env): the URL must start with redis://, redis-sentinel:// or redis-cluster://, or for TLS rediss://, rediss-sentinel:// or rediss-cluster://",
                 "ethhook: METRICS_PORT=80800 (from env): must be a whole number from 0 to 65535",
@@ -174,7 +174,7 @@ fn a_named_file_must_be_there() {
 }
 
 #[test]
-fn a_named_file_that_cannot_be_understood_is_told_by_its_name() {
+fn what_is_wrong_in_a_named_file_is_told_by_its_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     std::fs::write(path("my.toml"), "log_level = debug").unwrap();
@@ -183,6 +183,14 @@ fn a_named_file_that_cannot_be_understood_is_told_by_its_name() {
     let text = stderr(&ethhook(folder.path(), &[], &arguments));
     assert!(text.contains(&format!("{}: is not valid TOML (line 1", path("my.toml"))), "{text}");
     assert!(text.contains(&format!("{} line 2: must be KEY=value", path("my.env"))), "{text}");
+
+    // So is one that can be, of each of its keys.
+    std::fs::write(path("my.toml"), "log_levle = 'debug'").unwrap();
+    std::fs::write(path("my.env"), "HEALTH_PORT=x").unwrap();
+    let text = stderr(&ethhook(folder.path(), &[], &arguments));
+    let [toml, env] = [path("my.toml"), path("my.env")];
+    assert!(text.contains(&format!("log_levle (from {toml}): is not a key")), "{text}");
+    assert!(text.contains(&format!("HEALTH_PORT=x (from {env}): must be")), "{text}");
 }
 
 #[test]

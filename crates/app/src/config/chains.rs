@@ -35,13 +35,10 @@ fn profile(reader: &mut Reader<'_>, name: &str, built_in: Option<&Profile>) -> O
         (Some(setting), _) => reader.number(setting, 1..=u64::MAX / 2)?,
         (None, Some(built_in)) => built_in.chain_id,
         (None, None) => {
-            reader.problems.push(
-                Problem::new(
-                    format!("chains.{name}.chain_id"),
-                    "is missing: a chain that is not built in needs its chain id",
-                )
-                .from(Origin::Toml),
-            );
+            reader.problems.push(Problem::new(
+                format!("chains.{name}.chain_id"),
+                "is missing: a chain that is not built in needs its chain id",
+            ));
             return None;
         }
     };

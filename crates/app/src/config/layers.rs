@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use config::{Map, Source, Value, ValueKind};
 use ethhook_domain::{Profile, Secret};
@@ -17,32 +18,25 @@ use super::problem::Problem;
 use super::{spelling, toml};
 
 /// Where a value came from; the first wins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// The process environment.
     Env,
-    /// The `.env` file.
-    EnvFile,
-    /// `ethhook.toml`.
-    Toml,
+    /// The `.env` file, at this path.
+    EnvFile(Arc<str>),
+    /// `ethhook.toml`, at this path.
+    Toml(Arc<str>),
     /// The table of keys.
     Default,
 }
 
-impl Origin {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Env => "env",
-            Self::EnvFile => ".env",
-            Self::Toml => "toml",
-            Self::Default => "default",
-        }
-    }
-}
-
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        f.write_str(match self {
+            Self::Env => "env",
+            Self::EnvFile(path) | Self::Toml(path) => path,
+            Self::Default => "default",
+        })
     }
 }
 
@@ -50,7 +44,7 @@ impl fmt::Display for Origin {
 #[derive(Debug, Clone)]
 pub(crate) struct TextFile {
     /// Its path, as it is told.
-    pub(crate) path: String,
+    pub(crate) path: Arc<str>,
     pub(crate) text: Secret,
 }
 
@@ -81,7 +75,7 @@ impl Inputs {
             let path = named.map_or_else(|| PathBuf::from(usual), Path::to_owned);
             let (read, path) = (std::fs::read_to_string(&path), path.display().to_string());
             match read {
-                Ok(text) => Some(TextFile { path, text: Secret::new(text) }),
+                Ok(text) => Some(TextFile { path: path.into(), text: Secret::new(text) }),
                 Err(e) if named.is_none() && e.kind() == std::io::ErrorKind::NotFound => None,
                 Err(e) => {
                     problems.push(Problem::new(path, format!("cannot be read: {e}")));
@@ -126,8 +120,10 @@ impl Setting {
     /// What is wrong with it.
     pub(crate) fn problem(&self, text: impl Into<String>) -> Problem {
         let problem = Problem::new(&self.key, text);
-        let problem =
-            if self.origin == Origin::Default { problem } else { problem.from(self.origin) };
+        let problem = match &self.origin {
+            Origin::Default => problem,
+            set => problem.from(set),
+        };
         if self.secret { problem } else { problem.value(&self.text) }
     }
 }
@@ -138,7 +134,8 @@ pub(super) type Place = (Option<String>, String);
 /// One layer, understood as far as its names go.
 #[derive(Debug, Clone)]
 struct Layer {
-    origin: Origin,
+    /// Its place in [`Settings::origins`].
+    index: usize,
     values: BTreeMap<Place, Secret>,
 }
 
@@ -148,7 +145,7 @@ impl Source for Layer {
     }
 
     fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
-        let origin = self.origin.as_str().to_owned();
+        let origin = self.index.to_string();
         let entry = |(place, value): (&Place, &Secret)| {
             (path(place), Value::new(Some(&origin), value.reveal().to_owned()))
         };
@@ -167,6 +164,8 @@ fn path((chain, key): &Place) -> String {
 #[derive(Debug)]
 pub(crate) struct Settings {
     merged: config::Config,
+    /// The layers that lie over the defaults, the uppermost first.
+    origins: Vec<Origin>,
     /// Names of all chains that are known, built-in ones first, lower case.
     pub(crate) chains: Vec<String>,
     host_name: String,
@@ -180,29 +179,35 @@ impl Settings {
     pub(crate) fn read(inputs: &Inputs) -> (Self, Vec<Problem>) {
         let mut problems = Vec::new();
         let mut chains: Vec<String> = Profile::built_in().into_iter().map(|p| p.name).collect();
-        let toml = inputs
-            .toml
-            .as_ref()
-            .map_or_else(BTreeMap::new, |file| toml::read(file, &mut chains, &mut problems));
-        let places = places_by_name(&chains);
-        let env_file = inputs.env_file.as_ref().map_or_else(BTreeMap::new, |file| {
-            read_env_file(file, &places, &chains, &mut problems)
+        // Chains that the file describes have keys in the other layers, too.
+        let toml = inputs.toml.as_ref().map(|file| {
+            let origin = Origin::Toml(Arc::clone(&file.path));
+            let values = toml::read(file, &origin, &mut chains, &mut problems);
+            (origin, values)
         });
-        let env = read_env(&inputs.env, &places, &chains, &mut problems);
+        let places = places_by_name(&chains);
+        let env_file = inputs.env_file.as_ref().map(|file| {
+            let origin = Origin::EnvFile(Arc::clone(&file.path));
+            let values = read_env_file(file, &origin, &places, &chains, &mut problems);
+            (origin, values)
+        });
+        let env = (Origin::Env, read_env(&inputs.env, &places, &chains, &mut problems));
 
-        let mut layers = [(Origin::Env, env), (Origin::EnvFile, env_file), (Origin::Toml, toml)]
-            .map(|(origin, values)| Layer { origin, values });
+        let (origins, mut layers): (Vec<_>, Vec<_>) =
+            [Some(env), env_file, toml].into_iter().flatten().unzip();
         hide_other_forms(&mut layers);
         // The builder takes the lowest layer first.
         let builder = layers
             .into_iter()
+            .enumerate()
             .rev()
+            .map(|(index, values)| Layer { index, values })
             .fold(config::Config::builder(), |builder, layer| builder.add_source(layer));
         let merged = builder.build().unwrap_or_else(|e| {
             problems.push(Problem::new("configuration", e.to_string()));
             config::Config::default()
         });
-        (Self { merged, chains, host_name: inputs.host_name.clone() }, problems)
+        (Self { merged, origins, chains, host_name: inputs.host_name.clone() }, problems)
     }
 
     /// The value of a key of the process.
@@ -260,11 +265,14 @@ impl Settings {
             let key = chain.map_or_else(|| name.to_owned(), |chain| env_name(Some(chain), name));
             return Setting { key, text: default.to_owned(), origin: Origin::Default, secret };
         }
-        let origin = [Origin::Env, Origin::EnvFile, Origin::Toml]
-            .into_iter()
-            .find(|known| origin == Some(known.as_str()))
-            .unwrap_or(Origin::Default);
-        let key = if origin == Origin::Toml { path(&place) } else { env_name(chain, name) };
+        let origin = origin
+            .and_then(|index| self.origins.get(index.parse::<usize>().ok()?))
+            .unwrap_or(&Origin::Default)
+            .clone();
+        let key = match origin {
+            Origin::Toml(_) => path(&place),
+            _ => env_name(chain, name),
+        };
         Setting { key, text: text.to_owned(), origin, secret }
     }
 }
@@ -299,7 +307,7 @@ fn read_env(
         } else if let Some(meant) = spelling::nearest(name, chains) {
             problems.push(
                 Problem::new(name, format!("is not a key; did you mean {meant}?"))
-                    .from(Origin::Env),
+                    .from(&Origin::Env),
             );
         }
     }
@@ -309,6 +317,7 @@ fn read_env(
 /// The file is ours, and Docker Compose's, so that every name in it must be known.
 fn read_env_file(
     file: &TextFile,
+    origin: &Origin,
     places: &BTreeMap<String, Place>,
     chains: &[String],
     problems: &mut Vec<Problem>,
@@ -328,14 +337,11 @@ fn read_env_file(
         let Some(place) = places.get(&name) else {
             let meant = spelling::nearest(&name, chains)
                 .map_or_else(|| unknown_hint(&name), |meant| format!("did you mean {meant}?"));
-            problems
-                .push(Problem::new(&name, format!("is not a key; {meant}")).from(Origin::EnvFile));
+            problems.push(Problem::new(&name, format!("is not a key; {meant}")).from(origin));
             continue;
         };
         if values.insert(place.clone(), Secret::new(value)).is_some() {
-            problems.push(
-                Problem::new(&name, "is set twice; keep one of the lines").from(Origin::EnvFile),
-            );
+            problems.push(Problem::new(&name, "is set twice; keep one of the lines").from(origin));
         }
     }
     values
@@ -356,7 +362,7 @@ fn unknown_hint(name: &str) -> String {
 /// The library's own words repeat the line, which may hold a secret.
 fn env_file_problem(file: &TextFile, error: &dotenvy::Error) -> Problem {
     let dotenvy::Error::LineParse(bad, _) = error else {
-        return Problem::new(&file.path, "cannot be read as text");
+        return Problem::new(&*file.path, "cannot be read as text");
     };
     let bad = bad.lines().next().unwrap_or_default();
     let number = file
@@ -366,17 +372,18 @@ fn env_file_problem(file: &TextFile, error: &dotenvy::Error) -> Problem {
         .position(|line| !bad.is_empty() && line.ends_with(bad.trim_end()))
         .map(|i| i + 1);
     let at = number.map(|number| format!(" line {number}")).unwrap_or_default();
-    let at = file.path.clone() + &at;
-    Problem::new(at, "must be KEY=value; put a value with spaces, quotes, # or $ in single quotes")
+    Problem::new(
+        format!("{}{at}", file.path),
+        "must be KEY=value; put a value with spaces, quotes, # or $ in single quotes",
+    )
 }
 
 /// A layer that sets a secret by value hides the `_FILE` form in the layers below, and the other
 /// way round: whoever overrides a secret need not know in which form it was set.
-fn hide_other_forms(layers: &mut [Layer]) {
+fn hide_other_forms(layers: &mut [BTreeMap<Place, Secret>]) {
     let suffix = FILE_SUFFIX.to_lowercase();
     for upper in 0..layers.len() {
         let others: Vec<Place> = layers[upper]
-            .values
             .keys()
             .map(|(chain, key)| {
                 let other = key.strip_suffix(&suffix).map(str::to_owned);
@@ -385,7 +392,7 @@ fn hide_other_forms(layers: &mut [Layer]) {
             .collect();
         for layer in &mut layers[upper + 1..] {
             for other in &others {
-                layer.values.remove(other);
+                layer.remove(other);
             }
         }
     }

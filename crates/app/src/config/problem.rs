@@ -28,8 +28,8 @@ impl Problem {
     }
 
     /// Where the key was set.
-    pub(crate) fn from(mut self, origin: Origin) -> Self {
-        self.origin = Some(origin);
+    pub(crate) fn from(mut self, origin: &Origin) -> Self {
+        self.origin = Some(origin.clone());
         self
     }
 
@@ -69,7 +69,7 @@ impl fmt::Display for Problem {
         if let Some(value) = &self.value {
             write!(f, "={value}")?;
         }
-        if let Some(origin) = self.origin {
+        if let Some(origin) = &self.origin {
             write!(f, " (from {origin})")?;
         }
         if !self.key.is_empty() {

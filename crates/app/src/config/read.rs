@@ -121,7 +121,7 @@ impl Reader<'_> {
             (false, text) => one_line(text),
         };
         let key = key.to_owned();
-        self.resolved.push(Resolved { key, shown, origin: setting.origin });
+        self.resolved.push(Resolved { key, shown, origin: setting.origin.clone() });
     }
 
     /// The value, or a problem that says what it `must` be.

@@ -24,7 +24,7 @@ fn inputs(env: &[(&str, &str)], env_file: &str, toml: &str) -> Inputs {
 }
 
 fn file(path: &str, text: &str) -> Option<TextFile> {
-    (!text.is_empty()).then(|| TextFile { path: path.to_owned(), text: Secret::new(text) })
+    (!text.is_empty()).then(|| TextFile { path: path.into(), text: Secret::new(text) })
 }
 
 fn load(env: &[(&str, &str)], env_file: &str, toml: &str) -> Config {
@@ -94,11 +94,11 @@ fn the_environment_wins_over_env_file_over_toml_over_defaults() {
     for line in [
         "METRICS_PORT=11 | env",
         "HEALTH_PORT=22 | .env",
-        "LOG_FORMAT=json | toml",
+        "LOG_FORMAT=json | ethhook.toml",
         "RETENTION_HOURS=24 | default",
-        "LOCAL_WS_URL=<redacted> | toml",
+        "LOCAL_WS_URL=<redacted> | ethhook.toml",
         "LOCAL_CONFIRMATIONS=1 | env",
-        "LOCAL_START_BLOCK=5 | toml",
+        "LOCAL_START_BLOCK=5 | ethhook.toml",
         "LOCAL_VERIFY=receipts_root | default",
     ] {
         assert!(found.iter().any(|l| l == line), "{line} is missing in {found:#?}");

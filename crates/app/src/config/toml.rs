@@ -13,6 +13,7 @@ use super::spelling;
 /// Adds the chains that the file describes to `chains`.
 pub(super) fn read(
     file: &TextFile,
+    origin: &Origin,
     chains: &mut Vec<String>,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<Place, Secret> {
@@ -26,22 +27,24 @@ pub(super) fn read(
             return values;
         }
     };
+    let mut found = Vec::new();
     for (name, value) in sorted(table) {
         match value.kind {
             ValueKind::Table(tables) if name == "chains" => {
                 for (chain, value) in sorted(tables) {
-                    read_chain(&chain, value, chains, &mut values, problems);
+                    read_chain(&chain, value, chains, &mut values, &mut found);
                 }
             }
             _ if name == "chains" => {
-                problems.push(wrong(&name, "must hold tables, as in [chains.NAME]"));
+                found.push(Problem::new(&name, "must hold tables, as in [chains.NAME]"));
             }
             kind => {
                 let known = keys::names(keys::GLOBAL).map(|key| key.to_lowercase());
-                read_value(&name, (None, name.clone()), kind, known, &mut values, problems);
+                read_value(&name, (None, name.clone()), kind, known, &mut values, &mut found);
             }
         }
     }
+    problems.extend(found.into_iter().map(|problem: Problem| problem.from(origin)));
     values
 }
 
@@ -58,15 +61,15 @@ fn read_chain(
         && chain.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if !well_formed {
         let text = "a chain's name starts with a letter; letters, digits and _ may follow";
-        problems.push(wrong(&shown, text));
+        problems.push(Problem::new(&shown, text));
         return;
     }
     let ValueKind::Table(table) = value.kind else {
-        problems.push(wrong(&shown, "must be a table, as in [chains.NAME]"));
+        problems.push(Problem::new(&shown, "must be a table, as in [chains.NAME]"));
         return;
     };
     if values.keys().any(|(known, _)| known.as_deref() == Some(&chain)) {
-        problems.push(wrong(&shown, "is described twice"));
+        problems.push(Problem::new(&shown, "is described twice"));
         return;
     }
     if !chains.contains(&chain) {
@@ -92,14 +95,14 @@ fn read_value(
     if !known.contains(&place.1) {
         let meant = spelling::nearest_key(&place.1, known);
         let hint = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
-        problems.push(wrong(shown, &format!("is not a key{hint}")));
+        problems.push(Problem::new(shown, format!("is not a key{hint}")));
         return;
     }
     match text_of(kind) {
         Some(text) => {
             values.insert(place, Secret::new(text));
         }
-        None => problems.push(wrong(shown, "must be one value, or a list of texts")),
+        None => problems.push(Problem::new(shown, "must be one value, or a list of texts")),
     }
 }
 
@@ -124,10 +127,6 @@ fn text_of(kind: ValueKind) -> Option<String> {
         }
         _ => None,
     }
-}
-
-fn wrong(key: &str, text: &str) -> Problem {
-    Problem::new(key, text).from(Origin::Toml)
 }
 
 /// The library's own words repeat the line, which may hold a secret.

@@ -294,48 +294,51 @@ fn toml_keys_are_told_by_their_full_path() {
     for (text, line) in [
         (
             "metrics_port = 70000",
-            "metrics_port=70000 (from toml): must be a whole number from 0 to 65535",
+            "metrics_port=70000 (from ethhook.toml): must be a whole number from 0 to 65535",
         ),
-        ("METRICS_PORT = 1", "METRICS_PORT (from toml): is not a key"),
-        ("\"a\\nb\" = 1", "a\\nb (from toml): is not a key"),
-        ("metric_port = 1", "metric_port (from toml): is not a key; did you mean metrics_port?"),
-        ("[redis]\nurl = 'c4n4ry'", "redis (from toml): is not a key"),
-        ("chains = 1", "chains (from toml): must hold tables, as in [chains.NAME]"),
+        ("METRICS_PORT = 1", "METRICS_PORT (from ethhook.toml): is not a key"),
+        ("\"a\\nb\" = 1", "a\\nb (from ethhook.toml): is not a key"),
+        (
+            "metric_port = 1",
+            "metric_port (from ethhook.toml): is not a key; did you mean metrics_port?",
+        ),
+        ("[redis]\nurl = 'c4n4ry'", "redis (from ethhook.toml): is not a key"),
+        ("chains = 1", "chains (from ethhook.toml): must hold tables, as in [chains.NAME]"),
         (
             "[chains]\nethereum = 1",
-            "chains.ethereum (from toml): must be a table, as in [chains.NAME]",
+            "chains.ethereum (from ethhook.toml): must be a table, as in [chains.NAME]",
         ),
         (
             "[chains.ethereum]\nws_ulr = 'wss://c4n4ry'",
-            "chains.ethereum.ws_ulr (from toml): is not a key; did you mean ws_url?",
+            "chains.ethereum.ws_ulr (from ethhook.toml): is not a key; did you mean ws_url?",
         ),
         (
             "[chains.gnosis]\nws_url = 'wss://h/c4n4ry'",
-            "chains.gnosis.chain_id (from toml): is missing: a chain that is not built in needs its chain id",
+            "chains.gnosis.chain_id: is missing: a chain that is not built in needs its chain id",
         ),
         (
             "[chains.gnosis]\nchain_id = 0",
-            "chains.gnosis.chain_id=0 (from toml): must be a whole number from 1 to 9223372036854775807",
+            "chains.gnosis.chain_id=0 (from ethhook.toml): must be a whole number from 1 to 9223372036854775807",
         ),
         (
             "[chains.gno-sis]\nchain_id = 100",
-            "chains.gno-sis (from toml): a chain's name starts with a letter; letters, digits and _ may follow",
+            "chains.gno-sis (from ethhook.toml): a chain's name starts with a letter; letters, digits and _ may follow",
         ),
         (
             "[chains.gnosis]\nchain_id = 100\n[chains.GNOSIS]\nchain_id = 100",
-            "chains.gnosis (from toml): is described twice",
+            "chains.gnosis (from ethhook.toml): is described twice",
         ),
         (
             "[chains.gnosis]\nchain_id = 100\nblock_time_ms = 0",
-            "chains.gnosis.block_time_ms=0 (from toml): must be a whole number from 1 to 3600000",
+            "chains.gnosis.block_time_ms=0 (from ethhook.toml): must be a whole number from 1 to 3600000",
         ),
         (
             "[chains.gnosis]\nchain_id = 100\nstate_sync_logs = 'yes'",
-            "chains.gnosis.state_sync_logs=yes (from toml): must be true or false",
+            "chains.gnosis.state_sync_logs=yes (from ethhook.toml): must be true or false",
         ),
         (
             "[chains.gnosis]\nchain_id = { a = 1 }",
-            "chains.gnosis.chain_id (from toml): must be one value, or a list of texts",
+            "chains.gnosis.chain_id (from ethhook.toml): must be one value, or a list of texts",
         ),
         (
             "[chains.gnosis]\nchain_id = 31337\nhttp_url = 'http://h/c4n4ry'",
