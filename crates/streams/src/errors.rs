@@ -30,6 +30,12 @@ pub enum FailureKind {
     Authentication,
     /// `NOPERM`: the user may not run this command or touch this key.
     Denied,
+    /// A key that must be there is not.
+    NoKey,
+    /// `NOGROUP`: there is no such consumer group.
+    NoGroup,
+    /// `BUSYGROUP`: there is a consumer group of this name.
+    GroupExists,
     /// Anything else the server or the client library said.
     Other,
 }
@@ -50,6 +56,9 @@ impl FailureKind {
             Self::Disk => "disk",
             Self::Authentication => "authentication",
             Self::Denied => "denied",
+            Self::NoKey => "no_key",
+            Self::NoGroup => "no_group",
+            Self::GroupExists => "group_exists",
             Self::Other => "other",
         }
     }
@@ -57,7 +66,15 @@ impl FailureKind {
     /// Whether the same call may succeed later without anybody changing the configuration.
     #[must_use]
     pub fn is_retryable(self) -> bool {
-        !matches!(self, Self::Authentication | Self::Denied | Self::Other)
+        !matches!(
+            self,
+            Self::Authentication
+                | Self::Denied
+                | Self::NoKey
+                | Self::NoGroup
+                | Self::GroupExists
+                | Self::Other
+        )
     }
 }
 
@@ -164,7 +181,12 @@ fn kind_of_code(code: &str, detail: &str) -> FailureKind {
         "MISCONF" => FailureKind::Disk,
         "NOAUTH" | "WRONGPASS" => FailureKind::Authentication,
         "NOPERM" => FailureKind::Denied,
+        "NOGROUP" => FailureKind::NoGroup,
+        "BUSYGROUP" => FailureKind::GroupExists,
         "ERR" if detail.contains("max number of clients") => FailureKind::Connection,
+        // Of `XINFO`, and of `XGROUP`.
+        "ERR" if detail.contains("no such key") => FailureKind::NoKey,
+        "ERR" if detail.contains("requires the key to exist") => FailureKind::NoKey,
         // As Redis 7.0 says NOPERM from within a script.
         "ERR" if detail.starts_with("The user executing") => FailureKind::Denied,
         _ => FailureKind::Other,
@@ -217,6 +239,10 @@ mod tests {
             ("ERR The user executing the script can't run this command", "denied", false),
             ("NOAUTH Authentication required.", "authentication", false),
             ("WRONGPASS invalid username-password pair", "authentication", false),
+            ("ERR no such key", "no_key", false),
+            ("ERR The XGROUP subcommand requires the key to exist. Note that", "no_key", false),
+            ("NOGROUP No such consumer group 'g' for key name 'events:1'", "no_group", false),
+            ("BUSYGROUP Consumer Group name already exists", "group_exists", false),
             ("ERR syntax error", "other", false),
         ] {
             let failure = said(line);

@@ -7,7 +7,7 @@
 //! again, and a Redis that lost its latest writes refuses the next one: the publisher opens anew and
 //! goes on from the cursor that is there.
 //!
-//! [`Streams`] reads what was written, keeps streams short ([`Retention`]) and looks at the server
+//! [`Streams`] reads what was written, keeps streams short ([`RetentionPolicy`]) and looks at the server
 //! before anything starts ([`Streams::preflight`]). No error of this crate shows the Redis URL.
 
 mod append_only;
@@ -15,7 +15,6 @@ mod connection;
 mod errors;
 mod fail_point;
 mod group;
-mod inventory;
 mod keys;
 mod lease;
 mod location;
@@ -24,6 +23,7 @@ mod publisher;
 mod reader;
 mod replay;
 mod request;
+mod reset;
 mod retention;
 mod script;
 mod search;
@@ -37,15 +37,15 @@ mod window;
 pub use connection::{ConnectError, RedisConfig, Streams};
 pub use errors::{FailureKind, RedisFailure};
 pub use fail_point::fail_point;
-pub use group::{GroupError, GroupReader};
-pub use inventory::{Consumer, Group, Inventory, ResetError};
+pub use group::{Consumer, Group, GroupError, GroupLag, GroupReader};
 pub use keys::Keys;
 pub use lease::{LeaseError, OpenError};
 pub use preflight::{PreflightError, ServerInfo};
 pub use publisher::Publisher;
 pub use reader::ReadError;
 pub use replay::{Replay, ReplayError, ReplaySpec};
-pub use retention::{GroupLag, Retained, Retention};
+pub use reset::{Inventory, ResetError};
+pub use retention::{RetentionPolicy, Swept};
 pub use search::Place;
 pub use standing::Standing;
 pub use step::{Answer, Events, MarkedBlock, Outcome, Step, StepError};

@@ -10,11 +10,11 @@ use crate::append_only;
 use crate::connection::Streams;
 use crate::errors::{FailureKind, RedisFailure};
 use crate::fail_point::fail_point;
-use crate::inventory;
 use crate::keys::Keys;
 use crate::lease::{Lease, LeaseError, OpenError};
 use crate::reader::ReadError;
 use crate::request::{Line, Turn};
+use crate::reset;
 use crate::step::{self, Answer, Envelope, Outcome, Step, StepError};
 use crate::window::PublishedBlock;
 
@@ -85,7 +85,7 @@ impl Publisher {
         let connection = &mut line.connection;
         let cursor = match lease.take(connection, &keys, None).await {
             Err(OpenError::NoCursor) => {
-                let seen = inventory::first_dedup_record(connection, &keys).await?;
+                let seen = reset::first_dedup_record(connection, &keys).await?;
                 if let Some(key) = seen {
                     return Err(OpenError::Leftovers { keys: vec![key] });
                 }

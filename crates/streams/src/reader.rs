@@ -8,7 +8,7 @@ use redis::aio::ConnectionLike;
 use redis::{Cmd, FromRedisValue, Value};
 
 use crate::connection::Streams;
-use crate::errors::{RedisFailure, is_wrong_type};
+use crate::errors::{FailureKind, RedisFailure, is_wrong_type};
 use crate::keys::Keys;
 use crate::window::PublishedBlock;
 
@@ -294,7 +294,7 @@ pub(crate) async fn given(
     let mut command = redis::cmd("XINFO");
     command.arg("STREAM").arg(key);
     let info: HashMap<String, Value> = match query(&command, connection, key).await {
-        Err(ReadError::Redis(failure)) if failure.detail.contains("no such key") => {
+        Err(ReadError::Redis(failure)) if failure.kind == FailureKind::NoKey => {
             return Ok((EntryId::MIN, 0));
         }
         other => other?,
@@ -302,6 +302,12 @@ pub(crate) async fn given(
     let last = info.get("last-generated-id").and_then(id);
     let added = info.get("entries-added").and_then(|added| u64::from_redis_value_ref(added).ok());
     last.zip(added).ok_or_else(|| unexpected("XINFO STREAM"))
+}
+
+/// Redis' clock, by which entries have their IDs: unix milliseconds.
+pub(crate) async fn now_ms(connection: &mut impl ConnectionLike) -> Result<u64, ReadError> {
+    let (seconds, micros): (u64, u64) = query(&redis::cmd("TIME"), connection, "TIME").await?;
+    Ok(seconds * 1_000 + micros / 1_000)
 }
 
 /// Runs `command` on `key`.

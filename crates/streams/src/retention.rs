@@ -11,28 +11,25 @@ use std::iter;
 use std::time::Duration;
 
 use ethhook_domain::{ChainId, EntryId, Marker};
-use redis::Value;
 use redis::aio::ConnectionLike;
 
 use crate::connection::Streams;
 use crate::errors::FailureKind;
-use crate::inventory::{consumers, groups};
+use crate::group::{GroupLag, Hold, look_at_groups, pending};
 use crate::keys::Keys;
-use crate::reader::{self, MARKERS_A_BATCH, Page, ReadError, oldest, query, unexpected};
+use crate::reader::{self, MARKERS_A_BATCH, Page, ReadError, now_ms, oldest, query};
 use crate::size::size;
 
 /// Batches one sweep looks at: 32,768 markers; what is left is the next sweep's.
 const BATCHES_A_SWEEP: usize = 64;
 /// Entries one trim may remove: about a millisecond of Redis' time. Also the markers of one trim.
 const ENTRIES_A_TRIM: usize = 5_000;
-/// A group whose entries wait for less is not asked when it last read.
-const WORTH_ASKING: Duration = Duration::from_secs(60);
 /// Pending entries counted in one answer.
 const PENDING_A_PAGE: usize = 1_000;
 
 /// What may leave a chain's streams, below what the cursor says is final.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Retention {
+pub struct RetentionPolicy {
     /// Blocks published longer ago than this may go.
     pub keep: Duration,
     /// Bytes that the event stream may take; above them, blocks go before their time.
@@ -44,7 +41,7 @@ pub struct Retention {
 
 /// What a sweep did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Retained {
+pub struct Swept {
     /// Entries that went.
     pub trimmed_entries: u64,
     /// Markers that went.
@@ -61,104 +58,65 @@ pub struct Retained {
     pub groups: Vec<GroupLag>,
 }
 
-/// How far a consumer group is behind.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct GroupLag {
-    /// Its name.
-    pub group: String,
-    /// How many consumers it knows.
-    pub consumers: u64,
-    /// Entries given and not acknowledged.
-    pub pending: u64,
-    /// Entries that it was not given or has not acknowledged, no more than there are: Redis also counts what
-    /// retention took before. None if it cannot tell how many it was not given, which is not zero.
-    pub entries: Option<u64>,
-    /// Age, by its ID, of the oldest of them; zero if there are none.
-    pub waiting: Duration,
-    /// How long none of its consumers has tried to read; asked only once entries wait for a minute,
-    /// else zero.
-    pub idle: Duration,
-}
-
 impl Streams {
     /// Trims what `policy` lets go. Costs one round of small questions if nothing may.
     ///
     /// # Errors
     /// See [`ReadError`]. What a failed sweep has trimmed is not told, unless a group has lost by it; the
     /// next goes on from there.
-    pub async fn retain(&self, chain: ChainId, policy: &Retention) -> Result<Retained, ReadError> {
+    pub async fn sweep(
+        &self,
+        chain: ChainId,
+        policy: &RetentionPolicy,
+    ) -> Result<Swept, ReadError> {
         let keys = Keys::of(chain);
-        retain(&mut *self.pooled(&keys).await?, &keys, policy).await
+        sweep(&mut *self.pooled(&keys).await?, &keys, policy).await
     }
 }
 
-pub(crate) async fn retain(
+pub(crate) async fn sweep(
     connection: &mut impl ConnectionLike,
     keys: &Keys,
-    policy: &Retention,
-) -> Result<Retained, ReadError> {
+    policy: &RetentionPolicy,
+) -> Result<Swept, ReadError> {
     let now_ms = now_ms(connection).await?;
     let (len, bytes) = size(connection, &keys.events).await?;
     let (holds, groups) = look_at_groups(connection, &keys.events, len, now_ms).await?;
-    let mut retained = Retained { len, bytes, groups, ..Retained::default() };
-    let Some(cursor) = reader::cursor(connection, keys).await? else { return Ok(retained) };
-    let Some(finalized) = cursor.finalized() else { return Ok(retained) };
+    let mut swept = Swept { len, bytes, groups, ..Swept::default() };
+    let Some(cursor) = reader::cursor(connection, keys).await? else { return Ok(swept) };
+    let Some(finalized) = cursor.finalized() else { return Ok(swept) };
     let keep_ms = policy.keep.as_millis().try_into().unwrap_or(u64::MAX);
     let mut plan = Plan {
         finalized,
         newest_seq: cursor.seq,
         expired_before: EntryId { ms: now_ms.saturating_sub(keep_ms), seq: 0 },
-        excess: excess(&retained, policy.max_bytes),
+        excess: excess(&swept, policy.max_bytes),
         following_head: policy.following_head,
         holds,
         going: Vec::new(),
         held_by: None,
     };
     plan.walk(connection, keys).await?;
-    retained.held_by_group = plan.held_by.clone();
+    swept.held_by_group = plan.held_by.clone();
     if !plan.going.is_empty() {
-        if let Err(error) = plan.carry_out(connection, keys, &mut retained).await {
-            if retained.lost_unread_by_group.is_empty() {
+        if let Err(error) = plan.carry_out(connection, keys, &mut swept).await {
+            if swept.lost_unread_by_group.is_empty() {
                 return Err(error);
             }
             // The next sweep no longer sees what has gone.
             tracing::warn!(%error, "retention was cut short");
-            return Ok(retained);
+            return Ok(swept);
         }
-        (retained.len, retained.bytes) = size(connection, &keys.events).await?;
+        (swept.len, swept.bytes) = size(connection, &keys.events).await?;
     }
-    Ok(retained)
-}
-
-/// Redis' clock, by which entries have their IDs: unix milliseconds.
-pub(crate) async fn now_ms(connection: &mut impl ConnectionLike) -> Result<u64, ReadError> {
-    let (seconds, micros): (u64, u64) = query(&redis::cmd("TIME"), connection, "TIME").await?;
-    Ok(seconds * 1_000 + micros / 1_000)
+    Ok(swept)
 }
 
 /// How many entries stand between the stream and its byte cap.
-fn excess(found: &Retained, max_bytes: u64) -> u64 {
+fn excess(found: &Swept, max_bytes: u64) -> u64 {
     let over = u128::from(found.bytes.saturating_sub(max_bytes));
     let entries = (over * u128::from(found.len)).div_ceil(u128::from(found.bytes.max(1)));
     entries.try_into().unwrap_or(u64::MAX)
-}
-
-/// From where on a group needs the stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Hold {
-    group: String,
-    /// The last entry it was given.
-    delivered: EntryId,
-    /// Its oldest entry in the stream that is given and not acknowledged.
-    oldest_pending: Option<EntryId>,
-}
-
-impl Hold {
-    /// The oldest entry it may still need.
-    fn from(&self) -> EntryId {
-        let undelivered = self.delivered.next();
-        self.oldest_pending.map_or(undelivered, |pending| pending.min(undelivered))
-    }
 }
 
 /// A block that goes.
@@ -250,21 +208,21 @@ impl Plan {
         &self,
         connection: &mut impl ConnectionLike,
         keys: &Keys,
-        retained: &mut Retained,
+        swept: &mut Swept,
     ) -> Result<(), ReadError> {
         let (free, forced) = self.going.split_at(self.going.partition_point(|block| !block.forced));
         if let Some(block) = free.last() {
-            retained.trimmed_entries += trim_nodes(connection, &keys.events, block.last).await?;
+            swept.trimmed_entries += trim_nodes(connection, &keys.events, block.last).await?;
         }
         for run in runs(forced) {
-            self.take_from_groups(connection, keys, run, retained).await?;
+            self.take_from_groups(connection, keys, run, swept).await?;
         }
         let begins = oldest(connection, &keys.events, EntryId::MIN).await?;
         let is_gone = |block: &Going| begins.is_none_or(|begins| block.last < begins);
         let gone = &self.going[..self.going.partition_point(is_gone)];
         for some in gone.chunks(ENTRIES_A_TRIM) {
             if let Some(block) = some.last() {
-                retained.trimmed_markers +=
+                swept.trimmed_markers +=
                     trim_exactly(connection, &keys.blocks, block.marker_id).await?;
             }
         }
@@ -278,7 +236,7 @@ impl Plan {
         connection: &mut impl ConnectionLike,
         keys: &Keys,
         run: &[Going],
-        retained: &mut Retained,
+        swept: &mut Swept,
     ) -> Result<(), ReadError> {
         let Some(end) = run.last() else { return Ok(()) };
         let mut losses = Vec::new();
@@ -287,7 +245,7 @@ impl Plan {
         }
         let trimmed = trim_exactly(connection, &keys.events, end.last).await;
         if !trimmed.as_ref().is_err_and(is_refusal) {
-            let all = &mut retained.lost_unread_by_group;
+            let all = &mut swept.lost_unread_by_group;
             for (group, lost) in losses.into_iter().filter(|(_, lost)| *lost > 0) {
                 match all.iter_mut().find(|(name, _)| name == group) {
                     Some((_, before)) => *before += lost,
@@ -295,7 +253,7 @@ impl Plan {
                 }
             }
         }
-        retained.trimmed_entries += trimmed?;
+        swept.trimmed_entries += trimmed?;
         Ok(())
     }
 }
@@ -319,73 +277,6 @@ fn runs(mut blocks: &[Going]) -> impl Iterator<Item = &[Going]> {
         blocks = rest;
         (!run.is_empty()).then_some(run)
     })
-}
-
-/// What the groups of the stream `key`, which has `len` entries, still need, and how far behind they are:
-/// one question, and for each group that is behind up to three.
-pub(crate) async fn look_at_groups(
-    connection: &mut impl ConnectionLike,
-    key: &str,
-    len: u64,
-    now_ms: u64,
-) -> Result<(Vec<Hold>, Vec<GroupLag>), ReadError> {
-    let (mut holds, mut lags) = (Vec::new(), Vec::new());
-    let mut first: Option<EntryId> = None;
-    for group in groups(connection, key).await? {
-        let delivered = group.last_delivered_id;
-        let mut oldest_pending = None;
-        if group.pending > 0 {
-            if first.is_none() {
-                first = oldest(connection, key, EntryId::MIN).await?;
-            }
-            // Pending entries below the stream's first are gone already and hold nothing.
-            if let Some(first) = first {
-                let span = (first, EntryId::MAX);
-                let found = pending(connection, key, &group.name, span, 1).await?;
-                oldest_pending = found.first().copied();
-            }
-        }
-        let undelivered = match group.lag {
-            Some(0) => None,
-            _ => oldest(connection, key, delivered.next()).await?,
-        };
-        let not_given = if undelivered.is_none() { Some(0) } else { group.lag };
-        let waits = undelivered.into_iter().chain(oldest_pending).min();
-        let age = |id: EntryId| Duration::from_millis(now_ms.saturating_sub(id.ms));
-        let waiting = waits.map(age).unwrap_or_default();
-        let idle = if waiting >= WORTH_ASKING {
-            let consumers = consumers(connection, key, &group.name).await?;
-            consumers.iter().map(|consumer| consumer.idle).min().unwrap_or(waiting)
-        } else {
-            Duration::ZERO
-        };
-        lags.push(GroupLag {
-            group: group.name.clone(),
-            consumers: group.consumers,
-            pending: group.pending,
-            entries: not_given.map(|entries| (entries + group.pending).min(len)),
-            waiting,
-            idle,
-        });
-        holds.push(Hold { group: group.name, delivered, oldest_pending });
-    }
-    Ok((holds, lags))
-}
-
-/// At most `count` pending IDs of `group`, oldest first.
-pub(crate) async fn pending(
-    connection: &mut impl ConnectionLike,
-    key: &str,
-    group: &str,
-    (from, to): (EntryId, EntryId),
-    count: usize,
-) -> Result<Vec<EntryId>, ReadError> {
-    let mut command = redis::cmd("XPENDING");
-    command.arg(key).arg(group).arg(from.to_string()).arg(to.to_string()).arg(count);
-    // Each: ID, consumer, milliseconds since it was given, how often it was given.
-    let pending: Vec<(Value, Value, Value, Value)> = query(&command, connection, key).await?;
-    let ids: Option<_> = pending.iter().map(|(id, ..)| reader::id(id)).collect();
-    ids.ok_or_else(|| unexpected("XPENDING"))
 }
 
 /// How many entries of `blocks`, all of which are there, a group has not been given or not acknowledged.

@@ -3,7 +3,7 @@
 use ethhook_domain::EntryId;
 use redis::aio::ConnectionLike;
 
-use crate::inventory::groups;
+use crate::group::groups;
 use crate::reader::{self, Entry, Page, ReadError, query};
 
 /// One entry in so many may be pending in groups before what Redis says of a stream's size is doubted.

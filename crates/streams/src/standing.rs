@@ -6,9 +6,9 @@ use std::time::Duration;
 use ethhook_domain::{ChainId, Cursor, EntryId};
 
 use crate::connection::Streams;
+use crate::group::{GroupLag, look_at_groups};
 use crate::keys::Keys;
-use crate::reader::{self, ReadError, query};
-use crate::retention::{GroupLag, look_at_groups, now_ms};
+use crate::reader::{self, ReadError, now_ms, query};
 use crate::size::size;
 
 /// Where a chain stands in Redis.

@@ -1,5 +1,5 @@
 //! The canonical chain as the markers tell it: the window of blocks that a reorg may still take back, or
-//! all that is retained.
+//! all that is kept.
 
 use std::collections::HashSet;
 
@@ -55,13 +55,13 @@ impl Streams {
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub async fn retained(
+    pub async fn kept_blocks(
         &self,
         chain: ChainId,
         cursor: &Cursor,
     ) -> Result<Vec<PublishedBlock>, ReadError> {
         let keys = Keys::of(chain);
-        unwind(&mut *self.pooled(&keys).await?, &keys, cursor, Depth::Retained).await
+        unwind(&mut *self.pooled(&keys).await?, &keys, cursor, Depth::Kept).await
     }
 }
 
@@ -71,7 +71,7 @@ enum Depth {
     /// As far as a reorg may reach: the markers must go so far.
     Window,
     /// As far as there are markers.
-    Retained,
+    Kept,
 }
 
 async fn unwind(
@@ -164,7 +164,7 @@ impl Unwinding {
     /// The markers ended: right if everything below is final, for only that is ever trimmed.
     fn exhausted(self) -> Result<Vec<PublishedBlock>, ReadError> {
         let is_enough = self.finalized.is_some_and(|finalized| self.want.0 <= finalized);
-        if is_enough || self.depth == Depth::Retained {
+        if is_enough || self.depth == Depth::Kept {
             return Ok(self.finish());
         }
         Err(ReadError::Inconsistent(format!(

@@ -72,7 +72,7 @@ async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
         head.number,
         cursor.finalized_number
     );
-    let mut retained = target.streams.retained(target.id(), cursor).await?;
+    let mut retained = target.streams.kept_blocks(target.id(), cursor).await?;
     let common = common(&inquiry, &retained).await?;
     let mut above = retained.split_off(common);
     // Retention may have taken entries, though not yet the marker, of the oldest.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use ethhook_domain::canonical::{Ask, Change, Violation};
 use ethhook_domain::{BlockRef, CanonicalChain, Header};
-use ethhook_streams::{PublishedBlock, Publisher, ReadError, Retained, StepError};
+use ethhook_streams::{PublishedBlock, Publisher, ReadError, StepError, Swept};
 use futures_util::future::{Aborted, BoxFuture, pending};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
@@ -69,7 +69,7 @@ struct Session<'a> {
     /// Whether a block that the node contradicts is held by any endpoint.
     judging: Running<'a, (Violation, Result<bool, NodeError>)>,
     finality: Running<'a, Result<Option<Header>, NodeError>>,
-    retention: Running<'a, Result<Retained, ReadError>>,
+    sweep: Running<'a, Result<Swept, ReadError>>,
     /// The consumer groups of the last sweep, and whether each counted as idle.
     groups: HashMap<String, bool>,
     finalize: Option<BlockRef>,
@@ -123,7 +123,7 @@ impl Chain {
                 judged = finished(&mut session.judging) => { session.judged(judged); None }
                 Some(fetched) = session.fetches.join_next() => { session.fetched(fetched); None }
                 tag = finished(&mut session.finality) => { session.tagged(tag); None }
-                retained = finished(&mut session.retention) => { session.retained(retained); None }
+                swept = finished(&mut session.sweep) => { session.swept(swept); None }
                 () = wake => None,
             };
             if let Some(end) = ended.or(session.is_replaced.then_some(End::Replaced)) {
@@ -170,7 +170,7 @@ impl<'a> Session<'a> {
             asking: None,
             judging: None,
             finality: None,
-            retention: None,
+            sweep: None,
             groups: HashMap::new(),
             finalize: None,
             alarm: None,
@@ -208,7 +208,7 @@ impl<'a> Session<'a> {
         };
         consider(due.renew, self.publisher.is_some() && self.wire.is_idle());
         consider(due.finality, self.finality.is_none());
-        consider(due.retention, self.retention.is_none());
+        consider(due.retention, self.sweep.is_none());
         consider(due.ask, self.asks_something());
         if let Some(fetch) = self.fetches_due(now) {
             consider(fetch, true);

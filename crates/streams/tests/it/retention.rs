@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ethhook_streams::{Publisher, Retained, Retention, Standing, Step};
+use ethhook_streams::{Publisher, RetentionPolicy, Standing, Step, Swept};
 use tokio::time::{Instant, sleep};
 
 use crate::chain::{CHAIN, Fixture, add, add_all, block, id};
@@ -10,12 +10,12 @@ use crate::chain::{CHAIN, Fixture, add, add_all, block, id};
 const HOUR: Duration = Duration::from_secs(3_600);
 
 /// Nothing is old, nothing is too much, everything is final.
-fn keep_all() -> Retention {
-    Retention { keep: HOUR, max_bytes: u64::MAX, following_head: true }
+fn keep_all() -> RetentionPolicy {
+    RetentionPolicy { keep: HOUR, max_bytes: u64::MAX, following_head: true }
 }
 
-fn keep_none() -> Retention {
-    Retention { keep: Duration::ZERO, ..keep_all() }
+fn keep_none() -> RetentionPolicy {
+    RetentionPolicy { keep: Duration::ZERO, ..keep_all() }
 }
 
 /// Blocks `1a ..= <n>a` with `events` each, all but the last `open` of them final.
@@ -40,8 +40,8 @@ async fn pass(redis: &mut Fixture, wait_ms: u64) {
     }
 }
 
-async fn retain(redis: &Fixture, policy: &Retention) -> Retained {
-    redis.streams.retain(CHAIN, policy).await.unwrap()
+async fn sweep(redis: &Fixture, policy: &RetentionPolicy) -> Swept {
+    redis.streams.sweep(CHAIN, policy).await.unwrap()
 }
 
 /// The IDs of all entries.
@@ -78,31 +78,31 @@ async fn what_is_old_goes_and_what_is_young_stays() {
     add_all(&mut publisher, 101..=110, 20).await;
     let last = block("110a", "109a", 0);
     publisher.apply(&Step::Finalized { block: &last.link }).await.unwrap();
-    let policy = Retention { keep: Duration::from_millis(2_500), ..keep_all() };
-    let retained = retain(&redis, &policy).await;
+    let policy = RetentionPolicy { keep: Duration::from_millis(2_500), ..keep_all() };
+    let swept = sweep(&redis, &policy).await;
     let (oldest, entries) = rest(&redis).await;
     // Whole nodes only: a few entries of block 100 may share one with block 101.
     assert!((100..=101).contains(&oldest), "the oldest entry is of block {oldest}");
-    assert_eq!(retained.trimmed_entries, 2_200 - entries as u64);
-    assert!((99..=101).contains(&retained.trimmed_markers), "{retained:?}");
-    assert_eq!((retained.len, retained.held_by_group), (entries as u64, None));
+    assert_eq!(swept.trimmed_entries, 2_200 - entries as u64);
+    assert!((99..=101).contains(&swept.trimmed_markers), "{swept:?}");
+    assert_eq!((swept.len, swept.held_by_group), (entries as u64, None));
     check_whole(&redis).await;
 }
 
 #[tokio::test]
 async fn g8_nothing_above_finalized_goes() {
     let mut redis = Fixture::new().await;
-    let policy = Retention { max_bytes: 0, ..keep_none() };
-    assert_eq!(retain(&redis, &policy).await, Retained::default());
+    let policy = RetentionPolicy { max_bytes: 0, ..keep_none() };
+    assert_eq!(sweep(&redis, &policy).await, Swept::default());
     let mut publisher = redis.publisher().await;
     add_all(&mut publisher, 1..=50, 20).await;
     pass(&mut redis, 2).await;
-    assert_eq!(retain(&redis, &policy).await.trimmed_entries, 0, "nothing is final yet");
+    assert_eq!(sweep(&redis, &policy).await.trimmed_entries, 0, "nothing is final yet");
     for boundary in [10, 30] {
         let (name, parent) = (format!("{boundary}a"), format!("{}a", boundary - 1));
         let final_block = block(&name, &parent, 0).link;
         publisher.apply(&Step::Finalized { block: &final_block }).await.unwrap();
-        retain(&redis, &policy).await;
+        sweep(&redis, &policy).await;
         let (oldest, entries) = rest(&redis).await;
         assert!(oldest == boundary || oldest == boundary + 1, "oldest {oldest}");
         assert!(entries as u64 >= (50 - boundary) * 20, "{entries}");
@@ -119,8 +119,8 @@ async fn g8_nothing_above_finalized_goes() {
 async fn g8_the_newest_marker_stays_with_an_empty_stream() {
     let mut redis = Fixture::new().await;
     let publisher = chain(&mut redis, 40, 0, 0).await;
-    let retained = retain(&redis, &keep_none()).await;
-    assert_eq!(retained.trimmed_markers, 40);
+    let swept = sweep(&redis, &keep_none()).await;
+    assert_eq!(swept.trimmed_markers, 40);
     assert_eq!(redis.markers().await.last().unwrap().seq, publisher.cursor().seq);
     let mut publisher = publisher;
     add(&mut publisher, &block("41a", "40a", 3)).await;
@@ -132,19 +132,19 @@ async fn the_byte_cap_takes_the_oldest_before_their_time() {
     let mut redis = Fixture::new().await;
     chain(&mut redis, 200, 20, 10).await;
     let bytes = redis.streams.standing(CHAIN).await.unwrap().bytes;
-    let policy = Retention { max_bytes: bytes / 2, ..keep_all() };
-    let mut retained = retain(&redis, &policy).await;
+    let policy = RetentionPolicy { max_bytes: bytes / 2, ..keep_all() };
+    let mut swept = sweep(&redis, &policy).await;
     let slack = 16 * 1024;
-    assert!(retained.bytes <= policy.max_bytes + slack, "{retained:?} of {bytes}");
-    assert!(retained.bytes >= policy.max_bytes - bytes / 10, "too much went: {retained:?}");
-    assert!(retained.lost_unread_by_group.is_empty());
+    assert!(swept.bytes <= policy.max_bytes + slack, "{swept:?} of {bytes}");
+    assert!(swept.bytes >= policy.max_bytes - bytes / 10, "too much went: {swept:?}");
+    assert!(swept.lost_unread_by_group.is_empty());
     check_whole(&redis).await;
     // A cap below what must stay: everything up to finalized goes, nothing above.
     for _ in 0..3 {
-        retained = retain(&redis, &Retention { max_bytes: 1, ..keep_all() }).await;
+        swept = sweep(&redis, &RetentionPolicy { max_bytes: 1, ..keep_all() }).await;
     }
     let (oldest, _) = rest(&redis).await;
-    assert!((190..=191).contains(&oldest), "{oldest}: {retained:?}");
+    assert!((190..=191).contains(&oldest), "{oldest}: {swept:?}");
     check_whole(&redis).await;
 }
 
@@ -161,22 +161,22 @@ async fn what_a_group_was_given_makes_the_stream_no_larger() {
         "{bytes}, {with_pending}"
     );
     // So the cap takes nothing from it that was not over it before.
-    let policy = Retention { max_bytes: bytes * 11 / 10, ..keep_all() };
-    let retained = retain(&redis, &policy).await;
-    assert_eq!((retained.trimmed_entries, retained.len), (0, entries));
+    let policy = RetentionPolicy { max_bytes: bytes * 11 / 10, ..keep_all() };
+    let swept = sweep(&redis, &policy).await;
+    assert_eq!((swept.trimmed_entries, swept.len), (0, entries));
 }
 
 #[tokio::test]
 async fn g8_what_a_group_has_not_acknowledged_stays() {
     let mut redis = Fixture::new().await;
     chain(&mut redis, 50, 20, 0).await;
-    let policy = Retention { max_bytes: 1, following_head: false, ..keep_none() };
+    let policy = RetentionPolicy { max_bytes: 1, following_head: false, ..keep_none() };
     redis.ask::<String>("XGROUP CREATE events:7 slow 0").await;
     redis.ask::<String>("XGROUP CREATE events:7 fast $").await;
     // Nothing delivered: nothing goes.
-    let retained = retain(&redis, &policy).await;
-    assert_eq!((retained.trimmed_entries, retained.trimmed_markers), (0, 0));
-    assert_eq!(retained.held_by_group.as_deref(), Some("slow"));
+    let swept = sweep(&redis, &policy).await;
+    assert_eq!((swept.trimmed_entries, swept.trimmed_markers), (0, 0));
+    assert_eq!(swept.held_by_group.as_deref(), Some("slow"));
 
     // 600 delivered, 250 acknowledged: the first 12 blocks are done with, the 13th half.
     redis.ask::<redis::Value>("XREADGROUP GROUP slow c COUNT 600 STREAMS events:7 >").await;
@@ -185,19 +185,19 @@ async fn g8_what_a_group_has_not_acknowledged_stays() {
         redis.ask::<i64>(&format!("XACK events:7 slow {}", ids.join(" "))).await
     };
     ack(&mut redis, &ids[..250]).await;
-    let retained = retain(&redis, &policy).await;
-    assert!((200..=240).contains(&retained.trimmed_entries), "{retained:?}");
-    assert_eq!(retained.held_by_group.as_deref(), Some("slow"));
+    let swept = sweep(&redis, &policy).await;
+    assert!((200..=240).contains(&swept.trimmed_entries), "{swept:?}");
+    assert_eq!(swept.held_by_group.as_deref(), Some("slow"));
     let (oldest, entries) = rest(&redis).await;
     assert!((12..=13).contains(&oldest) && entries >= 1_000 - 240, "{oldest} {entries}");
     check_whole(&redis).await;
 
     // One old entry unacknowledged holds all after it; delivered ones hold nothing more.
     ack(&mut redis, &ids[251..600]).await;
-    let held = retain(&redis, &policy).await;
+    let held = sweep(&redis, &policy).await;
     assert!(entry_ids(&redis).await.contains(&ids[250]), "{held:?}");
     ack(&mut redis, &ids[250..251]).await;
-    retain(&redis, &policy).await;
+    sweep(&redis, &policy).await;
     let (oldest, _) = rest(&redis).await;
     assert!((30..=31).contains(&oldest), "{oldest}");
     assert!(entry_ids(&redis).await.contains(&ids[600]), "undelivered");
@@ -217,15 +217,15 @@ async fn g8_only_at_the_head_the_cap_takes_what_is_unread_and_counts_it() {
     let done = [&ids[..50], &ids[60..70]].concat().join(" ");
     redis.ask::<i64>(&format!("XACK events:7 slow {done}")).await;
 
-    let waiting = Retention { max_bytes: 1, following_head: false, ..keep_all() };
-    assert_eq!(retain(&redis, &waiting).await.trimmed_entries, 0, "a backfill waits");
-    let aged = retain(&redis, &keep_none()).await;
+    let waiting = RetentionPolicy { max_bytes: 1, following_head: false, ..keep_all() };
+    assert_eq!(sweep(&redis, &waiting).await.trimmed_entries, 0, "a backfill waits");
+    let aged = sweep(&redis, &keep_none()).await;
     assert_eq!(aged.trimmed_entries, 0, "age alone takes nothing from a group");
     assert_eq!(aged.held_by_group.as_deref(), Some("idle"));
 
-    let retained = retain(&redis, &Retention { max_bytes: 1, ..keep_all() }).await;
-    assert_eq!(retained.trimmed_entries, 900, "exactly up to finalized");
-    let mut lost = retained.lost_unread_by_group.clone();
+    let swept = sweep(&redis, &RetentionPolicy { max_bytes: 1, ..keep_all() }).await;
+    assert_eq!(swept.trimmed_entries, 900, "exactly up to finalized");
+    let mut lost = swept.lost_unread_by_group.clone();
     lost.sort();
     assert_eq!(lost, [("idle".to_owned(), 900), ("slow".to_owned(), 900 - 60)]);
     assert_eq!(rest(&redis).await, (46, 100));
@@ -243,7 +243,7 @@ async fn g8_only_at_the_head_the_cap_takes_what_is_unread_and_counts_it() {
     publisher.apply(&Step::Finalized { block: &block("50a", "49a", 0).link }).await.unwrap();
     let pending: (u64, String, String, redis::Value) = redis.ask("XPENDING events:7 slow").await;
     assert_eq!(pending.0, 110);
-    let again = retain(&redis, &Retention { max_bytes: 1, ..keep_all() }).await;
+    let again = sweep(&redis, &RetentionPolicy { max_bytes: 1, ..keep_all() }).await;
     let mut lost = again.lost_unread_by_group.clone();
     lost.sort();
     assert_eq!(lost, [("idle".to_owned(), 100), ("slow".to_owned(), 100)]);
@@ -258,21 +258,21 @@ async fn what_a_group_loses_is_told_once_though_the_sweep_is_cut_short() {
     redis.ask::<String>("XGROUP CREATE events:7 slow 0").await;
     redis.ask::<redis::Value>("XREADGROUP GROUP slow c COUNT 8000 STREAMS events:7 >").await;
     redis.ask::<i64>(&format!("XACK events:7 slow {} {}", ids[10], ids[7_000])).await;
-    let cap = Retention { max_bytes: 1, ..keep_all() };
+    let cap = RetentionPolicy { max_bytes: 1, ..keep_all() };
 
     redis.ask::<String>("ACL SETUSER default -xtrim").await;
-    redis.streams.retain(CHAIN, &cap).await.unwrap_err();
+    redis.streams.sweep(CHAIN, &cap).await.unwrap_err();
     redis.ask::<String>("ACL SETUSER default (+xtrim ~events:7)").await;
-    let retained = retain(&redis, &cap).await;
-    assert_eq!((retained.trimmed_entries, retained.trimmed_markers), (295 * 40, 0));
+    let swept = sweep(&redis, &cap).await;
+    assert_eq!((swept.trimmed_entries, swept.trimmed_markers), (295 * 40, 0));
     let lost = 295 * 40 - 2;
-    assert_eq!(retained.lost_unread_by_group, [("slow".to_owned(), lost)]);
+    assert_eq!(swept.lost_unread_by_group, [("slow".to_owned(), lost)]);
     // The markers are still there, and say what has gone and was told of.
-    redis.streams.retain(CHAIN, &cap).await.unwrap_err();
+    redis.streams.sweep(CHAIN, &cap).await.unwrap_err();
     redis.ask::<String>("ACL SETUSER default +xtrim").await;
-    let retained = retain(&redis, &cap).await;
-    assert_eq!((retained.trimmed_entries, retained.lost_unread_by_group.len()), (0, 0));
-    assert!(retained.trimmed_markers >= 294, "{retained:?}");
+    let swept = sweep(&redis, &cap).await;
+    assert_eq!((swept.trimmed_entries, swept.lost_unread_by_group.len()), (0, 0));
+    assert!(swept.trimmed_markers >= 294, "{swept:?}");
     check_whole(&redis).await;
 }
 
@@ -287,24 +287,24 @@ async fn a_sweep_with_nothing_to_trim_is_a_handful_of_small_questions() {
         line.trim().parse().unwrap()
     };
     // The first one also opens a connection.
-    retain(&redis, &keep_all()).await;
+    sweep(&redis, &keep_all()).await;
     let before = commands(&mut redis).await;
-    retain(&redis, &keep_all()).await;
+    sweep(&redis, &keep_all()).await;
     let asked = commands(&mut redis).await - before - 1;
     // Two of them are about the group: that it is there, and since when an entry waits for it.
     assert!(asked <= 9, "{asked} commands");
 }
 
 /// Name, entries, whether anything waits.
-fn lags(retained: &Retained) -> Vec<(&str, Option<u64>, bool)> {
-    let groups = retained.groups.iter();
+fn lags(swept: &Swept) -> Vec<(&str, Option<u64>, bool)> {
+    let groups = swept.groups.iter();
     groups.map(|g| (g.group.as_str(), g.entries, !g.waiting.is_zero())).collect()
 }
 
 #[tokio::test]
 async fn lag_is_told_for_each_group_in_entries_and_time() {
     let mut redis = Fixture::new().await;
-    assert_eq!(retain(&redis, &keep_all()).await.groups, []);
+    assert_eq!(sweep(&redis, &keep_all()).await.groups, []);
     chain(&mut redis, 10, 10, 0).await;
     for (group, from) in [("a", "0"), ("b", "$"), ("c", "0"), ("d", "0")] {
         redis.ask::<String>(&format!("XGROUP CREATE events:7 {group} {from}")).await;
@@ -315,22 +315,22 @@ async fn lag_is_told_for_each_group_in_entries_and_time() {
     redis.ask::<i64>(&format!("XACK events:7 a {}", ids[..30].join(" "))).await;
     redis.ask::<i64>(&format!("XACK events:7 c {}", ids.join(" "))).await;
     pass(&mut redis, 1_000).await;
-    let retained = retain(&redis, &keep_all()).await;
+    let swept = sweep(&redis, &keep_all()).await;
     let wanted = [("a", Some(70), true), ("b", Some(0), false), ("c", Some(0), false)];
-    assert_eq!(lags(&retained), [&wanted[..], &[("d", Some(100), true)]].concat());
-    let waiting = retained.groups[0].waiting;
+    assert_eq!(lags(&swept), [&wanted[..], &[("d", Some(100), true)]].concat());
+    let waiting = swept.groups[0].waiting;
     assert!(Duration::from_secs(1) <= waiting && waiting < HOUR, "{waiting:?}");
-    assert_eq!(retained.groups[3].idle, Duration::ZERO, "not asked so soon");
+    assert_eq!(swept.groups[3].idle, Duration::ZERO, "not asked so soon");
 
     // A hole in the stream: Redis no longer knows how many entries a group was not given.
     redis.ask::<i64>(&format!("XDEL events:7 {}", ids[50])).await;
-    let retained = retain(&redis, &keep_all()).await;
-    assert_eq!(lags(&retained)[0], ("a", None, true), "unknown, not zero");
-    assert_eq!(lags(&retained)[1], ("b", Some(0), false));
+    let swept = sweep(&redis, &keep_all()).await;
+    assert_eq!(lags(&swept)[0], ("a", None, true), "unknown, not zero");
+    assert_eq!(lags(&swept)[1], ("b", Some(0), false));
     // All is given and acknowledged.
     redis.ask::<redis::Value>("XREADGROUP GROUP a one STREAMS events:7 >").await;
     redis.ask::<i64>(&format!("XACK events:7 a {}", ids.join(" "))).await;
-    assert_eq!(lags(&retain(&redis, &keep_all()).await)[0], ("a", Some(0), false));
+    assert_eq!(lags(&sweep(&redis, &keep_all()).await)[0], ("a", Some(0), false));
 }
 
 #[tokio::test]
@@ -374,9 +374,9 @@ async fn a_group_that_does_not_read_is_told_from_one_that_is_slow() {
         redis.ask::<String>(&format!("XGROUP CREATE events:7 {group} 0")).await;
     }
     redis.ask::<redis::Value>("XREADGROUP GROUP slow one COUNT 1 STREAMS events:7 >").await;
-    let retained = retain(&redis, &keep_all()).await;
-    assert_eq!(lags(&retained), [("gone", Some(2), true), ("slow", Some(2), true)]);
-    let (gone, slow) = (&retained.groups[0], &retained.groups[1]);
+    let swept = sweep(&redis, &keep_all()).await;
+    assert_eq!(lags(&swept), [("gone", Some(2), true), ("slow", Some(2), true)]);
+    let (gone, slow) = (&swept.groups[0], &swept.groups[1]);
     assert!(gone.waiting > 24 * HOUR && gone.idle == gone.waiting, "{gone:?}");
     assert!(slow.waiting > 24 * HOUR && slow.idle < HOUR, "{slow:?}");
 }
@@ -391,9 +391,9 @@ async fn g8_the_last_entry_of_a_block_holds_it() {
     redis.ask::<redis::Value>("XREADGROUP GROUP slow c COUNT 200 STREAMS events:7 >").await;
     let ids = entry_ids(&redis).await;
     redis.ask::<i64>(&format!("XACK events:7 slow {}", ids[..199].join(" "))).await;
-    let retained = retain(&redis, &keep_none()).await;
-    assert_eq!(retained.held_by_group.as_deref(), Some("slow"));
-    assert!(entry_ids(&redis).await.contains(&ids[199]), "{retained:?}");
+    let swept = sweep(&redis, &keep_none()).await;
+    assert_eq!(swept.held_by_group.as_deref(), Some("slow"));
+    assert!(entry_ids(&redis).await.contains(&ids[199]), "{swept:?}");
     check_whole(&redis).await;
 }
 
@@ -405,6 +405,6 @@ async fn one_consumer_that_reads_is_enough() {
     redis.ask::<i64>("XGROUP CREATECONSUMER events:7 g dead").await;
     pass(&mut redis, 3_000).await;
     redis.ask::<redis::Value>("XREADGROUP GROUP g alive COUNT 1 STREAMS events:7 >").await;
-    let retained = retain(&redis, &keep_all()).await;
-    assert!(retained.groups[0].idle < Duration::from_secs(2), "{:?}", retained.groups);
+    let swept = sweep(&redis, &keep_all()).await;
+    assert!(swept.groups[0].idle < Duration::from_secs(2), "{:?}", swept.groups);
 }

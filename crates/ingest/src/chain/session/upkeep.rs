@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use ethhook_domain::{BlockRef, Header};
-use ethhook_streams::{GroupLag, ReadError, Retained, Retention};
+use ethhook_streams::{GroupLag, ReadError, RetentionPolicy, Swept};
 use futures_util::FutureExt;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
@@ -31,15 +31,15 @@ impl Session<'_> {
             let tip = self.canonical.tip().map(|tip| tip.number);
             self.finality = Some(async move { finalized(&chain.node, tip).await }.boxed());
         }
-        if self.retention.is_none() && now >= self.due.retention {
+        if self.sweep.is_none() && now >= self.due.retention {
             self.due.retention = now + RETENTION_EVERY;
-            let policy = Retention {
+            let policy = RetentionPolicy {
                 keep: chain.options.retention,
                 max_bytes: chain.options.stream_max_bytes,
                 following_head: !self.is_backfilling(),
             };
             let (id, streams) = (chain.id(), &chain.streams);
-            self.retention = Some(async move { streams.retain(id, &policy).await }.boxed());
+            self.sweep = Some(async move { streams.sweep(id, &policy).await }.boxed());
         }
     }
 
@@ -66,24 +66,24 @@ impl Session<'_> {
         self.finalize = self.canonical.at(number).copied().filter(|_| newer);
     }
 
-    pub(super) fn retained(&mut self, retained: Result<Retained, ReadError>) {
-        self.retention = None;
+    pub(super) fn swept(&mut self, swept: Result<Swept, ReadError>) {
+        self.sweep = None;
         let metrics = &self.chain.metrics;
-        match retained {
-            Ok(retained) => {
-                metrics.trimmed.inc_by(retained.trimmed_entries);
-                metrics.stream_entries.set(gauge(retained.len));
-                metrics.stream_bytes.set(gauge(retained.bytes));
-                let full = retained.bytes > self.chain.options.stream_max_bytes;
-                self.waits_for_room = full && retained.held_by_group.is_some();
+        match swept {
+            Ok(swept) => {
+                metrics.trimmed.inc_by(swept.trimmed_entries);
+                metrics.stream_entries.set(gauge(swept.len));
+                metrics.stream_bytes.set(gauge(swept.bytes));
+                let full = swept.bytes > self.chain.options.stream_max_bytes;
+                self.waits_for_room = full && swept.held_by_group.is_some();
                 if self.waits_for_room && self.is_backfilling() {
-                    let group = retained.held_by_group.as_deref().unwrap_or_default();
+                    let group = swept.held_by_group.as_deref().unwrap_or_default();
                     warn!(
                         group,
                         "the byte cap is reached and the group has not read: the backfill waits"
                     );
                 }
-                for (group, entries) in &retained.lost_unread_by_group {
+                for (group, entries) in &swept.lost_unread_by_group {
                     error!(
                         group,
                         entries, "the byte cap removed entries that the group had not acknowledged"
@@ -91,7 +91,7 @@ impl Session<'_> {
                     metrics.lost_unread(group, *entries);
                     self.chain.status.update(self.chain.name(), |s| s.lost_unread += entries);
                 }
-                self.look_at_groups(&retained.groups);
+                self.look_at_groups(&swept.groups);
             }
             Err(error) => {
                 metrics.redis_error(error.kind());
@@ -103,10 +103,10 @@ impl Session<'_> {
     /// Waits a moment for the sweep that is under way, for it alone can tell what a group has lost. The groups
     /// are then shown by whoever writes the chain next.
     pub(super) async fn end_upkeep(&mut self) {
-        if let Some(retention) = self.retention.take()
-            && let Ok(retained) = timeout(SWEEP, retention).await
+        if let Some(retention) = self.sweep.take()
+            && let Ok(swept) = timeout(SWEEP, retention).await
         {
-            self.retained(retained);
+            self.swept(swept);
         }
         self.groups.drain().for_each(|(group, _)| self.chain.metrics.group_gone(&group));
     }
@@ -260,16 +260,16 @@ mod tests {
         let mut session = scene.session().await;
         let swept = |groups: &[&str]| {
             let lag = |group: &&str| GroupLag { group: (*group).to_owned(), ..GroupLag::default() };
-            Ok(Retained { groups: groups.iter().map(lag).collect(), ..Retained::default() })
+            Ok(Swept { groups: groups.iter().map(lag).collect(), ..Swept::default() })
         };
         let shown = |group| {
             let label = format!("group=\"{group}\"");
             let scrape = scene.scrape();
             scrape.lines().filter(|l| l.contains("_group_") && l.contains(&label)).count()
         };
-        session.retained(swept(&["one", "two"]));
+        session.swept(swept(&["one", "two"]));
         assert_eq!((shown("one"), shown("two")), (3, 3));
-        session.retained(swept(&["two"]));
+        session.swept(swept(&["two"]));
         assert_eq!((shown("one"), shown("two")), (0, 3));
         session.end_upkeep().await;
         assert_eq!(shown("two"), 0);

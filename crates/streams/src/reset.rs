@@ -1,18 +1,17 @@
 //! What a chain's keys hold, and their deletion.
 
-use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use ethhook_domain::{ChainId, Cursor, EntryId};
+use ethhook_domain::{ChainId, Cursor};
 use redis::aio::ConnectionLike;
-use redis::{FromRedisValue, Value};
 
 use crate::connection::Streams;
 use crate::errors::RedisFailure;
+use crate::group::{Group, groups};
 use crate::keys::Keys;
 use crate::lease::{expires, remaining};
-use crate::reader::{self, ReadError, query, unexpected};
+use crate::reader::{self, ReadError, query};
 use crate::script::{Call, Script};
 use crate::size::length;
 
@@ -36,33 +35,6 @@ pub struct Inventory {
     pub dedup_records: u64,
     /// The consumer groups of the event stream.
     pub groups: Vec<Group>,
-}
-
-/// A consumer group of an event stream, as `XINFO GROUPS` tells it
-/// (<https://redis.io/docs/latest/commands/xinfo-groups/>).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group {
-    /// Its name.
-    pub name: String,
-    /// How many consumers it knows.
-    pub consumers: u64,
-    /// Entries given and not acknowledged.
-    pub pending: u64,
-    /// The last entry given.
-    pub last_delivered_id: EntryId,
-    /// Entries not yet given; none if Redis cannot tell, which is not zero.
-    pub lag: Option<u64>,
-}
-
-/// One consumer of a group, as `XINFO CONSUMERS` tells it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Consumer {
-    /// Its name.
-    pub name: String,
-    /// Entries it was given and has not acknowledged.
-    pub pending: u64,
-    /// How long it has not tried to read.
-    pub idle: Duration,
 }
 
 /// Why a chain's keys were not deleted.
@@ -140,53 +112,6 @@ impl Streams {
         }
         Ok(())
     }
-}
-
-/// The groups of the stream `key`; none if it does not exist.
-pub(crate) async fn groups(
-    connection: &mut impl ConnectionLike,
-    key: &str,
-) -> Result<Vec<Group>, ReadError> {
-    let answer = query(redis::cmd("XINFO").arg("GROUPS").arg(key), connection, key).await;
-    let groups: Vec<HashMap<String, Value>> = match answer {
-        Err(ReadError::Redis(failure)) if failure.detail.contains("no such key") => Vec::new(),
-        other => other?,
-    };
-    groups.iter().map(|g| group(g).ok_or_else(|| unexpected("XINFO GROUPS"))).collect()
-}
-
-/// The consumers of a group of the stream `key`.
-pub(crate) async fn consumers(
-    connection: &mut impl ConnectionLike,
-    key: &str,
-    group: &str,
-) -> Result<Vec<Consumer>, ReadError> {
-    let mut command = redis::cmd("XINFO");
-    command.arg("CONSUMERS").arg(key).arg(group);
-    let consumers: Vec<HashMap<String, Value>> = query(&command, connection, key).await?;
-    consumers.iter().map(|c| consumer(c).ok_or_else(|| unexpected("XINFO CONSUMERS"))).collect()
-}
-
-fn read<T: FromRedisValue>(fields: &HashMap<String, Value>, name: &str) -> Option<T> {
-    T::from_redis_value_ref(fields.get(name)?).ok()
-}
-
-fn consumer(fields: &HashMap<String, Value>) -> Option<Consumer> {
-    Some(Consumer {
-        name: read(fields, "name")?,
-        pending: read(fields, "pending")?,
-        idle: Duration::from_millis(read(fields, "idle")?),
-    })
-}
-
-fn group(fields: &HashMap<String, Value>) -> Option<Group> {
-    Some(Group {
-        name: read(fields, "name")?,
-        consumers: read(fields, "consumers")?,
-        pending: read(fields, "pending")?,
-        last_delivered_id: reader::id(fields.get("last-delivered-id")?)?,
-        lag: read::<Option<u64>>(fields, "lag").flatten(),
-    })
 }
 
 /// A walk over the dedup records of one chain.

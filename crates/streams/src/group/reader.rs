@@ -1,0 +1,159 @@
+//! A consumer of a group, and how it loses nothing that it was given.
+
+use std::fmt;
+use std::time::Duration;
+
+use ethhook_domain::{ChainId, EntryId, ProcessedEvent};
+use redis::aio::MultiplexedConnection;
+use redis::{FromRedisValue, Value};
+
+use super::GroupError;
+use crate::connection::Streams;
+use crate::keys::Keys;
+use crate::reader::{self, ReadError, query, unexpected};
+
+impl Streams {
+    /// A reader of `chain`'s events as `consumer` of `group`: first what it was given before and has
+    /// not acknowledged, then what is new. Each wait lasts at most `block`.
+    #[must_use]
+    pub fn group_reader(
+        &self,
+        chain: ChainId,
+        (group, consumer): (&str, &str),
+        block: Duration,
+    ) -> GroupReader {
+        GroupReader {
+            streams: self.clone(),
+            key: Keys::of(chain).events,
+            group: group.to_owned(),
+            consumer: consumer.to_owned(),
+            own_after: Some(EntryId::MIN),
+            block,
+            connection: None,
+        }
+    }
+}
+
+/// Reads one chain's events as a consumer of a group, on a connection of its own.
+pub struct GroupReader {
+    streams: Streams,
+    key: String,
+    group: String,
+    consumer: String,
+    /// While it reads what it was given before: behind this ID.
+    own_after: Option<EntryId>,
+    block: Duration,
+    connection: Option<MultiplexedConnection>,
+}
+
+impl fmt::Debug for GroupReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GroupReader").field("group", &self.group).finish_non_exhaustive()
+    }
+}
+
+impl GroupReader {
+    /// The next events, at most `count`, with their IDs; none if nothing came in time. Once they are
+    /// dealt with, [`GroupReader::acknowledge`] them. What retention removed before it was read is
+    /// acknowledged here.
+    ///
+    /// # Errors
+    /// See [`GroupError`]. What was given meanwhile is read again after it.
+    pub async fn next(
+        &mut self,
+        count: usize,
+    ) -> Result<Vec<(EntryId, ProcessedEvent)>, GroupError> {
+        let next = self.try_next(count).await;
+        self.begin_anew_after(next)
+    }
+
+    async fn try_next(
+        &mut self,
+        count: usize,
+    ) -> Result<Vec<(EntryId, ProcessedEvent)>, GroupError> {
+        loop {
+            let mut connection = self.connected().await?;
+            let mut command = redis::cmd("XREADGROUP");
+            command.arg("GROUP").arg(&self.group).arg(&self.consumer).arg("COUNT").arg(count);
+            command.arg("BLOCK").arg(self.block.as_millis().max(1).to_string());
+            command.arg("STREAMS").arg(&self.key);
+            command.arg(self.own_after.map_or(">".to_owned(), |id| id.to_string()));
+            let answer = query(&command, &mut connection, &self.key).await;
+            let answer: Value = answer.map_err(|e| GroupError::of(e, &self.key, &self.group))?;
+            self.connection = Some(connection);
+            let (entries, gone) = split(answer)?;
+            let last = entries.last().map(|entry| entry.id).max(gone.last().copied());
+            if !gone.is_empty() {
+                self.try_acknowledge(&gone).await?;
+            }
+            match (&mut self.own_after, last) {
+                // All that it was given before is dealt with.
+                (own_after @ Some(_), None) => *own_after = None,
+                (Some(own_after), Some(last)) => *own_after = last,
+                (None, _) => {}
+            }
+            if entries.is_empty() && (self.own_after.is_some() || !gone.is_empty()) {
+                continue;
+            }
+            return entries.into_iter().map(|e| Ok((e.id, e.event(&self.key)?))).collect();
+        }
+    }
+
+    /// Acknowledges entries.
+    ///
+    /// # Errors
+    /// See [`GroupError`]; then they are given again.
+    pub async fn acknowledge(&mut self, ids: &[EntryId]) -> Result<(), GroupError> {
+        let acknowledged = self.try_acknowledge(ids).await;
+        self.begin_anew_after(acknowledged)
+    }
+
+    /// After a failure nobody knows what the group has given and taken: it is asked from the start.
+    fn begin_anew_after<T>(&mut self, result: Result<T, GroupError>) -> Result<T, GroupError> {
+        if result.is_err() {
+            self.own_after = Some(EntryId::MIN);
+        }
+        result
+    }
+
+    async fn try_acknowledge(&mut self, ids: &[EntryId]) -> Result<(), GroupError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut connection = self.connected().await?;
+        let mut command = redis::cmd("XACK");
+        command.arg(&self.key).arg(&self.group);
+        ids.iter().for_each(|id| {
+            command.arg(id.to_string());
+        });
+        let _: u64 = query(&command, &mut connection, &self.key).await?;
+        self.connection = Some(connection);
+        Ok(())
+    }
+
+    async fn connected(&mut self) -> Result<MultiplexedConnection, GroupError> {
+        match self.connection.take() {
+            Some(connection) => Ok(connection),
+            None => Ok(self.streams.connect(&self.key, self.block).await?),
+        }
+    }
+}
+
+/// The entries of an answer for one stream, and the IDs of those that are gone: their fields are
+/// null (<https://redis.io/docs/latest/commands/xreadgroup/>).
+fn split(answer: Value) -> Result<(Vec<reader::Entry>, Vec<EntryId>), ReadError> {
+    let unexpected = || unexpected("XREADGROUP");
+    let streams: Option<Vec<(String, Vec<Value>)>> =
+        FromRedisValue::from_redis_value(answer).map_err(|_| unexpected())?;
+    let listed = streams.and_then(|streams| streams.into_iter().next()).map(|(_, values)| values);
+    let (mut kept, mut gone) = (Vec::new(), Vec::new());
+    for value in listed.unwrap_or_default() {
+        match &value {
+            Value::Array(parts) if matches!(parts.get(1), Some(Value::Nil)) => {
+                gone.push(reader::id(&parts[0]).ok_or_else(unexpected)?);
+            }
+            _ => kept.push(value),
+        }
+    }
+    Ok((reader::entries(Value::Array(kept))?, gone))
+}
