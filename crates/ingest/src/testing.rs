@@ -1,6 +1,8 @@
 //! What tests of this crate share: the chain `local`, and simulated nodes of it.
 
-use ethhook_domain::{Filter, Profile, Secret};
+use alloy_primitives::{Address, B256, Bytes};
+use ethhook_domain::block::Seal;
+use ethhook_domain::{BlockRef, Filter, Header, Log, Profile, Secret};
 use ethhook_simulator::{self as simulator, ManualChain, ManualSpec, RunningNode};
 use prometheus::Registry;
 use tokio::sync::mpsc;
@@ -41,6 +43,33 @@ impl EndpointConfig {
     /// One that is asked over HTTP.
     pub(crate) fn of(node: &RunningNode) -> Self {
         Self::http(node.http_url(LOCAL))
+    }
+}
+
+/// The header of a block, of which no check is made.
+pub(crate) fn header(number: u64, hash: B256, parent_hash: B256) -> Header {
+    Header {
+        block: BlockRef { number, hash, parent_hash, timestamp: number },
+        transactions_root: B256::ZERO,
+        receipts_root: B256::ZERO,
+        logs_bloom: Box::default(),
+        gas_used: 0,
+        seal: Seal::Matches,
+    }
+}
+
+/// A log, of which no check is made.
+pub(crate) fn log() -> Log {
+    Log {
+        address: Address::ZERO,
+        topics: Vec::new(),
+        data: Bytes::new(),
+        block_hash: B256::ZERO,
+        block_number: 1,
+        tx_hash: B256::ZERO,
+        tx_index: 0,
+        log_index: 0,
+        removed: false,
     }
 }
 

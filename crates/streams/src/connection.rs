@@ -217,17 +217,17 @@ impl Streams {
     /// `seq` of the cursor as this process last knew it for certain: a cursor that is below has lost
     /// steps that were acknowledged. None if it never held the chain's lease, or has forgotten.
     #[must_use]
-    pub fn acknowledged(&self, chain: ChainId) -> Option<u64> {
+    pub fn last_seq(&self, chain: ChainId) -> Option<u64> {
         self.locked_known().get(&chain)?.seq
     }
 
     /// Lets the next cursor of `chain`, or that there is none, be no surprise.
-    pub fn forget_acknowledged(&self, chain: ChainId) {
+    pub fn forget_seq(&self, chain: ChainId) {
         self.locked_known().entry(chain).or_default().seq = None;
     }
 
     /// Remembers that `chain`'s cursor holds `seq`.
-    pub(crate) fn acknowledge(&self, chain: ChainId, seq: u64) {
+    pub(crate) fn remember_seq(&self, chain: ChainId, seq: u64) {
         self.locked_known().entry(chain).or_default().seq = Some(seq);
     }
 

@@ -48,6 +48,6 @@ pub use reset::{Inventory, ResetError};
 pub use retention::{RetentionPolicy, Swept};
 pub use search::Place;
 pub use standing::Standing;
-pub use step::{Answer, Events, MarkedBlock, Outcome, Step, StepError};
+pub use step::{Events, MarkedBlock, Outcome, Step, StepError};
 pub use tail::Tail;
 pub use window::PublishedBlock;

@@ -1,9 +1,13 @@
 //! One chain's writer.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
 use ethhook_domain::{ChainId, Cursor, Encoding, EntryId};
+use futures_util::future::ready;
+use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::oneshot;
 
 use crate::append_only;
@@ -15,13 +19,14 @@ use crate::lease::{Lease, LeaseError, OpenError};
 use crate::reader::ReadError;
 use crate::request::{Line, Turn};
 use crate::reset;
-use crate::step::{self, Answer, Envelope, Outcome, Step, StepError};
+use crate::step::{self, Envelope, Outcome, PendingOutcome, Step, StepError};
 use crate::window::PublishedBlock;
 
 /// The writer of one chain: a connection of its own, the cursor as it believes it to be, and the
-/// lease. It takes one step at a time, or several that build on each other: each is sent while those
-/// before it are not acknowledged, and believes that they will be. Should one of them not be in, the
-/// tip check of the script refuses all behind it.
+/// lease. It applies one step at a time ([`Publisher::apply`]), or pipelines several that build on each
+/// other ([`Publisher::send`], [`Publisher::next_outcome`]): each is sent while those before it are not
+/// acknowledged, and believes that they will be. Should one of them not be in, the tip check of the
+/// script refuses all behind it.
 ///
 /// Every call may be dropped half-way or fail without an answer: the step that was on the wire is
 /// then in or not, and calling [`Publisher::apply`] with it again finds out.
@@ -34,14 +39,29 @@ pub struct Publisher {
     line: Option<Line>,
     /// As of the last step that was acknowledged.
     cursor: Cursor,
-    /// As it is once all that was sent is in.
-    sent: Cursor,
+    /// Steps that were sent and are not acknowledged, oldest first.
+    sent: VecDeque<Sent>,
+    /// One each of `sent`.
+    outcomes: FuturesOrdered<PendingOutcome>,
     /// Looked at with the first step only: later ones build on IDs that this stream gave.
     floor: Option<EntryId>,
     /// Told when all of the last step that was sent is on its way.
     last_sent: Option<oneshot::Receiver<()>>,
     /// The last step was taken: the connection stands, and the server knows the script.
     is_open: bool,
+}
+
+/// What is remembered of a step until its outcome is known.
+struct Sent {
+    op: &'static str,
+    /// The cursor once it is in.
+    after: Cursor,
+}
+
+impl Sent {
+    fn of(step: &Step<'_>, before: &Cursor) -> Self {
+        Self { op: step.op(), after: step.after(before) }
+    }
 }
 
 impl fmt::Debug for Publisher {
@@ -96,19 +116,17 @@ impl Publisher {
         };
         fail_point("lease", "taken");
         let floor = streams.floor(chain);
-        streams.acknowledge(chain, cursor.seq);
-        let streams = streams.clone();
-        let line = Some(line);
-        let sent = cursor.clone();
+        streams.remember_seq(chain, cursor.seq);
         Ok(Self {
-            streams,
+            streams: streams.clone(),
             chain,
             keys,
             lease,
             dedup_ttl,
-            line,
+            line: Some(line),
             cursor,
-            sent,
+            sent: VecDeque::new(),
+            outcomes: FuturesOrdered::new(),
             floor,
             last_sent: None,
             is_open: false,
@@ -121,7 +139,7 @@ impl Publisher {
         &self.cursor
     }
 
-    /// Prolongs the lease by its TTL.
+    /// Prolongs the lease by its TTL. Nothing may be on the wire.
     ///
     /// # Errors
     /// See [`LeaseError`].
@@ -151,11 +169,13 @@ impl Publisher {
     }
 
     /// Takes `step`, whole or not at all. After a retryable error call again with the same step.
-    /// Nothing may be on the wire.
     ///
     /// # Errors
-    /// See [`StepError`].
+    /// See [`StepError`]; `Refused` while other steps are on the wire.
     pub async fn apply(&mut self, step: &Step<'_>) -> Result<Outcome, StepError> {
+        if !self.sent.is_empty() {
+            return Err(StepError::Refused("other steps are on the wire".into()));
+        }
         let line = self.take_line().await?;
         let envelope = Envelope {
             chain: self.chain,
@@ -167,63 +187,74 @@ impl Publisher {
         fail_point("before", step.op());
         let result = step::take(&line.connection, &envelope, step).await;
         self.line = Some(line);
-        self.acknowledge(step, &result);
+        self.acknowledge(Sent::of(step, &self.cursor), &result);
         result
     }
 
-    /// Sends `step` behind those that are on the wire, as its answer is polled; tell
-    /// [`Publisher::acknowledge`] of the answers in the order of sending. None if the step must be applied by
-    /// itself: the first one, which looks at more, and any that needs a new connection.
-    ///
-    /// # Errors
-    /// `Refused` if the entries are not those of the block.
-    pub fn send(&mut self, step: &Step<'_>) -> Result<Option<Answer>, StepError> {
-        let Some(line) = self.line.as_ref().filter(|_| self.is_open) else {
-            return Ok(None);
-        };
+    /// Sends `step` behind those that are on the wire; [`Publisher::next_outcome`] tells what becomes of it.
+    /// False, and nothing is sent, if the step must be applied alone: the first one, which looks at more,
+    /// and any that needs a new connection.
+    pub fn send(&mut self, step: &Step<'_>) -> bool {
+        let Some(line) = self.line.as_ref().filter(|_| self.is_open) else { return false };
+        let believed = self.sent.back().map_or(&self.cursor, |last| &last.after);
         let envelope = Envelope {
             chain: self.chain,
             keys: &self.keys,
-            believed: &self.sent,
+            believed,
             dedup_ttl: self.dedup_ttl,
             floor: None,
         };
         fail_point("before", step.op());
-        let request = step::request(&envelope, step)?;
-        let (sent, is_sent) = oneshot::channel();
-        let turn = Turn { after: self.last_sent.replace(is_sent), sent };
-        let answer = step::send(line.clone(), request, turn);
-        self.sent = step.after(&self.sent);
-        Ok(Some(answer))
+        let outcome = match step::request(&envelope, step) {
+            Ok(request) => {
+                let (sent, is_sent) = oneshot::channel();
+                let turn = Turn { after: self.last_sent.replace(is_sent), sent };
+                step::send(line.clone(), request, turn)
+            }
+            // What is refused before it leaves is told of in its turn.
+            Err(error) => ready(Err(error)).boxed(),
+        };
+        let sent = Sent::of(step, believed);
+        self.sent.push_back(sent);
+        self.outcomes.push_back(outcome);
+        true
     }
 
-    /// Takes note of what became of the oldest step on the wire. If it is not in, forget the answers
-    /// of those behind it: they are refused, or lost with the connection, and may be applied again
-    /// one after the other.
-    pub fn acknowledge(&mut self, step: &Step<'_>, result: &Result<Outcome, StepError>) {
-        fail_point("after", step.op());
-        if let Ok(Outcome::Published { last_id, .. }) = result {
-            self.cursor = step.after(&self.cursor);
-            self.streams.acknowledge(self.chain, self.cursor.seq);
-            if !matches!(step, Step::Alarm { .. }) {
-                self.floor = None;
-                self.is_open = true;
-                self.streams.raise_floor(self.chain, *last_id);
-            }
-            if self.sent.seq <= self.cursor.seq {
-                self.sent = self.cursor.clone(); // nothing is on the wire
-            }
-            return;
+    /// What became of the oldest step on the wire; none if there is none. Steps go out while this is polled;
+    /// it may be dropped and called again. A step that is not in takes those behind it with it, for they
+    /// are refused, or lost with the connection: they may be applied again one after the other.
+    pub async fn next_outcome(&mut self) -> Option<Result<Outcome, StepError>> {
+        let result = self.outcomes.next().await?;
+        let sent = self.sent.pop_front()?;
+        self.acknowledge(sent, &result);
+        if !matches!(result, Ok(Outcome::Published { .. })) {
+            self.sent.clear();
+            self.outcomes = FuturesOrdered::new();
         }
+        Some(result)
+    }
+
+    /// Takes note of what became of a step.
+    fn acknowledge(&mut self, sent: Sent, result: &Result<Outcome, StepError>) {
+        fail_point("after", sent.op);
         match result {
+            Ok(Outcome::Published { last_id, .. }) => {
+                // An alarm alone leaves `seq`, and looks at nothing that the first step must look at.
+                if sent.after.seq > self.cursor.seq {
+                    self.floor = None;
+                    self.is_open = true;
+                    self.streams.raise_floor(self.chain, *last_id);
+                }
+                self.cursor = sent.after;
+                self.streams.remember_seq(self.chain, self.cursor.seq);
+            }
             Err(StepError::Redis(failure)) => {
                 self.is_open = false;
                 self.drop_line_after(failure);
             }
             Err(StepError::NotIn) => self.is_open = false,
-            _ => {}
+            Ok(Outcome::Duplicate { .. }) | Err(_) => {}
         }
-        self.sent = self.cursor.clone();
     }
 
     /// Takes the tip back: its entries are read from the stream, for no node need still have the

@@ -308,12 +308,12 @@ pub(crate) async fn take(
 }
 
 /// The outcome of a step that was sent.
-pub type Answer = BoxFuture<'static, Result<Outcome, StepError>>;
+pub(crate) type PendingOutcome = BoxFuture<'static, Result<Outcome, StepError>>;
 
 /// Sends a step when its `turn` has come, as the answer is polled: one that is dropped half-way leaves
 /// the connection in the middle of a transaction. The server must know the script; one that has
 /// forgotten it fails retryably.
-pub(crate) fn send(line: Line, request: Request, turn: Turn) -> Answer {
+pub(crate) fn send(line: Line, request: Request, turn: Turn) -> PendingOutcome {
     let answer = async move {
         if request.may_be_quiet(&line) {
             let value = request.ask_quietly(&line.connection, turn).await;

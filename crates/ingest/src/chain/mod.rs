@@ -7,7 +7,6 @@
 mod open;
 mod queue;
 mod session;
-mod write;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

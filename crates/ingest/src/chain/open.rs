@@ -20,7 +20,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// All that a session starts from.
 pub(super) struct Opened {
     pub(super) publisher: Publisher,
-    pub(super) chain: CanonicalChain,
+    pub(super) canonical: CanonicalChain,
     pub(super) published: Vec<PublishedBlock>,
     /// Given back when the session ends, so that another chain can be opened in its place.
     pub(super) _place: OwnedSemaphorePermit,
@@ -113,14 +113,14 @@ impl Chain {
         let published =
             self.streams.window(self.id(), cursor).await.map_err(|error| self.not_read(&error))?;
         let base = base(cursor, published.first().map(|first| first.block));
-        let chain = CanonicalChain::new(
+        let canonical = CanonicalChain::new(
             cursor.start_number,
             base.into_iter().chain(published.iter().map(|p| p.block)),
             cursor.finalized().is_some() || base.is_some(),
         );
         let tip = published.last().map(|p| p.block.number);
         self.status.update(self.name(), |status| status.tip = tip);
-        Ok(Opened { publisher, chain, published, _place: place })
+        Ok(Opened { publisher, canonical, published, _place: place })
     }
 
     /// Forgets what was before an operator's reset.
@@ -128,7 +128,7 @@ impl Chain {
         let reset = self.streams.last_reset(self.id()).await;
         let reset = reset.map_err(|error| self.not_read(&error))?;
         if reset.is_some() && reset != self.last_reset {
-            self.streams.forget_acknowledged(self.id());
+            self.streams.forget_seq(self.id());
             self.resolved_start = None;
         }
         self.last_reset = reset;
@@ -137,7 +137,7 @@ impl Chain {
 
     /// Says aloud, and counts, what Redis has lost of what it had acknowledged to this process.
     fn tell_of_loss(&self, held: Option<&Cursor>) {
-        let Some(acknowledged) = self.streams.acknowledged(self.id()) else { return };
+        let Some(acknowledged) = self.streams.last_seq(self.id()) else { return };
         match held {
             Some(cursor) if cursor.seq >= acknowledged => return,
             Some(cursor) => {
@@ -158,7 +158,7 @@ impl Chain {
             }
         }
         // Once is enough, however long it takes until a session is open again.
-        self.streams.forget_acknowledged(self.id());
+        self.streams.forget_seq(self.id());
     }
 
     /// What must hold of a cursor before we go on from it.

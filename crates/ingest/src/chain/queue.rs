@@ -23,12 +23,12 @@ const MAX_WAITING_LOGS: usize = 10_000;
 const MAX_WAITING_BLOCKS: usize = 512;
 
 /// One block on its way into the stream.
-pub(super) struct Pending {
-    pub(super) header: Header,
+struct Pending {
+    header: Header,
     /// When its head came; none while catching up.
-    pub(super) heard: Option<Instant>,
+    heard: Option<Instant>,
     /// Fetches that failed.
-    pub(super) attempts: u32,
+    attempts: u32,
     /// It failed a check, maybe for what stood beside it: it is fetched by its hash.
     alone: bool,
     body: Slot,
@@ -73,7 +73,12 @@ enum Item {
 /// The next step to publish.
 pub(super) enum Next {
     Undo(BlockRef),
-    Add(Box<Pending>, Verified),
+    Add {
+        block: BlockRef,
+        /// When its head came; none while catching up.
+        heard: Option<Instant>,
+        body: Verified,
+    },
 }
 
 #[derive(Default)]
@@ -236,24 +241,20 @@ impl Queue {
 
     /// The step whose turn it is, if it is ready.
     pub(super) fn pop_ready(&mut self, up_to: u64) -> Option<Next> {
-        match self.items.front()? {
-            Item::Undo(_) => {}
-            Item::Add(pending) if pending.header.block.number > up_to => return None,
-            Item::Add(pending) if !pending.is_here() => return None,
-            Item::Add(_) => {}
-        }
         match self.items.pop_front()? {
             Item::Undo(block) => Some(Next::Undo(block)),
-            Item::Add(mut pending) => {
-                let nothing = Slot::Wanted { not_before: None };
-                match std::mem::replace(&mut pending.body, nothing) {
-                    Slot::Here(verified) => {
-                        self.waiting_logs -= verified.logs.len();
-                        Some(Next::Add(pending, verified))
-                    }
-                    Slot::Wanted { .. } | Slot::Fetching { .. } => None,
+            Item::Add(pending) => match *pending {
+                Pending { header: Header { block, .. }, heard, body: Slot::Here(body), .. }
+                    if block.number <= up_to =>
+                {
+                    self.waiting_logs -= body.logs.len();
+                    Some(Next::Add { block, heard, body })
                 }
-            }
+                not_yet => {
+                    self.items.push_front(Item::Add(Box::new(not_yet)));
+                    None
+                }
+            },
         }
     }
 
@@ -300,22 +301,13 @@ impl Queue {
 mod tests {
     use alloy_primitives::keccak256;
     use ethhook_domain::Proof;
-    use ethhook_domain::block::Seal;
 
     use super::*;
+    use crate::testing::{self, log};
 
     fn header(name: &str) -> Header {
         let number = name.trim_end_matches(char::is_alphabetic).parse().unwrap();
-        let block =
-            BlockRef { number, hash: keccak256(name), parent_hash: B256::ZERO, timestamp: 0 };
-        Header {
-            block,
-            transactions_root: B256::ZERO,
-            receipts_root: B256::ZERO,
-            logs_bloom: Box::default(),
-            gas_used: 0,
-            seal: Seal::Matches,
-        }
+        testing::header(number, keccak256(name), B256::ZERO)
     }
 
     /// `-4a +4b`: what is orphaned first, then what is new.
@@ -356,24 +348,10 @@ mod tests {
         queue.fetched(keccak256(name), nothing);
     }
 
-    fn log() -> ethhook_domain::Log {
-        ethhook_domain::Log {
-            address: Default::default(),
-            topics: Vec::new(),
-            data: Default::default(),
-            block_hash: B256::ZERO,
-            block_number: 1,
-            tx_hash: B256::ZERO,
-            tx_index: 0,
-            log_index: 0,
-            removed: false,
-        }
-    }
-
     fn pop(queue: &mut Queue, up_to: u64) -> String {
         match queue.pop_ready(up_to) {
             Some(Next::Undo(block)) => format!("-{}", block.number),
-            Some(Next::Add(pending, _)) => format!("+{}", pending.header.block.number),
+            Some(Next::Add { block, .. }) => format!("+{}", block.number),
             None => "nothing".into(),
         }
     }

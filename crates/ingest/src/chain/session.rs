@@ -7,10 +7,10 @@
 
 mod asking;
 mod fetching;
+mod lane;
 #[cfg(test)]
 mod scene;
 mod upkeep;
-mod wire;
 mod writing;
 
 use std::collections::{HashMap, VecDeque};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use ethhook_domain::canonical::{Ask, Change, Violation};
 use ethhook_domain::{BlockRef, CanonicalChain, Header};
-use ethhook_streams::{PublishedBlock, Publisher, ReadError, StepError, Swept};
+use ethhook_streams::{PublishedBlock, ReadError, Swept};
 use futures_util::future::{Aborted, BoxFuture, pending};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
@@ -28,23 +28,21 @@ use tracing::info;
 
 use super::open::Opened;
 use super::queue::Queue;
-use super::write::{Done, Writer};
 use super::{Chain, End};
 use crate::node::{NodeError, Outcome};
 use crate::rpc::Head;
 use crate::status::Lag;
-use wire::Wire;
+use lane::{Lane, Writer};
 
 /// One thing at a time of its kind; taken out when it is done.
 type Running<'a, T> = Option<BoxFuture<'a, T>>;
 type Asked = (Ask, Result<Vec<Header>, NodeError>);
 type Fetched = (Vec<BlockRef>, Result<Vec<Outcome>, Aborted>);
-type Written = (Publisher, Result<Done, StepError>);
 
 struct Session<'a> {
     chain: &'a Chain,
     _place: OwnedSemaphorePermit,
-    writer: Writer,
+    lane: Lane,
     canonical: CanonicalChain,
     /// From the finalized block, or the first, to the tip of the stream.
     published: VecDeque<PublishedBlock>,
@@ -55,15 +53,8 @@ struct Session<'a> {
     start_block: u64,
     /// Another branch may replace all blocks from the first on: the genesis was just looked at.
     may_be_replaced: bool,
-    /// One does, but the genesis was not looked at.
-    is_replaced: bool,
     /// Height and time of the newest head.
     head: Option<(u64, u64)>,
-    /// Here while no step goes by itself.
-    publisher: Option<Publisher>,
-    writing: Running<'a, Written>,
-    /// Blocks that were sent; nothing is in `writing` meanwhile.
-    wire: Wire,
     fetches: JoinSet<Fetched>,
     asking: Running<'a, Asked>,
     /// Whether a block that the node contradicts is held by any endpoint.
@@ -116,17 +107,16 @@ impl Chain {
                 // longer wanted should not be published.
                 biased;
                 () = cancel.cancelled() => return session.drain().await,
-                written = finished(&mut session.writing) => session.written(written),
-                Some((adding, result)) = session.wire.next() => session.acknowledged(adding, result),
-                Some(head) = heads.recv() => { session.heard(head); None }
-                asked = finished(&mut session.asking) => { session.answered(asked); None }
+                Some(written) = session.lane.next() => session.written(written),
+                Some(head) = heads.recv() => session.heard(head),
+                asked = finished(&mut session.asking) => session.answered(asked),
                 judged = finished(&mut session.judging) => { session.judged(judged); None }
                 Some(fetched) = session.fetches.join_next() => { session.fetched(fetched); None }
                 tag = finished(&mut session.finality) => { session.tagged(tag); None }
                 swept = finished(&mut session.sweep) => { session.swept(swept); None }
                 () = wake => None,
             };
-            if let Some(end) = ended.or(session.is_replaced.then_some(End::Replaced)) {
+            if let Some(end) = ended {
                 session.end_upkeep().await;
                 if matches!(end, End::Alarm) {
                     // Nobody may write before the operator, who must not wait for us.
@@ -151,21 +141,18 @@ impl<'a> Session<'a> {
         let end_block = chain.config.end_block.map(|end| end.max(published));
         let cursor = opened.publisher.cursor();
         chain.metrics.finalized.set(gauge(cursor.finalized_number));
+        let start_block = cursor.start_number;
         Self {
             chain,
             _place: opened._place,
-            writer,
-            canonical: opened.chain,
+            lane: Lane::new(writer, opened.publisher),
+            canonical: opened.canonical,
             published: opened.published.into(),
             queue: Queue::default(),
             end_block,
-            start_block: cursor.start_number,
+            start_block,
             may_be_replaced: chain.may_be_replaced,
-            is_replaced: false,
             head: None,
-            publisher: Some(opened.publisher),
-            writing: None,
-            wire: Wire::default(),
             fetches: JoinSet::new(),
             asking: None,
             judging: None,
@@ -206,7 +193,7 @@ impl<'a> Session<'a> {
                 next = next.min(at);
             }
         };
-        consider(due.renew, self.publisher.is_some() && self.wire.is_idle());
+        consider(due.renew, self.lane.is_idle());
         consider(due.finality, self.finality.is_none());
         consider(due.retention, self.sweep.is_none());
         consider(due.ask, self.asks_something());
@@ -228,7 +215,8 @@ impl<'a> Session<'a> {
         self.start_upkeep(now);
     }
 
-    fn heard(&mut self, head: Head) {
+    fn heard(&mut self, head: Head) -> Option<End> {
+        let mut end = None;
         let next = self.canonical.next_number();
         let is_news = match head {
             Head::Subscribed => {
@@ -245,7 +233,7 @@ impl<'a> Session<'a> {
                 let number = header.block.number;
                 let change = self.canonical.heard(*header);
                 self.heard_otherwise |= self.canonical.ask() == Some(Ask::Latest);
-                self.follow(change, Some(Instant::now()));
+                end = self.follow(change, Some(Instant::now()));
                 number >= next
             }
         };
@@ -255,22 +243,22 @@ impl<'a> Session<'a> {
             self.due.poll = Instant::now() + self.chain.poll_every();
             self.note_answer();
         }
+        end
     }
 
-    fn follow(&mut self, mut change: Change, heard: Option<Instant>) {
+    fn follow(&mut self, mut change: Change, heard: Option<Instant>) -> Option<End> {
         if let Some(end) = self.end_block {
             change.undo.retain(|block| block.number <= end);
             change.new.retain(|header| header.block.number <= end);
         }
         if change.is_empty() {
-            return;
+            return None;
         }
         // A dev node that started anew has another genesis, which opening a session refuses.
         if change.undo.last().is_some_and(|lowest| lowest.number == self.start_block)
             && !std::mem::take(&mut self.may_be_replaced)
         {
-            self.is_replaced = true;
-            return;
+            return Some(End::Replaced);
         }
         if let Some(tip) = self.canonical.tip() {
             // A head counts once it joined the chain, not when somebody claimed it.
@@ -288,6 +276,7 @@ impl<'a> Session<'a> {
         for _ in 0..self.queue.follow(change, heard, |header| node.told_by(header)) {
             self.chain.metrics.block("skipped");
         }
+        None
     }
 
     fn note_answer(&self) {
@@ -297,8 +286,7 @@ impl<'a> Session<'a> {
     /// Whether all that the node has shown and the configuration lets through is published.
     fn is_at_head(&self) -> bool {
         self.head.is_some()
-            && self.writing.is_none()
-            && self.wire.is_empty()
+            && self.lane.is_empty()
             && self.ask().is_none()
             && self.up_to().is_none_or(|up_to| !self.queue.wants_any(up_to))
     }

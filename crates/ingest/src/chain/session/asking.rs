@@ -9,6 +9,7 @@ use futures_util::FutureExt;
 use tracing::{error, warn};
 
 use super::{Asked, Session};
+use crate::chain::End;
 use crate::node::{Node, NodeError};
 use crate::rpc::RpcError;
 use crate::status::Needs;
@@ -101,7 +102,7 @@ impl Session<'_> {
         self.asking = Some(asking);
     }
 
-    pub(super) fn answered(&mut self, (ask, answer): Asked) {
+    pub(super) fn answered(&mut self, (ask, answer): Asked) -> Option<End> {
         self.asking = None;
         let headers = match answer {
             Ok(headers) => headers,
@@ -111,7 +112,7 @@ impl Session<'_> {
                     warn!(%error, "a question to the node has no answer: asking again");
                 }
                 self.due.ask = Instant::now() + ASK_AGAIN;
-                return;
+                return None;
             }
         };
         self.note_answer();
@@ -147,15 +148,22 @@ impl Session<'_> {
                         self.chain.node.resubscribe();
                         self.silent_polls = 0;
                     }
-                    self.follow(change, None);
+                    let end = self.follow(change, None);
+                    if end.is_some() {
+                        return end;
+                    }
                 }
-                Err(violation) => return self.violated(*violation),
+                Err(violation) => {
+                    self.violated(*violation);
+                    return None;
+                }
             }
         }
         if self.canonical.is_uneasy() {
             let soon = self.chain.config.profile.block_time.min(UNEASY_POLL);
             self.due.poll = self.due.poll.min(Instant::now() + soon);
         }
+        None
     }
 
     /// One endpoint contradicts the finalized block; all are asked for theirs.

@@ -5,23 +5,22 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alloy_primitives::{B256, keccak256};
-use ethhook_domain::block::Seal;
-use ethhook_domain::{BlockRef, CanonicalChain, Cursor, Encoding, Header, Secret};
+use alloy_primitives::keccak256;
+use ethhook_domain::{CanonicalChain, Cursor, Encoding, EntryId, Header, Marker, Secret};
 use ethhook_streams::{Publisher, RedisConfig, Streams};
 use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
 use prometheus::{Registry, TextEncoder};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::{Session, finished};
+use super::Session;
 use crate::chain::Chain;
 use crate::chain::open::Opened;
 use crate::config::{ChainConfig, Options};
 use crate::metrics::ChainMetrics;
 use crate::node::Node;
 use crate::rpc::Head;
-use crate::{Metrics, StatusBoard};
+use crate::{Metrics, StatusBoard, testing};
 
 /// A chain and its Redis; its node is whoever the configuration names.
 pub(super) struct Scene {
@@ -29,7 +28,7 @@ pub(super) struct Scene {
     pub(super) metrics: Metrics,
     pub(super) heads: mpsc::Receiver<Head>,
     registry: Registry,
-    _redis: RedisServer,
+    pub(super) redis: RedisServer,
     _sockets: JoinSet<()>,
 }
 
@@ -67,7 +66,7 @@ impl Scene {
             may_be_replaced: false,
             places: Arc::new(Semaphore::new(1)),
         };
-        Self { chain, metrics: all, heads, registry, _redis: redis, _sockets: sockets }
+        Self { chain, metrics: all, heads, registry, redis, _sockets: sockets }
     }
 
     /// A session that begins with block 1.
@@ -87,11 +86,17 @@ impl Scene {
         );
         let opened = Opened {
             publisher: publisher.await.unwrap(),
-            chain: CanonicalChain::new(1, [], false),
+            canonical: CanonicalChain::new(1, [], false),
             published: Vec::new(),
             _place: Arc::clone(&self.chain.places).try_acquire_owned().unwrap(),
         };
         Session::new(&self.chain, opened)
+    }
+
+    /// All markers of the stream.
+    pub(super) async fn markers(&self) -> Vec<Marker> {
+        let markers = self.chain.streams.markers(self.chain.id(), EntryId::MIN, 1_000).await;
+        markers.unwrap().into_iter().map(|(_, marker)| marker).collect()
     }
 
     /// All metrics, as they are scraped.
@@ -103,35 +108,24 @@ impl Scene {
 /// The header of a block of a branch, which tells that it has no logs.
 pub(super) fn header(number: u64, branch: char) -> Header {
     let hash = |number: u64| keccak256(format!("{number}{branch}"));
-    let parent_hash = hash(number.wrapping_sub(1));
-    Header {
-        block: BlockRef { number, hash: hash(number), parent_hash, timestamp: number },
-        transactions_root: B256::ZERO,
-        receipts_root: B256::ZERO,
-        logs_bloom: Box::default(),
-        gas_used: 0,
-        seal: Seal::Matches,
-    }
+    testing::header(number, hash(number), hash(number.wrapping_sub(1)))
 }
 
 impl Session<'_> {
     /// Hears of these blocks of branch `a`, which join at once and need not be fetched.
     pub(super) fn hear(&mut self, numbers: RangeInclusive<u64>) {
-        numbers.for_each(|number| self.heard(Head::Header(Box::new(header(number, 'a')))));
+        for number in numbers {
+            let ended = self.heard(Head::Header(Box::new(header(number, 'a'))));
+            assert!(ended.is_none(), "the session ended");
+        }
     }
 
     /// Does to the end what may go to Redis now.
     pub(super) async fn publish(&mut self) {
         loop {
             self.start_writing(Instant::now());
-            let ended = if self.writing.is_some() {
-                let written = finished(&mut self.writing).await;
-                self.written(written)
-            } else if let Some((adding, result)) = self.wire.next().await {
-                self.acknowledged(adding, result)
-            } else {
-                return;
-            };
+            let Some(written) = self.lane.next().await else { return };
+            let ended = self.written(written);
             assert!(ended.is_none(), "the session ended");
         }
     }

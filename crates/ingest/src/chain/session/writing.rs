@@ -1,49 +1,30 @@
-//! The writing side of a session: what goes to Redis next, and what became of it.
+//! What goes to Redis next, and what became of it.
 
 use std::time::{Duration, Instant};
 
-use ethhook_streams::{Outcome, Publisher, StepError};
-use futures_util::FutureExt;
+use ethhook_streams::StepError;
 use tokio::time::timeout;
-use tracing::{error, warn};
+use tracing::error;
 
-use super::{Session, Written, gauge};
+use super::lane::{Done, Work};
+use super::{Session, gauge};
 use crate::chain::End;
 use crate::chain::queue::Next;
-use crate::chain::write::{Adding, Done, Work, Writer};
 
 /// How long a step on the wire is waited for when the process stops.
 const DRAIN: Duration = Duration::from_secs(5);
 
 impl Session<'_> {
     pub(super) fn start_writing(&mut self, now: Instant) {
-        while let Some(mut publisher) = self.publisher.take() {
-            match self.next_work(now) {
-                None => {
-                    self.publisher = Some(publisher);
-                    return;
-                }
-                Some(Work::Add(adding)) if !self.wire.goes_again() => {
-                    match self.writer.send(&mut publisher, &adding) {
-                        Some(answer) => {
-                            self.wire.push(adding, answer);
-                            self.publisher = Some(publisher);
-                        }
-                        None => self.write(publisher, Work::Add(adding)),
-                    }
-                }
-                Some(work) => self.write(publisher, work),
-            }
+        while self.lane.is_free() {
+            let Some(work) = self.next_work(now) else { return };
+            self.lane.start(work);
         }
-    }
-
-    fn write(&mut self, publisher: Publisher, work: Work) {
-        self.writing = Some(self.writer.clone().write(publisher, work).boxed());
     }
 
     /// What goes to Redis next. Only blocks that join go behind what is on the wire.
     fn next_work(&mut self, now: Instant) -> Option<Work> {
-        let is_idle = self.wire.is_idle();
+        let is_idle = self.lane.is_idle();
         if let Some(text) = self.alarm.clone() {
             return is_idle.then_some(Work::Alarm(text));
         }
@@ -53,10 +34,10 @@ impl Session<'_> {
             }
             return is_idle.then_some(Work::Renew);
         }
-        if is_idle && let Some(adding) = self.wire.pop_again() {
+        if is_idle && let Some(adding) = self.lane.pop_again() {
             return Some(Work::Add(adding));
         }
-        if !is_idle && (!self.wire.has_room() || self.finalize.is_some()) {
+        if !is_idle && (!self.lane.has_room() || self.finalize.is_some()) {
             return None;
         }
         // What was orphaned since it was to be marked final is not.
@@ -78,8 +59,8 @@ impl Session<'_> {
     fn next_of_queue(&mut self) -> Option<Work> {
         // An undo comes before any height limit.
         match self.queue.pop_ready(self.up_to().unwrap_or(0)) {
-            Some(Next::Add(pending, verified)) => {
-                Some(Work::Add(self.writer.adding(&pending, verified)))
+            Some(Next::Add { block, heard, body }) => {
+                Some(Work::Add(self.lane.adding(block, heard, body)))
             }
             Some(Next::Undo(block)) => match self.published.pop_back() {
                 Some(published) if published.block.hash == block.hash => {
@@ -96,30 +77,9 @@ impl Session<'_> {
         }
     }
 
-    pub(super) fn written(&mut self, (publisher, result): Written) -> Option<End> {
-        self.writing = None;
-        self.publisher = Some(publisher);
+    pub(super) fn written(&mut self, result: Result<Done, StepError>) -> Option<End> {
         match result {
             Ok(done) => self.done(done),
-            Err(error) => Some(self.refused(&error)),
-        }
-    }
-
-    pub(super) fn acknowledged(
-        &mut self,
-        adding: Adding,
-        result: Result<Outcome, StepError>,
-    ) -> Option<End> {
-        let publisher = self.publisher.as_mut()?; // here while anything is on the wire
-        self.writer.acknowledge(publisher, &adding, &result);
-        match result {
-            Ok(outcome) => self.done(Writer::added(adding, outcome)),
-            Err(error) if error.is_retryable() => {
-                self.chain.metrics.redis_error(error.kind());
-                warn!(%error, "Redis did not take a block: holding it and trying again");
-                self.wire.failed(adding);
-                None
-            }
             Err(error) => Some(self.refused(&error)),
         }
     }
@@ -131,6 +91,7 @@ impl Session<'_> {
                 metrics.duplicates.inc_by(events);
                 return Some(End::Reopen("duplicate"));
             }
+            Done::Held => {}
             Done::Added { block, heard } => {
                 metrics.published.inc_by(block.events);
                 metrics.block("added");
@@ -182,7 +143,7 @@ impl Session<'_> {
             // Our own name under a lower epoch is a Redis that lost its latest writes.
             StepError::Fenced { writer, epoch }
                 if *writer == self.chain.options.instance_id
-                    && self.publisher.as_ref().is_some_and(|ours| ours.cursor().epoch < *epoch) =>
+                    && self.lane.epoch().is_some_and(|ours| ours < *epoch) =>
             {
                 End::Namesake
             }
@@ -194,27 +155,19 @@ impl Session<'_> {
     /// Awaits the steps that are on the wire and gives the lease back; the cursor makes it safe to
     /// drop the rest.
     pub(super) async fn drain(mut self) -> End {
-        timeout(DRAIN, self.wire.settle()).await.ok(); // in or not: the cursor tells
-        if let Some(writing) = self.writing.take()
-            && let Ok((publisher, _)) = timeout(DRAIN, writing).await
-        {
-            self.publisher = Some(publisher);
-        }
+        timeout(DRAIN, self.lane.settle()).await.ok(); // in or not: the cursor tells
         self.end_upkeep().await;
         self.give_lease_up().await;
         End::Cancelled
     }
 
     pub(super) async fn give_lease_up(&mut self) {
-        if let Some(mut publisher) = self.publisher.take() {
-            timeout(Duration::from_secs(1), publisher.release()).await.ok(); // it expires by itself
-        }
+        timeout(Duration::from_secs(1), self.lane.close()).await.ok(); // it expires by itself
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::finished;
     use super::super::scene::Scene;
     use super::*;
     use crate::config::ChainConfig;
@@ -224,13 +177,12 @@ mod tests {
         let mut blocks = 0;
         loop {
             session.start_writing(Instant::now());
-            if session.writing.is_some() {
-                let (publisher, result) = finished(&mut session.writing).await;
-                (session.writing, session.publisher) = (None, Some(publisher));
-                return (blocks, result.unwrap());
+            let goes_alone = !session.lane.is_free();
+            let done = session.lane.next().await.expect("something is under way").unwrap();
+            if goes_alone {
+                return (blocks, done);
             }
-            let (adding, result) = session.wire.next().await.expect("something is on the wire");
-            assert!(session.acknowledged(adding, result).is_none());
+            assert!(session.done(done).is_none());
             blocks += 1;
         }
     }

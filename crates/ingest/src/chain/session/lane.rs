@@ -1,0 +1,390 @@
+//! The way to Redis: blocks that join are pipelined, one sent behind the other; what fails, and every other
+//! step, goes alone and is tried until it is in.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use ethhook_domain::verify::Verified;
+use ethhook_domain::{BlockRef, ChainId, Filter, ProcessedEvent, Proof};
+use ethhook_streams::{Events, Outcome, PublishedBlock, Publisher, Step, StepError, fail_point};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tracing::warn;
+
+use crate::metrics::ChainMetrics;
+
+/// Blocks on the wire at once: enough that Redis never waits for us.
+const MAX_BLOCKS: usize = 4;
+/// Events on the wire beyond which nothing is sent behind them. Redis may run what one connection
+/// brings without a break, and other chains wait for as long.
+const MAX_EVENTS: usize = 1_000;
+
+/// One publisher, and what is under way with it.
+pub(super) struct Lane {
+    writer: Writer,
+    traffic: Traffic,
+    /// Blocks that have to go again, each alone, for one of them or one before them was not in. Nothing is
+    /// pipelined meanwhile.
+    again: VecDeque<Adding>,
+}
+
+enum Traffic {
+    /// Blocks go one behind the other, these are on the wire.
+    Pipelined { publisher: Box<Publisher>, sent: VecDeque<Adding> },
+    /// One step goes alone.
+    Alone(BoxFuture<'static, (Box<Publisher>, Result<Done, StepError>)>),
+    /// The lease was given up.
+    Closed,
+}
+
+impl Lane {
+    pub(super) fn new(writer: Writer, publisher: Publisher) -> Self {
+        let traffic = Traffic::Pipelined { publisher: Box::new(publisher), sent: VecDeque::new() };
+        Self { writer, traffic, again: VecDeque::new() }
+    }
+
+    /// Whether no step goes alone.
+    pub(super) fn is_free(&self) -> bool {
+        matches!(self.traffic, Traffic::Pipelined { .. })
+    }
+
+    /// Whether nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(&self.traffic, Traffic::Pipelined { sent, .. } if sent.is_empty())
+    }
+
+    /// Whether nothing is under way, and nothing has to go again.
+    pub(super) fn is_empty(&self) -> bool {
+        self.is_idle() && self.again.is_empty()
+    }
+
+    /// Whether a block may be sent behind those that are on the wire.
+    pub(super) fn has_room(&self) -> bool {
+        let Traffic::Pipelined { sent, .. } = &self.traffic else { return false };
+        let events: usize = sent.iter().map(|adding| adding.events.len()).sum();
+        sent.len() < MAX_BLOCKS && events < MAX_EVENTS
+    }
+
+    /// The next block that has to go again.
+    pub(super) fn pop_again(&mut self) -> Option<Adding> {
+        self.again.pop_front()
+    }
+
+    /// A block that is to join.
+    pub(super) fn adding(&self, block: BlockRef, heard: Option<Instant>, body: Verified) -> Adding {
+        self.writer.adding(block, heard, body)
+    }
+
+    /// Starts `work` on a lane that is free. All but blocks that join waits until nothing is under way.
+    pub(super) fn start(&mut self, work: Work) {
+        let (mut publisher, mut sent) = match mem::replace(&mut self.traffic, Traffic::Closed) {
+            Traffic::Pipelined { publisher, sent } => (publisher, sent),
+            Traffic::Alone(_) | Traffic::Closed => unreachable!("the lane is not free"),
+        };
+        self.traffic = match work {
+            Work::Add(adding)
+                if self.again.is_empty() && publisher.send(&self.writer.step(&adding)) =>
+            {
+                sent.push_back(adding);
+                Traffic::Pipelined { publisher, sent }
+            }
+            work => Traffic::Alone(self.writer.clone().write(publisher, work).boxed()),
+        };
+    }
+
+    /// What has become of the oldest work; none if nothing is under way. May be dropped and called again.
+    pub(super) async fn next(&mut self) -> Option<Result<Done, StepError>> {
+        match &mut self.traffic {
+            Traffic::Pipelined { publisher, sent } => {
+                let result = publisher.next_outcome().await?;
+                let adding = sent.pop_front()?;
+                let metrics = &self.writer.metrics;
+                Some(match result {
+                    Ok(outcome) => {
+                        metrics.publish_seconds.observe(adding.started.elapsed().as_secs_f64());
+                        Ok(added(adding, outcome))
+                    }
+                    Err(error) if error.is_retryable() => {
+                        metrics.redis_error(error.kind());
+                        warn!(%error, "Redis did not take a block: holding it and trying again");
+                        self.again.push_back(adding);
+                        self.again.append(sent);
+                        Ok(Done::Held)
+                    }
+                    Err(error) => Err(error),
+                })
+            }
+            Traffic::Alone(running) => {
+                let (publisher, result) = running.await;
+                self.traffic = Traffic::Pipelined { publisher, sent: VecDeque::new() };
+                Some(result)
+            }
+            Traffic::Closed => None,
+        }
+    }
+
+    /// Waits until nothing is under way.
+    pub(super) async fn settle(&mut self) {
+        while self.next().await.is_some() {}
+    }
+
+    /// The epoch under which this writer has the chain, as far as is known.
+    pub(super) fn epoch(&self) -> Option<u64> {
+        match &self.traffic {
+            Traffic::Pipelined { publisher, .. } => Some(publisher.cursor().epoch),
+            Traffic::Alone(_) | Traffic::Closed => None,
+        }
+    }
+
+    /// Gives the lease up, unless a step is under way that will not end: then it runs out.
+    pub(super) async fn close(&mut self) {
+        if let Traffic::Pipelined { mut publisher, .. } =
+            mem::replace(&mut self.traffic, Traffic::Closed)
+        {
+            publisher.release().await;
+        }
+    }
+}
+
+/// What the publisher is sent off to do.
+pub(super) enum Work {
+    Add(Adding),
+    Undo(PublishedBlock),
+    Finalize(BlockRef),
+    Alarm(String),
+    Renew,
+}
+
+/// A block that joins, kept until Redis has acknowledged it: it may have to go again.
+pub(super) struct Adding {
+    pub(super) block: BlockRef,
+    /// When its head came; none while catching up.
+    heard: Option<Instant>,
+    events: Events,
+    proof: Proof,
+    started: Instant,
+}
+
+/// What it comes back with.
+pub(super) enum Done {
+    Added {
+        block: PublishedBlock,
+        heard: Option<Instant>,
+    },
+    /// The block was there already, with so many events.
+    Duplicate {
+        events: u64,
+    },
+    /// Redis did not take a block: it goes again, and those behind it.
+    Held,
+    Removed {
+        block: PublishedBlock,
+    },
+    Finalized(BlockRef),
+    Alarmed,
+    Renewed,
+    LeaseLost,
+}
+
+/// What a writer needs beside the publisher.
+#[derive(Clone)]
+pub(super) struct Writer {
+    pub(super) chain_id: ChainId,
+    pub(super) filter: Filter,
+    pub(super) digest: String,
+    pub(super) metrics: ChainMetrics,
+}
+
+impl Writer {
+    /// Does `work`, however long Redis is away, and gives the publisher back.
+    async fn write(
+        self,
+        mut publisher: Box<Publisher>,
+        work: Work,
+    ) -> (Box<Publisher>, Result<Done, StepError>) {
+        let started = match &work {
+            Work::Add(adding) => adding.started,
+            _ => Instant::now(),
+        };
+        let result = match work {
+            Work::Add(adding) => {
+                let outcome = self.apply(&mut publisher, &self.step(&adding)).await;
+                outcome.map(|outcome| added(adding, outcome))
+            }
+            Work::Undo(block) => self.undo(&mut publisher, block).await,
+            Work::Finalize(block) => self
+                .apply(&mut publisher, &Step::Finalized { block: &block })
+                .await
+                .map(|_| Done::Finalized(block)),
+            Work::Alarm(text) => self
+                .apply(&mut publisher, &Step::Alarm { text: &text })
+                .await
+                .map(|_| Done::Alarmed),
+            Work::Renew => {
+                let done = self.renew(&mut publisher).await;
+                return (publisher, Ok(done));
+            }
+        };
+        self.metrics.publish_seconds.observe(started.elapsed().as_secs_f64());
+        (publisher, result)
+    }
+
+    fn adding(&self, block: BlockRef, heard: Option<Instant>, mut body: Verified) -> Adding {
+        fail_point("block", "in-flight");
+        body.logs.retain(|log| self.filter.passes(log));
+        let logs = body.logs.into_iter();
+        let events: Vec<_> =
+            logs.map(|log| ProcessedEvent::new(self.chain_id, &block, log)).collect();
+        self.metrics.ingested.inc_by(events.len() as u64);
+        Adding { block, heard, events: events.into(), proof: body.proof, started: Instant::now() }
+    }
+
+    fn step<'a>(&'a self, adding: &'a Adding) -> Step<'a> {
+        let Adding { block, events, proof, .. } = adding;
+        Step::Add { block, events, proof: *proof, filter: &self.digest }
+    }
+
+    /// Takes a block back, however long Redis is away.
+    async fn undo(
+        &self,
+        publisher: &mut Publisher,
+        block: PublishedBlock,
+    ) -> Result<Done, StepError> {
+        let mut patience = self.patience();
+        loop {
+            match publisher.take_back(&block).await {
+                Err(error) if error.is_retryable() => patience.wait_after(&error).await,
+                Err(error) => return Err(error),
+                Ok(_) => return Ok(Done::Removed { block }),
+            }
+        }
+    }
+
+    /// Tries a step until it is in or refused.
+    async fn apply(
+        &self,
+        publisher: &mut Publisher,
+        step: &Step<'_>,
+    ) -> Result<Outcome, StepError> {
+        let mut patience = self.patience();
+        loop {
+            match publisher.apply(step).await {
+                Err(error) if error.is_retryable() => patience.wait_after(&error).await,
+                result => return result,
+            }
+        }
+    }
+
+    fn patience(&self) -> Patience<'_> {
+        // 50 ms growing to 2 s, for ever.
+        let waits = ExponentialBuilder::new()
+            .with_min_delay(Duration::from_millis(50))
+            .with_max_delay(Duration::from_secs(2))
+            .with_jitter()
+            .without_max_times()
+            .build();
+        Patience { metrics: &self.metrics, waits, tries: 0 }
+    }
+
+    /// A renewal that failed comes again at the next turn; a lease that another took is lost.
+    async fn renew(&self, publisher: &mut Publisher) -> Done {
+        match publisher.renew().await {
+            Ok(()) => Done::Renewed,
+            Err(error) if error.is_retryable() => {
+                self.metrics.redis_error(error.kind());
+                warn!(%error, "the lease was not renewed");
+                Done::Renewed
+            }
+            Err(error) => {
+                self.metrics.redis_error(error.kind());
+                warn!(%error, "the lease is lost");
+                Done::LeaseLost
+            }
+        }
+    }
+}
+
+/// What a block that is in has become.
+fn added(adding: Adding, outcome: Outcome) -> Done {
+    let Adding { block, heard, events, proof, .. } = adding;
+    match outcome {
+        Outcome::Published { first_id, last_id, .. } => {
+            let events = events.len() as u64;
+            let block = PublishedBlock { block, events, first_id, last_id, proof };
+            Done::Added { block, heard }
+        }
+        Outcome::Duplicate { events } => Done::Duplicate { events },
+    }
+}
+
+/// The tries of one step while Redis is away.
+struct Patience<'a> {
+    metrics: &'a ChainMetrics,
+    waits: ExponentialBackoff,
+    tries: u32,
+}
+
+impl Patience<'_> {
+    async fn wait_after(&mut self, error: &StepError) {
+        self.metrics.redis_error(error.kind());
+        self.tries += 1;
+        if self.tries.is_power_of_two() {
+            let tries = self.tries;
+            warn!(tries, %error, "Redis did not take the step: holding it and trying again");
+        }
+        tokio::time::sleep(self.waits.next().unwrap_or_default()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy_primitives::B256;
+    use futures_util::poll;
+
+    use super::super::scene::Scene;
+    use super::*;
+    use crate::config::ChainConfig;
+    use crate::testing::log;
+
+    #[tokio::test]
+    async fn g4_what_was_sent_behind_a_failure_goes_again_after_it() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=1);
+        session.publish().await; // the first step of a publisher goes alone
+        scene.redis.ask::<String>("SCRIPT FLUSH").await.unwrap();
+        session.hear(2..=9);
+        session.start_writing(Instant::now());
+        assert!(!session.lane.has_room() && session.lane.is_free());
+        let held = session.lane.next().await.unwrap().unwrap();
+        assert!(matches!(held, Done::Held));
+        assert!(session.lane.is_idle() && !session.lane.is_empty());
+        assert!(session.lane.next().await.is_none(), "what was behind it is forgotten");
+        let again: Vec<_> = session.lane.again.iter().map(|adding| adding.block.number).collect();
+        assert_eq!(again, [2, 3, 4, 5]);
+
+        session.publish().await;
+        assert!(session.lane.is_empty());
+        let markers: Vec<_> = scene.markers().await.iter().map(|m| (m.seq, m.number)).collect();
+        assert_eq!(markers, (1..=9).map(|number| (number, number)).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn g7_what_is_on_the_wire_is_bounded_by_events_too() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=1);
+        session.publish().await;
+        let lane = &mut session.lane;
+        let block = BlockRef { number: 2, hash: B256::ZERO, parent_hash: B256::ZERO, timestamp: 2 };
+        for (logs, has_room) in [(MAX_EVENTS - 1, true), (1, false)] {
+            let body = Verified { logs: vec![log(); logs], proof: Proof::Bloom, unhashed: false };
+            let adding = lane.adding(block, None, body);
+            lane.start(Work::Add(adding));
+            assert_eq!(lane.has_room(), has_room);
+        }
+        assert!(poll!(Box::pin(lane.next())).is_pending());
+    }
+}
