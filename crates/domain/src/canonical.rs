@@ -80,6 +80,8 @@ pub struct CanonicalChain {
     doubt: bool,
     /// How often in a row the node told of a branch that is not believed at once.
     sightings: u32,
+    /// The lowest block of that branch.
+    sighted: u64,
 }
 
 impl CanonicalChain {
@@ -100,6 +102,7 @@ impl CanonicalChain {
             branch: Vec::new(),
             doubt: true,
             sightings: 0,
+            sighted: 0,
         }
     }
 
@@ -153,7 +156,7 @@ impl CanonicalChain {
         if self.is_ancient(&block) || self.contains(&block) {
             return Change::default();
         }
-        if self.branch.is_empty() && self.extends(&block) {
+        if self.is_next(&block) {
             return self.extend(header);
         }
         self.heard_of(block.number);
@@ -171,6 +174,19 @@ impl CanonicalChain {
         }
     }
 
+    /// Whether this block, heard or told of, would become the tip.
+    #[must_use]
+    pub fn is_next(&self, block: &BlockRef) -> bool {
+        self.branch.is_empty() && self.extends(block)
+    }
+
+    /// Takes word of a block that would become the tip, and for which there is no room now: it is asked for
+    /// by number, with those above it, once there is.
+    pub fn postpone(&mut self, block: &BlockRef) {
+        self.doubt = false;
+        self.target = self.target.max(block.number);
+    }
+
     /// Asks the node for `latest` with the next question, for heads may have been missed.
     pub fn doubt(&mut self) {
         self.doubt = true;
@@ -186,7 +202,8 @@ impl CanonicalChain {
         // Whatever was heard of above the node's own head was not (or is no longer) canonical.
         self.target = block.number;
         if self.contains(&block) || self.is_ancient(&block) || block.number < self.start {
-            if self.tip() == Some(&block) {
+            // Our block where the branch has another: the node is of two minds.
+            if self.contains(&block) && block.number >= self.sighted {
                 self.sightings = 0;
             }
             return Ok(Change::default());
@@ -294,6 +311,7 @@ impl CanonicalChain {
         let joins = on_a_link || replaces_all;
         if top.block.number < tip.number || !joins {
             self.sightings += 1;
+            self.sighted = lowest.number;
             if self.sightings < SIGHTINGS {
                 self.unanswered(); // the next poll asks anew
                 return Ok(Change::default());

@@ -222,6 +222,30 @@ fn a_lower_branch_is_believed_when_the_node_insists() {
     // It did so twice, thought better of it, and begins anew.
     let wavering = "head 5a, quiet 4b, poll, poll, quiet 5a, poll, quiet 4b, poll";
     check(tree, wavering, "+1a +2a +3a +4a +5a");
+    // Our block at the branch's height, though not our tip, says as much; one below says nothing.
+    let between =
+        "head 5a, quiet 4b, poll, quiet 4a, poll, quiet 4b, poll, quiet 3a, poll, quiet 4b, poll";
+    check(tree, between, "+1a +2a +3a +4a +5a");
+    let below =
+        "head 5a, quiet 4b, poll, quiet 2a, poll, quiet 4b, poll, quiet 1a, poll, quiet 4b, poll";
+    check(tree, below, "+1a +2a +3a +4a +5a -5a -4a -3a +3b +4b");
+}
+
+#[test]
+fn g7_a_block_for_which_there_is_no_room_is_asked_for_by_number_later() {
+    let mut node = Node::with("1a 2a 3a 4a");
+    node.follow("4a");
+    let (mut chain, mut steps) = (CanonicalChain::new(1, [], false), Steps::default());
+    node.follow("2a");
+    node.settle(&mut chain, &mut steps).unwrap();
+    let next = node.blocks["3a"].block;
+    assert!(chain.is_next(&next) && !chain.is_next(&node.blocks["4a"].block));
+    chain.postpone(&next);
+    chain.heard_of(4);
+    assert_eq!(chain.ask(), Some(Ask::Numbers(3..=4)));
+    node.follow("4a");
+    node.satisfy(&mut chain, &mut steps).unwrap();
+    assert_eq!(steps.0.join(" "), "+1a +2a +3a +4a");
 }
 
 #[test]

@@ -87,6 +87,16 @@ fn an_empty_answer_is_no_lie_but_no_proof_either() {
 }
 
 #[test]
+fn g6_the_root_of_nothing_proves_nothing_where_the_header_is_not_trusted() {
+    let (header, _) = recorded();
+    let empty = Header { receipts_root: EMPTY_ROOT, logs_bloom: Box::default(), ..header };
+    let unknown = Header { seal: Seal::UnknownFields, ..empty };
+    check(&unknown, &Body::Logs(Vec::new()), ["receipts_root", "receipts_root", "bloom"]);
+    let without_gas = Header { gas_used: 0, ..unknown };
+    check(&without_gas, &Body::Receipts(Vec::new()), ["receipts_root", "receipts_root", "bloom"]);
+}
+
+#[test]
 fn a_header_that_does_not_hash_fails_but_at_structure() {
     let (header, receipts) = recorded();
     let differs = Header { seal: Seal::Differs, ..header.clone() };

@@ -26,7 +26,9 @@ use self::blocks::SPAN_PATIENCE;
 pub(crate) use self::blocks::{Outcome, Plan};
 use crate::config::{ChainConfig, Fetch};
 use crate::metrics::ChainMetrics;
-use crate::rpc::{About, Attempt, Endpoint, Head, REQUEST_TIMEOUT, RpcError, Socket, connect};
+use crate::rpc::{
+    About, Attempt, Endpoint, Head, INVALID_PARAMS, REQUEST_TIMEOUT, RpcError, Socket, connect,
+};
 
 /// The next endpoint is not asked before this long.
 const LEAST_PATIENCE: Duration = Duration::from_millis(50);
@@ -106,7 +108,7 @@ impl Node {
         .await
     }
 
-    /// The block that the node calls `finalized`; none where there is no such tag.
+    /// The block that the node calls `finalized`; none where there is no such tag, or no such block.
     pub(crate) async fn finalized(&self) -> Result<Option<Header>, NodeError> {
         let asked = self
             .first(LEAST_PATIENCE, async |attempt| {
@@ -114,7 +116,9 @@ impl Node {
             })
             .await;
         match asked {
-            Err(NodeError::Rpc(RpcError::Answer { .. } | RpcError::NotOffered(_))) => Ok(None),
+            Err(NodeError::Rpc(
+                RpcError::NotOffered(_) | RpcError::Answer { code: INVALID_PARAMS, .. },
+            )) => Ok(None),
             other => other,
         }
     }
@@ -148,27 +152,27 @@ impl Node {
     /// Whether any endpoint has `block`, a final one, at its height. One that has another there lies then.
     ///
     /// # Errors
-    /// If none tells.
+    /// If none has any block there: one that is behind says nothing.
     pub(crate) async fn anyone_holds(&self, block: &BlockRef) -> Result<bool, NodeError> {
         let params = json!([Quantity(block.number), false]);
         let ask = async |endpoint| {
             let attempt = Attempt::with(endpoint);
             let theirs = self.header(&attempt, "eth_getBlockByNumber", params.clone()).await?;
-            Ok((endpoint, theirs.map(|header| header.block.hash)))
+            Ok((endpoint, theirs.ok_or(NodeError::Unknown)?.block.hash))
         };
-        let (mut told, mut failure) = (Vec::new(), None);
+        let (mut told, mut failure) = (Vec::new(), NodeError::Unknown);
         for answer in join_all(self.endpoints.iter().map(ask)).await {
             match answer {
                 Ok(answer) => told.push(answer),
-                Err(error) => failure = Some(error),
+                Err(error) => failure = failure.or_more_telling(error),
             }
         }
-        if let Some(error) = failure.filter(|_| told.is_empty()) {
-            return Err(error);
+        if told.is_empty() {
+            return Err(failure);
         }
-        let is_held = told.iter().any(|(_, theirs)| *theirs == Some(block.hash));
+        let is_held = told.iter().any(|(_, theirs)| *theirs == block.hash);
         for (endpoint, theirs) in told {
-            if let Some(theirs) = theirs.filter(|theirs| is_held && *theirs != block.hash) {
+            if is_held && theirs != block.hash {
                 let detail = format!("{block} is final, and another has it; got {theirs}");
                 let _ = lie(endpoint, Failure { check: Check::BlockHash, detail });
                 endpoint.set_aside(LIAR_WAIT);
@@ -188,7 +192,7 @@ impl Node {
             })
             .await;
         match asked {
-            Err(NodeError::Rpc(RpcError::Answer { .. })) => Ok(None),
+            Err(NodeError::Rpc(RpcError::Answer { .. } | RpcError::NotOffered(_))) => Ok(None),
             other => other,
         }
     }

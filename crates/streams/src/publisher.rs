@@ -261,16 +261,28 @@ impl Publisher {
     /// block, and taken back in reverse. After a retryable error call again with the same block.
     ///
     /// # Errors
-    /// See [`StepError`]; `Inconsistent` if the stream does not hold exactly the block's entries.
+    /// See [`StepError`]; `Inconsistent` if the stream does not hold exactly the block's entries, though the
+    /// cursor stands where it should.
     pub async fn take_back(&mut self, block: &PublishedBlock) -> Result<Outcome, StepError> {
-        let mut events =
-            self.streams.block_events(self.chain, block).await.map_err(|error| match error {
-                ReadError::Redis(failure) => StepError::Redis(failure),
-                other => StepError::Inconsistent(other.to_string()),
-            })?;
+        let mut events = match self.streams.block_events(self.chain, block).await {
+            Ok(events) => events,
+            Err(ReadError::Redis(failure)) => return Err(failure.into()),
+            Err(other) => return Err(self.why_not_there(other).await),
+        };
         events.reverse();
         events.iter_mut().for_each(|event| event.removed = true);
         self.apply(&Step::Remove { block, events: &events.into() }).await
+    }
+
+    /// What it means that the tip's entries are not there: Redis has gone back, or contradicts itself.
+    async fn why_not_there(&mut self, error: ReadError) -> StepError {
+        match self.streams.cursor(self.chain).await {
+            Ok(held) if held.as_ref() != Some(&self.cursor) => {
+                StepError::Moved { held: held.map(Box::new) }
+            }
+            Err(ReadError::Redis(failure)) => failure.into(),
+            _ => StepError::Inconsistent(error.to_string()),
+        }
     }
 
     /// The connection that stands, or a new one: also after a step of which not all was sent, for the

@@ -62,7 +62,8 @@ pub(crate) struct Chain {
     node: Arc<Node>,
     metrics: ChainMetrics,
     status: StatusBoard,
-    /// The start this process resolved: a Redis that was wiped starts there again, one that was reset does not.
+    /// The start that this process resolved or found: a Redis that was wiped starts there again, one that was
+    /// reset does not.
     resolved_start: Option<u64>,
     /// When the chain was last reset, as far as is known.
     last_reset: Option<String>,

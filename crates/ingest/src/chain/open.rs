@@ -78,6 +78,10 @@ impl Chain {
 
     async fn try_open(&mut self, place: OwnedSemaphorePermit) -> Result<Opened, NotYet> {
         let held = self.streams.cursor(self.id()).await.map_err(|error| self.not_read(&error))?;
+        if let Some(cursor) = &held {
+            // Whoever stands by may be the first to find Redis wiped.
+            self.resolved_start = Some(cursor.start_number);
+        }
         self.look_for_reset().await?;
         self.tell_of_loss(held.as_ref());
         self.metrics.alarm.set(held.as_ref().is_some_and(|held| !held.alarm.is_empty()).into());
@@ -116,7 +120,9 @@ impl Chain {
         let canonical = CanonicalChain::new(
             cursor.start_number,
             base.into_iter().chain(published.iter().map(|p| p.block)),
-            cursor.finalized().is_some() || base.is_some(),
+            // An operator may have let finality go back below the first block.
+            cursor.finalized().is_some_and(|number| number >= cursor.start_number)
+                || base.is_some(),
         );
         let tip = published.last().map(|p| p.block.number);
         self.status.update(self.name(), |status| status.tip = tip);
@@ -234,4 +240,66 @@ fn base(cursor: &Cursor, first: Option<BlockRef>) -> Option<BlockRef> {
 
 fn node_away(error: &NodeError) -> NotYet {
     NotYet::because(format!("no endpoint answers: {error}"), !error.is_wrong_chain())
+}
+
+#[cfg(test)]
+mod tests {
+    use ethhook_domain::canonical::Violation;
+    use ethhook_domain::{Proof, Secret};
+    use ethhook_streams::{MarkedBlock, RedisConfig, Step, Streams};
+    use tokio::time::timeout;
+
+    use super::super::session::scene::{Scene, header};
+    use super::*;
+    use crate::config::{ChainConfig, EndpointConfig};
+    use crate::testing::{mined, serve};
+
+    #[tokio::test]
+    async fn g1_whoever_stood_by_begins_a_wiped_redis_where_the_other_had_begun() {
+        let chain = mined(20);
+        let node = serve(chain.clone()).await;
+        let mut config = ChainConfig::local([EndpointConfig::of(&node)]);
+        config.start = StartBlock::Latest;
+        let (mut one, mut two) = (Scene::of(config.clone()).await, Scene::of(config).await);
+        // Another process, with a memory of its own.
+        let redis = RedisConfig::new(Secret::new(one.redis.url()));
+        two.chain.streams = Streams::new(redis).unwrap();
+        two.chain.options.instance_id = "two".into();
+        let opened = one.chain.open(false).await;
+        assert_eq!(opened.publisher.cursor().start_number, 20);
+        let stands_by = timeout(Duration::from_secs(1), two.chain.open(false)).await;
+        assert!(stands_by.is_err());
+        chain.mine(10);
+        one.redis.ask::<String>("FLUSHALL").await.unwrap();
+        assert_eq!(two.chain.open(false).await.publisher.cursor().start_number, 20);
+    }
+
+    #[tokio::test]
+    async fn g10_finality_that_went_back_below_the_first_block_leaves_none_final() {
+        let node = serve(mined(3)).await;
+        let mut scene = Scene::of(ChainConfig::local([EndpointConfig::of(&node)])).await;
+        let mut publisher = scene.publisher().await;
+        let [zero, one] = [0, 1].map(|number| header(number, 'a').block);
+        let add = Step::Add {
+            block: &one,
+            events: &Default::default(),
+            proof: Proof::Bloom,
+            filter: "all",
+        };
+        publisher.apply(&add).await.unwrap();
+        publisher.apply(&Step::Finalized { block: &one }).await.unwrap();
+        let mut opened = scene.chain.open(false).await;
+        let told =
+            |opened: &mut Opened| (0..3).find_map(|_| opened.canonical.told(header(1, 'b')).err());
+        assert_eq!(
+            told(&mut opened).map(|violation| *violation),
+            Some(Violation { finalized: one, theirs: header(1, 'b').block })
+        );
+        opened.publisher.apply(&Step::Alarm { text: "as it is" }).await.unwrap();
+        opened.publisher.apply(&Step::Retreat { to: MarkedBlock::from(&zero) }).await.unwrap();
+        drop(opened);
+        let mut opened = scene.chain.open(false).await;
+        assert!(!opened.canonical.is_finalized());
+        assert!(told(&mut opened).is_none());
+    }
 }

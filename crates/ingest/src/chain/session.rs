@@ -9,11 +9,12 @@ mod asking;
 mod fetching;
 mod lane;
 #[cfg(test)]
-mod scene;
+pub(super) mod scene;
 mod upkeep;
 mod writing;
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use ethhook_domain::canonical::{Ask, Change, Violation};
@@ -30,9 +31,15 @@ use super::open::Opened;
 use super::queue::Queue;
 use super::{Chain, End};
 use crate::node::{NodeError, Outcome};
-use crate::rpc::Head;
-use crate::status::Lag;
+use crate::rpc::{Head, RpcError};
+use crate::status::{Lag, Needs};
 use lane::{Lane, Writer};
+
+/// Failures in a row of a block's fetch, or of a question about a branch, after which it is doubted that the
+/// chain still wants it.
+const DOUBT_AFTER: u32 = 3;
+/// Failures in a row after which the chain counts as standing still.
+const TROUBLE_AFTER: u32 = 8;
 
 /// One thing at a time of its kind; taken out when it is done.
 type Running<'a, T> = Option<BoxFuture<'a, T>>;
@@ -55,11 +62,17 @@ struct Session<'a> {
     may_be_replaced: bool,
     /// Height and time of the newest head.
     head: Option<(u64, u64)>,
+    /// How often in a row the node told of a lower one.
+    lower_heads: u32,
     fetches: JoinSet<Fetched>,
     asking: Running<'a, Asked>,
+    /// Questions in a row without an answer.
+    failed_asks: u32,
     /// Whether a block that the node contradicts is held by any endpoint.
     judging: Running<'a, (Violation, Result<bool, NodeError>)>,
     finality: Running<'a, Result<Option<Header>, NodeError>>,
+    /// Errors in a row that the node answered instead of its finalized block.
+    refused_tags: u32,
     sweep: Running<'a, Result<Swept, ReadError>>,
     /// The consumer groups of the last sweep, and whether each counted as idle.
     groups: HashMap<String, bool>,
@@ -153,10 +166,13 @@ impl<'a> Session<'a> {
             start_block,
             may_be_replaced: chain.may_be_replaced,
             head: None,
+            lower_heads: 0,
             fetches: JoinSet::new(),
             asking: None,
+            failed_asks: 0,
             judging: None,
             finality: None,
+            refused_tags: 0,
             sweep: None,
             groups: HashMap::new(),
             finalize: None,
@@ -229,6 +245,11 @@ impl<'a> Session<'a> {
             }
             // Past the end there is nothing to follow.
             Head::Header(header) if header.block.number > self.last_header() => false,
+            Head::Header(header) if self.canonical.is_next(&header.block) && !self.has_room() => {
+                self.canonical.postpone(&header.block);
+                self.silent_polls = 0;
+                false
+            }
             Head::Header(header) => {
                 let number = header.block.number;
                 let change = self.canonical.heard(*header);
@@ -277,6 +298,20 @@ impl<'a> Session<'a> {
             self.chain.metrics.block("skipped");
         }
         None
+    }
+
+    /// Whether another block may wait for its turn.
+    fn has_room(&self) -> bool {
+        self.queue.room(self.chain.config.confirmations) > 0
+    }
+
+    /// The chain stands still, for `what` it waits for is asked for in vain.
+    fn cannot_be_had(&self, what: impl fmt::Display, error: &NodeError) {
+        if matches!(error, NodeError::Rpc(RpcError::SetAside(_))) {
+            return; // says less than what was said before
+        }
+        let needs = if error.is_wrong_chain() { Needs::Operator } else { Needs::Time };
+        self.chain.stand_still(format!("{what} cannot be had: {error}"), needs);
     }
 
     fn note_answer(&self) {

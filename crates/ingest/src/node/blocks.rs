@@ -14,7 +14,7 @@ use tracing::warn;
 
 use super::{LEAST_PATIENCE, Node, NodeError, OTHERS_PATIENCE, lie};
 use crate::config::Fetch;
-use crate::rpc::{About, Attempt, Endpoint, RpcError};
+use crate::rpc::{About, Attempt, Endpoint, INVALID_PARAMS, RpcError};
 
 const RECEIPTS: &str = "eth_getBlockReceipts";
 const LOGS: &str = "eth_getLogs";
@@ -253,26 +253,41 @@ impl Node {
 
     /// The logs of one block by the best way that the endpoint offers.
     async fn body(&self, attempt: &Attempt<'_>, header: &Header) -> Result<Body, NodeError> {
-        let block = &header.block;
         if self.way(attempt, 1) == About::Receipts {
-            let ask = async |params| {
-                attempt.call_range::<Vec<Receipt>>(About::Receipts, 1, RECEIPTS, &params).await
-            };
-            let mut answer = ask(json!([block.hash])).await;
-            if let Err(RpcError::Answer { code: -32602, .. }) = answer {
-                // Some take a number only; the receipts' own hashes tell which block they are of.
-                answer = ask(json!([Quantity(block.number)])).await;
-            }
-            match answer {
-                Err(error @ RpcError::NotOffered(_)) if self.fetch != Fetch::Receipts => {
+            match self.receipts_of(attempt, header).await {
+                Err(NodeError::Rpc(error @ RpcError::NotOffered(_)))
+                    if self.fetch != Fetch::Receipts =>
+                {
                     self.note_lack(attempt, &error);
                 }
-                other => return other?.map(Body::Receipts).ok_or(NodeError::Unknown),
+                other => return other,
             }
         }
-        let params = json!([{ "blockHash": block.hash }]);
-        let logs = attempt.call_range::<Vec<Log>>(About::Logs, 1, LOGS, &params).await?;
-        logs.map(Body::Logs).ok_or(NodeError::Unknown)
+        let params = json!([{ "blockHash": header.block.hash }]);
+        match attempt.call_range::<Vec<Log>>(About::Logs, 1, LOGS, &params).await {
+            // More logs than the provider answers with, but their receipts are not counted.
+            Err(error)
+                if error.may_be_of_size()
+                    && self.fetch == Fetch::Auto
+                    && attempt.offers_receipts() =>
+            {
+                self.receipts_of(attempt, header).await
+            }
+            other => other?.map(Body::Logs).ok_or(NodeError::Unknown),
+        }
+    }
+
+    async fn receipts_of(&self, attempt: &Attempt<'_>, header: &Header) -> Result<Body, NodeError> {
+        let block = &header.block;
+        let ask = async |params| {
+            attempt.call_range::<Vec<Receipt>>(About::Receipts, 1, RECEIPTS, &params).await
+        };
+        let mut answer = ask(json!([block.hash])).await;
+        if let Err(RpcError::Answer { code: INVALID_PARAMS, .. }) = answer {
+            // Some take a number only; the receipts' own hashes tell which block they are of.
+            answer = ask(json!([Quantity(block.number)])).await;
+        }
+        answer?.map(Body::Receipts).ok_or(NodeError::Unknown)
     }
 
     fn note_lack(&self, endpoint: &Endpoint, error: &RpcError) {
@@ -302,6 +317,8 @@ fn judged(endpoint: &Endpoint, result: Result<Verified, Failure>) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use alloy_primitives::B256;
+    use ethhook_domain::BlockRef;
     use ethhook_simulator::{Chain, Fault, RunningNode};
 
     use super::*;
@@ -392,5 +409,60 @@ mod tests {
         assert_eq!(scene.asked("eth_getBlockByNumber"), [2, 0, 0]);
         scene.node.by_hash(highest.block.hash).await.unwrap();
         assert_eq!(scene.asked("eth_getBlockByHash"), [1, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn g1_a_block_with_more_logs_than_are_answered_is_asked_for_by_its_receipts() {
+        let mut scene = Scene::new().await;
+        let headers = scene.node.by_numbers(1..=1).await.unwrap();
+        scene.node.endpoints.truncate(1);
+        scene.node.endpoints[0].cost_as("https://mainnet.infura.io/v3/key");
+        let ask = async |scene: &Scene| {
+            let too_many = "query returned more than 10000 results".to_owned();
+            scene.views[0].faults().push(LOGS, Fault::Error(-32000, too_many), 1);
+            let answer = scene.node.block(&headers[0]).await.map(|verified| verified.proof);
+            (answer.ok(), scene.asked(LOGS)[0], scene.views[0].faults().left())
+        };
+        assert_eq!(ask(&scene).await, (None, 1, 0), "where the operator wants logs");
+        scene.node.fetch = Fetch::Auto;
+        assert_eq!(ask(&scene).await, (Some(Proof::ReceiptsRoot), 1, 0));
+    }
+
+    #[tokio::test]
+    async fn g10_only_a_block_speaks_for_or_against_a_final_one() {
+        let mut scene = Scene::new().await;
+        let block = scene.node.by_numbers(2..=2).await.unwrap()[0].block;
+        scene.node.endpoints.truncate(2);
+        let null = |view: usize| {
+            scene.views[view].faults().push("eth_getBlockByNumber", Fault::Null, 1);
+        };
+        null(0);
+        assert!(scene.node.anyone_holds(&block).await.unwrap(), "the other tells");
+        (0..2).for_each(null);
+        assert!(matches!(scene.node.anyone_holds(&block).await, Err(NodeError::Unknown)));
+        let other = BlockRef { hash: B256::ZERO, ..block };
+        null(0);
+        assert!(!scene.node.anyone_holds(&other).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_node_that_does_not_offer_what_is_old_has_no_genesis_and_one_error_is_no_missing_tag()
+    {
+        let mut scene = Scene::new().await;
+        scene.node.endpoints.truncate(1);
+        let says = |code| {
+            let fault = Fault::Error(code, "resource not found".into());
+            scene.views[0].faults().push("eth_getBlockByNumber", fault, 1);
+        };
+        for code in [-32000, -32001] {
+            says(code);
+            assert_eq!(scene.node.genesis_hash().await.unwrap(), None, "{code}");
+        }
+        for (code, is_missing) in [(-32601, true), (-32602, true), (-32000, false), (-32603, false)]
+        {
+            says(code);
+            let finalized = scene.node.finalized().await;
+            assert_eq!(matches!(finalized, Ok(None)), is_missing, "{code}: {finalized:?}");
+        }
     }
 }

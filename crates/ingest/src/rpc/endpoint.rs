@@ -218,6 +218,14 @@ impl Endpoint {
 }
 
 #[cfg(test)]
+impl Endpoint {
+    /// Costs what the provider at `url` costs.
+    pub(crate) fn cost_as(&mut self, url: &str) {
+        self.prices = Prices::of(&crate::EndpointConfig::http(url));
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::num::NonZeroU32;
 

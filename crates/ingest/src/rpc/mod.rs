@@ -43,6 +43,10 @@ pub(crate) const MAX_ANSWER_BYTES: usize = 128 << 20;
 /// Largest answer about several blocks, over HTTP: what is larger is asked for in parts.
 pub(crate) const MAX_SPAN_BYTES: usize = 8 << 20;
 
+/// The code by which a node says that it does not know such a parameter, as a tag or a hash in a number's place
+/// (JSON-RPC 2.0, "Error object").
+pub(crate) const INVALID_PARAMS: i64 = -32602;
+
 /// Why a request has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum RpcError {

@@ -10,6 +10,8 @@ use crate::config::EndpointConfig;
 
 /// Shorter parts of a URL are words such as `v2` or `rpc`, not keys.
 const SHORTEST_KEY: usize = 6;
+/// Some providers give each customer a host; shorter labels are names such as `eth-mainnet`.
+const SHORTEST_KEY_IN_HOST: usize = 20;
 const REDACTED: &str = "<redacted>";
 /// So much of what a provider says is shown.
 const SHOWN_CHARS: usize = 200;
@@ -26,6 +28,8 @@ impl Redaction {
             parts.extend(url.path_segments().into_iter().flatten().map(str::to_owned));
             parts.extend(url.query_pairs().map(|(_, value)| value.into_owned()));
             parts.extend(url.query().map(str::to_owned));
+            let labels = url.host_str().into_iter().flat_map(|host| host.split('.'));
+            parts.extend(labels.filter(|l| l.len() >= SHORTEST_KEY_IN_HOST).map(str::to_owned));
             parts.push(url.username().to_owned());
             parts.extend(url.password().map(str::to_owned));
         }
@@ -78,6 +82,15 @@ mod tests {
             assert!(!error.contains(secret), "{error}");
         }
         assert!(error.contains("invalid key <redacted> for node/v2/<redacted>"), "{error}");
+    }
+
+    #[test]
+    fn g11_a_key_in_the_host_is_cut_out_and_names_are_not() {
+        let url = "https://0123456789abcdef0123456789abcdef.eth-mainnet.example.com/";
+        let config = EndpointConfig { http: Some(Secret::new(url)), ws: None };
+        let said = "no account at 0123456789abcdef0123456789abcdef.eth-mainnet.example.com";
+        let shown = Redaction::of(&config).clean(said.into());
+        assert_eq!(shown, "no account at <redacted>.eth-mainnet.example.com");
     }
 
     #[test]

@@ -81,6 +81,20 @@ async fn taking_back_restores_what_was_and_is_the_same_when_asked_twice() {
 }
 
 #[tokio::test]
+async fn g4_to_take_back_what_redis_has_lost_is_told_as_a_cursor_that_moved() {
+    let mut redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    let published = add_all(&mut publisher, 1..=2, 4).await;
+    // As after a failover: the newest block is gone, entries, marker and cursor.
+    redis.ask::<u64>(&format!("XDEL {} {}", redis.keys.events, published[1].last_id)).await;
+    let contradicts = publisher.take_back(&published[1]).await;
+    assert!(matches!(contradicts, Err(StepError::Inconsistent(_))), "{contradicts:?}");
+    redis.ask::<i64>(&format!("HINCRBY {} seq -1", redis.keys.cursor)).await;
+    let moved = publisher.take_back(&published[1]).await;
+    assert!(matches!(&moved, Err(StepError::Moved { held: Some(_) })), "{moved:?}");
+}
+
+#[tokio::test]
 async fn g10_finality_moves_back_only_with_a_latched_alarm() {
     let mut redis = Fixture::new().await;
     let mut publisher = redis.publisher().await;

@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use ethhook_domain::Header;
-use ethhook_domain::canonical::{Ask, Violation};
+use ethhook_domain::canonical::{Ask, SIGHTINGS, Violation};
+use ethhook_domain::{BlockRef, Header};
 use futures_util::FutureExt;
 use tracing::{error, warn};
 
-use super::{Asked, Session};
+use super::{Asked, DOUBT_AFTER, Session, TROUBLE_AFTER};
 use crate::chain::End;
 use crate::node::{Node, NodeError};
 use crate::rpc::RpcError;
@@ -108,13 +108,14 @@ impl Session<'_> {
             Ok(headers) => headers,
             Err(NodeError::Unknown) => Vec::new(),
             Err(error) => {
-                if !matches!(error, NodeError::Rpc(RpcError::SetAside(_))) {
-                    warn!(%error, "a question to the node has no answer: asking again");
-                }
-                self.due.ask = Instant::now() + ASK_AGAIN;
+                self.not_answered(&ask, &error);
                 return None;
             }
         };
+        if self.failed_asks >= TROUBLE_AFTER {
+            self.chain.go_on();
+        }
+        self.failed_asks = 0;
         self.note_answer();
         if ask == Ask::Latest {
             self.heard_otherwise = false;
@@ -123,10 +124,14 @@ impl Session<'_> {
             self.canonical.unanswered();
         }
         if let (Ask::Latest, Some(latest)) = (&ask, headers.first()) {
-            self.head = Some((latest.block.number, latest.block.timestamp));
+            self.told_of_head(&latest.block);
         }
         for header in headers {
             let number = header.block.number;
+            if self.canonical.is_next(&header.block) && !self.has_room() {
+                self.canonical.postpone(&header.block);
+                continue;
+            }
             let result = if ask == Ask::Latest {
                 if number > self.last_header() && self.canonical.next_number() > self.last_header()
                 {
@@ -166,6 +171,35 @@ impl Session<'_> {
         None
     }
 
+    fn not_answered(&mut self, ask: &Ask, error: &NodeError) {
+        if !matches!(error, NodeError::Rpc(RpcError::SetAside(_))) {
+            warn!(%error, "a question to the node has no answer: asking again");
+        }
+        self.due.ask = Instant::now() + ASK_AGAIN;
+        self.failed_asks += 1;
+        // Some say by an error that they do not have the block: that branch may be gone.
+        if matches!(ask, Ask::Hash(_)) && self.failed_asks >= DOUBT_AFTER {
+            self.canonical.unanswered();
+        }
+        if self.failed_asks >= TROUBLE_AFTER {
+            let what = match ask {
+                Ask::Latest => "the head",
+                Ask::Hash(_) => "a block of another branch",
+                Ask::Numbers(_) => "the next header",
+            };
+            self.cannot_be_had(what, error);
+        }
+    }
+
+    /// A head may go back, but one that does is most often of a node that lags.
+    fn told_of_head(&mut self, block: &BlockRef) {
+        let is_lower = self.head.is_some_and(|(number, _)| block.number < number);
+        self.lower_heads = if is_lower { self.lower_heads + 1 } else { 0 };
+        if !is_lower || self.lower_heads >= SIGHTINGS {
+            self.head = Some((block.number, block.timestamp));
+        }
+    }
+
     /// One endpoint contradicts the finalized block; all are asked for theirs.
     fn violated(&mut self, violation: Violation) {
         if self.judging.is_none() {
@@ -187,7 +221,10 @@ impl Session<'_> {
                 self.chain.stand_still(why, Needs::Time);
                 self.heard_otherwise = true;
             }
-            Err(error) => warn!(%error, %violation, "no endpoint tells of the finalized block"),
+            Err(error) => {
+                let why = format!("{violation}, and no endpoint tells of that one: {error}");
+                self.chain.stand_still(why, Needs::Time);
+            }
         }
     }
 }
@@ -211,6 +248,7 @@ async fn latest(
 #[cfg(test)]
 mod tests {
     use ethhook_domain::Secret;
+    use ethhook_domain::verify::{Check, Failure};
     use ethhook_simulator as simulator;
     use tokio::time::timeout;
 
@@ -332,6 +370,85 @@ mod tests {
         assert!(!session.asks_something(), "fewer than are worth a message");
         session.answered((Ask::Latest, Ok(vec![header(390, 'a')])));
         assert!(session.asks_something(), "unless there are no more");
+    }
+
+    #[tokio::test]
+    async fn g7_blocks_at_the_head_wait_no_further_than_there_is_room_for_them() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=600);
+        assert_eq!((session.queue.len(), session.canonical.next_number()), (512, 513));
+        // Nor does what the node itself tells make it more, and what the head is, is known.
+        session.answered((Ask::Latest, Ok(vec![header(513, 'a')])));
+        assert_eq!((session.queue.len(), session.head), (512, Some((513, 513))));
+        assert!(!session.asks_something());
+        session.publish().await;
+        assert_eq!(session.ask(), Some(Ask::Numbers(513..=600)));
+        session
+            .answered((Ask::Numbers(513..=600), Ok((513..=600).map(|n| header(n, 'a')).collect())));
+        session.publish().await;
+        assert_eq!(scene.markers().await.len(), 600);
+    }
+
+    fn said(code: i64) -> NodeError {
+        RpcError::Answer { code, message: "unknown block".into() }.into()
+    }
+
+    #[tokio::test]
+    async fn g1_a_branch_whose_parent_nobody_has_is_forgotten_also_where_that_is_an_error() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=3);
+        session.publish().await;
+        session.answered((Ask::Latest, Ok(vec![header(3, 'b')])));
+        let ask = session.ask().unwrap();
+        assert!(matches!(ask, Ask::Hash(_)));
+        for _ in 0..2 {
+            session.answered((ask.clone(), Err(said(-32000))));
+            assert_eq!(session.ask().as_ref(), Some(&ask), "it may have been a hiccup");
+        }
+        session.answered((ask, Err(said(-32000))));
+        assert_eq!(session.ask(), None);
+        session.hear(4..=4);
+        session.publish().await;
+        assert_eq!(scene.markers().await.len(), 4);
+    }
+
+    #[tokio::test]
+    async fn g6_a_chain_whose_questions_have_no_answer_is_not_ready_and_says_why() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=3);
+        session.publish().await;
+        let latest = |answer| (Ask::Latest, answer);
+        session.answered(latest(Ok(vec![header(3, 'a')])));
+        let unready = |session: &Session<'_>| {
+            session.report();
+            let (_, status) = scene.chain.status.snapshot().remove(0);
+            status.unready(Duration::from_secs(60)).map(|why| why.to_string())
+        };
+        for failed in 1..=TROUBLE_AFTER {
+            assert_eq!(unready(&session), None);
+            session.heard(Head::Number(3 + u64::from(failed)));
+            let detail = "the fields do not hash to it".to_owned();
+            let lie = Failure { check: Check::HeaderHash, detail };
+            session.answered(latest(Err(lie.into())));
+        }
+        let why = unready(&session).unwrap();
+        assert!(why.contains("the head cannot be had: check `header_hash` failed"), "{why}");
+        session.answered(latest(Ok(vec![header(3, 'a')])));
+        assert_eq!(unready(&session), None);
+    }
+
+    #[tokio::test]
+    async fn g8_one_node_that_lags_moves_the_head_back_no_more_than_one_that_insists() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        let told = [900, 5, 5, 901, 5, 5, 5, 6].map(|number| {
+            session.answered((Ask::Latest, Ok(vec![header(number, 'a')])));
+            session.head.unwrap().0
+        });
+        assert_eq!(told, [900, 900, 900, 901, 901, 901, 5, 6]);
     }
 
     #[tokio::test]

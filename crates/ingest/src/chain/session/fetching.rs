@@ -12,16 +12,9 @@ use futures_util::future::abortable;
 use tokio::task::JoinError;
 use tracing::{Instrument, Span};
 
-use super::{Fetched, Session};
+use super::{DOUBT_AFTER, Fetched, Session, TROUBLE_AFTER};
 use crate::chain::queue::Limits;
 use crate::node::NodeError;
-use crate::rpc::RpcError;
-use crate::status::Needs;
-
-/// Failed fetches of one block after which the chain is asked whether it still wants it.
-const DOUBT_AFTER: u32 = 3;
-/// Failed fetches of one block after which the chain counts as standing still.
-const TROUBLE_AFTER: u32 = 8;
 
 impl Session<'_> {
     /// What may be fetched now. Blocks that are deep enough to be final are fetched together; so are
@@ -108,13 +101,8 @@ impl Session<'_> {
         if attempts >= DOUBT_AFTER {
             self.canonical.doubt();
         }
-        if matches!(error, NodeError::Rpc(RpcError::SetAside(_))) {
-            return; // says less than what was said before
-        }
         if attempts >= TROUBLE_AFTER {
-            let number = block.number;
-            let needs = if error.is_wrong_chain() { Needs::Operator } else { Needs::Time };
-            self.chain.stand_still(format!("block {number} cannot be had: {error}"), needs);
+            self.cannot_be_had(format_args!("block {}", block.number), error);
         }
     }
 }

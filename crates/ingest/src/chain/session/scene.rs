@@ -23,17 +23,17 @@ use crate::rpc::Head;
 use crate::{Metrics, StatusBoard, testing};
 
 /// A chain and its Redis; its node is whoever the configuration names.
-pub(super) struct Scene {
-    pub(super) chain: Chain,
+pub(in crate::chain) struct Scene {
+    pub(in crate::chain) chain: Chain,
     pub(super) metrics: Metrics,
     pub(super) heads: mpsc::Receiver<Head>,
     registry: Registry,
-    pub(super) redis: RedisServer,
+    pub(in crate::chain) redis: RedisServer,
     _sockets: JoinSet<()>,
 }
 
 impl Scene {
-    pub(super) async fn of(config: ChainConfig) -> Self {
+    pub(in crate::chain) async fn of(config: ChainConfig) -> Self {
         let redis = RedisServer::spawn(RedisOptions::default()).await.unwrap();
         let registry = Registry::new();
         let all = Metrics::register(&registry).unwrap();
@@ -69,23 +69,21 @@ impl Scene {
         Self { chain, metrics: all, heads, registry, redis, _sockets: sockets }
     }
 
-    /// A session that begins with block 1.
-    pub(super) async fn session(&self) -> Session<'_> {
+    /// A writer of a stream that begins with block 1.
+    pub(in crate::chain) async fn publisher(&self) -> Publisher {
         let Options { instance_id, lease_ttl, dedup_ttl, encoding, .. } = &self.chain.options;
         let first = Cursor::starting_at(1, None, self.chain.config.filter.digest());
         let (streams, encoding) = (&self.chain.streams, Some(*encoding));
-        let id = self.chain.id();
-        let publisher = Publisher::open(
-            streams,
-            id,
-            instance_id,
-            *lease_ttl,
-            *dedup_ttl,
-            encoding,
-            Some(first),
-        );
+        let (id, first) = (self.chain.id(), Some(first));
+        Publisher::open(streams, id, instance_id, *lease_ttl, *dedup_ttl, encoding, first)
+            .await
+            .unwrap()
+    }
+
+    /// A session that begins with block 1.
+    pub(super) async fn session(&self) -> Session<'_> {
         let opened = Opened {
-            publisher: publisher.await.unwrap(),
+            publisher: self.publisher().await,
             canonical: CanonicalChain::new(1, [], false),
             published: Vec::new(),
             _place: Arc::clone(&self.chain.places).try_acquire_owned().unwrap(),
@@ -106,7 +104,7 @@ impl Scene {
 }
 
 /// The header of a block of a branch, which tells that it has no logs.
-pub(super) fn header(number: u64, branch: char) -> Header {
+pub(in crate::chain) fn header(number: u64, branch: char) -> Header {
     let hash = |number: u64| keccak256(format!("{number}{branch}"));
     testing::header(number, hash(number), hash(number.wrapping_sub(1)))
 }

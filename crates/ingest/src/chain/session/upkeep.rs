@@ -12,9 +12,14 @@ use tracing::{error, info, warn};
 use super::{Session, gauge};
 use crate::chain::Chain;
 use crate::node::{Node, NodeError};
+use crate::rpc::RpcError;
 
 /// Published blocks between two questions for the finalized block while catching up.
 const FINALITY_BLOCKS: u64 = 1024;
+/// The finalized block is not asked for more often.
+const LEAST_FINALITY_EVERY: Duration = Duration::from_secs(30);
+/// Errors in a row after which a node that answers them counts as one without a finalized block.
+const REFUSED_TAGS: u32 = 2;
 const RETENTION_EVERY: Duration = Duration::from_secs(10);
 /// How long a session that ends waits for its sweep.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -46,8 +51,22 @@ impl Session<'_> {
     pub(super) fn tagged(&mut self, tag: Result<Option<Header>, NodeError>) {
         self.finality = None;
         let tag = match tag {
-            Ok(tag) => tag.map(|header| header.block),
-            Err(_) => return, // counted where it happened; the next turn comes
+            Ok(tag) => {
+                self.refused_tags = 0;
+                tag.map(|header| header.block)
+            }
+            // One error says nothing, but some answer so for good.
+            Err(NodeError::Rpc(RpcError::Answer { .. })) if self.refused_tags >= REFUSED_TAGS => {
+                None
+            }
+            Err(error) => {
+                if matches!(error, NodeError::Rpc(RpcError::Answer { .. })) {
+                    self.refused_tags += 1;
+                    let soon = Instant::now() + LEAST_FINALITY_EVERY;
+                    self.due.finality = self.due.finality.min(soon);
+                }
+                return; // counted where it happened; the next turn comes
+            }
         };
         let (Some(tip), Some(published)) = (self.canonical.tip(), self.published.back()) else {
             return;
@@ -152,7 +171,7 @@ fn is_idle(lag: &GroupLag, alarm_after: Duration) -> bool {
 impl Chain {
     /// How often the finalized block is asked for: every 32 blocks, but not every few seconds.
     pub(super) fn finality_every(&self) -> Duration {
-        (32 * self.config.profile.block_time).max(Duration::from_secs(30))
+        (32 * self.config.profile.block_time).max(LEAST_FINALITY_EVERY)
     }
 }
 
@@ -184,6 +203,29 @@ mod tests {
         assert_eq!((session.finalize, session.ask()), (None, Some(Ask::Latest)));
         session.tagged(Ok(Some(header(5, 'a'))));
         assert_eq!(session.finalize, Some(header(5, 'a').block));
+    }
+
+    #[tokio::test]
+    async fn g10_depth_alone_decides_only_where_the_node_refuses_the_tag_again_and_again() {
+        let mut scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = nine_blocks(&mut scene).await;
+        let refused = || {
+            let message = "internal error".to_owned();
+            Err(NodeError::Rpc(RpcError::Answer { code: -32603, message }))
+        };
+        for _ in 0..2 {
+            session.due.finality = Instant::now() + Duration::from_secs(600);
+            session.tagged(refused());
+            session.tagged(Err(NodeError::Rpc(RpcError::Timeout(SWEEP))));
+            assert_eq!((session.finalize, session.refused_tags), (None, 1));
+            assert!(session.due.finality <= Instant::now() + LEAST_FINALITY_EVERY);
+            session.tagged(Ok(Some(header(1, 'a'))));
+            session.finalize = None;
+        }
+        for finalized in [None, None, Some(header(7, 'a').block)] {
+            session.tagged(refused());
+            assert_eq!(session.finalize, finalized);
+        }
     }
 
     #[tokio::test]
