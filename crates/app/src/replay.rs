@@ -74,7 +74,7 @@ async fn write(target: &Target, replay: &mut Replay, to: u64) -> anyhow::Result<
         let next = replay.next();
         let blocks = inquiry.blocks(next..=to.min(next + BLOCKS_A_QUESTION - 1)).await?;
         for block in blocks {
-            let CheckedBlock { block, mut logs, .. } = block;
+            let CheckedBlock { block, mut logs } = block;
             ensure!(
                 replay.tip().is_none_or(|tip| tip == block.parent_hash),
                 "block {block} does not stand on what was replayed: the node's chain is another one"

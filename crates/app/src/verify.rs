@@ -278,7 +278,7 @@ impl Verification<'_> {
 }
 
 fn expected(block: CheckedBlock, filter: &Filter) -> ExpectedBlock {
-    let CheckedBlock { block, mut logs, .. } = block;
+    let CheckedBlock { block, mut logs } = block;
     logs.retain(|log| filter.passes(log));
     ExpectedBlock { number: block.number, hash: block.hash, timestamp: block.timestamp, logs }
 }

@@ -6,7 +6,7 @@
 //! - What was *heard* (a subscription's head) may only extend the tip or raise a question. Only
 //!   what was *told* (the node's answer to a question) can take a block back: a head that comes
 //!   late, twice, out of order or from a lagging node never becomes a reorg by itself.
-//! - Nothing at or below the finalized block is ever taken back ([`Violation`], G10).
+//! - Nothing at or below the finalized block is ever taken back ([`FinalityViolation`], G10).
 //!
 //! The driver's whole duty: pass in what it hears, ask what [`CanonicalChain::ask`] wants asked,
 //! pass the answer in, and carry out every [`Change`].
@@ -58,7 +58,7 @@ impl Change {
 /// The node insists on a branch that leaves our chain below the finalized block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the node's block {theirs} contradicts the finalized block {finalized}")]
-pub struct Violation {
+pub struct FinalityViolation {
     /// The block that we hold final.
     pub finalized: BlockRef,
     /// The lowest block of the node's branch that was seen.
@@ -196,7 +196,7 @@ impl CanonicalChain {
     ///
     /// # Errors
     /// If the node insists on a branch that contradicts the finalized block.
-    pub fn told(&mut self, header: Header) -> Result<Change, Box<Violation>> {
+    pub fn told(&mut self, header: Header) -> Result<Change, Box<FinalityViolation>> {
         self.doubt = false;
         let block = header.block;
         // Whatever was heard of above the node's own head was not (or is no longer) canonical.
@@ -222,7 +222,7 @@ impl CanonicalChain {
     ///
     /// # Errors
     /// If the node insists on a branch that contradicts the finalized block.
-    pub fn answered(&mut self, header: Header) -> Result<Change, Box<Violation>> {
+    pub fn answered(&mut self, header: Header) -> Result<Change, Box<FinalityViolation>> {
         let block = header.block;
         if let Some(lowest) = self.branch.last() {
             if lowest.block.parent_hash != block.hash {
@@ -294,7 +294,7 @@ impl CanonicalChain {
     }
 
     /// Joins the branch to the chain if its lowest block stands on a link of ours.
-    fn join(&mut self) -> Result<Change, Box<Violation>> {
+    fn join(&mut self) -> Result<Change, Box<FinalityViolation>> {
         let (Some(first), Some(tip), Some(top), Some(lowest)) =
             (self.links.front(), self.links.back(), self.branch.first(), self.branch.last())
         else {
@@ -307,7 +307,7 @@ impl CanonicalChain {
         if !on_a_link && !replaces_all && lowest.number > first.number {
             return Ok(Change::default()); // further back
         }
-        let violation = Violation { finalized: *first, theirs: lowest };
+        let violation = FinalityViolation { finalized: *first, theirs: lowest };
         let joins = on_a_link || replaces_all;
         if top.block.number < tip.number || !joins {
             self.sightings += 1;

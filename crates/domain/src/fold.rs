@@ -70,6 +70,27 @@ pub enum Problem {
     Id,
 }
 
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Duplicate => "added while it is live already",
+            Self::NotLive => "taken back though it is not live",
+            Self::TakenBackDiffers => "taken back by an entry of other content",
+            Self::NotTakenBack => "not taken back with its block",
+            Self::Order => "in the wrong order",
+            Self::Parent => "added on another parent than the tip",
+            Self::NotTip => "taken back though it is not the tip",
+            Self::Seq => "seq does not follow",
+            Self::OutsideMarker => "an entry of no marker",
+            Self::Range => "a marker that does not agree with its entries",
+            Self::EntryDiffersFromMarker => "an entry that does not agree with its marker",
+            Self::Finalized => "finality moved back, or to a block that is not there",
+            Self::BelowFinalized => "taken back though it was final",
+            Self::Id => "an ID that is not above the one before",
+        })
+    }
+}
+
 /// One broken promise, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
@@ -83,7 +104,7 @@ pub struct Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} at {}: {}", self.problem, self.at, self.detail)
+        write!(f, "{} at {}: {}", self.problem, self.at, self.detail)
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use alloy_primitives::{B256, keccak256};
 use ethhook_domain::block::Seal;
-use ethhook_domain::canonical::{Ask, Change, SIGHTINGS, Violation};
+use ethhook_domain::canonical::{Ask, Change, FinalityViolation, SIGHTINGS};
 use ethhook_domain::{BlockRef, CanonicalChain, Header};
 use proptest::prelude::*;
 
@@ -73,7 +73,11 @@ impl Node {
     }
 
     /// Answers everything that `chain` asks until it is content.
-    fn satisfy(&self, chain: &mut CanonicalChain, told: &mut Steps) -> Result<(), Box<Violation>> {
+    fn satisfy(
+        &self,
+        chain: &mut CanonicalChain,
+        told: &mut Steps,
+    ) -> Result<(), Box<FinalityViolation>> {
         for _ in 0..10_000 {
             let Some(ask) = chain.ask() else { return Ok(()) };
             match ask {
@@ -101,7 +105,11 @@ impl Node {
     }
 
     /// Polls as often as a lower branch needs to be believed.
-    fn settle(&self, chain: &mut CanonicalChain, told: &mut Steps) -> Result<(), Box<Violation>> {
+    fn settle(
+        &self,
+        chain: &mut CanonicalChain,
+        told: &mut Steps,
+    ) -> Result<(), Box<FinalityViolation>> {
         for _ in 0..SIGHTINGS {
             chain.doubt();
             self.satisfy(chain, told)?;

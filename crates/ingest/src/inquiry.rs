@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use ethhook_domain::{BlockRef, Header, Log, Proof};
+use ethhook_domain::{BlockRef, Header, Log};
 use futures_util::stream;
 use futures_util::{StreamExt, TryStreamExt};
 use prometheus::Registry;
@@ -24,10 +24,27 @@ const FETCHES_AT_ONCE: usize = 8;
 /// Heads are of no interest here; what does not fit is dropped.
 const MAX_HEADS: usize = 1;
 
-/// No endpoint answered in time, or none that passed the checks.
+/// Why a question has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no endpoint answers: {0}")]
-pub struct Unanswered(String);
+pub enum InquiryError {
+    /// No endpoint answered in time, or none that passed the checks; the last failure.
+    #[error("no endpoint answers: {0}")]
+    Unanswered(String),
+    /// The node's chain does not reach so far, or no longer.
+    #[error("the node has no block {0}")]
+    NoBlock(u64),
+    /// Its logs are gone, though its header was there.
+    #[error("no endpoint has the logs of {0}")]
+    NoLogs(BlockRef),
+    /// Two blocks that were asked for do not stand on each other.
+    #[error("{above} does not stand on {below}: a reorg just now; ask again")]
+    Reorg {
+        /// The lower one.
+        below: BlockRef,
+        /// The one at the next height.
+        above: BlockRef,
+    },
+}
 
 /// A block and its logs, checked as the ingestor checks them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,8 +54,6 @@ pub struct CheckedBlock {
     /// Its logs by `log_index`, unfiltered; none where the header rules out that any passes the
     /// chain's filter.
     pub logs: Vec<Log>,
-    /// The strongest check they passed.
-    pub proof: Proof,
 }
 
 /// Which block is asked for.
@@ -87,8 +102,8 @@ impl Inquiry {
     /// The header of a block; none if the node has no such block, or no such tag.
     ///
     /// # Errors
-    /// See [`Unanswered`].
-    pub async fn header(&self, which: Which) -> Result<Option<Header>, Unanswered> {
+    /// See [`InquiryError`].
+    pub async fn header(&self, which: Which) -> Result<Option<Header>, InquiryError> {
         persist(async || match which {
             Which::Latest => self.node.latest().await.map(Some),
             Which::Finalized => self.node.finalized().await,
@@ -102,11 +117,11 @@ impl Inquiry {
     /// few dozen at once.
     ///
     /// # Errors
-    /// See [`Unanswered`]; also if the node lacks one of them.
+    /// See [`InquiryError`].
     pub async fn blocks(
         &self,
         numbers: RangeInclusive<u64>,
-    ) -> Result<Vec<CheckedBlock>, Unanswered> {
+    ) -> Result<Vec<CheckedBlock>, InquiryError> {
         let mut headers: Vec<Header> = Vec::new();
         loop {
             let next = headers.last().map_or(*numbers.start(), |last| last.block.number + 1);
@@ -117,13 +132,11 @@ impl Inquiry {
             // As many as one message asks for.
             let found = persist(async || self.node.by_numbers(rest.clone()).await).await?;
             let found = found.filter(|found| !found.is_empty());
-            headers
-                .extend(found.ok_or_else(|| Unanswered(format!("the node has no block {next}")))?);
+            headers.extend(found.ok_or(InquiryError::NoBlock(next))?);
         }
         let parent_of = |pair: &[Header]| pair[0].block.hash == pair[1].block.parent_hash;
         if let Some(pair) = headers.windows(2).find(|pair| !parent_of(pair)) {
-            let (below, above) = (pair[0].block, pair[1].block);
-            return Err(Unanswered(format!("{above} does not stand on {below}: a reorg just now")));
+            return Err(InquiryError::Reorg { below: pair[0].block, above: pair[1].block });
         }
         let fetch = |header: Header| async move {
             let verified = match self.node.told_by(&header) {
@@ -131,23 +144,24 @@ impl Inquiry {
                 None => persist(async || self.node.block(&header).await).await?,
             };
             let block = header.block;
-            let gone = || Unanswered(format!("no endpoint has {block}"));
-            let verified = verified.ok_or_else(gone)?;
-            Ok(CheckedBlock { block, logs: verified.logs, proof: verified.proof })
+            let logs = verified.ok_or(InquiryError::NoLogs(block))?.logs;
+            Ok(CheckedBlock { block, logs })
         };
         stream::iter(headers).map(fetch).buffered(FETCHES_AT_ONCE).try_collect().await
     }
 }
 
 /// Asks until there is an answer, for a while; none if no endpoint has what is asked for.
-async fn persist<T>(ask: impl AsyncFn() -> Result<T, NodeError>) -> Result<Option<T>, Unanswered> {
+async fn persist<T>(
+    ask: impl AsyncFn() -> Result<T, NodeError>,
+) -> Result<Option<T>, InquiryError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match ask().await {
             Ok(answer) => return Ok(Some(answer)),
             Err(NodeError::Unknown) => return Ok(None),
             Err(error) if Instant::now() >= deadline => {
-                return Err(Unanswered(error.to_string()));
+                return Err(InquiryError::Unanswered(error.to_string()));
             }
             Err(_) => tokio::time::sleep(ASK_AGAIN).await,
         }

@@ -21,6 +21,7 @@ use std::time::Duration;
 pub use config::{ChainConfig, EndpointConfig, Fetch, Options, StartBlock};
 use ethhook_streams::Streams;
 pub use metrics::{EndpointState, Metrics};
+pub use rpc::BreakerState;
 pub use status::StatusBoard;
 use tokio::sync::Semaphore;
 use tokio::task::{Id, JoinSet};

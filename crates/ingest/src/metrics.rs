@@ -65,7 +65,7 @@ metrics! {
     lag_seconds: seconds("ethhook_head_lag_seconds", "Block time that the tip is behind the head, less confirmations, up to the end block.", ["chain"]);
     reorg_depth: histogram("ethhook_reorg_depth_blocks", "Blocks orphaned by a reorg.", ["chain"], DEPTH_BUCKETS);
     checks_failed: counter("ethhook_checks_failed_total", "Answers that failed a check.", ["chain", "endpoint", "check"]);
-    headers_unhashed: counter("ethhook_headers_unhashed_total", "Headers with unknown fields, whose hash could not be recomputed.", ["chain"]);
+    headers_unhashed: counter("ethhook_headers_unhashed_total", "Blocks whose header's hash was not confirmed: it has unknown fields, or VERIFY=structure let it pass.", ["chain"]);
     rpc_requests: counter("ethhook_rpc_requests_total", "Calls by what became of them; a batch is as many as it holds.", ["chain", "endpoint", "method", "outcome"]);
     rpc_units: counter("ethhook_rpc_compute_units_total", "What the calls are billed in the provider's units, by its published prices; a call is one unit where they are not known.", ["chain", "endpoint", "method"]);
     rpc_seconds: histogram("ethhook_rpc_request_seconds", "Time from request to parsed answer.", ["chain", "endpoint", "method"], LATENCY_BUCKETS);
@@ -95,8 +95,8 @@ metrics! {
 /// What is known of one endpoint, for a person.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EndpointState {
-    /// `closed`: it is asked; `open`: it is set aside; `half_open`: it is being tried again.
-    pub breaker: &'static str,
+    /// Whether it is asked.
+    pub breaker: BreakerState,
     /// Whether it is subscribed to `newHeads`; none if it has no WebSocket.
     pub subscribed: Option<bool>,
     /// Its answers that failed a check, since the process started.
@@ -117,7 +117,7 @@ impl Metrics {
             let subscribed = || self.socket.with_label_values(&labels).get() == 1;
             let breaker = self.breaker.with_label_values(&labels).get();
             EndpointState {
-                breaker: BreakerState::name(breaker),
+                breaker: BreakerState::shown_as(breaker),
                 subscribed: has_socket.then(subscribed),
                 failed_checks: Check::ALL.iter().map(failed).sum(),
             }

@@ -208,7 +208,7 @@ impl Node {
                 return Ok(header);
             }
             Err(lie(
-                &attempt,
+                attempt.endpoint(),
                 Failure {
                     check: Check::BlockHash,
                     detail: format!("asked for {hash}, got {}", header.block.hash),
@@ -242,12 +242,10 @@ impl Node {
         numbers: RangeInclusive<u64>,
     ) -> Result<Vec<Header>, NodeError> {
         let items = loop {
-            let blocks = attempt.blocks_at_once(About::Headers);
+            let blocks = attempt.endpoint().blocks_at_once(About::Headers);
             let params: Vec<_> =
                 numbers.clone().take(blocks).map(|n| json!([Quantity(n), false])).collect();
-            let answer =
-                attempt.call_each::<Header>(About::Headers, "eth_getBlockByNumber", &params);
-            match answer.await {
+            match attempt.call_each::<Header>(About::Headers, &params).await {
                 Ok(items) => break items,
                 // A batch that was too large: the next one is smaller.
                 Err(error) if params.len() > 1 && error.may_be_of_size() => {}
@@ -261,11 +259,11 @@ impl Node {
                 Ok(header) => header
                     .filter(|header| header.block.number == number)
                     .ok_or(NodeError::Unknown)
-                    .and_then(|header| self.sealed(attempt, header)),
+                    .and_then(|header| self.sealed(attempt.endpoint(), header)),
                 Err(error) => {
                     // Some answer the first few of a batch.
                     if error.may_be_of_size() {
-                        attempt.was_too_much(About::Headers, asked);
+                        attempt.endpoint().was_too_much(About::Headers, asked);
                     }
                     Err(error.into())
                 }
@@ -304,7 +302,7 @@ impl Node {
         let mut running = Vec::new();
         // The attempt that the next endpoint waits for; none: it waits no longer.
         let mut newest: Option<Attempt<'_>> = None;
-        let patience = |attempt: &Attempt<'_>| attempt.patience().max(least_patience);
+        let patience = |attempt: &Attempt<'_>| attempt.endpoint().patience().max(least_patience);
         let (mut liars, mut failure) = (Vec::new(), NodeError::Rpc(RpcError::SetAside(LIAR_WAIT)));
         loop {
             if newest.is_none()
@@ -337,10 +335,10 @@ impl Node {
                 () = tokio::time::sleep(left), if rest.len() > 0 => {
                     let slow = newest.take_if(|newest| newest.left_of(patience(newest)).is_zero());
                     if let Some(slow) = slow {
-                        slow.was_slow();
+                        slow.endpoint().was_slow();
                         // What several blocks take says nothing of when one is late.
                         if least_patience < SPAN_PATIENCE {
-                            slow.note_latency(patience(&slow));
+                            slow.endpoint().note_latency(patience(&slow));
                         }
                     }
                 }
@@ -368,7 +366,7 @@ impl Node {
         params: serde_json::Value,
     ) -> Result<Option<Header>, NodeError> {
         let header = attempt.call::<Header>(method, &params).await?;
-        header.map(|header| self.sealed(attempt, header)).transpose()
+        header.map(|header| self.sealed(attempt.endpoint(), header)).transpose()
     }
 
     fn sealed(&self, endpoint: &Endpoint, header: Header) -> Result<Header, NodeError> {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ethhook_ingest::BreakerState;
 use ethhook_ingest::status::{Needs, Standstill, Unready};
 use ethhook_streams::ReadError;
 
@@ -115,13 +116,13 @@ fn unready(chain: &Chain, unready: Option<&Unready>) -> Option<Trouble> {
 }
 
 fn all_set_aside(chain: &Chain) -> bool {
-    !chain.endpoints.is_empty() && chain.endpoints.iter().all(|e| e.breaker == "open")
+    !chain.endpoints.is_empty() && chain.endpoints.iter().all(|e| e.breaker == BreakerState::Open)
 }
 
 fn endpoints(chain: &Chain) -> impl Iterator<Item = Trouble> {
     chain.endpoints.iter().flat_map(|endpoint| {
         let position = endpoint.position;
-        let set_aside = (endpoint.breaker != "closed").then(|| {
+        let set_aside = (endpoint.breaker != BreakerState::Closed).then(|| {
             Trouble::warning(
                 format!("endpoint {position} is set aside: it failed, lied or asked for patience"),
                 "it is tried again by itself; if this stays, look at its key's quota and its URL",
@@ -197,8 +198,8 @@ mod tests {
         Chain { state: State::Following, ..Chain::unknown(&Profile::unknown("tiny", 7)) }
     }
 
-    fn endpoint(position: usize, breaker: &str, subscribed: Option<bool>) -> Endpoint {
-        Endpoint { position, breaker: breaker.into(), subscribed, failed_checks: 0 }
+    fn endpoint(position: usize, breaker: BreakerState, subscribed: Option<bool>) -> Endpoint {
+        Endpoint { position, breaker, subscribed, failed_checks: 0 }
     }
 
     fn group(consumers: u64, behind: Option<u64>, waiting_seconds: u64) -> Group {
@@ -214,7 +215,10 @@ mod tests {
     #[test]
     fn a_chain_that_is_well_has_no_trouble() {
         let mut chain = chain();
-        chain.endpoints = vec![endpoint(0, "closed", Some(true)), endpoint(1, "closed", None)];
+        chain.endpoints = vec![
+            endpoint(0, BreakerState::Closed, Some(true)),
+            endpoint(1, BreakerState::Closed, None),
+        ];
         chain.groups = vec![group(1, Some(10), 900)];
         assert_eq!(told(&chain, &Seen::default()), []);
     }
@@ -240,7 +244,7 @@ mod tests {
     fn standing_by_is_no_trouble_and_standing_still_is() {
         let mut chain = chain();
         assert_eq!(told(&chain, &stands_still("another's turn", Needs::Turn)), []);
-        chain.endpoints = vec![endpoint(0, "open", None)];
+        chain.endpoints = vec![endpoint(0, BreakerState::Open, None)];
         let told = told(&chain, &stands_still("no endpoint answers", Needs::Time));
         assert_eq!((told[0].0, told[1].0), (Level::Error, Level::Warning));
         assert!(told[0].1.starts_with("no endpoint answers: every endpoint is set aside"));

@@ -160,7 +160,7 @@ impl Live {
             .enumerate()
             .map(|(position, state)| Endpoint {
                 position,
-                breaker: state.breaker.to_owned(),
+                breaker: state.breaker,
                 subscribed: state.subscribed,
                 failed_checks: state.failed_checks,
             })

@@ -13,6 +13,7 @@ mod table;
 use std::time::{Duration, SystemTime};
 
 use ethhook_domain::Profile;
+use ethhook_ingest::BreakerState;
 use ethhook_streams::{GroupLag, Standing};
 use serde::{Deserialize, Serialize};
 
@@ -130,8 +131,8 @@ pub(crate) struct Counts {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Endpoint {
     pub(crate) position: usize,
-    /// `closed`: it is asked; `open`: it is set aside; `half_open`: it is being tried again.
-    pub(crate) breaker: String,
+    /// Whether it is asked.
+    pub(crate) breaker: BreakerState,
     /// Whether heads come from it; none if it has no WebSocket.
     pub(crate) subscribed: Option<bool>,
     /// Answers that failed a check, since the service started.

@@ -133,6 +133,8 @@ mod tests {
     use ethhook_domain::Profile;
 
     use super::super::{Counts, Endpoint, Group, Redis, Service};
+    use ethhook_ingest::BreakerState;
+
     use super::*;
 
     #[test]
@@ -152,7 +154,7 @@ mod tests {
             writer: Some("host".into()),
             endpoints: vec![Endpoint {
                 position: 0,
-                breaker: "closed".into(),
+                breaker: BreakerState::Closed,
                 subscribed: Some(true),
                 failed_checks: 0,
             }],

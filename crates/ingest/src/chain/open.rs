@@ -244,7 +244,7 @@ fn node_away(error: &NodeError) -> NotYet {
 
 #[cfg(test)]
 mod tests {
-    use ethhook_domain::canonical::Violation;
+    use ethhook_domain::canonical::FinalityViolation;
     use ethhook_domain::{Proof, Secret};
     use ethhook_streams::{MarkedBlock, RedisConfig, Step, Streams};
     use tokio::time::timeout;
@@ -293,7 +293,7 @@ mod tests {
             |opened: &mut Opened| (0..3).find_map(|_| opened.canonical.told(header(1, 'b')).err());
         assert_eq!(
             told(&mut opened).map(|violation| *violation),
-            Some(Violation { finalized: one, theirs: header(1, 'b').block })
+            Some(FinalityViolation { finalized: one, theirs: header(1, 'b').block })
         );
         opened.publisher.apply(&Step::Alarm { text: "as it is" }).await.unwrap();
         opened.publisher.apply(&Step::Retreat { to: MarkedBlock::from(&zero) }).await.unwrap();

@@ -17,7 +17,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use ethhook_domain::canonical::{Ask, Change, Violation};
+use ethhook_domain::canonical::{Ask, Change, FinalityViolation};
 use ethhook_domain::{BlockRef, CanonicalChain, Header};
 use ethhook_streams::{PublishedBlock, ReadError, Swept};
 use futures_util::future::{Aborted, BoxFuture, pending};
@@ -69,7 +69,7 @@ struct Session<'a> {
     /// Questions in a row without an answer.
     failed_asks: u32,
     /// Whether a block that the node contradicts is held by any endpoint.
-    judging: Running<'a, (Violation, Result<bool, NodeError>)>,
+    judging: Running<'a, (FinalityViolation, Result<bool, NodeError>)>,
     finality: Running<'a, Result<Option<Header>, NodeError>>,
     /// Errors in a row that the node answered instead of its finalized block.
     refused_tags: u32,

@@ -16,8 +16,6 @@ use super::{LEAST_PATIENCE, Node, NodeError, OTHERS_PATIENCE, lie};
 use crate::config::Fetch;
 use crate::rpc::{About, Attempt, Endpoint, INVALID_PARAMS, RpcError};
 
-const RECEIPTS: &str = "eth_getBlockReceipts";
-const LOGS: &str = "eth_getLogs";
 /// Between the two askings of one endpoint for blocks that it says are empty.
 const SECOND_ASKING: Duration = Duration::from_millis(500);
 /// Another endpoint is not asked for several blocks before this long: their answer takes its time.
@@ -132,14 +130,14 @@ impl Node {
     /// The way to so many blocks that an endpoint offers and the operator allows; the cheaper where
     /// both would do, and receipts, which prove more, where they cost the same.
     fn way(&self, endpoint: &Endpoint, blocks: usize) -> About {
-        let receipts_of_all = endpoint.units(RECEIPTS).saturating_mul(blocks as u64);
+        let receipts_of_all = endpoint.units_of(About::Receipts).saturating_mul(blocks as u64);
         match self.fetch {
             Fetch::Receipts => About::Receipts,
             Fetch::Logs => About::Logs,
             Fetch::Auto if !endpoint.offers_receipts() => About::Logs,
             // Logs prove no receipts root.
             Fetch::Auto if self.profile.verify == Proof::ReceiptsRoot => About::Receipts,
-            Fetch::Auto if endpoint.units(LOGS) < receipts_of_all => About::Logs,
+            Fetch::Auto if endpoint.units_of(About::Logs) < receipts_of_all => About::Logs,
             Fetch::Auto => About::Receipts,
         }
     }
@@ -151,7 +149,7 @@ impl Node {
     ) -> Result<Vec<Outcome>, NodeError> {
         let follow_each_other =
             headers.windows(2).all(|pair| pair[1].block.number == pair[0].block.number + 1);
-        match self.way(attempt, headers.len()) {
+        match self.way(attempt.endpoint(), headers.len()) {
             About::Logs if follow_each_other => {
                 let ask = |part| self.range(attempt, part);
                 Self::in_parts(attempt, About::Logs, headers, ask).await
@@ -180,7 +178,7 @@ impl Node {
         let mut outcomes = Vec::with_capacity(headers.len());
         let mut rest = headers;
         while !rest.is_empty() {
-            let blocks = attempt.blocks_at_once(about).min(rest.len());
+            let blocks = attempt.endpoint().blocks_at_once(about).min(rest.len());
             let (part, others) = rest.split_at(blocks);
             match ask(part).await {
                 Ok(more) => {
@@ -213,10 +211,10 @@ impl Node {
             "fromBlock": Quantity(first.block.number),
             "toBlock": Quantity(last.block.number),
         }]);
-        let logs = attempt.call_range::<Vec<Log>>(About::Logs, headers.len(), LOGS, &bounds);
+        let logs = attempt.call_span::<Vec<Log>>(About::Logs, headers.len(), &bounds);
         let logs = logs.await?.ok_or(NodeError::Unknown)?;
         let verified = verify::verify_range(&self.profile, headers, logs);
-        Ok(verified.into_iter().map(|result| judged(attempt, result)).collect())
+        Ok(verified.into_iter().map(|result| judged(attempt.endpoint(), result)).collect())
     }
 
     /// The receipts of each block, as one batch.
@@ -226,16 +224,18 @@ impl Node {
         headers: &[Header],
     ) -> Result<Vec<Outcome>, NodeError> {
         let params: Vec<_> = headers.iter().map(|header| json!([header.block.hash])).collect();
-        let items = attempt.call_each::<Vec<Receipt>>(About::Receipts, RECEIPTS, &params).await?;
+        let items = attempt.call_each::<Vec<Receipt>>(About::Receipts, &params).await?;
         let refused = items.iter().filter(|item| item.is_err()).count();
         if 2 * refused > headers.len() {
-            attempt.was_too_much(About::Receipts, headers.len());
+            attempt.endpoint().was_too_much(About::Receipts, headers.len());
         }
         let outcomes = headers.iter().zip(items).map(|(header, item)| match item {
-            Ok(Some(receipts)) => self.held_against(attempt, header, Body::Receipts(receipts)),
+            Ok(Some(receipts)) => {
+                self.held_against(attempt.endpoint(), header, Body::Receipts(receipts))
+            }
             Ok(None) => Err(NodeError::Unknown),
             Err(error) => {
-                self.note_lack(attempt, &error);
+                self.note_lack(attempt.endpoint(), &error);
                 Err(error.into())
             }
         });
@@ -244,7 +244,7 @@ impl Node {
 
     async fn checked(&self, attempt: &Attempt<'_>, header: &Header) -> Outcome {
         let body = self.body(attempt, header).await?;
-        self.held_against(attempt, header, body)
+        self.held_against(attempt.endpoint(), header, body)
     }
 
     fn held_against(&self, endpoint: &Endpoint, header: &Header, body: Body) -> Outcome {
@@ -253,23 +253,23 @@ impl Node {
 
     /// The logs of one block by the best way that the endpoint offers.
     async fn body(&self, attempt: &Attempt<'_>, header: &Header) -> Result<Body, NodeError> {
-        if self.way(attempt, 1) == About::Receipts {
+        if self.way(attempt.endpoint(), 1) == About::Receipts {
             match self.receipts_of(attempt, header).await {
                 Err(NodeError::Rpc(error @ RpcError::NotOffered(_)))
                     if self.fetch != Fetch::Receipts =>
                 {
-                    self.note_lack(attempt, &error);
+                    self.note_lack(attempt.endpoint(), &error);
                 }
                 other => return other,
             }
         }
         let params = json!([{ "blockHash": header.block.hash }]);
-        match attempt.call_range::<Vec<Log>>(About::Logs, 1, LOGS, &params).await {
+        match attempt.call_span::<Vec<Log>>(About::Logs, 1, &params).await {
             // More logs than the provider answers with, but their receipts are not counted.
             Err(error)
                 if error.may_be_of_size()
                     && self.fetch == Fetch::Auto
-                    && attempt.offers_receipts() =>
+                    && attempt.endpoint().offers_receipts() =>
             {
                 self.receipts_of(attempt, header).await
             }
@@ -279,9 +279,8 @@ impl Node {
 
     async fn receipts_of(&self, attempt: &Attempt<'_>, header: &Header) -> Result<Body, NodeError> {
         let block = &header.block;
-        let ask = async |params| {
-            attempt.call_range::<Vec<Receipt>>(About::Receipts, 1, RECEIPTS, &params).await
-        };
+        let ask =
+            async |params| attempt.call_span::<Vec<Receipt>>(About::Receipts, 1, &params).await;
         let mut answer = ask(json!([block.hash])).await;
         if let Err(RpcError::Answer { code: INVALID_PARAMS, .. }) = answer {
             // Some take a number only; the receipts' own hashes tell which block they are of.
@@ -292,7 +291,8 @@ impl Node {
 
     fn note_lack(&self, endpoint: &Endpoint, error: &RpcError) {
         if matches!(error, RpcError::NotOffered(_)) && endpoint.offers_receipts() {
-            warn!(endpoint = endpoint.metrics.position, "{RECEIPTS} is not offered");
+            let method = About::Receipts.method();
+            warn!(endpoint = endpoint.metrics.position, method, "not offered");
             endpoint.lacks_receipts();
         }
     }
@@ -324,6 +324,8 @@ mod tests {
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig};
     use crate::testing::{mined, serve, unread};
+
+    const LOGS: &str = About::Logs.method();
 
     /// A chain without logs behind three endpoints, none of which need be believed that there are none.
     struct Scene {

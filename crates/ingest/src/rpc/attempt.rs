@@ -1,6 +1,5 @@
 //! One attempt to get an answer from an endpoint: its requests, and how long the endpoint has been taking.
 
-use std::ops::Deref;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -60,26 +59,24 @@ pub(crate) struct Attempt<'a> {
     watch: Arc<Mutex<Watch>>,
 }
 
-impl Deref for Attempt<'_> {
-    type Target = Endpoint;
-
-    fn deref(&self) -> &Endpoint {
-        self.endpoint
-    }
-}
-
 /// What goes out at once.
 struct Message {
     method: &'static str,
     first_id: u64,
     calls: usize,
+    /// How many blocks it asks about, if about any.
+    blocks: usize,
     text: String,
-    max_bytes: usize,
 }
 
 impl Message {
     fn calls(&self) -> u32 {
         u32::try_from(self.calls).unwrap_or(u32::MAX)
+    }
+
+    /// An answer about several blocks that is larger is asked for in parts.
+    fn max_bytes(&self) -> usize {
+        if self.blocks > 1 { MAX_SPAN_BYTES } else { MAX_ANSWER_BYTES }
     }
 }
 
@@ -123,19 +120,18 @@ impl<'a> Attempt<'a> {
     pub(crate) async fn call_each<T: DeserializeOwned>(
         &self,
         about: About,
-        method: &'static str,
         params: &[impl Serialize],
     ) -> Result<Vec<Item<T>>, RpcError> {
         // Some providers take no batch at all.
         if let [params] = params {
-            return self.call_range(about, 1, method, params).await.map(|answer| vec![Ok(answer)]);
+            return self.call_span(about, 1, params).await.map(|answer| vec![Ok(answer)]);
         }
-        let calls = params.len();
-        let first_id = self.next_id.fetch_add(calls as u64, Ordering::Relaxed);
+        let (method, calls) = (about.method(), params.len());
+        let first_id = self.endpoint.next_id.fetch_add(calls as u64, Ordering::Relaxed);
         let text = batch::encode(first_id, method, params)?;
-        let message = Message { method, first_id, calls, text, max_bytes: MAX_SPAN_BYTES };
+        let message = Message { method, first_id, calls, blocks: calls, text };
         let read = |body: &str| batch::decode(body, first_id, calls);
-        let items = self.ask_span(about, calls, message, read).await?;
+        let items = self.ask_span(about, message, read).await?;
         // Some refuse single calls of a batch.
         let limit = items.iter().find_map(|item| match item {
             Err(error @ RpcError::RateLimited(wait)) => Some((error, *wait)),
@@ -148,35 +144,31 @@ impl<'a> Attempt<'a> {
     }
 
     /// Asks one call about `blocks` blocks, 1 or more.
-    pub(crate) async fn call_range<T: DeserializeOwned>(
+    pub(crate) async fn call_span<T: DeserializeOwned>(
         &self,
         about: About,
         blocks: usize,
-        method: &'static str,
         params: &impl Serialize,
     ) -> Result<Option<T>, RpcError> {
-        let mut message = self.message(method, params)?;
-        if blocks > 1 {
-            message.max_bytes = MAX_SPAN_BYTES;
-        }
+        let message = Message { blocks, ..self.message(about.method(), params)? };
         let id = message.first_id;
-        self.ask_span(about, blocks, message, |body| decode(body, id)).await
+        self.ask_span(about, message, |body| decode(body, id)).await
     }
 
     fn message(&self, method: &'static str, params: &impl Serialize) -> Result<Message, RpcError> {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = self.endpoint.next_id.fetch_add(1, Ordering::Relaxed);
         let text = encode(id, method, params)?;
-        Ok(Message { method, first_id: id, calls: 1, text, max_bytes: MAX_ANSWER_BYTES })
+        Ok(Message { method, first_id: id, calls: 1, blocks: 1, text })
     }
 
-    /// Asks about `blocks` blocks at once and learns from what becomes of it.
+    /// Learns from what becomes of the message how many blocks may be asked about at once.
     async fn ask_span<T>(
         &self,
         about: About,
-        blocks: usize,
         message: Message,
         read: impl FnOnce(&str) -> Result<T, RpcError>,
     ) -> Result<T, RpcError> {
+        let blocks = message.blocks;
         let mut bytes = 0;
         let answer = self
             .ask(message, |body| {
@@ -185,11 +177,12 @@ impl<'a> Attempt<'a> {
             })
             .await;
         match &answer {
-            Ok(_) => self.with_span(about, |span| span.took(blocks, bytes)),
+            Ok(_) => self.endpoint.with_span(about, |span| span.took(blocks, bytes)),
             Err(error) if blocks > 1 && error.may_be_of_size() => {
-                debug!(endpoint = self.metrics.position, ?about, blocks, %error, "too much at once");
+                debug!(endpoint = self.endpoint.metrics.position, ?about, blocks, %error, "too much at once");
                 let suggested = error.suggested_blocks();
-                self.with_span(about, |span| span.refused(blocks, suggested, Instant::now()));
+                self.endpoint
+                    .with_span(about, |span| span.refused(blocks, suggested, Instant::now()));
             }
             Err(_) => {}
         }
@@ -211,11 +204,11 @@ impl<'a> Attempt<'a> {
             Err(RpcError::SetAside(_)) => return result, // the socket sent nothing
             Err(error @ RpcError::RateLimited(wait)) => self.be_patient(method, error, *wait),
             Err(error) if error.is_endpoint_failure() => {
-                warn!(endpoint = self.metrics.position, method, %error, "request failed");
+                warn!(endpoint = self.endpoint.metrics.position, method, %error, "request failed");
                 let jitter = rand::random();
-                self.with_breaker(|b| b.failure(Instant::now(), jitter));
+                self.endpoint.with_breaker(|b| b.failure(Instant::now(), jitter));
             }
-            _ => self.with_breaker(Breaker::success),
+            _ => self.endpoint.with_breaker(Breaker::success),
         }
         admitted.told();
         result
@@ -223,20 +216,20 @@ impl<'a> Attempt<'a> {
 
     /// Whether the breaker lets a request through. Unless it is told what became of it, that is unknown.
     fn admitted(&self) -> Result<Admitted<'a>, RpcError> {
-        self.with_breaker(|b| b.admit(Instant::now())).map_err(RpcError::SetAside)?;
+        self.endpoint.with_breaker(|b| b.admit(Instant::now())).map_err(RpcError::SetAside)?;
         Ok(Admitted(self.endpoint))
     }
 
     /// Leaves the endpoint alone for as long as it asks.
     fn be_patient(&self, method: &str, error: &RpcError, wait: Option<Duration>) {
         let wait = wait.unwrap_or(Duration::from_secs(1));
-        warn!(endpoint = self.metrics.position, method, %error, ?wait, "endpoint set aside");
-        self.set_aside(wait);
+        warn!(endpoint = self.endpoint.metrics.position, method, %error, ?wait, "endpoint set aside");
+        self.endpoint.set_aside(wait);
     }
 
     /// An HTTP address is asked once which chain it serves; a WebSocket is at every connect.
     async fn check_chain(&self) -> Result<(), RpcError> {
-        if self.http.is_none() || self.chain_checked.load(Ordering::Relaxed) {
+        if self.endpoint.http.is_none() || self.endpoint.chain_checked.load(Ordering::Relaxed) {
             return Ok(());
         }
         let none: [(); 0] = [];
@@ -244,10 +237,10 @@ impl<'a> Attempt<'a> {
         let id = message.first_id;
         let got = self.exchange(message, |body| decode::<Quantity>(body, id)).await?;
         let got = got.map_or(0, |q| q.0);
-        if got != self.chain_id {
-            return Err(RpcError::WrongChain { wanted: self.chain_id, got });
+        if got != self.endpoint.chain_id {
+            return Err(RpcError::WrongChain { wanted: self.endpoint.chain_id, got });
         }
-        self.chain_checked.store(true, Ordering::Relaxed);
+        self.endpoint.chain_checked.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -256,42 +249,43 @@ impl<'a> Attempt<'a> {
         message: Message,
         read: impl FnOnce(&str) -> Result<T, RpcError>,
     ) -> Result<T, RpcError> {
-        let (method, calls, is_single) =
-            (message.method, message.calls(), message.max_bytes == MAX_ANSWER_BYTES);
+        let (method, calls, is_single) = (message.method, message.calls(), message.blocks == 1);
         self.wait_for_leave(method, calls).await;
         let started = Instant::now();
         let answer = timeout(REQUEST_TIMEOUT, self.send(message))
             .await
             .unwrap_or(Err(RpcError::Timeout(REQUEST_TIMEOUT)));
-        let result =
-            answer.and_then(|body| read(&body)).map_err(|error| self.redaction.apply(error));
-        self.unanswered.store(0, Ordering::Relaxed);
+        let result = answer
+            .and_then(|body| read(&body))
+            .map_err(|error| self.endpoint.redaction.apply(error));
+        self.endpoint.unanswered.store(0, Ordering::Relaxed);
         let outcome = result.as_ref().map_or_else(RpcError::outcome, |_| "ok");
-        self.metrics.request(method, calls, outcome, started.elapsed());
+        self.endpoint.metrics.request(method, calls, outcome, started.elapsed());
         // What several blocks take says nothing of when one is late, nor does what fails at once.
         if is_single && matches!(result, Ok(_) | Err(RpcError::Timeout(_))) {
-            self.note_latency(started.elapsed());
+            self.endpoint.note_latency(started.elapsed());
         }
         result
     }
 
     /// Waits until the operator's rate and budget allow `calls`, which then count as spent.
     async fn wait_for_leave(&self, method: &'static str, calls: u32) {
-        let price = self.prices.of_call(method);
+        let price = self.endpoint.prices.of_call(method);
         self.watch().hold();
-        if let Some(requests) = &self.requests {
+        if let Some(requests) = &self.endpoint.requests {
             requests.take(calls).await;
         }
-        if let Some(units) = &self.units {
+        if let Some(units) = &self.endpoint.units {
             units.take(price.throughput.saturating_mul(calls)).await;
         }
         self.watch().go_on();
-        self.metrics.spent(method, u64::from(price.units) * u64::from(calls));
+        self.endpoint.metrics.spent(method, u64::from(price.units) * u64::from(calls));
     }
 
     async fn send(&self, message: Message) -> Answer {
-        let Message { first_id, calls, text, max_bytes, .. } = message;
-        match (&self.http, &self.ws) {
+        let max_bytes = message.max_bytes();
+        let Message { first_id, calls, text, .. } = message;
+        match (&self.endpoint.http, &self.endpoint.ws) {
             (Some(http), _) => http.post(text, max_bytes).await,
             (None, Some(ws)) => ws.request(first_id, calls as u64, text).await,
             (None, None) => Err(RpcError::Connection("the endpoint has no address".into())),

@@ -3,7 +3,10 @@
 //! Closed: traffic flows. Open: nothing is asked until a wait is over. Half-open: one probe is on
 //! its way; its success closes the breaker, its failure opens it again for twice as long.
 
+use std::fmt;
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 /// So many failures in a row open the breaker.
 const FAILURES: u32 = 5;
@@ -12,22 +15,36 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// The longest that a provider may ask us to be patient.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(600);
 
-/// As the metric `ethhook_breaker_state` shows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
+/// Whether an endpoint is asked; the values are those of the metric `ethhook_breaker_state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It is asked.
     Closed = 0,
+    /// It is being tried again.
     HalfOpen = 1,
+    /// It is set aside.
     Open = 2,
 }
 
 impl State {
-    /// The name of the state that the metric shows as `value`.
-    pub(crate) fn name(value: i64) -> &'static str {
+    /// The state that the metric shows as `value`.
+    pub(crate) fn shown_as(value: i64) -> Self {
         match value {
-            0 => "closed",
-            1 => "half_open",
-            _ => "open",
+            0 => Self::Closed,
+            1 => Self::HalfOpen,
+            _ => Self::Open,
         }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Closed => "closed",
+            Self::HalfOpen => "half-open",
+            Self::Open => "open",
+        })
     }
 }
 

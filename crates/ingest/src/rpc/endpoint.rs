@@ -34,6 +34,16 @@ pub(crate) enum About {
     Logs,
 }
 
+impl About {
+    pub(crate) const fn method(self) -> &'static str {
+        match self {
+            Self::Headers => "eth_getBlockByNumber",
+            Self::Receipts => "eth_getBlockReceipts",
+            Self::Logs => "eth_getLogs",
+        }
+    }
+}
+
 pub(crate) struct Endpoint {
     pub(super) chain_id: u64,
     pub(super) http: Option<HttpClient>,
@@ -119,21 +129,19 @@ impl Endpoint {
     /// How many blocks to ask about at once now; 1: one at a time.
     pub(crate) fn blocks_at_once(&self, about: About) -> usize {
         let blocks = self.with_span(about, |span| span.blocks(Instant::now()));
-        let method = match about {
-            About::Headers => "eth_getBlockByNumber",
-            About::Receipts => "eth_getBlockReceipts",
-            About::Logs => return blocks,
-        };
+        if about == About::Logs {
+            return blocks; // one call, however many
+        }
         // No more than a second's budget in one message: what is more urgent must get through.
-        let price = self.prices.of_call(method).throughput.max(1);
+        let price = self.prices.of_call(about.method()).throughput.max(1);
         let in_budget = self.units.as_ref().map_or(u32::MAX, |t| t.per_second() / price);
         let in_rate = self.requests.as_ref().map_or(u32::MAX, Throttle::per_second);
         blocks.min(in_budget.min(in_rate).max(1) as usize)
     }
 
-    /// What so many calls of a method are billed, in the provider's units.
-    pub(crate) fn units(&self, method: &str) -> u64 {
-        self.prices.of_call(method).units.into()
+    /// What a call is billed, in the provider's units.
+    pub(crate) fn units_of(&self, about: About) -> u64 {
+        self.prices.of_call(about.method()).units.into()
     }
 
     /// So many blocks at once were answered in part.

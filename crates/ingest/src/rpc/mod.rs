@@ -29,7 +29,7 @@ use serde_json::error::Category;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 pub(crate) use attempt::Attempt;
-pub(crate) use breaker::State as BreakerState;
+pub use breaker::State as BreakerState;
 pub(crate) use endpoint::{About, Endpoint, Socket, connect};
 pub(crate) use redaction::Redaction;
 pub(crate) use ws::{Frame, Head, read_frame};

@@ -225,8 +225,9 @@ impl Connection {
         let mut waits = Waits::new();
         self.metrics.socket_up(false);
         loop {
-            let served = match timeout(CONNECT_TIMEOUT, self.connect()).await {
-                Ok(Ok(socket)) => {
+            let connected = timeout(CONNECT_TIMEOUT, self.connect()).await;
+            let served = match connected.unwrap_or(Err(RpcError::Timeout(CONNECT_TIMEOUT))) {
+                Ok(socket) => {
                     (self.served, self.wrong_chain) = (false, None);
                     self.note_health(true);
                     self.metrics.socket_up(true);
@@ -238,17 +239,11 @@ impl Connection {
                     warn!(endpoint = self.metrics.position, %error, "WebSocket lost");
                     self.served
                 }
-                Ok(Err(error)) => {
+                Err(error) => {
                     self.note_health(false);
                     let error = self.redaction.apply(error);
                     self.wrong_chain =
                         matches!(error, RpcError::WrongChain { .. }).then(|| error.clone());
-                    warn!(endpoint = self.metrics.position, %error, "WebSocket not connected");
-                    false
-                }
-                Err(_) => {
-                    self.note_health(false);
-                    let error = RpcError::Timeout(CONNECT_TIMEOUT);
                     warn!(endpoint = self.metrics.position, %error, "WebSocket not connected");
                     false
                 }

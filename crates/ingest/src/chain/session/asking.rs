@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use ethhook_domain::canonical::{Ask, SIGHTINGS, Violation};
+use ethhook_domain::canonical::{Ask, FinalityViolation, SIGHTINGS};
 use ethhook_domain::{BlockRef, Header};
 use futures_util::FutureExt;
 use tracing::{error, warn};
@@ -201,7 +201,7 @@ impl Session<'_> {
     }
 
     /// One endpoint contradicts the finalized block; all are asked for theirs.
-    fn violated(&mut self, violation: Violation) {
+    fn violated(&mut self, violation: FinalityViolation) {
         if self.judging.is_none() {
             let node = &self.chain.node;
             let judging = async move { (violation, node.anyone_holds(&violation.finalized).await) };
@@ -209,7 +209,10 @@ impl Session<'_> {
         }
     }
 
-    pub(super) fn judged(&mut self, (violation, is_held): (Violation, Result<bool, NodeError>)) {
+    pub(super) fn judged(
+        &mut self,
+        (violation, is_held): (FinalityViolation, Result<bool, NodeError>),
+    ) {
         self.judging = None;
         match is_held {
             Ok(false) => {
@@ -341,7 +344,7 @@ mod tests {
     async fn g10_a_contradiction_is_an_alarm_only_where_somebody_answers_and_nobody_holds_ours() {
         let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;
-        let of = |number| Violation {
+        let of = |number| FinalityViolation {
             finalized: header(number, 'a').block,
             theirs: header(number, 'b').block,
         };
