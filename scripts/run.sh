@@ -19,6 +19,7 @@ fail() {
 
 # ---- What was started, ended in the opposite order: the ingestor first, so that it can drain.
 redis_pid=
+own_redis=
 simulator_pid=
 ingestor_pid=
 stopping=
@@ -99,7 +100,9 @@ ready() {
 # ---- Build.
 need_cargo
 say "Building (the first time takes a few minutes)"
-cargo build --release --quiet --locked -p ethhook
+quiet=--quiet
+[ ! -t 2 ] || quiet= # who watches sees how far it is
+cargo build --release $quiet --locked -p ethhook
 [ -z "$stopping" ] || exit 0
 ethhook=${CARGO_TARGET_DIR:-target}/release/ethhook
 
@@ -142,6 +145,7 @@ start_redis() {
       if redis-cli -p "$port" info server 2>/dev/null | grep -q "^process_id:$redis_pid"; then
         until redis-cli -p "$port" ping 2>/dev/null | grep -q PONG; do sleep 0.1; done
         export REDIS_URL=redis://127.0.0.1:$port
+        own_redis=REDIS_URL=$REDIS_URL
         redis_cli="redis-cli -p $port"
         return
       fi
@@ -227,8 +231,9 @@ streams=$(sed -n 's/^# .* stream \(events:[0-9]*\)$/\1/p' <<<"$settings" | tr '\
 say ""
 say "Streams:  $streams"
 say "Look in:  $redis_cli XREVRANGE ${streams%% *} + - COUNT 1"
+say "Page:     http://$health/ (and /health, /ready)"
 say "Metrics:  http://$host:$(resolved METRICS_PORT)/metrics"
-say "Health:   http://$health/health and http://$health/ready"
+say "Commands: export ${own_redis:+$own_redis }HEALTH_PORT=${health##*:}; $ethhook status"
 say "Log:      $PWD/$log"
 say "Ctrl-C ends all of it."
 say ""
@@ -250,13 +255,20 @@ until [ -n "$stopping" ] || ! alive "$ingestor_pid" || [ "${health##*:}" = 0 ]; 
   sleep 0.5
 done
 
-code=0
-while [ -z "$stopping" ] && alive "$ingestor_pid"; do
-  # Ends early at a signal; whether it did is seen above.
-  wait "$ingestor_pid" && code=0 || code=$?
+ended() { [ -n "$1" ] && ! alive "$1"; }
+until [ -n "$stopping" ] || ended "$ingestor_pid" || ended "$redis_pid" || ended "$simulator_pid"; do
+  sleep 1 9>&- &
+  wait $! || true # ends early at a signal
 done
 if [ -n "$stopping" ]; then exit 0; fi
+if ended "$redis_pid"; then
+  fail "its Redis ended; see $home/redis.log. Run this again: all goes on from what Redis has on disk"
+fi
+if ended "$simulator_pid"; then fail "the simulator ended; see $log"; fi
+code=0
 wait "$ingestor_pid" || code=$?
 tail -n "+$((started_at + 1))" "$log" | tail -n 20 >&2
-printf 'run.sh: the ingestor ended; see %s\n' "$log" >&2
+how=ended
+[ "$code" -le 128 ] || how="was killed by signal $((code - 128))"
+printf 'run.sh: the ingestor %s; see %s\n' "$how" "$log" >&2
 exit "$code"

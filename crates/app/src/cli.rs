@@ -14,7 +14,7 @@ use ethhook_domain::Filter;
 
 use crate::operator::skip::To;
 use crate::place::Place;
-use crate::{Exit, groups, tail};
+use crate::{Exit, tail};
 
 /// Self-hosted, multi-chain EVM event ingestor: every log, verified, in order, exactly once, in
 /// Redis Streams.
@@ -30,10 +30,10 @@ pub(crate) struct Cli {
 /// The files of the configuration.
 #[derive(Debug, Args)]
 pub(crate) struct Files {
-    /// TOML file to read; else ethhook.toml, if there is one.
+    /// TOML file to read [default: ethhook.toml, if there is one].
     #[arg(long, global = true, value_name = "PATH")]
     pub(crate) config: Option<PathBuf>,
-    /// File of KEY=value lines to read; else .env, if there is one.
+    /// File of KEY=value lines to read [default: .env, if there is one].
     #[arg(long, global = true, value_name = "PATH")]
     pub(crate) env_file: Option<PathBuf>,
 }
@@ -73,7 +73,7 @@ pub(crate) enum Command {
         /// One line of JSON, as /status.json has it.
         #[arg(long)]
         json: bool,
-        /// Every two seconds, until Ctrl-C.
+        /// Refresh every two seconds until Ctrl-C.
         #[arg(long)]
         watch: bool,
     },
@@ -91,7 +91,7 @@ pub(crate) enum Command {
         /// The shell.
         shell: Shell,
     },
-    /// Holds the stream against the chain and lists every difference.
+    /// Compares the stream with the chain and lists every difference.
     ///
     /// Fetches and checks the blocks as the ingestor does; changes nothing; the ingestor may run.
     #[command(after_help = examples::VERIFY)]
@@ -248,7 +248,7 @@ pub(crate) enum GroupsCommand {
         #[arg(long, value_name = "NAME")]
         chain: String,
         /// The group's name.
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", value_parser = group_name)]
         group: String,
         /// $: what lands from now on; 0: all that is kept; a block; an entry ID to start behind; or
         /// a time, as 2026-01-31T12:00:00Z.
@@ -266,23 +266,37 @@ pub(crate) enum GroupsCommand {
         /// The group's name.
         #[arg(long, value_name = "NAME")]
         group: String,
-        /// Those that have not tried to read for so long.
-        #[arg(long, value_name = "MINUTES", default_value_t = 60,
-              value_parser = clap::value_parser!(u64).range(..=1_000_000))]
-        idle_minutes: u64,
+        /// Only consumers that have not tried to read for so many minutes.
+        #[arg(long = "idle-minutes", value_name = "MINUTES", default_value = "60",
+              value_parser = minutes)]
+        idle: Duration,
+    },
+    /// Deletes a group, after saying what it holds.
+    ///
+    /// What waits for it is forgotten: retention keeps nothing for it any more.
+    #[command(after_help = examples::GROUPS_DELETE)]
+    Delete {
+        /// The chain.
+        #[arg(long, value_name = "NAME")]
+        chain: String,
+        /// The group's name.
+        #[arg(long, value_name = "NAME")]
+        group: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
     },
 }
 
-impl From<GroupsCommand> for groups::Order {
-    fn from(command: GroupsCommand) -> Self {
-        match command {
-            GroupsCommand::List { chain, json } => Self::List { chain, json },
-            GroupsCommand::Create { chain, group, from } => Self::Create { chain, group, from },
-            GroupsCommand::Prune { chain, group, idle_minutes } => {
-                Self::Prune { chain, group, idle: Duration::from_secs(60 * idle_minutes) }
-            }
-        }
-    }
+fn group_name(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() { Err("must not be empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+fn minutes(text: &str) -> Result<Duration, String> {
+    let minutes = text.parse().ok().filter(|minutes| *minutes <= 1_000_000);
+    minutes
+        .map(|minutes: u64| Duration::from_secs(60 * minutes))
+        .ok_or_else(|| "must be a whole number up to 1000000".to_owned())
 }
 
 /// Which events are meant, where not all.

@@ -1,49 +1,46 @@
 //! `ethhook groups`: the consumer groups of the live streams.
 
-use std::time::Duration;
-
-use ethhook_domain::Profile;
+use ethhook_domain::{EntryId, Profile};
 use ethhook_streams::{Consumer, GroupLag, Streams};
 use serde_json::json;
 
+use crate::cli::GroupsCommand;
 use crate::config::{Client, Inputs};
 use crate::output;
 use crate::output::say;
-use crate::place::Place;
 use crate::{Exit, logging};
 
-/// What is ordered.
-#[derive(Debug)]
-pub(crate) enum Order {
-    List { chain: Option<String>, json: bool },
-    Create { chain: String, group: String, from: Place },
-    Prune { chain: String, group: String, idle: Duration },
-}
-
-/// Carries the order out.
+/// Carries the command out.
 ///
 /// # Errors
-/// If there is no such chain, stream or group, or Redis fails.
-pub(crate) async fn run(inputs: &Inputs, order: Order) -> anyhow::Result<Exit> {
+/// If there is no such chain, stream or group, nobody can be asked, or Redis fails.
+pub(crate) async fn run(inputs: &Inputs, command: GroupsCommand) -> anyhow::Result<Exit> {
     let client = Client::load(inputs)?;
     logging::start(&client.logging)?;
     let streams = &client.streams;
-    match order {
-        Order::List { chain, json } => {
+    match command {
+        GroupsCommand::List { chain, json } => {
             let chains = client.chosen(chain.as_deref())?;
             list(streams, &chains, json).await?;
         }
-        Order::Create { chain, group, from } => {
+        GroupsCommand::Create { chain, group, from } => {
             let chain = client.chain(&chain)?;
-            let after = from.resolve(streams, (&chain.name, chain.chain_id)).await?;
+            let after = from.resolve(streams, chain).await?;
             streams.create_group(chain.chain_id, &group, after).await?;
-            let given = after.map_or("comes next".to_owned(), |id| format!("stands behind {id}"));
-            say!("Group {group} of {}: it is given what {given}.", chain.name);
+            let given = match after {
+                None => "what comes next".to_owned(),
+                Some(EntryId::MIN) => "all that is kept".to_owned(),
+                Some(id) => format!("what comes after {id}"),
+            };
+            say!("Group {group} of {} reads {given}.", chain.name);
         }
-        Order::Prune { chain, group, idle } => {
+        GroupsCommand::Prune { chain, group, idle } => {
             let chain = client.chain(&chain)?;
             let removed = streams.prune_consumers(chain.chain_id, &group, idle).await?;
-            say!("{} consumers removed{}.", removed.len(), names(&removed));
+            match removed.as_slice() {
+                [] => say!("No consumer was removed."),
+                names => say!("Removed: {}.", names.join(", ")),
+            }
             for dead in streams.consumers(chain.chain_id, &group).await? {
                 if dead.idle >= idle {
                     say!(
@@ -54,12 +51,26 @@ pub(crate) async fn run(inputs: &Inputs, order: Order) -> anyhow::Result<Exit> {
                 }
             }
         }
+        GroupsCommand::Delete { chain, group, yes } => {
+            delete(streams, client.chain(&chain)?, &group, yes).await?;
+        }
     }
     Ok(Exit::Done)
 }
 
-fn names(names: &[String]) -> String {
-    if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) }
+async fn delete(streams: &Streams, chain: &Profile, group: &str, yes: bool) -> anyhow::Result<()> {
+    let groups = streams.groups(chain.chain_id).await?;
+    if let Some(held) = groups.iter().find(|held| held.group == group) {
+        let consumers = streams.consumers(chain.chain_id, group).await?;
+        output::text(&as_text(chain, held, &consumers));
+        if !yes && !output::confirm(group, "delete this group")? {
+            say!("Nothing was deleted.");
+            return Ok(());
+        }
+    }
+    streams.delete_group(chain.chain_id, group).await?;
+    say!("Deleted.");
+    Ok(())
 }
 
 async fn list(streams: &Streams, chains: &[&Profile], json: bool) -> anyhow::Result<()> {

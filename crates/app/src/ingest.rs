@@ -101,6 +101,12 @@ impl Ready {
     async fn run(self, mut signals: Signals, with_progress: bool) -> anyhow::Result<Exit> {
         let Self { config, streams, server, metrics_listener, health_listener } = self;
         let options = config.service.options(server.maxmemory, config.chains.len());
+        if !server.appends {
+            tracing::warn!(
+                "Redis keeps no append-only file: with its memory all streams are lost, and each chain begins \
+                 anew where it once began; CONFIG SET appendonly yes"
+            );
+        }
         let registry = Registry::new();
         let metrics = Metrics::register(&registry)?;
         let process = ProcessMetrics::register(&registry)?;

@@ -97,7 +97,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             in_runtime(replay::run(&inputs()?, &chain, order))
         }
         Command::Tail(options) => in_runtime(tail::run(&inputs()?, options.read()?)),
-        Command::Groups { command } => in_runtime(groups::run(&inputs()?, command.into())),
+        Command::Groups { command } => in_runtime(groups::run(&inputs()?, command)),
         Command::Completions { shell } => Ok(cli::completions(shell)),
         Command::Rewind { chain, to, yes } => {
             in_runtime(operator::rewind::run(&inputs()?, Order { chain: &chain, yes }, to))

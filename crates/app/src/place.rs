@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::{Context, bail};
-use ethhook_domain::{ChainId, EntryId, Op};
+use ethhook_domain::{EntryId, Op, Profile};
 use ethhook_streams::Streams;
 use jiff::Timestamp;
 
@@ -49,16 +49,16 @@ impl FromStr for Place {
 }
 
 impl Place {
-    /// The ID behind which the place begins in the stream of `chain`, called `name`; none for what
-    /// comes next.
+    /// The ID after which the place begins in the chain's stream; none for what comes next.
     ///
     /// # Errors
     /// If the stream does not hold the place.
     pub(crate) async fn resolve(
         &self,
         streams: &Streams,
-        (name, chain): (&str, ChainId),
+        profile: &Profile,
     ) -> anyhow::Result<Option<EntryId>> {
+        let (name, chain) = (&profile.name, profile.chain_id);
         let place = match self {
             Self::Next => return Ok(None),
             Self::Id(id) => return Ok(Some(*id)),

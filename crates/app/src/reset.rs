@@ -23,8 +23,8 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, yes: bool) -> anyhow::Resu
     match streams.inventory(chain.chain_id).await {
         Ok(inventory) => {
             output::text(&describe(chain, &streams.address(), &inventory));
-            if let Some(owner) = &inventory.lease {
-                bail!("`{owner}` holds the lease of {}: stop it first", chain.name);
+            if let Some(holder) = streams.lease_holder(chain.chain_id).await? {
+                bail!("{}: {holder}: stop it first", chain.name);
             }
         }
         // What cannot be understood is a reason to delete it, and no reason to refuse.

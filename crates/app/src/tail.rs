@@ -160,7 +160,7 @@ async fn print(streams: &Streams, chains: &[&Profile], options: Options) -> anyh
                 Source::Group(streams.group_reader(id, (group, consumer), READ_WAIT))
             }
             None => {
-                let after = options.from.resolve(streams, (&name, id)).await?;
+                let after = options.from.resolve(streams, chain).await?;
                 Source::Tail(streams.tail(id, after, READ_WAIT))
             }
         };

@@ -100,7 +100,7 @@ async fn locate(
     let tip = cursor.tip().context("nothing is published yet")?;
     let to = match range.to {
         Some(to) => to,
-        None => cursor.finalized().context("no block is final yet: say --to")?,
+        None => cursor.finalized().context("no block is final yet: pass --to N")?,
     };
     ensure!(to <= tip, "block {to} is not published yet: the stream ends with block {tip}");
     let least = range.from.unwrap_or(0);

@@ -45,6 +45,7 @@ fn help_shows_commands_examples_and_exit_codes() {
         "groups list",
         "groups create",
         "groups prune",
+        "groups delete",
         "verify",
         "replay",
         "rewind",
@@ -288,6 +289,8 @@ fn wrong_orders_are_told_by_name() {
         ("tail --group g --from 0", 2, "cannot be used with"),
         ("groups create --chain etherum --group g", 1, "did you mean ethereum?"),
         ("groups prune --chain local", 2, "--group <NAME>"),
+        ("groups prune --chain local --group g --idle-minutes x", 2, "up to 1000000"),
+        ("groups create --chain local --group= ", 2, "must not be empty"),
     ] {
         let arguments: Vec<_> = arguments.split(' ').collect();
         let output = ethhook(folder.path(), &env, &arguments);

@@ -81,12 +81,12 @@ impl fmt::Display for Problem {
             Self::Parent => "added on another parent than the tip",
             Self::NotTip => "taken back though it is not the tip",
             Self::Seq => "seq does not follow",
-            Self::OutsideMarker => "an entry of no marker",
-            Self::Range => "a marker that does not agree with its entries",
-            Self::EntryDiffersFromMarker => "an entry that does not agree with its marker",
+            Self::OutsideMarker => "the entry belongs to no marker",
+            Self::Range => "the marker does not agree with its entries",
+            Self::EntryDiffersFromMarker => "the entry does not agree with its marker",
             Self::Finalized => "finality moved back, or to a block that is not there",
             Self::BelowFinalized => "taken back though it was final",
-            Self::Id => "an ID that is not above the one before",
+            Self::Id => "the ID is not above the one before",
         })
     }
 }
@@ -104,7 +104,7 @@ pub struct Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at {}: {}", self.problem, self.at, self.detail)
+        write!(f, "at {}: {}: {}", self.at, self.problem, self.detail)
     }
 }
 

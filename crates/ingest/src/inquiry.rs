@@ -18,7 +18,9 @@ use crate::rpc::Head;
 
 /// How long an answer is waited for, the connection included.
 const PATIENCE: Duration = Duration::from_secs(20);
-const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// Waits between two askings.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// Blocks whose logs are fetched at once.
 const FETCHES_AT_ONCE: usize = 8;
 /// Heads are of no interest here; what does not fit is dropped.
@@ -104,13 +106,18 @@ impl Inquiry {
     /// # Errors
     /// See [`InquiryError`].
     pub async fn header(&self, which: Which) -> Result<Option<Header>, InquiryError> {
-        persist(async || match which {
-            Which::Latest => self.node.latest().await.map(Some),
-            Which::Finalized => self.node.finalized().await,
-            Which::Number(n) => self.node.by_numbers(n..=n).await.map(|mut found| found.pop()),
-        })
-        .await
-        .map(Option::flatten)
+        let asked = persist(async || {
+            let found = match which {
+                Which::Latest => self.node.latest().await.map(Some),
+                Which::Finalized => self.node.finalized().await,
+                Which::Number(n) => self.node.by_numbers(n..=n).await.map(|mut found| found.pop()),
+            };
+            match found {
+                Err(NodeError::Unknown) => Ok(None),
+                other => other,
+            }
+        });
+        asked.await.map_err(|error| InquiryError::Unanswered(error.to_string()))
     }
 
     /// The canonical blocks at `numbers`, ascending, each on its parent. All in memory: ask for a
@@ -129,41 +136,48 @@ impl Inquiry {
             if rest.is_empty() {
                 break;
             }
-            // As many as one message asks for.
-            let found = persist(async || self.node.by_numbers(rest.clone()).await).await?;
-            let found = found.filter(|found| !found.is_empty());
-            headers.extend(found.ok_or(InquiryError::NoBlock(next))?);
+            // As many as one message asks for. An endpoint may have fallen behind the others.
+            let found = persist(async || match self.node.by_numbers(rest.clone()).await {
+                Ok(found) if found.is_empty() => Err(NodeError::Unknown),
+                other => other,
+            });
+            headers.extend(found.await.map_err(|error| match error {
+                NodeError::Unknown => InquiryError::NoBlock(next),
+                other => InquiryError::Unanswered(other.to_string()),
+            })?);
         }
         let parent_of = |pair: &[Header]| pair[0].block.hash == pair[1].block.parent_hash;
         if let Some(pair) = headers.windows(2).find(|pair| !parent_of(pair)) {
             return Err(InquiryError::Reorg { below: pair[0].block, above: pair[1].block });
         }
         let fetch = |header: Header| async move {
-            let verified = match self.node.told_by(&header) {
-                Some(told) => Some(told),
-                None => persist(async || self.node.block(&header).await).await?,
-            };
             let block = header.block;
-            let logs = verified.ok_or(InquiryError::NoLogs(block))?.logs;
-            Ok(CheckedBlock { block, logs })
+            let verified = match self.node.told_by(&header) {
+                Some(told) => told,
+                None => {
+                    persist(async || self.node.block(&header).await).await.map_err(|error| {
+                        match error {
+                            NodeError::Unknown => InquiryError::NoLogs(block),
+                            other => InquiryError::Unanswered(other.to_string()),
+                        }
+                    })?
+                }
+            };
+            Ok(CheckedBlock { block, logs: verified.logs })
         };
         stream::iter(headers).map(fetch).buffered(FETCHES_AT_ONCE).try_collect().await
     }
 }
 
-/// Asks until there is an answer, for a while; none if no endpoint has what is asked for.
-async fn persist<T>(
-    ask: impl AsyncFn() -> Result<T, NodeError>,
-) -> Result<Option<T>, InquiryError> {
+/// Asks until there is an answer, for a while; then the last failure counts.
+async fn persist<T>(ask: impl AsyncFn() -> Result<T, NodeError>) -> Result<T, NodeError> {
     let deadline = Instant::now() + PATIENCE;
+    let mut wait = FIRST_WAIT;
     loop {
         match ask().await {
-            Ok(answer) => return Ok(Some(answer)),
-            Err(NodeError::Unknown) => return Ok(None),
-            Err(error) if Instant::now() >= deadline => {
-                return Err(InquiryError::Unanswered(error.to_string()));
-            }
-            Err(_) => tokio::time::sleep(ASK_AGAIN).await,
+            Err(_) if Instant::now() < deadline => tokio::time::sleep(wait).await,
+            answer => return answer,
         }
+        wait = (2 * wait).min(LONGEST_WAIT);
     }
 }

@@ -62,7 +62,7 @@ impl NodeError {
 
     /// Whether the endpoint's URL is another chain's, which only an operator can mend.
     pub(crate) fn is_wrong_chain(&self) -> bool {
-        matches!(self, Self::Rpc(RpcError::WrongChain { .. }))
+        matches!(self, Self::Rpc(error) if error.is_wrong_chain())
     }
 
     /// Of what several endpoints said, the part that a person should read.
@@ -132,7 +132,7 @@ impl Node {
             asked.await?.ok_or(NodeError::Unknown)
         };
         let mut answers: FuturesUnordered<_> = self.endpoints.iter().map(ask).collect();
-        let mut failure = NodeError::Rpc(RpcError::SetAside(LIAR_WAIT));
+        let mut failure = NodeError::Rpc(RpcError::SetAside(None));
         let mut highest: Option<Header> = None;
         while let Some(answer) = match &highest {
             None => answers.next().await,
@@ -303,7 +303,7 @@ impl Node {
         // The attempt that the next endpoint waits for; none: it waits no longer.
         let mut newest: Option<Attempt<'_>> = None;
         let patience = |attempt: &Attempt<'_>| attempt.endpoint().patience().max(least_patience);
-        let (mut liars, mut failure) = (Vec::new(), NodeError::Rpc(RpcError::SetAside(LIAR_WAIT)));
+        let (mut liars, mut failure) = (Vec::new(), NodeError::Rpc(RpcError::SetAside(None)));
         loop {
             if newest.is_none()
                 && let Some(endpoint) = rest.next()

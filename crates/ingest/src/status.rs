@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use tracing::{info, warn};
 
 use crate::config::ChainConfig;
 
@@ -59,6 +60,8 @@ pub enum Needs {
     Turn,
     /// What went wrong elsewhere to be over.
     Time,
+    /// Redis to have room again.
+    Room,
     /// A person to do what the line says.
     Operator,
 }
@@ -122,12 +125,9 @@ impl StatusBoard {
         Self { chains: Arc::new(Mutex::new(chains.into_iter().map(unknown).collect())) }
     }
 
-    /// Changes the state of `chain`, if it is on the board.
-    pub(crate) fn update(&self, chain: &str, change: impl FnOnce(&mut ChainStatus)) {
-        let mut chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, status)) = chains.iter_mut().find(|(name, _)| name == chain) {
-            change(status);
-        }
+    /// The place of `chain`, where what is said of one that is not on the board is lost.
+    pub(crate) fn chain(&self, chain: &str) -> ChainBoard {
+        ChainBoard { board: self.clone(), chain: chain.to_owned() }
     }
 
     /// All states, in the order in which the chains were given.
@@ -145,6 +145,40 @@ impl StatusBoard {
                 status.unready(max_lag).map(|why| NotReady { chain, why: why.to_string() })
             })
             .collect()
+    }
+}
+
+/// One chain's place on the board.
+#[derive(Debug, Clone)]
+pub(crate) struct ChainBoard {
+    board: StatusBoard,
+    chain: String,
+}
+
+impl ChainBoard {
+    pub(crate) fn update(&self, change: impl FnOnce(&mut ChainStatus)) {
+        let mut chains = self.board.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, status)) = chains.iter_mut().find(|(name, _)| *name == self.chain) {
+            change(status);
+        }
+    }
+
+    /// Says why the chain stands still, once for each new reason.
+    pub(crate) fn stand_still(&self, why: String, needs: Needs) {
+        self.update(|status| {
+            if status.standstill.as_ref().is_none_or(|standstill| standstill.why != why) {
+                warn!(reason = why, "the chain stands still");
+                status.standstill = Some(Standstill { why, needs });
+            }
+        });
+    }
+
+    pub(crate) fn go_on(&self) {
+        self.update(|status| {
+            if status.standstill.take().is_some() {
+                info!("the chain goes on");
+            }
+        });
     }
 }
 

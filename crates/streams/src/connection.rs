@@ -152,7 +152,18 @@ impl Streams {
 
     /// A pool's connection to the master of these keys, known to answer and to be the master.
     pub(crate) async fn pooled(&self, keys: &Keys) -> Result<Object<Master>, RedisFailure> {
-        Ok(self.pool(&keys.events)?.get().await?)
+        self.pool(&keys.events)?.get().await.map_err(|error| {
+            let failure = RedisFailure::from(error);
+            if failure.is_unreachable() {
+                // Whoever is told may mean another server.
+                RedisFailure::new(
+                    failure.kind,
+                    format_args!("{}: {}", self.address(), failure.detail),
+                )
+            } else {
+                failure
+            }
+        })
     }
 
     fn pool(&self, key: &str) -> Result<Pool<Master>, RedisFailure> {

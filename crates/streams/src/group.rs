@@ -126,6 +126,22 @@ impl Streams {
         made.map_err(|error| GroupError::of(error, key, group))
     }
 
+    /// Deletes a group; what waited for it is kept for it no longer.
+    ///
+    /// # Errors
+    /// See [`GroupError`].
+    pub async fn delete_group(&self, chain: ChainId, group: &str) -> Result<(), GroupError> {
+        let keys = Keys::of(chain);
+        let key = &keys.events;
+        let mut command = redis::cmd("XGROUP");
+        command.arg("DESTROY").arg(key).arg(group);
+        match query::<u64>(&command, &mut *self.pooled(&keys).await?, key).await {
+            Ok(0) => Err(GroupError::NoGroup(group.to_owned())),
+            Ok(_) => Ok(()),
+            Err(error) => Err(GroupError::of(error, key, group)),
+        }
+    }
+
     /// Removes the consumers of a group that hold nothing and have not tried to read for `idle`;
     /// returns their names. One that holds entries stays: with it they would be lost.
     ///

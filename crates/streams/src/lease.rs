@@ -1,6 +1,7 @@
 //! The lease: who may write a chain's stream. Correctness rests on the epoch it raises, not on its
 //! time: a writer that lost it in its sleep is refused by the step.
 
+use std::fmt;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -19,17 +20,41 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("take_
 static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("renew_lease.lua")));
 static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("release_lease.lua")));
 
+/// Who holds a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its `INSTANCE_ID`.
+    pub owner: String,
+    /// How long it still holds; none if the lease does not expire.
+    pub remaining: Option<Duration>,
+}
+
+impl Holder {
+    /// From the owner and the answer of `PTTL`, which is negative for a key that does not expire.
+    pub(crate) fn new(owner: String, pttl: &str) -> Self {
+        Self { owner, remaining: pttl.parse().ok().map(Duration::from_millis) }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let owner = &self.owner;
+        match self.remaining {
+            Some(left) => {
+                let ms = left.as_millis();
+                write!(f, "`{owner}` holds the lease for another {ms} ms unless it is renewed")
+            }
+            None => write!(f, "`{owner}` holds the lease, which does not expire"),
+        }
+    }
+}
+
 /// Why a chain's stream could not be opened for writing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// Another instance writes it.
-    #[error("the lease is held by `{owner}`{}", expires(*.remaining))]
-    LeaseHeld {
-        /// Its `INSTANCE_ID`.
-        owner: String,
-        /// How long it still holds; none if the lease does not expire.
-        remaining: Option<Duration>,
-    },
+    #[error("{0}")]
+    LeaseHeld(Holder),
     /// Redis holds no cursor and the caller gave none to begin with.
     #[error("Redis holds no cursor for this chain")]
     NoCursor,
@@ -83,7 +108,7 @@ impl OpenError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Redis(failure) => failure.kind.as_str(),
-            Self::LeaseHeld { .. } => "lease_held",
+            Self::LeaseHeld(_) => "lease_held",
             Self::NoCursor => "no_cursor",
             Self::Leftovers { .. } => "leftovers",
             Self::WrongType { .. } => "wrong_type",
@@ -97,7 +122,7 @@ impl OpenError {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::LeaseHeld { .. } => true,
+            Self::LeaseHeld(_) => true,
             Self::Redis(failure) => failure.is_retryable(),
             _ => false,
         }
@@ -110,11 +135,14 @@ pub enum LeaseError {
     /// Somebody else writes now: another id, or our own id under a higher epoch.
     #[error("the lease was lost to `{owner}` (epoch {epoch})")]
     Lost {
-        /// Who writes; empty if the cursor is gone.
+        /// Who writes.
         owner: String,
-        /// The cursor's epoch; 0 if the cursor is gone.
+        /// The cursor's epoch.
         epoch: u64,
     },
+    /// There is no cursor any more.
+    #[error("the cursor is gone: Redis was wiped, or the chain reset")]
+    Gone,
     /// Redis failed: the lease runs on, not renewed.
     #[error(transparent)]
     Redis(#[from] RedisFailure),
@@ -126,7 +154,7 @@ impl LeaseError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Redis(failure) => failure.kind.as_str(),
-            Self::Lost { .. } => "lease_lost",
+            Self::Lost { .. } | Self::Gone => "lease_lost",
         }
     }
 
@@ -138,25 +166,18 @@ impl LeaseError {
 }
 
 impl Streams {
-    /// Whether nobody but `writer` holds the lease of `chain`: looks, and changes nothing.
+    /// Who holds the lease of `chain`, if anybody does.
     ///
     /// # Errors
-    /// `LeaseHeld` if somebody does, or what Redis failed with.
-    pub async fn lease_is_free(&self, chain: ChainId, writer: &str) -> Result<(), OpenError> {
+    /// See [`ReadError`].
+    pub async fn lease_holder(&self, chain: ChainId) -> Result<Option<Holder>, ReadError> {
         let keys = Keys::of(chain);
         let connection = &mut *self.pooled(&keys).await?;
         let lease = &keys.lease;
-        match query::<Option<String>>(redis::cmd("GET").arg(lease), connection, lease).await {
-            Ok(Some(owner)) if owner != writer => {
-                let left = query::<i64>(redis::cmd("PTTL").arg(lease), connection, lease).await;
-                let remaining =
-                    left.ok().and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
-                Err(OpenError::LeaseHeld { owner, remaining })
-            }
-            Err(ReadError::Redis(failure)) => Err(failure.into()),
-            // A key of another type is named by whoever takes it.
-            _ => Ok(()),
-        }
+        let owner: Option<String> = query(redis::cmd("GET").arg(lease), connection, lease).await?;
+        let Some(owner) = owner else { return Ok(None) };
+        let pttl: i64 = query(redis::cmd("PTTL").arg(lease), connection, lease).await?;
+        Ok(Some(Holder::new(owner, &pttl.to_string())))
     }
 }
 
@@ -191,10 +212,7 @@ impl Lease {
         let reply = TAKE.call(connection, Call { keys: &key_list, arguments: &arguments }).await?;
         match reply.outcome.as_str() {
             "taken" => Cursor::from_fields(reply.fields(0)).map_err(OpenError::Malformed),
-            "held" => Err(OpenError::LeaseHeld {
-                owner: reply.text(0),
-                remaining: remaining(&reply.text(1)),
-            }),
+            "held" => Err(OpenError::LeaseHeld(Holder::new(reply.text(0), &reply.text(1)))),
             "no_cursor" => Err(OpenError::NoCursor),
             "leftovers" => Err(OpenError::Leftovers { keys: reply.rest }),
             "schema" => Err(OpenError::Schema { found: reply.text(0) }),
@@ -221,6 +239,7 @@ impl Lease {
         let reply = self.call(&RENEW, connection, keys, epoch, &[ttl.as_bytes()]).await?;
         match reply.outcome.as_str() {
             "renewed" => Ok(()),
+            "lost" if reply.text(0).is_empty() => Err(LeaseError::Gone),
             "lost" => Err(LeaseError::Lost { owner: reply.text(0), epoch: reply.number(1)? }),
             _ => Err(RedisFailure::unexpected("renewing the lease").into()),
         }
@@ -252,17 +271,4 @@ impl Lease {
 
 fn millis(ttl: Duration) -> String {
     ttl.as_millis().max(1).to_string()
-}
-
-/// The answer of `PTTL`; none for a key that does not expire.
-pub(crate) fn remaining(pttl: &str) -> Option<Duration> {
-    pttl.parse::<u64>().ok().map(Duration::from_millis)
-}
-
-/// The second half of a message about a lease that is held.
-pub(crate) fn expires(remaining: Option<Duration>) -> String {
-    match remaining {
-        Some(left) => format!(" for another {} ms unless it is renewed", left.as_millis()),
-        None => " and does not expire".to_owned(),
-    }
 }

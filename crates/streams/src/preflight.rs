@@ -31,6 +31,8 @@ pub struct ServerInfo {
     pub version: String,
     /// `maxmemory` in bytes, in a Cluster the smallest; none if there is no limit.
     pub maxmemory: Option<u64>,
+    /// Whether it keeps an append-only file, in a Cluster each of them.
+    pub appends: bool,
 }
 
 /// Why this Redis will not do, in one line that says what would be right.
@@ -67,7 +69,9 @@ pub enum PreflightError {
         found: String,
     },
     /// Something that this program needs fails.
-    #[error("Redis does not do what is needed: {what}: {why}")]
+    #[error(
+        "Redis does not do what is needed: {what}: {why}; needed rights: SETUP_GUIDE.md, Redis elsewhere"
+    )]
     Probe {
         /// The step or command.
         what: &'static str,
@@ -104,6 +108,7 @@ impl Streams {
             let server = self.look_at_master(&Keys::tagged(name)).await?;
             let so_far = all.get_or_insert_with(|| server.clone());
             so_far.maxmemory = so_far.maxmemory.into_iter().chain(server.maxmemory).min();
+            so_far.appends &= server.appends;
         }
         all.ok_or_else(|| self.unavailable(RedisFailure::unexpected("the search for masters")))
     }
@@ -166,6 +171,7 @@ fn examine(info: &str, streams: &Streams) -> Result<ServerInfo, PreflightError> 
             None => version.to_owned(),
         },
         maxmemory: field("maxmemory").and_then(|bytes| bytes.parse().ok()).filter(|b| *b > 0),
+        appends: field("aof_enabled") == Some("1"),
     })
 }
 
@@ -384,7 +390,8 @@ mod tests {
 
     #[test]
     fn each_fault_is_one_line_that_says_what_would_be_right() {
-        let right = ServerInfo { version: "7.0.15".to_owned(), maxmemory: Some(1024) };
+        let right =
+            ServerInfo { version: "7.0.15".to_owned(), maxmemory: Some(1024), appends: false };
         assert_eq!(said("7.0.15", "0", "noeviction"), Ok(right));
         for (version, cluster, policy, line) in [
             ("6.2.14", "0", "noeviction", "Redis is version 6.2.14; 7.0 or later is required"),
@@ -404,8 +411,11 @@ mod tests {
     #[test]
     fn valkey_is_known_by_its_own_version() {
         let info = "redis_version:7.2.4\r\nvalkey_version:8.1.0\r\nmaxmemory:0\r\n\
-                    maxmemory_policy:noeviction\r\nrole:master\r\n";
+                    maxmemory_policy:noeviction\r\nrole:master\r\naof_enabled:1\r\n";
         let server = examine(info, &streams()).unwrap();
-        assert_eq!(server, ServerInfo { version: "Valkey 8.1.0".to_owned(), maxmemory: None });
+        assert_eq!(
+            server,
+            ServerInfo { version: "Valkey 8.1.0".to_owned(), maxmemory: None, appends: true }
+        );
     }
 }

@@ -1,7 +1,6 @@
 //! What a chain's keys hold, and their deletion.
 
 use std::sync::LazyLock;
-use std::time::Duration;
 
 use ethhook_domain::{ChainId, Cursor};
 use redis::aio::ConnectionLike;
@@ -10,7 +9,7 @@ use crate::connection::Streams;
 use crate::errors::RedisFailure;
 use crate::group::{Group, groups};
 use crate::keys::Keys;
-use crate::lease::{expires, remaining};
+use crate::lease::Holder;
 use crate::reader::{self, ReadError, query};
 use crate::script::{Call, Script};
 use crate::size::length;
@@ -41,13 +40,8 @@ pub struct Inventory {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResetError {
     /// An ingestor writes them: stop it, or wait until its lease has run out.
-    #[error("`{owner}` holds the lease{}: stop it first", expires(*.remaining))]
-    LeaseHeld {
-        /// Its `INSTANCE_ID`.
-        owner: String,
-        /// How long it still holds; none if the lease does not expire.
-        remaining: Option<Duration>,
-    },
+    #[error("{0}: stop it first")]
+    LeaseHeld(Holder),
     /// Redis failed; run it again, for a part may be deleted.
     #[error(transparent)]
     Redis(#[from] RedisFailure),
@@ -97,10 +91,7 @@ impl Streams {
         let names = [lease, cursor, events, blocks, aside, reset].map(String::as_str);
         let reply = RESET.call(connection, Call { keys: &names, arguments: &[] }).await?;
         if reply.outcome != "deleted" {
-            return Err(ResetError::LeaseHeld {
-                owner: reply.text(0),
-                remaining: remaining(&reply.text(1)),
-            });
+            return Err(ResetError::LeaseHeld(Holder::new(reply.text(0), &reply.text(1))));
         }
         let mut scan = Scan::of(&keys);
         while let Some(found) = scan.next(connection).await? {

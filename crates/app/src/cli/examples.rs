@@ -108,6 +108,11 @@ Examples:
   ethhook groups prune --chain ethereum --group indexer
   ethhook groups prune --chain ethereum --group indexer --idle-minutes 1440";
 
+pub(super) const GROUPS_DELETE: &str = "\
+Examples:
+  ethhook groups delete --chain ethereum --group indexer
+  ethhook groups delete --chain ethereum --group indexer --yes";
+
 pub(super) const REWIND: &str = "\
 Examples:
   ethhook rewind --chain ethereum --to 21000000

@@ -32,7 +32,20 @@ pub(crate) fn known(reader: &mut Reader<'_>) -> Vec<Profile> {
 fn profile(reader: &mut Reader<'_>, name: &str, built_in: Option<&Profile>) -> Option<Profile> {
     let chain_id = set(reader, name, "chain_id");
     let chain_id = match (&chain_id, built_in) {
-        (Some(setting), _) => reader.number(setting, 1..=u64::MAX / 2)?,
+        (Some(setting), _) => {
+            let set = reader.number(setting, 1..=u64::MAX / 2)?;
+            // A dev node may have any.
+            if let Some(known) = built_in.filter(|known| known.chain_id != set && name != "local") {
+                let text = format!(
+                    "{name} is built in and has chain id {}; give chain {set} another name, as in \
+                     [chains.my_{name}]",
+                    known.chain_id
+                );
+                reader.problems.push(setting.problem(text));
+                return None;
+            }
+            set
+        }
         (None, Some(built_in)) => built_in.chain_id,
         (None, None) => {
             reader.problems.push(Problem::new(
@@ -93,7 +106,8 @@ pub(crate) fn is_on(reader: &Reader<'_>, chain: &str) -> bool {
 pub(crate) fn read(reader: &mut Reader<'_>, known: &[Profile]) -> Vec<ChainConfig> {
     let on: Vec<String> =
         reader.settings.chains.iter().filter(|name| is_on(reader, name)).cloned().collect();
-    if on.is_empty() {
+    // What could not be read may have set one.
+    if on.is_empty() && reader.problems.iter().all(|problem| !problem.is_of_file()) {
         let names: Vec<String> = reader.settings.chains.iter().map(|n| n.to_uppercase()).collect();
         reader.problems.push(Problem::new(
             "no chain is set",

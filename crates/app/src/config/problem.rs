@@ -11,6 +11,7 @@ pub(crate) struct Problem {
     value: Option<String>,
     origin: Option<Origin>,
     text: String,
+    is_of_file: bool,
 }
 
 /// Longer values are cut: the line must stay one line.
@@ -19,12 +20,22 @@ const SHOWN_CHARS: usize = 80;
 impl Problem {
     /// A problem of no single value.
     pub(crate) fn new(key: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { key: key.into(), value: None, origin: None, text: text.into() }
+        Self { key: key.into(), value: None, origin: None, text: text.into(), is_of_file: false }
     }
 
     /// A line that says all by itself.
     pub(crate) fn line(text: impl Into<String>) -> Self {
         Self::new("", text)
+    }
+
+    /// A file of the configuration that cannot be understood as a whole.
+    pub(crate) fn file(path: &str, text: impl Into<String>) -> Self {
+        Self { is_of_file: true, ..Self::new(path, text) }
+    }
+
+    /// Whether it hides what the file says.
+    pub(crate) fn is_of_file(&self) -> bool {
+        self.is_of_file
     }
 
     /// Where the key was set.

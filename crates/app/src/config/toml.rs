@@ -137,5 +137,5 @@ fn not_toml(path: &str, error: &config::ConfigError) -> Problem {
     };
     let place = text.lines().next().and_then(|line| line.split_once(" at ")).map(|(_, at)| at);
     let place = place.map(|at| format!(" ({at})")).unwrap_or_default();
-    Problem::new(path, format!("is not valid TOML{place}"))
+    Problem::file(path, format!("is not valid TOML{place}"))
 }

@@ -35,7 +35,7 @@ impl Target {
         let held = writer.publisher.cursor();
         if (held.seq, held.hash) != (seen.seq, seen.hash) {
             writer.publisher.release().await;
-            bail!("the stream moved meanwhile: look again");
+            bail!("the stream has moved since it was looked at: run the command again");
         }
         Ok(writer)
     }
@@ -50,12 +50,7 @@ impl Target {
             Ok(publisher) => {
                 Ok(Writer { publisher, renew_every: lease_ttl / 3, renewed: Instant::now() })
             }
-            Err(OpenError::LeaseHeld { owner, .. }) => bail!(
-                "`{owner}` holds the lease of {}: stop it first (a process that was killed holds it \
-                 for another {} s at most)",
-                self.name(),
-                lease_ttl.as_secs().max(1)
-            ),
+            Err(OpenError::LeaseHeld(holder)) => bail!("{}: {holder}: stop it first", self.name()),
             Err(error) => Err(error.into()),
         }
     }
@@ -163,7 +158,7 @@ mod tests {
             redis.ask::<i64>(&change).await.unwrap();
             for seen in [&seen, &before] {
                 let error = target.open("rewind", seen).await.err().unwrap();
-                assert!(error.to_string().contains("the stream moved meanwhile"), "{error}");
+                assert!(error.to_string().contains("run the command again"), "{error}");
                 assert!(!redis.ask::<bool>(&format!("EXISTS {LEASE}")).await.unwrap());
             }
         }

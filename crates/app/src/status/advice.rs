@@ -68,7 +68,10 @@ impl Trouble {
 /// All that is wrong with `chain`, the worst first.
 pub(super) fn troubles(chain: &Chain, seen: &Seen) -> Vec<Trouble> {
     let mut troubles: Vec<Trouble> = unready(chain, seen.unready.as_ref()).into_iter().collect();
-    troubles.extend(endpoints(chain));
+    // What keeps the chain from its endpoints is said of the chain.
+    if troubles.is_empty() || !all_set_aside(chain) {
+        troubles.extend(endpoints(chain));
+    }
     troubles.extend(groups(chain));
     troubles.extend(lost(chain, seen.lost_unread));
     troubles.sort_by_key(|trouble| trouble.level == Level::Warning); // stable
@@ -89,6 +92,14 @@ fn unready(chain: &Chain, unready: Option<&Unready>) -> Option<Trouble> {
     let unready = unready?;
     let to_do = match unready {
         Unready::StandsStill(Standstill { needs: Needs::Turn, .. }) => return None,
+        Unready::StandsStill(Standstill { needs: Needs::Operator, .. }) => format!(
+            "do as it says (commands want `--chain {name}`); the chain then goes on automatically"
+        ),
+        Unready::StandsStill(Standstill { needs: Needs::Room, .. }) => {
+            "nothing is lost: raise Redis' maxmemory, lower RETENTION_HOURS or STREAM_MAX_BYTES, or see that \
+             consumer groups read and acknowledge; the chain then goes on automatically"
+                .to_owned()
+        }
         Unready::StandsStill(_) if all_set_aside(chain) => {
             let key = name.to_uppercase();
             format!(
@@ -96,21 +107,18 @@ fn unready(chain: &Chain, unready: Option<&Unready>) -> Option<Trouble> {
                  and {key}_WS_URL and {key}_HTTP_URL; another URL after a comma is asked next"
             )
         }
-        Unready::StandsStill(Standstill { needs: Needs::Operator, .. }) => format!(
-            "it goes on by itself once you have done something about it; commands want `--chain {name}`"
-        ),
         Unready::StandsStill(Standstill { needs: Needs::Time, .. }) => {
-            "it goes on by itself once that is over; the log has each failure".to_owned()
+            "it goes on automatically once that is over; the log has each failure".to_owned()
         }
         Unready::NoHead | Unready::NoAnswer(_) => {
             "look at the provider, or add a second URL after a comma; it goes on once one answers"
                 .to_owned()
         }
-        Unready::NothingPublished | Unready::Behind { .. } => {
-            "it catches up by itself while this number falls; else the endpoint is too slow or its \
-             rate too low (_RPS)"
-                .to_owned()
-        }
+        Unready::NothingPublished | Unready::Behind { .. } => format!(
+            "it catches up while this number falls; else the endpoint is too slow or its rate too low \
+             ({}_RPS)",
+            name.to_uppercase()
+        ),
     };
     Some(Trouble::error(unready.to_string(), to_do))
 }
@@ -171,10 +179,9 @@ fn groups(chain: &Chain) -> impl Iterator<Item = Trouble> {
         );
         let to_do = if group.consumers == 0 {
             format!(
-                "it has no consumer: start one, or delete the group (`redis-cli XGROUP DESTROY \
-                 events:{} {}`); what waits for it stays in Redis, \
-                 up to STREAM_MAX_BYTES",
-                chain.chain_id, group.name
+                "it has no consumer: start one, or delete the group (`ethhook groups delete --chain {} \
+                 --group {}`); what waits for it stays in Redis, up to STREAM_MAX_BYTES",
+                chain.name, group.name
             )
         } else {
             "look whether its consumers run and acknowledge; what waits for them stays in Redis, up to \
@@ -246,16 +253,21 @@ mod tests {
         assert_eq!(told(&chain, &stands_still("another's turn", Needs::Turn)), []);
         chain.endpoints = vec![endpoint(0, BreakerState::Open, None)];
         let told = told(&chain, &stands_still("no endpoint answers", Needs::Time));
-        assert_eq!((told[0].0, told[1].0), (Level::Error, Level::Warning));
+        assert_eq!((told.len(), told[0].0), (1, Level::Error), "the endpoint is not told of twice");
         assert!(told[0].1.starts_with("no endpoint answers: every endpoint is set aside"));
         assert!(told[0].1.contains("TINY_WS_URL"), "{told:?}");
+        // What only an operator can mend comes first.
+        let told = self::told(&chain, &stands_still("serves chain id 5", Needs::Operator));
+        assert!(told.len() == 1 && told[0].1.contains("do as it says"), "{told:?}");
     }
 
     #[test]
     fn advice_fits_what_is_wrong() {
         let advice = |seen| told(&chain(), &seen).remove(0).1;
         let operator = advice(stands_still("data is left", Needs::Operator));
-        assert!(operator.contains("have done something") && operator.contains("--chain tiny"));
+        assert!(operator.contains("do as it says") && operator.contains("--chain tiny"));
+        let full = advice(stands_still("Redis does not take a step", Needs::Room));
+        assert!(full.contains("raise Redis' maxmemory"), "{full}");
         assert!(advice(stands_still("Redis is away", Needs::Time)).contains("once that is over"));
         let no_answer = advice(seen(Unready::NoAnswer(Some(Duration::from_secs(9)))));
         assert!(no_answer.starts_with("no endpoint has answered for 9 s"), "{no_answer}");
@@ -263,7 +275,7 @@ mod tests {
         let behind =
             advice(seen(Unready::Behind { lag: Lag { blocks: 900, seconds: 1_800 }, head: 950 }));
         assert!(behind.starts_with("900 blocks (1800 s) behind head 950"), "{behind}");
-        assert!(behind.contains("_RPS"), "{behind}");
+        assert!(behind.contains("TINY_RPS"), "{behind}");
         let lost = advice(Seen { lost_unread: 7, ..Seen::default() });
         assert!(lost.contains("lost 7 entries") && lost.contains("replay --chain tiny"), "{lost}");
     }
@@ -283,6 +295,9 @@ mod tests {
         }
         let chain = Chain { groups: vec![group(0, Some(5), 7_200)], ..chain() };
         let told = told(&chain, &Seen::default());
-        assert!(told[0].1.contains("waits for 2 h") && told[0].1.contains("DESTROY events:7 g"));
+        assert!(
+            told[0].1.contains("waits for 2 h")
+                && told[0].1.contains("groups delete --chain tiny --group g")
+        );
     }
 }

@@ -185,12 +185,9 @@ async fn a_group_begins_with_a_block_is_read_and_tidied_up() {
     redis::cmd("XGROUP").arg(&idle).exec_async(&mut redis).await.unwrap();
     let prune = ["groups", "prune", "--chain", "local", "--group", "timed", "--idle-minutes"];
     let told = done(&rig.command(&[&prune[..], &["60"]].concat()).await);
-    assert_eq!(told, "0 consumers removed.\n");
+    assert_eq!(told, "No consumer was removed.\n");
     let told = done(&rig.command(&[&prune[..], &["0"]].concat()).await);
-    assert!(
-        told.starts_with("1 consumers removed: gone.\nholds stays: it holds 3 entries"),
-        "{told}"
-    );
+    assert!(told.starts_with("Removed: gone.\nholds stays: it holds 3 entries"), "{told}");
     let groups = listed().await;
     assert_eq!(groups[2]["consumers"][0]["name"], "holds");
     assert_eq!((&groups[2]["pending"], &groups[2]["behind"]), (&json!(3), &json!(110)));
@@ -200,4 +197,14 @@ async fn a_group_begins_with_a_block_is_read_and_tidied_up() {
     // A reader under the name of one that died gets first what that one held.
     let again = ["tail", "--chain", "local", "--group", "timed", "--consumer", "holds"];
     assert_eq!(lines(&rig, &again, 110).await.len(), 110);
+
+    let delete = ["groups", "delete", "--chain", "local", "--group", "timed"];
+    let told = refused(&rig.command(&delete).await);
+    assert!(told.contains("--yes"), "{told}");
+    assert_eq!(listed().await.len(), 3);
+    let told = done(&rig.command(&[&delete[..], &["--yes"]].concat()).await);
+    assert!(told.starts_with("local timed: ") && told.ends_with("Deleted.\n"), "{told}");
+    assert_eq!(listed().await.len(), 2);
+    let told = refused(&rig.command(&[&delete[..], &["--yes"]].concat()).await);
+    assert!(told.contains("no group `timed`"), "{told}");
 }

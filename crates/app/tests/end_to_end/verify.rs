@@ -46,7 +46,7 @@ async fn verify_finds_every_kind_of_planted_difference() {
     let same = "The same: 41 blocks with 410 events.\n";
     assert!(done(&rig.command(&verify).await).ends_with(same), "while the ingestor runs");
     let told = refused(&rig.command(&["verify", "--chain", "local"]).await);
-    assert!(told.contains("no block is final yet: say --to"), "{told}");
+    assert!(told.contains("no block is final yet: pass --to N"), "{told}");
     let told = refused(&rig.command(&["verify", "--chain", "local", "--to", "42"]).await);
     assert!(told.contains("the stream ends with block 41"), "{told}");
     rig.terminate().await;
@@ -70,20 +70,24 @@ async fn verify_finds_every_kind_of_planted_difference() {
 
     let mut missing = whole.clone();
     missing.remove(204);
-    let found = ["Range at", "block 21: log 4 is missing in the stream"];
+    let found = [
+        "the marker does not agree with its entries: says 10",
+        "block 21: log 4 is missing in the stream",
+    ];
     check(&mut redis, &missing, &found).await;
 
     let mut extra = whole.clone();
     let (ms, seq) = extra.last().unwrap().0.split_once('-').unwrap();
     let behind_all = format!("{ms}-{}", seq.parse::<u64>().unwrap() + 1);
     extra.push((behind_all.clone(), whole[55].1.clone()));
-    let found = format!("OutsideMarker at {behind_all}: new log 5 of block 6");
+    let found = format!("at {behind_all}: the entry belongs to no marker: new log 5 of block 6");
     check(&mut redis, &extra, &[&found]).await;
 
     let mut swapped = whole.clone();
     let fields = std::mem::replace(&mut swapped[301].1, whole[302].1.clone());
     swapped[302].1 = fields;
-    let found = ["Order at", "log 1 is missing", "log 1 is in the stream but not in the chain"];
+    let found =
+        ["in the wrong order: ", "log 1 is missing", "log 1 is in the stream but not in the chain"];
     check(&mut redis, &swapped, &found).await;
 
     // What is not in the range is not looked at in the chain, but the stream is replayed.

@@ -22,7 +22,7 @@ use crate::config::{ChainConfig, Options};
 use crate::metrics::ChainMetrics;
 use crate::node::Node;
 use crate::rpc::Head;
-use crate::status::{Needs, Standstill};
+use crate::status::{ChainBoard, Needs};
 use crate::{Metrics, StatusBoard};
 
 /// Heads that may wait for the chain: more are known by the gap they leave.
@@ -61,7 +61,7 @@ pub(crate) struct Chain {
     streams: Streams,
     node: Arc<Node>,
     metrics: ChainMetrics,
-    status: StatusBoard,
+    status: ChainBoard,
     /// The start that this process resolved or found: a Redis that was wiped starts there again, one that was
     /// reset does not.
     resolved_start: Option<u64>,
@@ -95,6 +95,7 @@ impl Chain {
             sockets.spawn(socket.run().instrument(Span::current()));
         }
         let node = Arc::new(node);
+        let status = status.chain(&config.profile.name);
         let mut chain = Self {
             config,
             options,
@@ -141,7 +142,7 @@ impl Chain {
                 End::Replaced => "replaced",
                 End::Alarm => "alarm",
                 End::Refused(why) => {
-                    self.stand_still(why, Needs::Operator);
+                    self.status.stand_still(why, Needs::Operator);
                     refused = true;
                     "refused"
                 }
@@ -151,11 +152,14 @@ impl Chain {
                     if last_namesake.is_some_and(|at| at.elapsed() < window) {
                         let why = format!(
                             "another process runs under INSTANCE_ID `{}` and has taken this chain: \
-                             give each its own, and start this one again",
+                             give each its own; this one goes on when the other ends",
                             self.options.instance_id
                         );
-                        self.stand_still(why, Needs::Operator);
-                        return cancel.cancelled().await;
+                        self.status.stand_still(why, Needs::Operator);
+                        tokio::select! {
+                            () = self.lease_runs_out() => {}
+                            () = cancel.cancelled() => return,
+                        }
                     }
                     last_namesake = Some(Instant::now());
                     "namesake"
@@ -171,30 +175,22 @@ impl Chain {
         }
     }
 
+    /// Waits until nobody holds the lease.
+    async fn lease_runs_out(&self) {
+        loop {
+            tokio::time::sleep(self.options.lease_ttl / 3).await;
+            if matches!(self.streams.lease_holder(self.id()).await, Ok(None)) {
+                return;
+            }
+        }
+    }
+
     fn id(&self) -> ChainId {
         self.config.profile.chain_id
     }
 
     fn name(&self) -> &str {
         &self.config.profile.name
-    }
-
-    /// Says why the chain stands still, once for each new reason.
-    fn stand_still(&self, why: String, needs: Needs) {
-        self.status.update(self.name(), |status| {
-            if status.standstill.as_ref().is_none_or(|standstill| standstill.why != why) {
-                warn!(reason = why, "the chain stands still");
-                status.standstill = Some(Standstill { why, needs });
-            }
-        });
-    }
-
-    fn go_on(&self) {
-        self.status.update(self.name(), |status| {
-            if status.standstill.take().is_some() {
-                info!("the chain goes on");
-            }
-        });
     }
 }
 

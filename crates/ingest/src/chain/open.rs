@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use alloy_primitives::B256;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use ethhook_domain::{BlockRef, CanonicalChain, Cursor};
-use ethhook_streams::{OpenError, PublishedBlock, Publisher, ReadError};
+use ethhook_streams::{FailureKind, Holder, OpenError, PublishedBlock, Publisher, ReadError};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Chain;
@@ -56,19 +56,19 @@ impl Chain {
         loop {
             let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
                 let why = "standing by: this instance holds as many chains as it may";
-                self.stand_still(why.to_owned(), Needs::Turn);
+                self.status.stand_still(why.to_owned(), Needs::Turn);
                 tokio::time::sleep(self.options.lease_ttl / 3).await;
                 continue;
             };
             match self.try_open(place).await {
                 Ok(opened) => {
                     if !after_refusal {
-                        self.go_on();
+                        self.status.go_on();
                     }
                     return opened;
                 }
                 Err(NotYet { why, needs, again_in }) => {
-                    self.stand_still(why, needs);
+                    self.status.stand_still(why, needs);
                     let wait = again_in.or_else(|| backoff.next()).unwrap_or(LOOK_AGAIN);
                     tokio::time::sleep(wait).await;
                 }
@@ -86,10 +86,15 @@ impl Chain {
         self.tell_of_loss(held.as_ref());
         self.metrics.alarm.set(held.as_ref().is_some_and(|held| !held.alarm.is_empty()).into());
         // Before the node is asked anything: one that stands by looks here again and again.
-        let free = self.streams.lease_is_free(self.id(), &self.options.instance_id).await;
-        free.map_err(|error| self.not_open(&error))?;
+        let holder = self.streams.lease_holder(self.id()).await;
+        match holder.map_err(|error| self.not_read(&error))? {
+            Some(other) if other.owner != self.options.instance_id => {
+                return Err(self.standing_by(&other));
+            }
+            _ => {}
+        }
         let genesis = self.node.genesis_hash().await.map_err(|e| node_away(&e))?;
-        self.status.update(self.name(), |status| status.last_answer = Some(Instant::now()));
+        self.status.update(|status| status.last_answer = Some(Instant::now()));
         let first = match &held {
             Some(cursor) => {
                 self.check_held(cursor, genesis)?;
@@ -125,7 +130,7 @@ impl Chain {
                 || base.is_some(),
         );
         let tip = published.last().map(|p| p.block.number);
-        self.status.update(self.name(), |status| status.tip = tip);
+        self.status.update(|status| status.tip = tip);
         Ok(Opened { publisher, canonical, published, _place: place })
     }
 
@@ -210,17 +215,27 @@ impl Chain {
         NotYet::because(error, error.is_retryable())
     }
 
+    fn standing_by(&self, holder: &Holder) -> NotYet {
+        let longest = self.options.lease_ttl / 3;
+        NotYet {
+            why: format!("standing by: `{}` holds the lease", holder.owner),
+            needs: Needs::Turn,
+            again_in: holder.remaining.map(|left| left.clamp(Duration::from_millis(100), longest)),
+        }
+    }
+
     fn not_open(&self, error: &OpenError) -> NotYet {
-        if let OpenError::LeaseHeld { owner, remaining } = error {
-            let longest = self.options.lease_ttl / 3;
-            return NotYet {
-                why: format!("standing by: `{owner}` holds the lease"),
-                needs: Needs::Turn,
-                again_in: remaining.map(|left| left.clamp(Duration::from_millis(100), longest)),
-            };
+        if let OpenError::LeaseHeld(holder) = error {
+            return self.standing_by(holder);
         }
         self.metrics.redis_error(error.kind());
-        NotYet::because(error, error.is_retryable())
+        let not_yet = NotYet::because(error, error.is_retryable());
+        match error {
+            OpenError::Redis(failure) if failure.kind == FailureKind::OutOfMemory => {
+                NotYet { needs: Needs::Room, ..not_yet }
+            }
+            _ => not_yet,
+        }
     }
 }
 

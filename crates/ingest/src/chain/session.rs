@@ -149,6 +149,7 @@ impl<'a> Session<'a> {
             filter: chain.config.filter.clone(),
             digest: chain.config.filter.digest(),
             metrics: chain.metrics.clone(),
+            status: chain.status.clone(),
         };
         let published = opened.published.last().map_or(0, |tip| tip.block.number);
         let end_block = chain.config.end_block.map(|end| end.max(published));
@@ -291,7 +292,7 @@ impl<'a> Session<'a> {
             let depth = change.undo.len();
             info!(depth, from = %top, to = %lowest, "reorg");
             self.chain.metrics.reorg_depth.observe(u32::try_from(depth).unwrap_or(u32::MAX).into());
-            self.chain.status.update(self.chain.name(), |status| status.reorgs += 1);
+            self.chain.status.update(|status| status.reorgs += 1);
         }
         let node = &self.chain.node;
         for _ in 0..self.queue.follow(change, heard, |header| node.told_by(header)) {
@@ -311,11 +312,11 @@ impl<'a> Session<'a> {
             return; // says less than what was said before
         }
         let needs = if error.is_wrong_chain() { Needs::Operator } else { Needs::Time };
-        self.chain.stand_still(format!("{what} cannot be had: {error}"), needs);
+        self.chain.status.stand_still(format!("{what} cannot be had: {error}"), needs);
     }
 
     fn note_answer(&self) {
-        self.chain.status.update(self.chain.name(), |s| s.last_answer = Some(Instant::now()));
+        self.chain.status.update(|s| s.last_answer = Some(Instant::now()));
     }
 
     /// Whether all that the node has shown and the configuration lets through is published.
@@ -361,7 +362,7 @@ impl<'a> Session<'a> {
             metrics.lag_blocks.set(gauge(blocks));
             metrics.lag_seconds.set(u32::try_from(seconds).unwrap_or(u32::MAX).into());
         }
-        self.chain.status.update(self.chain.name(), |status| {
+        self.chain.status.update(|status| {
             status.head = head.or(status.head);
             status.lag = lag.or(status.lag);
             status.at_head = at_head;

@@ -206,7 +206,10 @@ impl<'a> Attempt<'a> {
             Err(error) if error.is_endpoint_failure() => {
                 warn!(endpoint = self.endpoint.metrics.position, method, %error, "request failed");
                 let jitter = rand::random();
-                self.endpoint.with_breaker(|b| b.failure(Instant::now(), jitter));
+                self.endpoint.with_breaker(|b| {
+                    b.failure(Instant::now(), jitter);
+                    b.because(error.clone());
+                });
             }
             _ => self.endpoint.with_breaker(Breaker::success),
         }
@@ -216,7 +219,9 @@ impl<'a> Attempt<'a> {
 
     /// Whether the breaker lets a request through. Unless it is told what became of it, that is unknown.
     fn admitted(&self) -> Result<Admitted<'a>, RpcError> {
-        self.endpoint.with_breaker(|b| b.admit(Instant::now())).map_err(RpcError::SetAside)?;
+        self.endpoint
+            .with_breaker(|b| b.admit(Instant::now()).map_err(|_| b.cause()))
+            .map_err(RpcError::SetAside)?;
         Ok(Admitted(self.endpoint))
     }
 
@@ -225,6 +230,7 @@ impl<'a> Attempt<'a> {
         let wait = wait.unwrap_or(Duration::from_secs(1));
         warn!(endpoint = self.endpoint.metrics.position, method, %error, ?wait, "endpoint set aside");
         self.endpoint.set_aside(wait);
+        self.endpoint.with_breaker(|b| b.because(error.clone()));
     }
 
     /// An HTTP address is asked once which chain it serves; a WebSocket is at every connect.

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::RpcError;
+
 /// So many failures in a row open the breaker.
 const FAILURES: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -55,17 +57,29 @@ pub(crate) struct Breaker {
     failures: u32,
     wait: Duration,
     until: Option<Instant>,
+    /// What it failed with last; none while it is set aside for an answer that failed a check.
+    cause: Option<Box<RpcError>>,
 }
 
 impl Default for Breaker {
     fn default() -> Self {
-        Self { state: State::Closed, failures: 0, wait: FIRST_WAIT, until: None }
+        Self { state: State::Closed, failures: 0, wait: FIRST_WAIT, until: None, cause: None }
     }
 }
 
 impl Breaker {
     pub(crate) fn state(&self) -> State {
         self.state
+    }
+
+    /// Why it is open.
+    pub(crate) fn cause(&self) -> Option<Box<RpcError>> {
+        self.cause.clone()
+    }
+
+    /// Takes note of what the endpoint failed with.
+    pub(crate) fn because(&mut self, cause: RpcError) {
+        self.cause = Some(Box::new(cause));
     }
 
     /// Whether nothing may be asked now.
@@ -132,6 +146,7 @@ impl Breaker {
     pub(crate) fn set_aside(&mut self, now: Instant, wait: Duration) {
         self.state = State::Open;
         self.failures = 0;
+        self.cause = None;
         self.until = Some(now + wait.clamp(FIRST_WAIT, LONGEST_PATIENCE));
     }
 

@@ -239,7 +239,7 @@ mod tests {
 
     use ethhook_simulator::Fault;
 
-    use super::super::{Attempt, RpcError};
+    use super::super::Attempt;
     use super::*;
     use crate::config::EndpointConfig;
     use crate::testing::{mined, serve, unread};
@@ -280,11 +280,11 @@ mod tests {
         let none: [(); 0] = [];
         let ask = async || Attempt::with(&endpoint).call::<String>("eth_blockNumber", &none).await;
         assert!(ask().await.is_err());
-        match ask().await {
-            // Of itself it would be asked again after a second.
-            Err(RpcError::SetAside(left)) => assert!(left > Duration::from_secs(200), "{left:?}"),
-            other => panic!("{other:?}"),
-        }
+        let why = ask().await.unwrap_err().to_string();
+        assert_eq!(why, "rate limited (set aside for a while)");
+        // Of itself it would be asked again after a second.
+        let left = endpoint.with_breaker(|b| b.admit(Instant::now())).unwrap_err();
+        assert!(left > Duration::from_secs(200), "{left:?}");
     }
 
     #[tokio::test]

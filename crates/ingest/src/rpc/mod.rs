@@ -79,11 +79,14 @@ pub(crate) enum RpcError {
     /// Over so many bytes.
     #[error("answer over {} MiB", .0 >> 20)]
     TooLarge(usize),
-    /// The endpoint is set aside; the next probe is due then.
-    #[error("set aside for another {} ms", .0.as_millis())]
-    SetAside(Duration),
+    /// The endpoint is set aside, for what it failed with last; none: an answer of it failed a check.
+    #[error("{} (set aside for a while)", .0.as_ref().map_or("an answer failed a check".to_owned(), ToString::to_string))]
+    SetAside(Option<Box<RpcError>>),
     /// The endpoint serves another chain.
-    #[error("the endpoint serves chain id {got}, but {wanted} is configured")]
+    #[error(
+        "the endpoint serves chain id {got}, but {wanted} is configured: give it a URL of chain {wanted}, \
+         or mend chain_id"
+    )]
     WrongChain {
         /// As configured.
         wanted: u64,
@@ -106,6 +109,15 @@ impl RpcError {
             Self::TooLarge(_) => "too_large",
             Self::SetAside(_) => "set_aside",
             Self::WrongChain { .. } => "wrong_chain",
+        }
+    }
+
+    /// Whether the endpoint's URL is another chain's, which only an operator can mend.
+    pub(crate) fn is_wrong_chain(&self) -> bool {
+        match self {
+            Self::WrongChain { .. } => true,
+            Self::SetAside(Some(cause)) => cause.is_wrong_chain(),
+            _ => false,
         }
     }
 

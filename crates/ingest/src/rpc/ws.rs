@@ -113,8 +113,8 @@ pub(super) struct Connection {
     breaker: Option<Arc<Mutex<Breaker>>>,
     /// Since it connected it gave an answer or a head.
     served: bool,
-    /// Why it does not connect, where only an operator can help.
-    wrong_chain: Option<RpcError>,
+    /// What the last connection failed with.
+    failed_with: Option<RpcError>,
     commands: mpsc::Receiver<Command>,
     reconnect: Arc<Notify>,
 }
@@ -142,7 +142,7 @@ impl WsClient {
                 redaction,
                 breaker,
                 served: false,
-                wrong_chain: None,
+                failed_with: None,
                 commands,
                 reconnect,
             },
@@ -228,8 +228,8 @@ impl Connection {
             let connected = timeout(CONNECT_TIMEOUT, self.connect()).await;
             let served = match connected.unwrap_or(Err(RpcError::Timeout(CONNECT_TIMEOUT))) {
                 Ok(socket) => {
-                    (self.served, self.wrong_chain) = (false, None);
-                    self.note_health(true);
+                    self.served = false;
+                    self.note_health(None);
                     self.metrics.socket_up(true);
                     info!(endpoint = self.metrics.position, "subscribed to newHeads");
                     // Full: the queue holds newer heads than this connection can know.
@@ -237,14 +237,14 @@ impl Connection {
                     let error = self.serve(socket).await;
                     self.metrics.socket_up(false);
                     warn!(endpoint = self.metrics.position, %error, "WebSocket lost");
+                    self.failed_with = Some(error);
                     self.served
                 }
                 Err(error) => {
-                    self.note_health(false);
                     let error = self.redaction.apply(error);
-                    self.wrong_chain =
-                        matches!(error, RpcError::WrongChain { .. }).then(|| error.clone());
+                    self.note_health(Some(&error));
                     warn!(endpoint = self.metrics.position, %error, "WebSocket not connected");
+                    self.failed_with = Some(error);
                     false
                 }
             };
@@ -254,13 +254,15 @@ impl Connection {
     }
 
     /// Where requests go over this socket, whether it connects is what the breaker should know.
-    fn note_health(&self, is_up: bool) {
+    fn note_health(&self, failure: Option<&RpcError>) {
         if let Some(breaker) = &self.breaker {
             let mut breaker = breaker.lock().unwrap_or_else(PoisonError::into_inner);
-            if is_up {
-                breaker.connected();
-            } else {
-                breaker.failure(Instant::now(), rand::random());
+            match failure {
+                None => breaker.connected(),
+                Some(error) => {
+                    breaker.failure(Instant::now(), rand::random());
+                    breaker.because(error.clone());
+                }
             }
             self.metrics.breaker(breaker.state());
         }
@@ -274,8 +276,7 @@ impl Connection {
             tokio::select! {
                 () = &mut over => return,
                 Some(command) = self.commands.recv() => {
-                    let left = over.deadline() - tokio::time::Instant::now();
-                    let error = self.wrong_chain.clone().unwrap_or(RpcError::SetAside(left));
+                    let error = RpcError::SetAside(self.failed_with.clone().map(Box::new));
                     command.reply.send(Err(error)).ok(); // the asker may have given up
                 }
             }

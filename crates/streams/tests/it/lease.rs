@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ethhook_domain::Cursor;
-use ethhook_streams::{LeaseError, OpenError, Publisher, ResetError, Streams};
+use ethhook_streams::{Holder, LeaseError, OpenError, Publisher, ResetError, Streams};
 use tokio::time::{Instant, sleep};
 
 use crate::chain::{CHAIN, DEDUP_TTL, Fixture, add, add_all, block, first, open};
@@ -39,7 +39,7 @@ async fn g5_another_instance_waits_for_the_lease_to_run_out() {
     let mut redis = Fixture::new().await;
     let mut one = open_for(&redis.streams, "one", Duration::from_millis(400)).await.unwrap();
     match open_for(&redis.streams, "two", Duration::from_secs(10)).await {
-        Err(error @ OpenError::LeaseHeld { .. }) => {
+        Err(error @ OpenError::LeaseHeld(_)) => {
             assert!(error.is_retryable() && error.to_string().contains("`one`"), "{error}");
         }
         other => panic!("{other:?}"),
@@ -150,7 +150,7 @@ async fn reset_is_refused_while_anybody_writes() {
     add_all(&mut publisher, 1..=3, 2).await;
     let before = redis.dump().await;
     match redis.streams.reset(CHAIN).await {
-        Err(ResetError::LeaseHeld { owner, remaining }) => {
+        Err(ResetError::LeaseHeld(Holder { owner, remaining })) => {
             assert!(owner == "one" && remaining.is_some());
         }
         other => panic!("{other:?}"),

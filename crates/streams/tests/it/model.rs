@@ -191,7 +191,7 @@ impl World<'_> {
                 self.writers[w] = Some(Writer { publisher, believed, tip });
                 Ok(())
             }
-            (Err(OpenError::LeaseHeld { .. }), Err(())) => Ok(()),
+            (Err(OpenError::LeaseHeld(_)), Err(())) => Ok(()),
             (opened, expected) => {
                 Err(TestCaseError::fail(format!("open: {opened:?}, expected {expected:?}")))
             }

@@ -113,7 +113,7 @@ impl Session<'_> {
             }
         };
         if self.failed_asks >= TROUBLE_AFTER {
-            self.chain.go_on();
+            self.chain.status.go_on();
         }
         self.failed_asks = 0;
         self.note_answer();
@@ -221,12 +221,12 @@ impl Session<'_> {
             }
             Ok(true) => {
                 let why = format!("{violation}, and an endpoint still holds that one");
-                self.chain.stand_still(why, Needs::Time);
+                self.chain.status.stand_still(why, Needs::Time);
                 self.heard_otherwise = true;
             }
             Err(error) => {
                 let why = format!("{violation}, and no endpoint tells of that one: {error}");
-                self.chain.stand_still(why, Needs::Time);
+                self.chain.status.stand_still(why, Needs::Time);
             }
         }
     }
@@ -427,7 +427,7 @@ mod tests {
         session.answered(latest(Ok(vec![header(3, 'a')])));
         let unready = |session: &Session<'_>| {
             session.report();
-            let (_, status) = scene.chain.status.snapshot().remove(0);
+            let (_, status) = scene.board.snapshot().remove(0);
             status.unready(Duration::from_secs(60)).map(|why| why.to_string())
         };
         for failed in 1..=TROUBLE_AFTER {

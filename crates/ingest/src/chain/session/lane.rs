@@ -8,18 +8,24 @@ use std::time::{Duration, Instant};
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use ethhook_domain::verify::Verified;
 use ethhook_domain::{BlockRef, ChainId, Filter, ProcessedEvent, Proof};
-use ethhook_streams::{Events, Outcome, PublishedBlock, Publisher, Step, StepError, fail_point};
+use ethhook_streams::{
+    Events, FailureKind, Outcome, PublishedBlock, Publisher, Step, StepError, fail_point,
+};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tracing::warn;
 
 use crate::metrics::ChainMetrics;
+use crate::status::{ChainBoard, Needs};
 
 /// Blocks on the wire at once: enough that Redis never waits for us.
 const MAX_BLOCKS: usize = 4;
 /// Events on the wire beyond which nothing is sent behind them. Redis may run what one connection
 /// brings without a break, and other chains wait for as long.
 const MAX_EVENTS: usize = 1_000;
+
+/// A step that Redis has not taken for so long is a standstill.
+const TOLD_AFTER: Duration = Duration::from_secs(3);
 
 /// One publisher, and what is under way with it.
 pub(super) struct Lane {
@@ -195,6 +201,7 @@ pub(super) struct Writer {
     pub(super) filter: Filter,
     pub(super) digest: String,
     pub(super) metrics: ChainMetrics,
+    pub(super) status: ChainBoard,
 }
 
 impl Writer {
@@ -257,7 +264,10 @@ impl Writer {
             match publisher.take_back(&block).await {
                 Err(error) if error.is_retryable() => patience.wait_after(&error).await,
                 Err(error) => return Err(error),
-                Ok(_) => return Ok(Done::Removed { block }),
+                Ok(_) => {
+                    patience.over();
+                    return Ok(Done::Removed { block });
+                }
             }
         }
     }
@@ -272,7 +282,11 @@ impl Writer {
         loop {
             match publisher.apply(step).await {
                 Err(error) if error.is_retryable() => patience.wait_after(&error).await,
-                result => return result,
+                Err(error) => return Err(error),
+                Ok(outcome) => {
+                    patience.over();
+                    return Ok(outcome);
+                }
             }
         }
     }
@@ -285,7 +299,7 @@ impl Writer {
             .with_jitter()
             .without_max_times()
             .build();
-        Patience { metrics: &self.metrics, waits, tries: 0 }
+        Patience { writer: self, waits, tries: 0, since: Instant::now() }
     }
 
     /// A renewal that failed comes again at the next turn; a lease that another took is lost.
@@ -319,28 +333,46 @@ fn added(adding: Adding, outcome: Outcome) -> Done {
     }
 }
 
-/// The tries of one step while Redis is away.
+/// The tries of one step that Redis does not take.
 struct Patience<'a> {
-    metrics: &'a ChainMetrics,
+    writer: &'a Writer,
     waits: ExponentialBackoff,
     tries: u32,
+    since: Instant,
 }
 
 impl Patience<'_> {
     async fn wait_after(&mut self, error: &StepError) {
-        self.metrics.redis_error(error.kind());
+        self.writer.metrics.redis_error(error.kind());
         self.tries += 1;
         if self.tries.is_power_of_two() {
             let tries = self.tries;
             warn!(tries, %error, "Redis did not take the step: holding it and trying again");
         }
+        if self.since.elapsed() >= TOLD_AFTER {
+            let needs = match error {
+                StepError::Redis(failure) if failure.kind == FailureKind::OutOfMemory => {
+                    Needs::Room
+                }
+                _ => Needs::Time,
+            };
+            self.writer.status.stand_still(format!("Redis does not take a step: {error}"), needs);
+        }
         tokio::time::sleep(self.waits.next().unwrap_or_default()).await;
+    }
+
+    /// The step is in, or refused.
+    fn over(self) {
+        if self.since.elapsed() >= TOLD_AFTER && self.tries > 0 {
+            self.writer.status.go_on();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use alloy_primitives::B256;
+    use ethhook_streams::RedisFailure;
     use futures_util::poll;
 
     use super::super::scene::Scene;
@@ -369,6 +401,32 @@ mod tests {
         assert!(session.lane.is_empty());
         let markers: Vec<_> = scene.markers().await.iter().map(|m| (m.seq, m.number)).collect();
         assert_eq!(markers, (1..=9).map(|number| (number, number)).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_step_that_redis_does_not_take_for_a_while_is_a_standstill_until_it_is_in() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let session = scene.session().await;
+        let refused = |kind| StepError::Redis(RedisFailure { kind, detail: "no".into() });
+        let stands_still = || {
+            let (_, status) = scene.board.snapshot().remove(0);
+            status.standstill.map(|standstill| (standstill.why, standstill.needs))
+        };
+        for (kind, needs) in
+            [(FailureKind::OutOfMemory, Needs::Room), (FailureKind::ReadOnly, Needs::Time)]
+        {
+            let mut patience = session.lane.writer.patience();
+            patience.wait_after(&refused(kind)).await;
+            assert_eq!(stands_still(), None, "one refusal");
+            patience.since -= TOLD_AFTER;
+            patience.wait_after(&refused(kind)).await;
+            assert_eq!(
+                stands_still(),
+                Some(("Redis does not take a step: Redis: no".into(), needs))
+            );
+            patience.over();
+            assert_eq!(stands_still(), None);
+        }
     }
 
     #[tokio::test]

@@ -26,6 +26,7 @@ use crate::{Metrics, StatusBoard, testing};
 pub(in crate::chain) struct Scene {
     pub(in crate::chain) chain: Chain,
     pub(super) metrics: Metrics,
+    pub(super) board: StatusBoard,
     pub(super) heads: mpsc::Receiver<Head>,
     registry: Registry,
     pub(in crate::chain) redis: RedisServer,
@@ -44,8 +45,9 @@ impl Scene {
         for socket in running {
             sockets.spawn(socket.run());
         }
+        let board = StatusBoard::new([&config]);
         let chain = Chain {
-            status: StatusBoard::new([&config]),
+            status: board.chain(&config.profile.name),
             config,
             options: Options {
                 instance_id: "test".into(),
@@ -66,7 +68,7 @@ impl Scene {
             may_be_replaced: false,
             places: Arc::new(Semaphore::new(1)),
         };
-        Self { chain, metrics: all, heads, registry, redis, _sockets: sockets }
+        Self { chain, metrics: all, board, heads, registry, redis, _sockets: sockets }
     }
 
     /// A writer of a stream that begins with block 1.

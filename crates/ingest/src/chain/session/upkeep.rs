@@ -108,7 +108,7 @@ impl Session<'_> {
                         entries, "the byte cap removed entries that the group had not acknowledged"
                     );
                     metrics.lost_unread(group, *entries);
-                    self.chain.status.update(self.chain.name(), |s| s.lost_unread += entries);
+                    self.chain.status.update(|s| s.lost_unread += entries);
                 }
                 self.look_at_groups(&swept.groups);
             }

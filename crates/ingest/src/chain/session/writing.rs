@@ -99,19 +99,19 @@ impl Session<'_> {
                     metrics.head_to_stream.observe(heard.elapsed().as_secs_f64());
                 }
                 let (tip, events) = (block.block.number, block.events);
-                self.chain.status.update(self.chain.name(), |status| {
+                self.chain.status.update(|status| {
                     status.tip = Some(tip);
                     status.events += events;
                 });
                 self.published.push_back(block);
                 self.since_finality += 1;
-                self.chain.go_on();
+                self.chain.status.go_on();
             }
             Done::Removed { block } => {
                 metrics.removed.inc_by(block.events);
                 metrics.block("removed");
                 let tip = self.published.back().map(|p| p.block.number);
-                self.chain.status.update(self.chain.name(), |status| {
+                self.chain.status.update(|status| {
                     status.tip = tip;
                     status.removed += block.events;
                 });
