@@ -170,7 +170,7 @@ begin_demo_anew_if_old() {
     fi
   fi
   if [ ! -e "$home/genesis-time" ]; then
-    # Some blocks before now, so that there is a finalized one from the beginning.
+    # As of a chain that has run for a while.
     echo $((now - 200)) >"$home/genesis-time"
   fi
 }

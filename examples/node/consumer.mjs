@@ -10,6 +10,7 @@
 // that take a block back must come to the consumer that holds the block's own.
 
 import { setTimeout as sleep } from "node:timers/promises";
+import { parseArgs } from "node:util";
 import { decode } from "@msgpack/msgpack";
 import { createClient, RESP_TYPES, WatchError } from "redis";
 
@@ -17,7 +18,8 @@ const { CHAIN_ID = "1", GROUP = "sums", CONSUMER = "one", REDIS_URL = "redis://1
   process.env;
 // A consumer that has not acknowledged for so long is dead; more than any piece of work may take.
 const CLAIM_IDLE_MS = process.env.CLAIM_IDLE_MS ?? "60000";
-const FINALIZED_ONLY = process.argv.includes("--finalized");
+// Throws at any other argument.
+const FINALIZED_ONLY = parseArgs({ options: { finalized: { type: "boolean" } } }).values.finalized;
 
 const EVENTS = `events:${CHAIN_ID}`;
 const BLOCKS = `blocks:{${EVENTS}}`;

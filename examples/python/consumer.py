@@ -10,6 +10,7 @@ With --finalized, an entry waits until its block is final. Have one reader a gro
 that take a block back must come to the consumer that holds the block's own.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -24,7 +25,11 @@ GROUP = os.environ.get("GROUP", "sums")
 CONSUMER = os.environ.get("CONSUMER", "one")
 # A consumer that has not acknowledged for so long is dead; more than any piece of work may take.
 CLAIM_IDLE_MS = int(os.environ.get("CLAIM_IDLE_MS", "60000"))
-FINALIZED_ONLY = "--finalized" in sys.argv[1:]
+ARGUMENTS = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
+ARGUMENTS.add_argument("--finalized", action="store_true", help="wait until a block is final")
+FINALIZED_ONLY = ARGUMENTS.parse_args().finalized
 
 EVENTS = f"events:{CHAIN_ID}"
 BLOCKS = f"blocks:{{{EVENTS}}}"

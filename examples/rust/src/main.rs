@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use num_bigint::{BigInt, Sign};
 use redis::{Client, Connection, cmd, pipe};
 use serde::Deserialize;
@@ -86,7 +86,7 @@ struct Consumer {
 }
 
 impl Consumer {
-    fn connect(client: &Client) -> Result<Self> {
+    fn connect(client: &Client, finalized_only: bool) -> Result<Self> {
         let variable = |name: &str, default: &str| env::var(name).unwrap_or(default.to_owned());
         // Without a read timeout, for with one a signal would cut a blocking read off.
         let redis = client.get_connection()?;
@@ -101,7 +101,7 @@ impl Consumer {
             name: variable("CONSUMER", "one"),
             // A consumer that has not acknowledged for so long is dead; more than any work may take.
             claim_idle_ms: variable("CLAIM_IDLE_MS", "60000").parse()?,
-            finalized_only: env::args().any(|argument| argument == "--finalized"),
+            finalized_only,
         };
         let mut create = cmd("XGROUP");
         create.arg("CREATE").arg(&consumer.events).arg(&consumer.group).arg("0").arg("MKSTREAM");
@@ -249,6 +249,12 @@ impl Consumer {
 }
 
 fn main() -> Result<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let finalized_only = match arguments.as_slice() {
+        [] => false,
+        [only] if only == "--finalized" => true,
+        _ => bail!("the only argument is --finalized"),
+    };
     // The round ends first: what was delivered is worked on.
     let stopping = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
@@ -258,7 +264,7 @@ fn main() -> Result<()> {
     let client =
         Client::open(env::var("REDIS_URL").unwrap_or("redis://127.0.0.1:6379".to_owned()))?;
     while is_running() {
-        let result = Consumer::connect(&client).and_then(|mut consumer| {
+        let result = Consumer::connect(&client, finalized_only).and_then(|mut consumer| {
             let mut done = None;
             while is_running() {
                 done = consumer.round(done)?;
