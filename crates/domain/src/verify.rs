@@ -10,19 +10,20 @@
 //! Sources: yellow paper 4.3; EIP-2718 and EIP-658 (receipts); OP stack specification, "Deposited
 //! transaction receipt"; Polygon PIP-74 (state-sync transactions).
 
+mod blooms;
+mod receipt_rlp;
+
 use std::fmt;
 
 use alloy_consensus::constants::EMPTY_ROOT_HASH;
-use alloy_primitives::map::{AddressMap, B256Map};
 use alloy_primitives::{B256, Bloom, keccak256};
-use alloy_rlp::{BufMut, Encodable, Header as RlpHeader, length_of_length};
 use alloy_trie::root::ordered_trie_root_with_encoder;
+
+use blooms::Blooms;
+use receipt_rlp::encode_receipt;
 
 use crate::block::{Body, Seal};
 use crate::{BloomTest, Header, Log, Profile, Proof, Receipt};
-
-/// EIP-2718 type of an OP stack deposit.
-const OP_DEPOSIT: u64 = 0x7e;
 
 /// What was held against the header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -175,7 +176,9 @@ pub fn verify(profile: &Profile, header: &Header, body: Body) -> Result<Verified
         Body::Receipts(receipts) => {
             check_receipts(header, &receipts)?;
             let committed = committed_receipts(&receipts, state_sync);
-            check_not_empty(profile, header, committed.is_empty(), true)?;
+            if committed.is_empty() {
+                check_no_receipts(profile, header)?;
+            }
             check_gas(header, committed)?;
             let proof = prove_receipts(profile, header, committed)?;
             let mut logs = Vec::with_capacity(receipts.iter().map(|r| r.logs.len()).sum());
@@ -185,7 +188,9 @@ pub fn verify(profile: &Profile, header: &Header, body: Body) -> Result<Verified
         Body::Logs(logs) => {
             check_logs(header, &logs)?;
             let committed = committed_logs(&logs, state_sync);
-            check_not_empty(profile, header, committed.is_empty(), false)?;
+            if committed.is_empty() {
+                check_no_logs(profile, header)?;
+            }
             let proof = prove_logs(profile, header, committed)?;
             (logs, proof)
         }
@@ -312,32 +317,32 @@ fn check_log(header: &Header, log: &Log, log_index: u64) -> Result<(), Failure> 
     Ok(())
 }
 
-/// At level `structure` the roots of the header are not trusted: there only gas tells that an
-/// empty list of receipts cannot be whole.
-fn check_not_empty(
-    profile: &Profile,
-    header: &Header,
-    is_empty: bool,
-    are_receipts: bool,
-) -> Result<(), Failure> {
-    let trusted = profile.verify != Proof::Structure;
-    let shows_receipts =
-        header.gas_used > 0 || (trusted && header.receipts_root != EMPTY_ROOT_HASH);
-    let shows_logs = trusted && !header.logs_bloom.is_zero();
-    if is_empty && ((are_receipts && shows_receipts) || shows_logs) {
-        let what = if are_receipts { "receipts" } else { "logs" };
-        return fail(Check::Empty, || {
-            format!(
-                "no {what} for block {}, whose header says: receiptsRoot {}, gasUsed {}, logsBloom \
-                 {}",
-                header.block.hash,
-                header.receipts_root,
-                header.gas_used,
-                if header.logs_bloom.is_zero() { "zero" } else { "not zero" }
-            )
-        });
+/// Whether the header lets a block be without receipts. At level `structure` its roots are not trusted: there
+/// only gas tells.
+fn check_no_receipts(profile: &Profile, header: &Header) -> Result<(), Failure> {
+    let is_trusted = profile.verify != Proof::Structure;
+    if header.gas_used > 0 || (is_trusted && header.receipts_root != EMPTY_ROOT_HASH) {
+        return fail(Check::Empty, || not_empty("receipts", header));
+    }
+    check_no_logs(profile, header)
+}
+
+/// The same for logs.
+fn check_no_logs(profile: &Profile, header: &Header) -> Result<(), Failure> {
+    if profile.verify != Proof::Structure && !header.logs_bloom.is_zero() {
+        return fail(Check::Empty, || not_empty("logs", header));
     }
     Ok(())
+}
+
+fn not_empty(what: &str, header: &Header) -> String {
+    format!(
+        "no {what} for block {}, whose header says: receiptsRoot {}, gasUsed {}, logsBloom {}",
+        header.block.hash,
+        header.receipts_root,
+        header.gas_used,
+        if header.logs_bloom.is_zero() { "zero" } else { "not zero" }
+    )
 }
 
 /// Whether the header's roots count: at level `structure` only if its hash covers them.
@@ -437,114 +442,6 @@ fn prove_bloom<'a>(
 /// How many bits of `a` are not in `b`.
 fn count_ones(a: &Bloom, b: &Bloom) -> u32 {
     a.iter().zip(b.iter()).map(|(a, b)| (a & !b).count_ones()).sum()
-}
-
-/// Blooms of the logs of one block. The same contracts, events and accounts come again and again,
-/// and a bloom hashes each of them: what was hashed once is kept.
-#[derive(Default)]
-struct Blooms {
-    addresses: AddressMap<Bits>,
-    topics: B256Map<Bits>,
-}
-
-/// The three bits that an address or a topic sets (yellow paper 4.3.1): a byte and a mask each.
-type Bits = [(u8, u8); 3];
-
-impl Blooms {
-    fn of<'a>(&mut self, logs: impl IntoIterator<Item = &'a Log>) -> Bloom {
-        let mut bloom = Bloom::ZERO;
-        let mut set = |bits: &Bits| {
-            for (byte, mask) in bits {
-                bloom.0[usize::from(*byte)] |= mask;
-            }
-        };
-        for log in logs {
-            set(self.addresses.entry(log.address).or_insert_with(|| bits(log.address.as_slice())));
-            for topic in &log.topics {
-                set(self.topics.entry(*topic).or_insert_with(|| bits(topic.as_slice())));
-            }
-        }
-        bloom
-    }
-}
-
-/// The low 11 bits of each of the first three pairs of bytes of the hash, counted from the bloom's
-/// last bit.
-fn bits(item: &[u8]) -> Bits {
-    let hash = keccak256(item);
-    [0, 2, 4].map(|i| {
-        let bit = u16::from_be_bytes([hash[i], hash[i + 1]]) & 0x7ff;
-        let [_, byte] = (bit >> 3).to_be_bytes();
-        (255 - byte, 1 << (bit & 7))
-    })
-}
-
-/// The receipt as a value of the trie: `type || rlp([status or root, cumulativeGasUsed, bloom,
-/// logs])`, the type left out for legacy transactions. Foreign types are encoded the same way; one
-/// that differs fails the root, not the parser.
-fn encode_receipt(receipt: &Receipt, bloom: &Bloom, out: &mut Vec<u8>) {
-    let first_type_byte = receipt.tx_type.leading_zeros() as usize / 8;
-    out.put_slice(&receipt.tx_type.to_be_bytes()[first_type_byte..]);
-
-    let logs_length = receipt.logs.iter().map(log_length).sum::<usize>();
-    let outcome: &dyn Encodable = match (&receipt.status, &receipt.root) {
-        (Some(status), _) => status,
-        (None, Some(root)) => root,
-        (None, None) => &NoOutcome,
-    };
-    // OP stack: before Canyon the nonce is in the JSON but not in the encoding.
-    let version = receipt.deposit_receipt_version.filter(|_| receipt.tx_type == OP_DEPOSIT);
-    let deposit = version.map(|version| (receipt.deposit_nonce.unwrap_or_default(), version));
-
-    let payload_length = outcome.length()
-        + receipt.cumulative_gas_used.length()
-        + bloom.length()
-        + list_length(logs_length)
-        + deposit.map_or(0, |(nonce, version)| nonce.length() + version.length());
-    RlpHeader { list: true, payload_length }.encode(out);
-    outcome.encode(out);
-    receipt.cumulative_gas_used.encode(out);
-    bloom.encode(out);
-    RlpHeader { list: true, payload_length: logs_length }.encode(out);
-    receipt.logs.iter().for_each(|log| encode_log(log, out));
-    if let Some((nonce, version)) = deposit {
-        nonce.encode(out);
-        version.encode(out);
-    }
-}
-
-/// A receipt with neither status nor root: nothing is encoded, so that no root can match.
-struct NoOutcome;
-
-impl Encodable for NoOutcome {
-    fn encode(&self, _out: &mut dyn BufMut) {}
-
-    fn length(&self) -> usize {
-        0
-    }
-}
-
-fn encode_log(log: &Log, out: &mut Vec<u8>) {
-    RlpHeader { list: true, payload_length: log_payload_length(log) }.encode(out);
-    log.address.encode(out);
-    RlpHeader { list: true, payload_length: log.topics.len() * TOPIC_LENGTH }.encode(out);
-    log.topics.iter().for_each(|topic| topic.encode(out));
-    log.data.encode(out);
-}
-
-/// A topic in RLP: a byte of length and 32 bytes.
-const TOPIC_LENGTH: usize = 33;
-
-fn log_payload_length(log: &Log) -> usize {
-    log.address.length() + list_length(log.topics.len() * TOPIC_LENGTH) + log.data.length()
-}
-
-fn log_length(log: &Log) -> usize {
-    list_length(log_payload_length(log))
-}
-
-fn list_length(payload_length: usize) -> usize {
-    length_of_length(payload_length) + payload_length
 }
 
 fn fail<T>(check: Check, detail: impl FnOnce() -> String) -> Result<T, Failure> {

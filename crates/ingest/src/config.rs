@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use ethhook_domain::{Encoding, Filter, Profile, Secret};
+use ethhook_streams::WriterOptions;
 
 /// One chain to ingest.
 #[derive(Debug, Clone)]
@@ -82,4 +83,16 @@ pub struct Options {
     pub stream_max_bytes: u64,
     /// How far the tip's block time may lie behind the head's for `/ready`.
     pub ready_max_lag: Duration,
+}
+
+impl Options {
+    /// What of it concerns the writer of a chain.
+    pub(crate) fn for_writer(&self) -> WriterOptions {
+        WriterOptions {
+            writer: self.instance_id.clone(),
+            lease_ttl: self.lease_ttl,
+            dedup_ttl: self.dedup_ttl,
+            encoding: Some(self.encoding),
+        }
+    }
 }

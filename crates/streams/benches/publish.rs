@@ -8,7 +8,7 @@ use std::time::Duration;
 use alloy_primitives::{Address, B256, Bytes, keccak256};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ethhook_domain::{BlockRef, Cursor, ProcessedEvent, Proof, Secret};
-use ethhook_streams::{Events, Publisher, RedisConfig, Step, Streams};
+use ethhook_streams::{Events, Publisher, RedisConfig, Step, Streams, WriterOptions};
 use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
 use futures_util::poll;
 
@@ -58,7 +58,13 @@ fn publish(criterion: &mut Criterion) {
     let streams = Streams::new(RedisConfig::new(Secret::new(server.url()))).unwrap();
     let first = Cursor::starting_at(1, None, "all".into());
     let ttl = Duration::from_secs(3_600);
-    let opened = Publisher::open(&streams, CHAIN, "bench", ttl, ttl, None, Some(first));
+    let options = WriterOptions {
+        writer: "bench".to_owned(),
+        lease_ttl: ttl,
+        dedup_ttl: ttl,
+        encoding: None,
+    };
+    let opened = Publisher::open(&streams, CHAIN, options, Some(first));
     let mut publisher = runtime.block_on(opened).unwrap();
     let mut tip: Option<BlockRef> = None;
     let mut group = criterion.benchmark_group("publish");

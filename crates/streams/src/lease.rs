@@ -181,24 +181,28 @@ impl Streams {
     }
 }
 
-/// One writer's claim on one chain.
+/// Who writes a chain, and how.
 #[derive(Debug, Clone)]
-pub(crate) struct Lease {
-    pub(crate) writer: String,
-    pub(crate) ttl: Duration,
-    /// How entries must be encoded; none: as the stream has them.
-    pub(crate) encoding: Option<Encoding>,
+pub struct WriterOptions {
+    /// Its `INSTANCE_ID`.
+    pub writer: String,
+    /// How long its lease holds without being renewed.
+    pub lease_ttl: Duration,
+    /// How long a block's dedup record is kept.
+    pub dedup_ttl: Duration,
+    /// How entries must be encoded: a stream in another encoding is refused; none: as the stream has them.
+    pub encoding: Option<Encoding>,
 }
 
-impl Lease {
-    /// Takes it and returns the cursor, made from `first` if there was none.
+impl WriterOptions {
+    /// Takes the lease and returns the cursor, made from `first` if there was none.
     pub(crate) async fn take(
         &self,
         connection: &mut impl ConnectionLike,
         keys: &Keys,
         first: Option<&Cursor>,
     ) -> Result<Cursor, OpenError> {
-        let (ttl, schema) = (millis(self.ttl), SCHEMA.to_string());
+        let (ttl, schema) = (millis(self.lease_ttl), SCHEMA.to_string());
         let values = first.map(Cursor::to_values);
         let encoding = self.encoding.map_or("", Encoding::as_str);
         let mut arguments: Vec<&[u8]> =
@@ -235,7 +239,7 @@ impl Lease {
         keys: &Keys,
         epoch: u64,
     ) -> Result<(), LeaseError> {
-        let ttl = millis(self.ttl);
+        let ttl = millis(self.lease_ttl);
         let reply = self.call(&RENEW, connection, keys, epoch, &[ttl.as_bytes()]).await?;
         match reply.outcome.as_str() {
             "renewed" => Ok(()),

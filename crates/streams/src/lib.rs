@@ -39,7 +39,7 @@ pub use errors::{FailureKind, RedisFailure};
 pub use fail_point::fail_point;
 pub use group::{Consumer, Group, GroupError, GroupLag, GroupReader};
 pub use keys::Keys;
-pub use lease::{Holder, LeaseError, OpenError};
+pub use lease::{Holder, LeaseError, OpenError, WriterOptions};
 pub use preflight::{PreflightError, ServerInfo};
 pub use publisher::Publisher;
 pub use reader::ReadError;

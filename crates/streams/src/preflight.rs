@@ -13,7 +13,7 @@ use redis::aio::MultiplexedConnection;
 use crate::connection::Streams;
 use crate::errors::{FailureKind, RedisFailure};
 use crate::keys::Keys;
-use crate::lease::{Lease, LeaseError, OpenError};
+use crate::lease::{LeaseError, OpenError, WriterOptions};
 use crate::publisher::Publisher;
 use crate::reader::{self, ReadError, query};
 use crate::step::{Outcome, Step, StepError};
@@ -291,9 +291,14 @@ async fn probe(
     keys: &Keys,
 ) -> Result<(), Failed> {
     probe_commands(connection, keys).await?;
-    let lease = Lease { writer: "probe".to_owned(), ttl: PROBE_TTL, encoding: None };
+    let options = WriterOptions {
+        writer: "probe".to_owned(),
+        lease_ttl: PROBE_TTL,
+        dedup_ttl: PROBE_TTL,
+        encoding: None,
+    };
     let first = Cursor::starting_at(1, None, "all".to_owned());
-    let mut publisher = Publisher::open_at(streams, 0, keys.clone(), lease, PROBE_TTL, Some(first))
+    let mut publisher = Publisher::open_at(streams, 0, keys.clone(), options, Some(first))
         .await
         .trying("taking a lease")?;
     publisher.renew().await.trying("renewing a lease")?;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
-use ethhook_domain::{ChainId, Cursor, Encoding, EntryId};
+use ethhook_domain::{ChainId, Cursor, EntryId};
 use futures_util::future::ready;
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt, StreamExt};
@@ -15,7 +15,7 @@ use crate::connection::Streams;
 use crate::errors::{FailureKind, RedisFailure};
 use crate::fail_point::fail_point;
 use crate::keys::Keys;
-use crate::lease::{Lease, LeaseError, OpenError};
+use crate::lease::{LeaseError, OpenError, WriterOptions};
 use crate::reader::ReadError;
 use crate::request::{Line, Turn};
 use crate::reset;
@@ -34,8 +34,7 @@ pub struct Publisher {
     streams: Streams,
     chain: ChainId,
     keys: Keys,
-    lease: Lease,
-    dedup_ttl: Duration,
+    options: WriterOptions,
     line: Option<Line>,
     /// As of the last step that was acknowledged.
     cursor: Cursor,
@@ -74,43 +73,37 @@ impl fmt::Debug for Publisher {
 }
 
 impl Publisher {
-    /// Takes the lease of `chain` as `writer`, raises the epoch and reads the cursor. `first` is the
-    /// cursor to begin with if Redis holds none; its writer and epoch are overwritten. A stream in
-    /// another `encoding` is refused; without one, entries are written as the stream has them.
+    /// Takes the lease of `chain`, raises the epoch and reads the cursor. `first` is the cursor to begin with if
+    /// Redis holds none; its writer and epoch are overwritten.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub async fn open(
         streams: &Streams,
         chain: ChainId,
-        writer: &str,
-        lease_ttl: Duration,
-        dedup_ttl: Duration,
-        encoding: Option<Encoding>,
+        options: WriterOptions,
         first: Option<Cursor>,
     ) -> Result<Self, OpenError> {
-        let lease = Lease { writer: writer.to_owned(), ttl: lease_ttl, encoding };
-        Self::open_at(streams, chain, Keys::of(chain), lease, dedup_ttl, first).await
+        Self::open_at(streams, chain, Keys::of(chain), options, first).await
     }
 
     pub(crate) async fn open_at(
         streams: &Streams,
         chain: ChainId,
         keys: Keys,
-        lease: Lease,
-        dedup_ttl: Duration,
+        options: WriterOptions,
         first: Option<Cursor>,
     ) -> Result<Self, OpenError> {
         let mut line = connect(streams, &keys).await?;
         let connection = &mut line.connection;
-        let cursor = match lease.take(connection, &keys, None).await {
+        let cursor = match options.take(connection, &keys, None).await {
             Err(OpenError::NoCursor) => {
                 let seen = reset::first_dedup_record(connection, &keys).await?;
                 if let Some(key) = seen {
                     return Err(OpenError::Leftovers { keys: vec![key] });
                 }
                 let Some(first) = first else { return Err(OpenError::NoCursor) };
-                lease.take(connection, &keys, Some(&first)).await?
+                options.take(connection, &keys, Some(&first)).await?
             }
             other => other?,
         };
@@ -121,8 +114,7 @@ impl Publisher {
             streams: streams.clone(),
             chain,
             keys,
-            lease,
-            dedup_ttl,
+            options,
             line: Some(line),
             cursor,
             sent: VecDeque::new(),
@@ -145,7 +137,7 @@ impl Publisher {
     /// See [`LeaseError`].
     pub async fn renew(&mut self) -> Result<(), LeaseError> {
         let mut line = self.take_line().await?;
-        let result = self.lease.renew(&mut line.connection, &self.keys, self.cursor.epoch).await;
+        let result = self.options.renew(&mut line.connection, &self.keys, self.cursor.epoch).await;
         self.line = Some(line);
         if let Err(LeaseError::Redis(failure)) = &result {
             self.drop_line_after(failure);
@@ -159,7 +151,7 @@ impl Publisher {
         fail_point("before", "release");
         let result = match self.take_line().await {
             Ok(mut line) => {
-                self.lease.release(&mut line.connection, &self.keys, self.cursor.epoch).await
+                self.options.release(&mut line.connection, &self.keys, self.cursor.epoch).await
             }
             Err(failure) => Err(failure),
         };
@@ -181,7 +173,7 @@ impl Publisher {
             chain: self.chain,
             keys: &self.keys,
             believed: &self.cursor,
-            dedup_ttl: self.dedup_ttl,
+            dedup_ttl: self.options.dedup_ttl,
             floor: self.floor,
         };
         fail_point("before", step.op());
@@ -201,7 +193,7 @@ impl Publisher {
             chain: self.chain,
             keys: &self.keys,
             believed,
-            dedup_ttl: self.dedup_ttl,
+            dedup_ttl: self.options.dedup_ttl,
             floor: None,
         };
         fail_point("before", step.op());

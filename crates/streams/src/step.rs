@@ -239,7 +239,15 @@ impl<'a> Step<'a> {
         }
     }
 
-    fn events(&self) -> Events {
+    fn events(&self) -> &[ProcessedEvent] {
+        match self {
+            Self::Add { events, .. } | Self::Remove { events, .. } => events,
+            _ => &[],
+        }
+    }
+
+    /// The same, to be kept while they are on their way.
+    fn shared_events(&self) -> Events {
         match self {
             Self::Add { events, .. } | Self::Remove { events, .. } => Arc::clone(events),
             _ => Events::default(),
@@ -264,8 +272,7 @@ impl<'a> Step<'a> {
     fn check(&self, chain: ChainId) -> Result<(), StepError> {
         let Some((block, _)) = self.block() else { return Ok(()) };
         let removed = matches!(self, Self::Remove { .. });
-        let events = self.events();
-        let foreign = events.iter().find(|event| {
+        let foreign = self.events().iter().find(|event| {
             event.chain_id != chain
                 || event.block_hash != block.hash
                 || event.block_number != block.number
@@ -361,7 +368,7 @@ pub(crate) fn request(envelope: &Envelope<'_>, step: &Step<'_>) -> Result<Reques
         encoding: envelope.believed.encoding,
         seen: block.map(|(_, hash)| envelope.keys.seen(hash)),
         head: head(envelope, step, &after),
-        events: step.events(),
+        events: step.shared_events(),
         mark: block.map(|(op, hash)| (after.seq, op, hash)),
     })
 }

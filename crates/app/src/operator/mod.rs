@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use ethhook_domain::Cursor;
 use ethhook_ingest::Options;
-use ethhook_streams::{LeaseError, OpenError, PublishedBlock, Publisher, StepError};
+use ethhook_streams::{LeaseError, OpenError, PublishedBlock, Publisher, StepError, WriterOptions};
 
 use crate::bar::Bar;
 use crate::output::confirm;
@@ -43,10 +43,9 @@ impl Target {
     async fn take_lease(&self, command: &str) -> anyhow::Result<Writer> {
         let writer = format!("{}/{command}-{}", self.options.instance_id, std::process::id());
         let Options { lease_ttl, dedup_ttl, .. } = self.options;
-        let (streams, as_it_is) = (&self.streams, None);
-        match Publisher::open(streams, self.id(), &writer, lease_ttl, dedup_ttl, as_it_is, None)
-            .await
-        {
+        // Entries are encoded as they are in the stream.
+        let options = WriterOptions { writer, lease_ttl, dedup_ttl, encoding: None };
+        match Publisher::open(&self.streams, self.id(), options, None).await {
             Ok(publisher) => {
                 Ok(Writer { publisher, renew_every: lease_ttl / 3, renewed: Instant::now() })
             }
@@ -132,17 +131,10 @@ mod tests {
         let (redis, target) = target("http://127.0.0.1:1").await;
         let first = Cursor::starting_at(1, None, "all".to_owned());
         let Options { lease_ttl, dedup_ttl, encoding, .. } = target.options;
-        let mut publisher = Publisher::open(
-            &target.streams,
-            target.id(),
-            "one",
-            lease_ttl,
-            dedup_ttl,
-            Some(encoding),
-            Some(first),
-        )
-        .await
-        .unwrap();
+        let (writer, encoding) = ("one".to_owned(), Some(encoding));
+        let options = WriterOptions { writer, lease_ttl, dedup_ttl, encoding };
+        let mut publisher =
+            Publisher::open(&target.streams, target.id(), options, Some(first)).await.unwrap();
         publisher.release().await;
         (redis, target)
     }

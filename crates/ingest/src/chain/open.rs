@@ -106,17 +106,9 @@ impl Chain {
                 Some(first.encoded(self.options.encoding))
             }
         };
-        let publisher = Publisher::open(
-            &self.streams,
-            self.id(),
-            &self.options.instance_id,
-            self.options.lease_ttl,
-            self.options.dedup_ttl,
-            Some(self.options.encoding),
-            first,
-        )
-        .await
-        .map_err(|error| self.not_open(&error))?;
+        let publisher =
+            Publisher::open(&self.streams, self.id(), self.options.for_writer(), first).await;
+        let publisher = publisher.map_err(|error| self.not_open(&error))?;
         let cursor = publisher.cursor();
         self.resolved_start = Some(cursor.start_number);
         let published =

@@ -12,9 +12,10 @@ use futures_util::future::AbortHandle;
 
 use crate::node::Plan;
 
-/// Messages that ask for logs at once.
+/// Fetches under way at once, a message each.
 const FETCHES_AT_ONCE: usize = 8;
-/// Messages about several blocks each, for which blocks are looked for ahead of the next one.
+/// Where messages are about several blocks each: as far as so many full ones reach, blocks are looked at for the
+/// next one.
 const SPANS_AHEAD: usize = 4;
 /// Logs that may wait in memory for their turn, those counted that fetches under way may bring; the
 /// block that passes it is the last one fetched.

@@ -7,6 +7,7 @@ use alloy_primitives::{Address, B256, Bytes, keccak256};
 use ethhook_domain::{BlockRef, Cursor, EntryId, Marker, ProcessedEvent, Proof, Secret};
 use ethhook_streams::{
     Events, Keys, Outcome, PublishedBlock, Publisher, RedisConfig, Step, StepError, Streams,
+    WriterOptions,
 };
 use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
 use redis::aio::MultiplexedConnection;
@@ -139,13 +140,23 @@ pub(crate) fn first() -> Cursor {
     Cursor::starting_at(1, Some(B256::repeat_byte(0x99)), "all".into())
 }
 
+/// A writer of this name, whatever the stream's encoding is.
+pub(crate) fn named(writer: &str) -> WriterOptions {
+    WriterOptions {
+        writer: writer.to_owned(),
+        lease_ttl: LEASE_TTL,
+        dedup_ttl: DEDUP_TTL,
+        encoding: None,
+    }
+}
+
 pub(crate) async fn open(
     streams: &Streams,
     writer: &str,
     first: Option<Cursor>,
 ) -> Result<Publisher, ethhook_streams::OpenError> {
     let encoding = first.as_ref().map(|cursor| cursor.encoding);
-    Publisher::open(streams, CHAIN, writer, LEASE_TTL, DEDUP_TTL, encoding, first).await
+    Publisher::open(streams, CHAIN, WriterOptions { encoding, ..named(writer) }, first).await
 }
 
 /// A block and its events.

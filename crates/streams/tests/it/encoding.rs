@@ -5,9 +5,7 @@ use std::time::Duration;
 use ethhook_domain::{Cursor, Encoding, EntryId};
 use ethhook_streams::{OpenError, Publisher, StepError};
 
-use crate::chain::{
-    Block, CHAIN, DEDUP_TTL, Fixture, LEASE_TTL, add, add_all, block, first, open, remove,
-};
+use crate::chain::{Block, CHAIN, Fixture, add, add_all, block, first, named, open, remove};
 
 /// ID, and the fields as Redis holds them.
 type RawEntry = (String, Vec<(String, Vec<u8>)>);
@@ -70,8 +68,7 @@ async fn another_encoding_is_refused_and_nothing_changes() {
 
         // Whoever does not care goes on as the stream has it.
         let streams = &redis.streams;
-        let mut publisher =
-            Publisher::open(streams, CHAIN, "two", LEASE_TTL, DEDUP_TTL, None, None).await.unwrap();
+        let mut publisher = Publisher::open(streams, CHAIN, named("two"), None).await.unwrap();
         let Block { link, events } = block("2a", "1a", 3);
         assert_eq!(publisher.cursor().hash, Some(link.hash));
         remove(&mut publisher, &Block { link, events }, &published[1]).await.unwrap();

@@ -4,12 +4,16 @@
 use std::time::Duration;
 
 use ethhook_domain::{Encoding, Op};
-use ethhook_streams::{FailureKind, Outcome, Publisher, ReplaySpec, Step, StepError};
+use ethhook_streams::{
+    FailureKind, Outcome, Publisher, ReplaySpec, Step, StepError, WriterOptions,
+};
 use ethhook_testkit::redis_server::RedisOptions;
 use ethhook_testkit::replication::wait_until;
 use tokio::time::{Instant, sleep};
 
-use crate::chain::{Block, CHAIN, Fixture, add, add_all, block, first, hash, id, open, remove};
+use crate::chain::{
+    Block, CHAIN, Fixture, add, add_all, block, first, hash, id, named, open, remove,
+};
 
 /// Applies `block` until it is in, as the ingestor does.
 async fn add_until_in(publisher: &mut Publisher, block: &Block) -> (Outcome, u32) {
@@ -417,10 +421,8 @@ async fn a_dedup_record_of_a_block_that_is_not_in_is_no_reason_to_skip_it() {
 #[tokio::test]
 async fn g2_correctness_does_not_rest_on_the_dedup_record() {
     let mut redis = Fixture::new().await;
-    let ttl = Duration::from_secs(1);
-    let lease = Duration::from_secs(10);
-    let mut publisher =
-        Publisher::open(&redis.streams, 7, "one", lease, ttl, None, Some(first())).await.unwrap();
+    let options = WriterOptions { dedup_ttl: Duration::from_secs(1), ..named("one") };
+    let mut publisher = Publisher::open(&redis.streams, 7, options, Some(first())).await.unwrap();
     let (a1, a2) = (block("1a", "0", 2), block("2a", "1a", 2));
     add(&mut publisher, &a1).await;
     add(&mut publisher, &a2).await;

@@ -16,7 +16,7 @@ use ethhook_testkit::replication::wait_until;
 use ethhook_testkit::sentinel::SentinelSet;
 use tokio::time::{Instant, sleep};
 
-use crate::chain::{Block, CHAIN, DEDUP_TTL, LEASE_TTL, add, add_all, block, first};
+use crate::chain::{Block, CHAIN, add, add_all, block, first, named};
 
 /// How long a failover may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -28,9 +28,7 @@ fn reach(url: &str) -> Streams {
 async fn open(streams: &Streams, chain: u64) -> Publisher {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match Publisher::open(streams, chain, "one", LEASE_TTL, DEDUP_TTL, None, Some(first()))
-            .await
-        {
+        match Publisher::open(streams, chain, named("one"), Some(first())).await {
             Ok(publisher) => return publisher,
             Err(e) => assert!(e.is_retryable() && Instant::now() < deadline, "{e}"),
         }

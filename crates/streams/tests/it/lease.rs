@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use ethhook_domain::Cursor;
-use ethhook_streams::{Holder, LeaseError, OpenError, Publisher, ResetError, Streams};
+use ethhook_streams::{
+    Holder, LeaseError, OpenError, Publisher, ResetError, Streams, WriterOptions,
+};
 use tokio::time::{Instant, sleep};
 
-use crate::chain::{CHAIN, DEDUP_TTL, Fixture, add, add_all, block, first, open};
+use crate::chain::{CHAIN, Fixture, add, add_all, block, first, named, open};
 
 async fn open_for(streams: &Streams, writer: &str, ttl: Duration) -> Result<Publisher, OpenError> {
-    Publisher::open(streams, CHAIN, writer, ttl, DEDUP_TTL, None, Some(first())).await
+    let options = WriterOptions { lease_ttl: ttl, ..named(writer) };
+    Publisher::open(streams, CHAIN, options, Some(first())).await
 }
 
 async fn until_free(redis: &mut Fixture) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ethhook_domain::fold::{Fold, Problem};
 use ethhook_domain::{BlockRef, Cursor, Encoding, EntryId, Proof};
-use ethhook_streams::{OpenError, Outcome, PublishedBlock, Publisher, Step};
+use ethhook_streams::{OpenError, Outcome, PublishedBlock, Publisher, Step, WriterOptions};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
@@ -179,10 +179,12 @@ impl World<'_> {
         let opened = Publisher::open(
             streams,
             CHAIN,
-            name,
-            ttl.0,
-            ttl.1,
-            Some(encoding),
+            WriterOptions {
+                writer: name.to_owned(),
+                lease_ttl: ttl.0,
+                dedup_ttl: ttl.1,
+                encoding: Some(encoding),
+            },
             Some(first.clone()),
         );
         match (opened.await, self.model.open(NAMES[w], first)) {

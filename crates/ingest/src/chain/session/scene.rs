@@ -73,13 +73,10 @@ impl Scene {
 
     /// A writer of a stream that begins with block 1.
     pub(in crate::chain) async fn publisher(&self) -> Publisher {
-        let Options { instance_id, lease_ttl, dedup_ttl, encoding, .. } = &self.chain.options;
-        let first = Cursor::starting_at(1, None, self.chain.config.filter.digest());
-        let (streams, encoding) = (&self.chain.streams, Some(*encoding));
-        let (id, first) = (self.chain.id(), Some(first));
-        Publisher::open(streams, id, instance_id, *lease_ttl, *dedup_ttl, encoding, first)
-            .await
-            .unwrap()
+        let Chain { streams, config, options, .. } = &self.chain;
+        let first = Cursor::starting_at(1, None, config.filter.digest());
+        let opened = Publisher::open(streams, self.chain.id(), options.for_writer(), Some(first));
+        opened.await.unwrap()
     }
 
     /// A session that begins with block 1.
