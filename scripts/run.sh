@@ -78,7 +78,7 @@ resolved() { # KEY: its value, as check-config shows it
 }
 
 is_set() { # KEY: not by default
-  grep -Eq "^$1(_FILE)?=.* # (env|\.env|toml)$" <<<"$settings"
+  [ -n "$(sed -n "/ # default$/d; s/^$1\(_FILE\)\{0,1\}=.*/set/p" <<<"$settings")" ]
 }
 
 # 0: ready. 1: not. The reason is left in $why.

@@ -1,5 +1,6 @@
 //! Questions to a chain's node, for the commands of an operator.
 
+use std::cell::Cell;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,8 @@ use tokio::task::JoinSet;
 use crate::Metrics;
 use crate::config::ChainConfig;
 use crate::metrics::ChainMetrics;
-use crate::node::{Node, NodeError};
-use crate::rpc::Head;
+use crate::node::{Node, NodeError, REFUSED_TAGS};
+use crate::rpc::{Head, RpcError};
 
 /// How long an answer is waited for, the connection included.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -106,6 +107,7 @@ impl Inquiry {
     /// # Errors
     /// See [`InquiryError`].
     pub async fn header(&self, which: Which) -> Result<Option<Header>, InquiryError> {
+        let refused_tags = Cell::new(0);
         let asked = persist(async || {
             let found = match which {
                 Which::Latest => self.node.latest().await.map(Some),
@@ -114,6 +116,13 @@ impl Inquiry {
             };
             match found {
                 Err(NodeError::Unknown) => Ok(None),
+                // One error says nothing, but some answer so for good that they have no such block.
+                Err(NodeError::Rpc(RpcError::Answer { .. }))
+                    if which == Which::Finalized
+                        && refused_tags.replace(refused_tags.get() + 1) >= REFUSED_TAGS =>
+                {
+                    Ok(None)
+                }
                 other => other,
             }
         });
@@ -179,5 +188,41 @@ async fn persist<T>(ask: impl AsyncFn() -> Result<T, NodeError>) -> Result<T, No
             answer => return answer,
         }
         wait = (2 * wait).min(LONGEST_WAIT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ethhook_simulator::Fault;
+
+    use super::*;
+    use crate::config::EndpointConfig;
+    use crate::testing::{mined, serve};
+
+    #[tokio::test]
+    async fn what_is_not_there_at_once_is_asked_for_again() {
+        let chain = mined(3);
+        let node = serve(chain.clone()).await;
+        let inquiry = Inquiry::open(&ChainConfig::local([EndpointConfig::of(&node)])).unwrap();
+        for (method, times) in [("eth_getBlockByNumber", 1), ("eth_getBlockReceipts", 2)] {
+            chain.faults().push(method, Fault::Null, times);
+            let blocks = inquiry.blocks(1..=3).await.unwrap();
+            assert_eq!((blocks.len(), chain.faults().left()), (3, 0), "{method}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_answers_an_error_has_no_finalized_block_and_one_that_did_once_has() {
+        let chain = mined(3);
+        chain.set_finalized(2);
+        let node = serve(chain.clone()).await;
+        let inquiry = Inquiry::open(&ChainConfig::local([EndpointConfig::of(&node)])).unwrap();
+        for (errors, finalized) in [(1, Some(2)), (9, None)] {
+            let error = Fault::Error(-32000, "finalized block not found".to_owned());
+            chain.faults().push("eth_getBlockByNumber", error, errors);
+            let found = inquiry.header(Which::Finalized).await.unwrap();
+            assert_eq!(found.map(|header| header.block.number), finalized);
+            chain.faults().clear();
+        }
     }
 }

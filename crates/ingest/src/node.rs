@@ -40,6 +40,9 @@ const NOTICEABLE: Duration = Duration::from_millis(10);
 /// How long an endpoint is set aside that failed a check which another passed.
 const LIAR_WAIT: Duration = Duration::from_secs(30);
 
+/// Errors in a row after which a node that answers them counts as one without a finalized block.
+pub(crate) const REFUSED_TAGS: u32 = 2;
+
 /// Why no endpoint gave what was asked for.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum NodeError {
@@ -68,7 +71,7 @@ impl NodeError {
     /// Of what several endpoints said, the part that a person should read.
     fn or_more_telling(self, other: Self) -> Self {
         let weight = |error: &Self| match error {
-            Self::Rpc(RpcError::SetAside(_)) => 0,
+            Self::Rpc(RpcError::SetAside(_)) if !error.is_wrong_chain() => 0,
             Self::Unknown => 1,
             Self::Rpc(_) => 2,
             Self::Check(_) => 3,

@@ -73,7 +73,7 @@ pub(crate) fn log() -> Log {
     }
 }
 
-/// The chain `local` with so many blocks, each without transactions.
+/// The chain `local` with so many blocks.
 pub(crate) fn mined(count: u64) -> ManualChain {
     let chain = simulator::Chain::manual(ManualSpec::new(LOCAL));
     chain.mine(count);

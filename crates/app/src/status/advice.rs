@@ -69,7 +69,11 @@ impl Trouble {
 pub(super) fn troubles(chain: &Chain, seen: &Seen) -> Vec<Trouble> {
     let mut troubles: Vec<Trouble> = unready(chain, seen.unready.as_ref()).into_iter().collect();
     // What keeps the chain from its endpoints is said of the chain.
-    if troubles.is_empty() || !all_set_aside(chain) {
+    let is_said = matches!(
+        &seen.unready,
+        Some(Unready::StandsStill(Standstill { needs: Needs::Time | Needs::Operator, .. }))
+    );
+    if !(is_said && all_set_aside(chain)) {
         troubles.extend(endpoints(chain));
     }
     troubles.extend(groups(chain));

@@ -175,11 +175,13 @@ impl Chain {
         }
     }
 
-    /// Waits until nobody holds the lease.
+    /// Waits until nobody holds the lease in our name any more.
     async fn lease_runs_out(&self) {
         loop {
             tokio::time::sleep(self.options.lease_ttl / 3).await;
-            if matches!(self.streams.lease_holder(self.id()).await, Ok(None)) {
+            if let Ok(holder) = self.streams.lease_holder(self.id()).await
+                && holder.is_none_or(|holder| holder.owner != self.options.instance_id)
+            {
                 return;
             }
         }

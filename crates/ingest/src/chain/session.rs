@@ -68,6 +68,10 @@ struct Session<'a> {
     asking: Running<'a, Asked>,
     /// Questions in a row without an answer.
     failed_asks: u32,
+    /// A standstill was told for that.
+    in_vain: bool,
+    /// One was told because the node contradicts what is final.
+    contradicted: bool,
     /// Whether a block that the node contradicts is held by any endpoint.
     judging: Running<'a, (FinalityViolation, Result<bool, NodeError>)>,
     finality: Running<'a, Result<Option<Header>, NodeError>>,
@@ -171,6 +175,8 @@ impl<'a> Session<'a> {
             fetches: JoinSet::new(),
             asking: None,
             failed_asks: 0,
+            in_vain: false,
+            contradicted: false,
             judging: None,
             finality: None,
             refused_tags: 0,
@@ -306,13 +312,14 @@ impl<'a> Session<'a> {
         self.queue.room(self.chain.config.confirmations) > 0
     }
 
-    /// The chain stands still, for `what` it waits for is asked for in vain.
-    fn cannot_be_had(&self, what: impl fmt::Display, error: &NodeError) {
-        if matches!(error, NodeError::Rpc(RpcError::SetAside(_))) {
-            return; // says less than what was said before
+    /// The chain stands still, for `what` it waits for is asked for in vain; whether that was said.
+    fn cannot_be_had(&self, what: impl fmt::Display, error: &NodeError) -> bool {
+        if matches!(error, NodeError::Rpc(RpcError::SetAside(_))) && !error.is_wrong_chain() {
+            return false; // says less than what was said before
         }
         let needs = if error.is_wrong_chain() { Needs::Operator } else { Needs::Time };
         self.chain.status.stand_still(format!("{what} cannot be had: {error}"), needs);
+        true
     }
 
     fn note_answer(&self) {

@@ -267,11 +267,17 @@ impl Node {
         match attempt.call_span::<Vec<Log>>(About::Logs, 1, &params).await {
             // More logs than the provider answers with, but their receipts are not counted.
             Err(error)
-                if error.may_be_of_size()
+                if error.is_too_large()
                     && self.fetch == Fetch::Auto
                     && attempt.endpoint().offers_receipts() =>
             {
-                self.receipts_of(attempt, header).await
+                match self.receipts_of(attempt, header).await {
+                    Err(NodeError::Rpc(lack)) => {
+                        self.note_lack(attempt.endpoint(), &lack);
+                        Err(error.into())
+                    }
+                    other => other,
+                }
             }
             other => other?.map(Body::Logs).ok_or(NodeError::Unknown),
         }
@@ -428,6 +434,11 @@ mod tests {
         assert_eq!(ask(&scene).await, (None, 1, 0), "where the operator wants logs");
         scene.node.fetch = Fetch::Auto;
         assert_eq!(ask(&scene).await, (Some(Proof::ReceiptsRoot), 1, 0));
+        // Any other refusal is one, and receipts are not asked for.
+        let unknown = Fault::Error(-32000, "unknown block".to_owned());
+        scene.views[0].faults().push(LOGS, unknown, 1);
+        let refused = scene.node.block(&headers[0]).await.unwrap_err().to_string();
+        assert!(refused.contains("unknown block"), "{refused}");
     }
 
     #[tokio::test]

@@ -148,6 +148,15 @@ impl RpcError {
         )
     }
 
+    /// Whether the answer to a question about one block is too large, by our bounds or by the provider's words.
+    pub(crate) fn is_too_large(&self) -> bool {
+        match self {
+            Self::TooLarge(_) => true,
+            Self::Answer { message, .. } => speaks_of_size(message),
+            _ => false,
+        }
+    }
+
     /// How many blocks the provider says it would take: several name a range that would do, as in
     /// `this block range should work: [0x10, 0x1f]`, or a number, as in `up to a 500 block range`.
     pub(crate) fn suggested_blocks(&self) -> Option<u64> {

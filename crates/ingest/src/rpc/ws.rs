@@ -235,6 +235,7 @@ impl Connection {
                     // Full: the queue holds newer heads than this connection can know.
                     self.heads.try_send(Head::Subscribed).ok();
                     let error = self.serve(socket).await;
+                    let error = self.redaction.apply(error);
                     self.metrics.socket_up(false);
                     warn!(endpoint = self.metrics.position, %error, "WebSocket lost");
                     self.failed_with = Some(error);

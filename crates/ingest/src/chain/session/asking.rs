@@ -112,7 +112,7 @@ impl Session<'_> {
                 return None;
             }
         };
-        if self.failed_asks >= TROUBLE_AFTER {
+        if std::mem::take(&mut self.in_vain) {
             self.chain.status.go_on();
         }
         self.failed_asks = 0;
@@ -167,6 +167,11 @@ impl Session<'_> {
         if self.canonical.is_uneasy() {
             let soon = self.chain.config.profile.block_time.min(UNEASY_POLL);
             self.due.poll = self.due.poll.min(Instant::now() + soon);
+        } else if ask == Ask::Latest
+            && self.canonical.ask().is_none()
+            && std::mem::take(&mut self.contradicted)
+        {
+            self.chain.status.go_on();
         }
         None
     }
@@ -187,7 +192,7 @@ impl Session<'_> {
                 Ask::Hash(_) => "a block of another branch",
                 Ask::Numbers(_) => "the next header",
             };
-            self.cannot_be_had(what, error);
+            self.in_vain |= self.cannot_be_had(what, error);
         }
     }
 
@@ -220,11 +225,13 @@ impl Session<'_> {
                 self.alarm = Some(violation.to_string());
             }
             Ok(true) => {
+                self.contradicted = true;
                 let why = format!("{violation}, and an endpoint still holds that one");
                 self.chain.status.stand_still(why, Needs::Time);
                 self.heard_otherwise = true;
             }
             Err(error) => {
+                self.contradicted = true;
                 let why = format!("{violation}, and no endpoint tells of that one: {error}");
                 self.chain.status.stand_still(why, Needs::Time);
             }
@@ -356,6 +363,10 @@ mod tests {
         assert!(session.judging.is_none() && session.alarm.is_none());
         session.judged((violation, Ok(true)));
         assert!(session.heard_otherwise && session.alarm.is_none());
+        let stands_still = || scene.board.snapshot().remove(0).1.standstill.is_some();
+        assert!(stands_still());
+        session.answered((Ask::Latest, Ok(vec![header(1, 'a')])));
+        assert!(!stands_still(), "the node no longer says so");
         session.judged((violation, Ok(false)));
         assert_eq!(session.alarm, Some(of(5).to_string()));
     }
@@ -439,6 +450,10 @@ mod tests {
         }
         let why = unready(&session).unwrap();
         assert!(why.contains("the head cannot be had: check `header_hash` failed"), "{why}");
+        // A block that joins meanwhile says nothing of the questions.
+        session.hear(4..=4);
+        session.publish().await;
+        assert!(unready(&session).is_some());
         session.answered(latest(Ok(vec![header(3, 'a')])));
         assert_eq!(unready(&session), None);
     }

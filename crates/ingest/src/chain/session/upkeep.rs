@@ -11,15 +11,13 @@ use tracing::{error, info, warn};
 
 use super::{Session, gauge};
 use crate::chain::Chain;
-use crate::node::{Node, NodeError};
+use crate::node::{Node, NodeError, REFUSED_TAGS};
 use crate::rpc::RpcError;
 
 /// Published blocks between two questions for the finalized block while catching up.
 const FINALITY_BLOCKS: u64 = 1024;
 /// The finalized block is not asked for more often.
 const LEAST_FINALITY_EVERY: Duration = Duration::from_secs(30);
-/// Errors in a row after which a node that answers them counts as one without a finalized block.
-const REFUSED_TAGS: u32 = 2;
 const RETENTION_EVERY: Duration = Duration::from_secs(10);
 /// How long a session that ends waits for its sweep.
 const SWEEP: Duration = Duration::from_millis(500);

@@ -105,7 +105,9 @@ impl Session<'_> {
                 });
                 self.published.push_back(block);
                 self.since_finality += 1;
-                self.chain.status.go_on();
+                if !self.in_vain {
+                    self.chain.status.go_on();
+                }
             }
             Done::Removed { block } => {
                 metrics.removed.inc_by(block.events);
