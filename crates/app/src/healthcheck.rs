@@ -22,8 +22,14 @@ pub(crate) async fn run(inputs: &Inputs, ready: bool) -> anyhow::Result<Exit> {
     let path = if ready { "/ready" } else { "/health" };
     let reply = ask(probe.health, path).await?;
     let body = reply.body.trim();
+    let url = format!("http://{}{path}", probe.health);
+    if body.starts_with('<') {
+        bail!(
+            "{url} is a page of another server: set HEALTH_PORT and BIND_ADDRESS as the service has them"
+        );
+    }
     if reply.status != 200 {
-        bail!("http://{}{path} answers {}: {body}", probe.health, reply.status);
+        bail!("{url} answers {}: {body}", reply.status);
     }
     say!("{body}");
     Ok(Exit::Done)

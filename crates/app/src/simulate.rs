@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use ethhook_domain::Profile;
 use ethhook_simulator::{Chain, ChainSpec, Mischief, Node};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,10 @@ const FAULTS_PER_MILLE: u32 = 50;
 pub(crate) async fn run(options: Simulate) -> anyhow::Result<Exit> {
     let mut signals = Signals::new()?;
     let (listen, faults) = (options.listen, options.faults);
+    let mut ids = options.chains.iter().enumerate();
+    if let Some((_, twice)) = ids.find(|(i, id)| options.chains[..*i].contains(id)) {
+        bail!("--chains names {twice} twice");
+    }
     let chains = tokio::task::spawn_blocking(move || chains(&options)).await??;
     if let Some(seed) = faults {
         for chain in &chains {
@@ -36,7 +40,7 @@ pub(crate) async fn run(options: Simulate) -> anyhow::Result<Exit> {
     output::text(&welcome(node.addr(), &ids));
     let stop = CancellationToken::new();
     tokio::select! {
-        () = node.run(stop.clone()) => anyhow::bail!("the simulator ended by itself"),
+        () = node.run(stop.clone()) => bail!("the simulator ended"),
         () = signals.next() => Ok(Exit::Done),
     }
 }

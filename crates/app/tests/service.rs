@@ -68,11 +68,9 @@ struct Simulator {
 impl Simulator {
     async fn start(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let args: Vec<&str> = ["simulate", "--listen", "127.0.0.1:0", "--chains", "31337"]
-            .iter()
-            .chain(options)
-            .copied()
-            .collect();
+        // A reorg of the first block ends a session, which then waits for Redis.
+        let fixed = "simulate --listen 127.0.0.1:0 --chains 31337 --reorg-every 0";
+        let args: Vec<&str> = fixed.split(' ').chain(options.iter().copied()).collect();
         let mut child = command(folder.path(), &[], &args).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let ws_url = loop {

@@ -137,7 +137,7 @@ fn endpoints(chain: &Chain) -> impl Iterator<Item = Trouble> {
         let set_aside = (endpoint.breaker != BreakerState::Closed).then(|| {
             Trouble::warning(
                 format!("endpoint {position} is set aside: it failed, lied or asked for patience"),
-                "it is tried again by itself; if this stays, look at its key's quota and its URL",
+                "it is tried again automatically; if this stays, look at its key's quota and its URL",
             )
         });
         let deaf = (endpoint.subscribed == Some(false)).then(|| {
