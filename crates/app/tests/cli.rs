@@ -184,6 +184,7 @@ fn what_is_wrong_in_a_named_file_is_told_by_its_name() {
     let text = stderr(&ethhook(folder.path(), &[], &arguments));
     assert!(text.contains(&format!("{}: is not valid TOML (line 1", path("my.toml"))), "{text}");
     assert!(text.contains(&format!("{} line 2: must be KEY=value", path("my.env"))), "{text}");
+    assert!(!text.contains("no chain is set"), "nobody knows: {text}");
 
     // So is one that can be, of each of its keys.
     std::fs::write(path("my.toml"), "log_levle = 'debug'").unwrap();
@@ -287,6 +288,7 @@ fn wrong_orders_are_told_by_name() {
         ("tail --topic 0x12", 2, "must be 0x and 64 hex digits"),
         ("tail --from yesterday", 2, "must be $, 0, a block number"),
         ("tail --group g --from 0", 2, "cannot be used with"),
+        ("groups list", 1, "Redis: 127.0.0.1:1: connection refused"),
         ("groups create --chain etherum --group g", 1, "did you mean ethereum?"),
         ("groups prune --chain local", 2, "--group <NAME>"),
         ("groups prune --chain local --group g --idle-minutes x", 2, "up to 1000000"),

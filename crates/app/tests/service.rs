@@ -315,6 +315,19 @@ async fn healthcheck_tells_alive_and_ready_by_its_exit_code() {
     let gone = output(&here, &["healthcheck"]).await;
     assert_eq!(gone.status.code(), Some(1));
     assert!(told(&gone)[0].contains("/health cannot be asked: "), "{:?}", told(&gone));
+    // Another server, which has a page for everything.
+    let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = other.local_addr().unwrap().port().to_string();
+    let here = [("HEALTH_PORT", &*port)];
+    let page = async {
+        let (mut asked, _) = other.accept().await.unwrap();
+        asked.write_all(b"HTTP/1.1 200 OK\r\n\r\n<html>").await.unwrap();
+        asked.shutdown().await.unwrap();
+        asked.read_to_end(&mut Vec::new()).await.ok();
+    };
+    let (_, another) = tokio::join!(page, output(&here, &["healthcheck"]));
+    assert_eq!(another.status.code(), Some(1));
+    assert!(told(&another)[0].contains("is a page of another server"), "{:?}", told(&another));
     let unknown = output(&[("HEALTH_PORT", "0")], &["healthcheck"]).await;
     assert_eq!(unknown.status.code(), Some(78), "{:?}", told(&unknown));
 }

@@ -1,9 +1,9 @@
 //! Questions to a chain's node, for the commands of an operator.
 
-use std::cell::Cell;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use ethhook_domain::{BlockRef, Header, Log};
 use futures_util::stream;
 use futures_util::{StreamExt, TryStreamExt};
@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 use crate::Metrics;
 use crate::config::ChainConfig;
 use crate::metrics::ChainMetrics;
-use crate::node::{Node, NodeError, REFUSED_TAGS};
-use crate::rpc::{Head, RpcError};
+use crate::node::{Node, NodeError};
+use crate::rpc::Head;
 
 /// How long an answer is waited for, the connection included.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -107,7 +107,6 @@ impl Inquiry {
     /// # Errors
     /// See [`InquiryError`].
     pub async fn header(&self, which: Which) -> Result<Option<Header>, InquiryError> {
-        let refused_tags = Cell::new(0);
         let asked = persist(async || {
             let found = match which {
                 Which::Latest => self.node.latest().await.map(Some),
@@ -116,13 +115,6 @@ impl Inquiry {
             };
             match found {
                 Err(NodeError::Unknown) => Ok(None),
-                // One error says nothing, but some answer so for good that they have no such block.
-                Err(NodeError::Rpc(RpcError::Answer { .. }))
-                    if which == Which::Finalized
-                        && refused_tags.replace(refused_tags.get() + 1) >= REFUSED_TAGS =>
-                {
-                    Ok(None)
-                }
                 other => other,
             }
         });
@@ -181,13 +173,18 @@ impl Inquiry {
 /// Asks until there is an answer, for a while; then the last failure counts.
 async fn persist<T>(ask: impl AsyncFn() -> Result<T, NodeError>) -> Result<T, NodeError> {
     let deadline = Instant::now() + PATIENCE;
-    let mut wait = FIRST_WAIT;
+    let mut waits = ExponentialBuilder::new()
+        .with_min_delay(FIRST_WAIT)
+        .with_max_delay(LONGEST_WAIT)
+        .without_max_times()
+        .build();
     loop {
         match ask().await {
-            Err(_) if Instant::now() < deadline => tokio::time::sleep(wait).await,
+            Err(_) if Instant::now() < deadline => {
+                tokio::time::sleep(waits.next().unwrap_or(LONGEST_WAIT)).await;
+            }
             answer => return answer,
         }
-        wait = (2 * wait).min(LONGEST_WAIT);
     }
 }
 

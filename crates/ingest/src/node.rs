@@ -8,6 +8,7 @@ mod blocks;
 
 use std::future::Future;
 use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use alloy_primitives::B256;
@@ -41,7 +42,7 @@ const NOTICEABLE: Duration = Duration::from_millis(10);
 const LIAR_WAIT: Duration = Duration::from_secs(30);
 
 /// Errors in a row after which a node that answers them counts as one without a finalized block.
-pub(crate) const REFUSED_TAGS: u32 = 2;
+const REFUSED_TAGS: u32 = 2;
 
 /// Why no endpoint gave what was asked for.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -87,6 +88,8 @@ pub(crate) struct Node {
     /// Whether a block may hold a log that anybody wants.
     wanted: BloomTest,
     endpoints: Vec<Endpoint>,
+    /// Errors in a row in place of the finalized block.
+    refused_tags: AtomicU32,
 }
 
 impl Node {
@@ -98,7 +101,16 @@ impl Node {
     ) -> (Self, Vec<Socket>) {
         let (endpoints, sockets) = connect(config, heads, metrics);
         let (profile, wanted) = (config.profile.clone(), config.filter.bloom_test());
-        (Self { profile, fetch: config.fetch, wanted, endpoints }, sockets)
+        (
+            Self {
+                profile,
+                fetch: config.fetch,
+                wanted,
+                endpoints,
+                refused_tags: AtomicU32::new(0),
+            },
+            sockets,
+        )
     }
 
     /// The block that the node calls `latest`.
@@ -111,7 +123,8 @@ impl Node {
         .await
     }
 
-    /// The block that the node calls `finalized`; none where there is no such tag, or no such block.
+    /// The block that the node calls `finalized`; none where there is no such tag, or no such block. One error says
+    /// nothing, but some nodes answer so for good.
     pub(crate) async fn finalized(&self) -> Result<Option<Header>, NodeError> {
         let asked = self
             .first(LEAST_PATIENCE, async |attempt| {
@@ -119,9 +132,18 @@ impl Node {
             })
             .await;
         match asked {
+            Ok(header) => {
+                self.refused_tags.store(0, Ordering::Relaxed);
+                Ok(header)
+            }
             Err(NodeError::Rpc(
                 RpcError::NotOffered(_) | RpcError::Answer { code: INVALID_PARAMS, .. },
             )) => Ok(None),
+            Err(NodeError::Rpc(RpcError::Answer { .. }))
+                if self.refused_tags.fetch_add(1, Ordering::Relaxed) >= REFUSED_TAGS =>
+            {
+                Ok(None)
+            }
             other => other,
         }
     }

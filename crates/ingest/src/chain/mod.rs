@@ -198,7 +198,28 @@ impl Chain {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
+    use super::session::scene::Scene;
     use super::*;
+
+    #[tokio::test]
+    async fn g5_a_namesake_is_waited_for_until_nobody_holds_the_lease_in_our_name() {
+        let mut scene = Scene::of(ChainConfig::local([])).await;
+        scene.chain.options.lease_ttl = Duration::from_millis(90);
+        let set = async |owner: &str| {
+            let set = format!("SET lease:{{events:31337}} {owner}");
+            scene.redis.ask::<String>(&set).await.unwrap();
+        };
+        let waits = async || timeout(Duration::from_secs(1), scene.chain.lease_runs_out()).await;
+        set("test").await;
+        assert!(waits().await.is_err(), "it holds it");
+        set("another").await;
+        assert!(waits().await.is_ok(), "another took it over");
+        set("test").await;
+        scene.redis.ask::<u64>("DEL lease:{events:31337}").await.unwrap();
+        assert!(waits().await.is_ok(), "nobody holds it");
+    }
 
     #[test]
     fn sessions_that_end_soon_wait_longer_each_time_and_one_that_lasted_starts_over() {

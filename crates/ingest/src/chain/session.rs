@@ -75,8 +75,6 @@ struct Session<'a> {
     /// Whether a block that the node contradicts is held by any endpoint.
     judging: Running<'a, (FinalityViolation, Result<bool, NodeError>)>,
     finality: Running<'a, Result<Option<Header>, NodeError>>,
-    /// Errors in a row that the node answered instead of its finalized block.
-    refused_tags: u32,
     sweep: Running<'a, Result<Swept, ReadError>>,
     /// The consumer groups of the last sweep, and whether each counted as idle.
     groups: HashMap<String, bool>,
@@ -179,7 +177,6 @@ impl<'a> Session<'a> {
             contradicted: false,
             judging: None,
             finality: None,
-            refused_tags: 0,
             sweep: None,
             groups: HashMap::new(),
             finalize: None,

@@ -471,11 +471,18 @@ mod tests {
             says(code);
             assert_eq!(scene.node.genesis_hash().await.unwrap(), None, "{code}");
         }
-        for (code, is_missing) in [(-32601, true), (-32602, true), (-32000, false), (-32603, false)]
-        {
+        let is_missing = async || match scene.node.finalized().await {
+            Ok(tag) => tag.is_none(),
+            Err(_) => false,
+        };
+        for (code, missing) in [(-32601, true), (-32602, true), (-32000, false), (-32603, false)] {
             says(code);
-            let finalized = scene.node.finalized().await;
-            assert_eq!(matches!(finalized, Ok(None)), is_missing, "{code}: {finalized:?}");
+            assert_eq!(is_missing().await, missing, "{code}");
         }
+        says(-32603);
+        assert!(is_missing().await, "the third in a row");
+        assert!(!is_missing().await, "it is there");
+        says(-32603);
+        assert!(!is_missing().await, "the first again");
     }
 }

@@ -317,6 +317,10 @@ fn toml_keys_are_told_by_their_full_path() {
             "chains.gnosis.chain_id: is missing: a chain that is not built in needs its chain id",
         ),
         (
+            "[chains.ethereum]\nchain_id = 5",
+            "chains.ethereum.chain_id=5 (from ethhook.toml): ethereum is built in and has chain id 1; give chain 5 another name, as in [chains.my_ethereum]",
+        ),
+        (
             "[chains.gnosis]\nchain_id = 0",
             "chains.gnosis.chain_id=0 (from ethhook.toml): must be a whole number from 1 to 9223372036854775807",
         ),

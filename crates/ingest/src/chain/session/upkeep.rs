@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::{Session, gauge};
 use crate::chain::Chain;
-use crate::node::{Node, NodeError, REFUSED_TAGS};
+use crate::node::{Node, NodeError};
 use crate::rpc::RpcError;
 
 /// Published blocks between two questions for the finalized block while catching up.
@@ -49,17 +49,10 @@ impl Session<'_> {
     pub(super) fn tagged(&mut self, tag: Result<Option<Header>, NodeError>) {
         self.finality = None;
         let tag = match tag {
-            Ok(tag) => {
-                self.refused_tags = 0;
-                tag.map(|header| header.block)
-            }
-            // One error says nothing, but some answer so for good.
-            Err(NodeError::Rpc(RpcError::Answer { .. })) if self.refused_tags >= REFUSED_TAGS => {
-                None
-            }
+            Ok(tag) => tag.map(|header| header.block),
             Err(error) => {
+                // An answer all the same: whether it stays so is soon known.
                 if matches!(error, NodeError::Rpc(RpcError::Answer { .. })) {
-                    self.refused_tags += 1;
                     let soon = Instant::now() + LEAST_FINALITY_EVERY;
                     self.due.finality = self.due.finality.min(soon);
                 }
@@ -204,26 +197,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn g10_depth_alone_decides_only_where_the_node_refuses_the_tag_again_and_again() {
+    async fn g10_an_error_makes_nothing_final_and_is_asked_about_soon() {
         let mut scene = Scene::of(ChainConfig::local([])).await;
         let mut session = nine_blocks(&mut scene).await;
-        let refused = || {
-            let message = "internal error".to_owned();
-            Err(NodeError::Rpc(RpcError::Answer { code: -32603, message }))
-        };
-        for _ in 0..2 {
-            session.due.finality = Instant::now() + Duration::from_secs(600);
-            session.tagged(refused());
-            session.tagged(Err(NodeError::Rpc(RpcError::Timeout(SWEEP))));
-            assert_eq!((session.finalize, session.refused_tags), (None, 1));
-            assert!(session.due.finality <= Instant::now() + LEAST_FINALITY_EVERY);
-            session.tagged(Ok(Some(header(1, 'a'))));
-            session.finalize = None;
-        }
-        for finalized in [None, None, Some(header(7, 'a').block)] {
-            session.tagged(refused());
-            assert_eq!(session.finalize, finalized);
-        }
+        let later = Instant::now() + Duration::from_secs(600);
+        session.due.finality = later;
+        session.tagged(Err(NodeError::Rpc(RpcError::Timeout(SWEEP))));
+        assert_eq!((session.finalize, session.due.finality), (None, later));
+        let message = "internal error".to_owned();
+        session.tagged(Err(NodeError::Rpc(RpcError::Answer { code: -32603, message })));
+        assert_eq!(session.finalize, None);
+        assert!(session.due.finality <= Instant::now() + LEAST_FINALITY_EVERY);
     }
 
     #[tokio::test]
