@@ -200,7 +200,7 @@ impl Node {
             if is_held && theirs != block.hash {
                 let detail = format!("{block} is final, and another has it; got {theirs}");
                 let _ = lie(endpoint, Failure { check: Check::BlockHash, detail });
-                endpoint.set_aside(LIAR_WAIT);
+                endpoint.set_aside(LIAR_WAIT, None);
             }
         }
         Ok(is_held)
@@ -345,7 +345,7 @@ impl Node {
                 biased;
                 ((endpoint, answer), position, _) = select_all(&mut running) => match answer {
                     Ok(answer) => {
-                        liars.iter().for_each(|liar: &&Endpoint| liar.set_aside(LIAR_WAIT));
+                        liars.iter().for_each(|liar: &&Endpoint| liar.set_aside(LIAR_WAIT, None));
                         return Ok(answer);
                     }
                     Err(error) => {
@@ -360,7 +360,7 @@ impl Node {
                 () = tokio::time::sleep(left), if rest.len() > 0 => {
                     let slow = newest.take_if(|newest| newest.left_of(patience(newest)).is_zero());
                     if let Some(slow) = slow {
-                        slow.endpoint().was_slow();
+                        slow.endpoint().was_slow(patience(&slow));
                         // What several blocks take says nothing of when one is late.
                         if least_patience < SPAN_PATIENCE {
                             slow.endpoint().note_latency(patience(&slow));

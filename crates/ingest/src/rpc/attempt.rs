@@ -206,10 +206,7 @@ impl<'a> Attempt<'a> {
             Err(error) if error.is_endpoint_failure() => {
                 warn!(endpoint = self.endpoint.metrics.position, method, %error, "request failed");
                 let jitter = rand::random();
-                self.endpoint.with_breaker(|b| {
-                    b.failure(Instant::now(), jitter);
-                    b.because(error.clone());
-                });
+                self.endpoint.with_breaker(|b| b.failure(Instant::now(), jitter, error.clone()));
             }
             _ => self.endpoint.with_breaker(Breaker::success),
         }
@@ -229,8 +226,7 @@ impl<'a> Attempt<'a> {
     fn be_patient(&self, method: &str, error: &RpcError, wait: Option<Duration>) {
         let wait = wait.unwrap_or(Duration::from_secs(1));
         warn!(endpoint = self.endpoint.metrics.position, method, %error, ?wait, "endpoint set aside");
-        self.endpoint.set_aside(wait);
-        self.endpoint.with_breaker(|b| b.because(error.clone()));
+        self.endpoint.set_aside(wait, Some(error.clone()));
     }
 
     /// An HTTP address is asked once which chain it serves; a WebSocket is at every connect.

@@ -77,11 +77,6 @@ impl Breaker {
         self.cause.clone()
     }
 
-    /// Takes note of what the endpoint failed with.
-    pub(crate) fn because(&mut self, cause: RpcError) {
-        self.cause = Some(Box::new(cause));
-    }
-
     /// Whether nothing may be asked now.
     pub(crate) fn is_open(&self, now: Instant) -> bool {
         self.state != State::Closed && self.until.is_some_and(|until| now < until)
@@ -125,7 +120,8 @@ impl Breaker {
     }
 
     /// `jitter` in 0..1 spreads the waits of many by up to a half.
-    pub(crate) fn failure(&mut self, now: Instant, jitter: f64) {
+    pub(crate) fn failure(&mut self, now: Instant, jitter: f64, cause: RpcError) {
+        self.cause = Some(Box::new(cause));
         match self.state {
             State::Closed => {
                 self.failures += 1;
@@ -142,11 +138,11 @@ impl Breaker {
         }
     }
 
-    /// Opens at once: the endpoint lied, or asked for patience of at least `wait`.
-    pub(crate) fn set_aside(&mut self, now: Instant, wait: Duration) {
+    /// Opens at once: the endpoint lied, or asked by `cause` for patience of at least `wait`.
+    pub(crate) fn set_aside(&mut self, now: Instant, wait: Duration, cause: Option<RpcError>) {
         self.state = State::Open;
         self.failures = 0;
-        self.cause = None;
+        self.cause = cause.map(Box::new);
         self.until = Some(now + wait.clamp(FIRST_WAIT, LONGEST_PATIENCE));
     }
 
@@ -160,6 +156,10 @@ impl Breaker {
 mod tests {
     use super::*;
 
+    fn cut() -> RpcError {
+        RpcError::Connection("cut".into())
+    }
+
     fn seconds(n: u64) -> Duration {
         Duration::from_secs(n)
     }
@@ -168,14 +168,14 @@ mod tests {
     fn opens_after_five_failures_in_a_row_and_not_before() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         for _ in 0..4 {
-            breaker.failure(now, 0.0);
+            breaker.failure(now, 0.0, cut());
         }
         breaker.success();
         for _ in 0..4 {
-            breaker.failure(now, 0.0);
+            breaker.failure(now, 0.0, cut());
             assert_eq!(breaker.admit(now), Ok(()));
         }
-        breaker.failure(now, 0.0);
+        breaker.failure(now, 0.0, cut());
         assert_eq!(breaker.admit(now), Err(seconds(1)));
         assert_eq!(breaker.state(), State::Open);
     }
@@ -183,13 +183,13 @@ mod tests {
     #[test]
     fn half_open_lets_one_probe_through_and_reopens_for_twice_as_long() {
         let (mut breaker, mut now) = (Breaker::default(), Instant::now());
-        (0..5).for_each(|_| breaker.failure(now, 0.0));
+        (0..5).for_each(|_| breaker.failure(now, 0.0, cut()));
         for wait in [1, 2, 4, 8, 16, 32, 60, 60] {
             assert_eq!(breaker.admit(now), Err(seconds(wait)));
             now += seconds(wait);
             assert_eq!(breaker.admit(now), Ok(()));
             assert!(breaker.admit(now).is_err(), "a second request beside the probe");
-            breaker.failure(now, 0.0);
+            breaker.failure(now, 0.0, cut());
         }
         now += seconds(60);
         assert_eq!(breaker.admit(now), Ok(()));
@@ -200,27 +200,27 @@ mod tests {
     #[test]
     fn what_was_well_again_is_waited_for_as_at_first() {
         let (mut breaker, mut now) = (Breaker::default(), Instant::now());
-        (0..5).for_each(|_| breaker.failure(now, 0.0));
+        (0..5).for_each(|_| breaker.failure(now, 0.0, cut()));
         for wait in [1, 2, 4] {
             now += seconds(wait);
             assert_eq!(breaker.admit(now), Ok(()));
-            breaker.failure(now, 0.0);
+            breaker.failure(now, 0.0, cut());
         }
         now += seconds(8);
         assert_eq!(breaker.admit(now), Ok(()));
         breaker.success();
-        (0..4).for_each(|_| breaker.failure(now, 0.0));
+        (0..4).for_each(|_| breaker.failure(now, 0.0, cut()));
         assert_eq!(breaker.admit(now), Ok(()), "five in a row again");
-        breaker.failure(now, 0.0);
+        breaker.failure(now, 0.0, cut());
         assert_eq!(breaker.admit(now), Err(seconds(1)));
     }
 
     #[test]
     fn a_late_answer_does_not_end_a_set_aside() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
-        breaker.set_aside(now, seconds(30));
+        breaker.set_aside(now, seconds(30), None);
         breaker.success();
-        breaker.failure(now, 0.0);
+        breaker.failure(now, 0.0, cut());
         assert_eq!((breaker.state(), breaker.admit(now)), (State::Open, Err(seconds(30))));
         assert_eq!(breaker.admit(now + seconds(30)), Ok(()));
         breaker.success();
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn a_probe_of_which_nothing_is_known_is_soon_followed_by_another() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
-        breaker.set_aside(now, seconds(1));
+        breaker.set_aside(now, seconds(1), None);
         assert_eq!(breaker.admit(now + seconds(1)), Ok(()));
         breaker.unknown(now + seconds(2));
         assert!(breaker.is_open(now + seconds(2)) && !breaker.is_open(now + seconds(3)));
@@ -243,11 +243,11 @@ mod tests {
     #[test]
     fn a_new_connection_ends_what_failures_began_and_no_set_aside() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
-        (0..5).for_each(|_| breaker.failure(now, 0.0));
+        (0..5).for_each(|_| breaker.failure(now, 0.0, cut()));
         assert!(breaker.is_open(now));
         breaker.connected();
         assert_eq!(breaker.state(), State::Closed);
-        breaker.set_aside(now, seconds(30));
+        breaker.set_aside(now, seconds(30), None);
         breaker.connected();
         assert!(breaker.is_open(now + seconds(29)));
     }
@@ -260,7 +260,7 @@ mod tests {
             let now = start + Duration::from_millis(100 * tenth);
             if breaker.admit(now).is_ok() {
                 attempts += 1;
-                breaker.failure(now, 0.5);
+                breaker.failure(now, 0.5, cut());
             }
         }
         assert!((10..36).contains(&attempts), "{attempts} attempts");

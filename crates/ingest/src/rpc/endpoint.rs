@@ -14,7 +14,7 @@ use super::redaction::Redaction;
 use super::span::Span;
 use super::throttle::Throttle;
 use super::ws::{Connection, FIRST_REQUEST, Head, WsClient};
-use super::{BreakerState, REQUEST_TIMEOUT};
+use super::{BreakerState, REQUEST_TIMEOUT, RpcError};
 use crate::config::ChainConfig;
 use crate::metrics::{ChainMetrics, EndpointMetrics};
 
@@ -149,9 +149,9 @@ impl Endpoint {
         self.with_span(about, |span| span.refused(blocks, None, Instant::now()));
     }
 
-    /// Nothing is asked of it for a while: it lied, or asked for patience.
-    pub(crate) fn set_aside(&self, wait: Duration) {
-        self.with_breaker(|b| b.set_aside(Instant::now(), wait));
+    /// Nothing is asked of it for a while: it asked for patience by `cause`, or lied.
+    pub(crate) fn set_aside(&self, wait: Duration, cause: Option<RpcError>) {
+        self.with_breaker(|b| b.set_aside(Instant::now(), wait, cause));
     }
 
     /// How long an answer may take before another endpoint is asked as well: what 95 of 100 of its
@@ -160,13 +160,14 @@ impl Endpoint {
         self.with_latency(|latency| latency.percentile(95)).unwrap_or(REQUEST_TIMEOUT)
     }
 
-    /// An answer was not waited for.
-    pub(crate) fn was_slow(&self) {
+    /// An answer was not waited for longer than this.
+    pub(crate) fn was_slow(&self, waited: Duration) {
         self.metrics.hedges.inc();
         // One that never answers any more would otherwise never be found out.
         if self.unanswered.fetch_add(1, Ordering::Relaxed) + 1 >= UNANSWERED {
             let jitter = rand::random();
-            self.with_breaker(|b| b.failure(Instant::now(), jitter));
+            let cause = RpcError::Timeout(waited);
+            self.with_breaker(|b| b.failure(Instant::now(), jitter, cause));
         }
     }
 
@@ -292,16 +293,19 @@ mod tests {
         let node = serve(mined(0)).await;
         let config = ChainConfig::local([EndpointConfig::of(&node)]);
         let endpoint = endpoint(&config);
-        (1..UNANSWERED).for_each(|_| endpoint.was_slow());
+        (1..UNANSWERED).for_each(|_| endpoint.was_slow(Duration::from_millis(250)));
         let none: [(); 0] = [];
         let answer = Attempt::with(&endpoint).call::<String>("eth_blockNumber", &none).await;
         assert_eq!(answer.unwrap().as_deref(), Some("0x0"));
         // From the third in a row on each is a failure, and five of these are too many.
         for _ in 0..6 {
-            endpoint.was_slow();
+            endpoint.was_slow(Duration::from_millis(250));
             assert!(!endpoint.is_set_aside());
         }
-        endpoint.was_slow();
+        endpoint.was_slow(Duration::from_millis(250));
         assert!(endpoint.is_set_aside());
+        let why = Attempt::with(&endpoint).call::<String>("eth_blockNumber", &none).await;
+        let why = why.unwrap_err().to_string();
+        assert_eq!(why, "no answer within 0.25 s (set aside for a while)");
     }
 }

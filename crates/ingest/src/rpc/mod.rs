@@ -51,7 +51,7 @@ pub(crate) const INVALID_PARAMS: i64 = -32602;
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum RpcError {
     /// No answer in time.
-    #[error("no answer within {} s", .0.as_secs())]
+    #[error("no answer within {} s", (.0.as_secs_f64() * 1e3).round() / 1e3)]
     Timeout(Duration),
     /// The connection could not be made or broke.
     #[error("connection failed: {0}")]

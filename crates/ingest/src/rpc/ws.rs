@@ -260,10 +260,7 @@ impl Connection {
             let mut breaker = breaker.lock().unwrap_or_else(PoisonError::into_inner);
             match failure {
                 None => breaker.connected(),
-                Some(error) => {
-                    breaker.failure(Instant::now(), rand::random());
-                    breaker.because(error.clone());
-                }
+                Some(error) => breaker.failure(Instant::now(), rand::random(), error.clone()),
             }
             self.metrics.breaker(breaker.state());
         }
