@@ -1,5 +1,6 @@
-//! What a node says about a block, parsed: only what is needed is taken, and a field or a type
-//! that we do not know never fails (G6 is decided later, by [`crate::verify`]).
+//! Parses what a node sends about a block. Only the needed fields are read, and an unknown field or
+//! type never causes an error (whether the block is valid, G6, is decided later by
+//! [`crate::verify`]).
 //!
 //! Shapes: <https://ethereum.github.io/execution-apis/>, `Block`, `ReceiptInfo` and `Log`.
 
@@ -26,11 +27,11 @@ pub struct BlockRef {
 /// Whether a header's hash follows from its fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seal {
-    /// `keccak(rlp(header))` is the hash it claims.
+    /// `keccak(rlp(header))` equals the claimed hash.
     Matches,
-    /// It is not, and every field is known: the header is not what it says.
+    /// It does not, and every field is known: the header is false.
     Differs,
-    /// It is not, but there are fields that we do not know how to hash.
+    /// It does not, but the header has fields that we do not know how to hash.
     UnknownFields,
 }
 
@@ -80,11 +81,11 @@ pub struct Log {
     pub removed: bool,
 }
 
-/// One receipt, with what its place in the trie of receipts depends on.
+/// One receipt, with every field that is part of its encoding in the receipts trie.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Receipt {
-    /// EIP-2718 type; 0 for a legacy transaction, also where it is null or left out.
+    /// EIP-2718 type; 0 for a legacy transaction, and where it is null or missing.
     #[serde(rename = "type", default, deserialize_with = "null_is_zero")]
     pub tx_type: u64,
     /// Hash of the transaction.
@@ -98,37 +99,37 @@ pub struct Receipt {
     /// 1 or 0, since Byzantium.
     #[serde(default, with = "optional_quantity")]
     pub status: Option<u64>,
-    /// The state's root, before Byzantium.
+    /// State root, before Byzantium.
     #[serde(default, deserialize_with = "root_or_none")]
     pub root: Option<B256>,
-    /// Gas used in the block up to and with this transaction.
+    /// Gas used in the block up to and including this transaction.
     #[serde(with = "quantity")]
     pub cumulative_gas_used: u64,
     /// Its logs.
     #[serde(default, deserialize_with = "null_is_default")]
     pub logs: Vec<Log>,
-    /// What the node says their bloom is; none where it says nothing of use. Only a hint that saves
-    /// hashing: see [`crate::verify`].
+    /// The bloom of these logs according to the node; none if missing or malformed. Only a hint
+    /// that saves hashing: see [`crate::verify`].
     #[serde(default, deserialize_with = "bloom_or_none")]
     pub logs_bloom: Option<Box<Bloom>>,
-    /// OP stack deposits: nonce of the sender.
+    /// OP stack deposits: the sender's nonce.
     #[serde(default, with = "optional_quantity")]
     pub deposit_nonce: Option<u64>,
-    /// OP stack deposits since Canyon: with it the nonce is part of the encoding.
+    /// OP stack deposits since Canyon: if present, the nonce is part of the encoding.
     #[serde(default, with = "optional_quantity")]
     pub deposit_receipt_version: Option<u64>,
 }
 
-/// The logs of a block, by whichever way they were fetched.
+/// The logs of a block, in the form in which they were fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
     /// The answer of `eth_getBlockReceipts`.
     Receipts(Vec<Receipt>),
-    /// The answer of `eth_getLogs` for one block hash, unfiltered.
+    /// The answer of `eth_getLogs` without a filter, for one block.
     Logs(Vec<Log>),
 }
 
-/// The fields of a header by their JSON names; what is not here is not hashed.
+/// A header while its JSON fields are read; only the fields in `header` are hashed.
 #[derive(Default)]
 struct RawHeader {
     header: ConsensusHeader,
@@ -137,7 +138,7 @@ struct RawHeader {
     unknown_fields: bool,
 }
 
-/// Fields every header has, a bit each in `RawHeader::seen`.
+/// Fields every header has; each has one bit in `RawHeader::seen`.
 const REQUIRED: [&str; 14] = [
     "parentHash",
     "sha3Uncles",
@@ -155,7 +156,7 @@ const REQUIRED: [&str; 14] = [
     "hash",
 ];
 
-/// Fields that stand beside the header in JSON but are no part of its hash.
+/// Fields that a header's JSON may contain but that are not part of its hash.
 const NOT_HASHED: [&str; 14] = [
     "size",
     "totalDifficulty",
@@ -255,7 +256,7 @@ impl RawHeader {
             known if NOT_HASHED.contains(&known) => {
                 map.next_value::<IgnoredAny>()?;
             }
-            // A null is no part of the hash, whatever its name.
+            // A null field is not part of the hash, whatever its name.
             _ => self.unknown_fields |= map.next_value::<Option<IgnoredAny>>()?.is_some(),
         }
         Ok(())
@@ -274,7 +275,7 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// Some write `0x` where there is none.
+/// Some nodes write `0x` when there is no root.
 fn root_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<B256>, D::Error> {
     let root = Option::<Bytes>::deserialize(deserializer)?.filter(|root| !root.is_empty());
     root.map(|root| B256::try_from(&root[..]).map_err(de::Error::custom)).transpose()
@@ -284,8 +285,8 @@ fn bloom_or_none<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Box<Bloom>>, 
     d.deserialize_any(BloomVisitor)
 }
 
-/// Reads the text where it lies: 512 digits a receipt. Whatever else stands there is no bloom, and no
-/// reason to refuse the receipt either.
+/// Decodes the bloom from the borrowed text, without copying its 512 digits. Any other value counts as no bloom and
+/// does not reject the receipt.
 struct BloomVisitor;
 
 impl<'de> Visitor<'de> for BloomVisitor {
@@ -333,7 +334,7 @@ fn null_is_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Er
     Ok(Option::<Quantity>::deserialize(deserializer)?.map_or(0, |q| q.0))
 }
 
-/// A JSON-RPC quantity: `0x` and hex digits, at most 64 bits.
+/// A JSON-RPC quantity: `0x` followed by hex digits, at most 64 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quantity(pub u64);
 
@@ -343,7 +344,7 @@ impl<'de> Deserialize<'de> for Quantity {
     }
 }
 
-/// Reads from the text where it lies: a log has three quantities, so a copy of each would tell.
+/// Parses the borrowed text: a log has three quantities, so copying each would be measurable.
 struct QuantityVisitor;
 
 impl Visitor<'_> for QuantityVisitor {

@@ -1,15 +1,15 @@
-//! The canonical chain as a pure value: headers in; blocks to undo, blocks to add, and the next
-//! question for the node out.
+//! The canonical chain as a pure value: headers go in; blocks to undo, blocks to add and the next
+//! question for the node come out.
 //!
 //! Invariants:
-//! - The links are contiguous: each one's `parent_hash` is the hash of the one before it.
-//! - What was *heard* (a subscription's head) may only extend the tip or raise a question. Only
-//!   what was *told* (the node's answer to a question) can take a block back: a head that comes
-//!   late, twice, out of order or from a lagging node never becomes a reorg by itself.
-//! - Nothing at or below the finalized block is ever taken back ([`FinalityViolation`], G10).
+//! - The links are contiguous: each link's `parent_hash` is the hash of the link before it.
+//! - What was *heard* (a head from a subscription) may only extend the tip or prompt a question.
+//!   Only what was *told* (the node's answer to a question) can orphan a block: a head that arrives
+//!   late, twice, out of order or from a lagging node never causes a reorg on its own.
+//! - A block at or below the finalized block is never orphaned ([`FinalityViolation`], G10).
 //!
-//! The driver's whole duty: pass in what it hears, ask what [`CanonicalChain::ask`] wants asked,
-//! pass the answer in, and carry out every [`Change`].
+//! The caller must pass in what it hears, ask the node what [`CanonicalChain::ask`] returns, pass
+//! the answer in, and carry out every [`Change`].
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -18,28 +18,28 @@ use alloy_primitives::B256;
 
 use crate::{BlockRef, Header};
 
-/// How often a node must repeat itself before a branch that is *lower* than the tip, or one that
-/// leaves the chain below the finalized block, is believed: one such answer is what a lagging node
-/// behind a load balancer gives.
+/// How many times a node must report a branch that is *lower* than the tip, or that forks off below
+/// the finalized block, before it is believed: a lagging node behind a load balancer gives such an
+/// answer once.
 pub const SIGHTINGS: u32 = 3;
 
-/// What the chain wants to know next.
+/// The chain's next question for the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ask {
-    /// The block that the node calls `latest`; answer with [`CanonicalChain::told`].
+    /// The node's `latest` block; answer with [`CanonicalChain::told`].
     Latest,
     /// The block with this hash; answer with [`CanonicalChain::answered`].
     Hash(B256),
-    /// The blocks at these heights, in order; answer with [`CanonicalChain::answered`], each.
+    /// The blocks at these heights, in order; pass each to [`CanonicalChain::answered`].
     Numbers(RangeInclusive<u64>),
 }
 
-/// What became of the chain; carry out `undo` first.
+/// How the chain changed; carry out `undo` first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
     /// Orphaned blocks, the highest first.
     pub undo: Vec<BlockRef>,
-    /// Blocks that joined, the lowest first.
+    /// Blocks added, the lowest first.
     pub new: Vec<Header>,
 }
 
@@ -55,32 +55,32 @@ impl Change {
     }
 }
 
-/// The node insists on a branch that leaves our chain below the finalized block.
+/// The node insists on a branch that forks off below the finalized block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the node's block {theirs} contradicts the finalized block {finalized}")]
 pub struct FinalityViolation {
-    /// The block that we hold final.
+    /// The block that we consider final.
     pub finalized: BlockRef,
     /// The lowest block of the node's branch that was seen.
     pub theirs: BlockRef,
 }
 
-/// The chain from the finalized block, or the first one, up to the tip.
+/// The chain from the finalized block, or its first block, up to the tip.
 #[derive(Debug, Clone)]
 pub struct CanonicalChain {
     start: u64,
     links: VecDeque<BlockRef>,
-    /// The finalized block is the first link.
+    /// Whether the first link is the finalized block.
     finalized: bool,
-    /// A branch that is walked back to its fork point, the highest block first.
+    /// A branch being walked back to its fork point, the highest block first.
     branch: Vec<Header>,
-    /// The highest number that was heard or told of.
+    /// The highest block number heard of or told of.
     target: u64,
-    /// Something was heard that does not fit: ask for `latest`.
+    /// Something heard does not fit the chain: ask for `latest`.
     doubt: bool,
-    /// How often in a row the node told of a branch that is not believed at once.
+    /// How many times in a row the node reported a branch that is not believed at once.
     sightings: u32,
-    /// The lowest block of that branch.
+    /// The height of the lowest block seen of that branch.
     sighted: u64,
 }
 
@@ -131,7 +131,7 @@ impl CanonicalChain {
         number.checked_sub(first).and_then(|i| self.links.get(usize::try_from(i).ok()?))
     }
 
-    /// The question whose answer the chain needs next; none if it is content.
+    /// The next question for the node; none if nothing is missing.
     #[must_use]
     pub fn ask(&self) -> Option<Ask> {
         if let Some(lowest) = self.branch.last() {
@@ -144,13 +144,14 @@ impl CanonicalChain {
         (self.target >= next).then_some(Ask::Numbers(next..=self.target))
     }
 
-    /// Whether the node told of a branch that is not believed yet: poll sooner.
+    /// Whether the node reported a branch that is not believed yet, so that it should be polled
+    /// sooner.
     #[must_use]
     pub fn is_uneasy(&self) -> bool {
         self.sightings > 0
     }
 
-    /// Takes a head from a subscription: a hint.
+    /// Takes a head from a subscription, which is only a hint.
     pub fn heard(&mut self, header: Header) -> Change {
         let block = header.block;
         if self.is_ancient(&block) || self.contains(&block) {
@@ -163,31 +164,32 @@ impl CanonicalChain {
         Change::default()
     }
 
-    /// Takes word of a head of which only the height is known, or that does not fit.
+    /// Takes the height of a head whose header is not known or does not extend the chain.
     pub fn heard_of(&mut self, number: u64) {
         if number >= self.next_number() {
             self.target = self.target.max(number);
-            // Its parent is not our tip: the blocks between will tell, or the node must.
+            // It does not extend our tip. If it is higher, fetching the blocks in between settles
+            // that; at the next height, the node must be asked for `latest`.
             self.doubt |= number == self.next_number();
         } else {
             self.doubt = true;
         }
     }
 
-    /// Whether this block, heard or told of, would become the tip.
+    /// Whether this block would become the tip.
     #[must_use]
     pub fn is_next(&self, block: &BlockRef) -> bool {
         self.branch.is_empty() && self.extends(block)
     }
 
-    /// Takes word of a block that would become the tip, and for which there is no room now: it is asked for
-    /// by number, with those above it, once there is.
+    /// Takes a block that would become the tip but for which there is no room now. Once there is room, it is asked
+    /// for by number, together with the blocks above it.
     pub fn postpone(&mut self, block: &BlockRef) {
         self.doubt = false;
         self.target = self.target.max(block.number);
     }
 
-    /// Asks the node for `latest` with the next question, for heads may have been missed.
+    /// Makes the next question `latest`, because heads may have been missed.
     pub fn doubt(&mut self) {
         self.doubt = true;
     }
@@ -199,10 +201,11 @@ impl CanonicalChain {
     pub fn told(&mut self, header: Header) -> Result<Change, Box<FinalityViolation>> {
         self.doubt = false;
         let block = header.block;
-        // Whatever was heard of above the node's own head was not (or is no longer) canonical.
+        // A head heard of above the node's own head was not, or is no longer, canonical.
         self.target = block.number;
         if self.contains(&block) || self.is_ancient(&block) || block.number < self.start {
-            // Our block where the branch has another: the node is of two minds.
+            // The node now reports our block at a height where it reported another branch: it
+            // contradicts itself, so the branch is no longer counted.
             if self.contains(&block) && block.number >= self.sighted {
                 self.sightings = 0;
             }
@@ -218,7 +221,7 @@ impl CanonicalChain {
         self.join()
     }
 
-    /// Takes an answer to [`Ask::Hash`] or [`Ask::Numbers`]; one that no longer fits is passed over.
+    /// Takes an answer to [`Ask::Hash`] or [`Ask::Numbers`]; an answer that no longer fits is ignored.
     ///
     /// # Errors
     /// If the node insists on a branch that contradicts the finalized block.
@@ -232,7 +235,7 @@ impl CanonicalChain {
                 self.branch.push(header);
                 return self.join();
             }
-            // Whoever told of the branch made it up: no block can stand on a parent of this height.
+            // The branch was invented: a block's parent cannot have this height.
             self.unanswered();
             return Ok(Change::default());
         }
@@ -240,23 +243,23 @@ impl CanonicalChain {
             return Ok(self.extend(header));
         }
         if !self.links.is_empty() && block.number == self.next_number() {
-            // The node's block on top of our tip does not stand on it: the tip is orphaned.
+            // The node's block at the height after our tip has another parent: the tip is orphaned.
             self.branch = vec![header];
             return self.join();
         }
         Ok(Change::default())
     }
 
-    /// The node does not have what was asked for: a branch that vanished, or a node that lags
-    /// behind what was heard. The next head or poll starts anew.
+    /// The node does not have the requested block: the branch vanished, or the node lags behind the
+    /// heads heard. The next head or poll starts over.
     pub fn unanswered(&mut self) {
         self.branch.clear();
         self.doubt = false;
         self.target = self.tip().map_or(0, |tip| tip.number);
     }
 
-    /// Makes the block at `number` the finalized one and forgets what lies below. Never moves
-    /// back; a number that is not held changes nothing.
+    /// Makes the block at `number` the finalized one and drops the links below it. Never moves
+    /// back; a number that is not held has no effect.
     pub fn finalize(&mut self, number: u64) {
         if self.at(number).is_none() {
             return;
@@ -267,7 +270,8 @@ impl CanonicalChain {
         self.finalized = true;
     }
 
-    /// Below what is held there is nothing to decide: a node that lags by thousands, or starts anew.
+    /// Whether the block is below all held links, so that nothing can be decided: the node lags by thousands of
+    /// blocks or is syncing from scratch.
     fn is_ancient(&self, block: &BlockRef) -> bool {
         self.links.front().is_some_and(|first| block.number < first.number)
     }
@@ -281,7 +285,7 @@ impl CanonicalChain {
             Some(tip) => {
                 block.parent_hash == tip.hash && block.number.checked_sub(1) == Some(tip.number)
             }
-            // The parent of the first block is free.
+            // The first block's parent is not checked.
             None => block.number == self.start,
         }
     }
@@ -293,7 +297,7 @@ impl CanonicalChain {
         Change::add(header)
     }
 
-    /// Joins the branch to the chain if its lowest block stands on a link of ours.
+    /// Joins the branch to the chain if the parent of its lowest block is one of our links.
     fn join(&mut self) -> Result<Change, Box<FinalityViolation>> {
         let (Some(first), Some(tip), Some(top), Some(lowest)) =
             (self.links.front(), self.links.back(), self.branch.first(), self.branch.last())
@@ -305,7 +309,7 @@ impl CanonicalChain {
             && self.at(lowest.number - 1).is_some_and(|ours| ours.hash == lowest.parent_hash);
         let replaces_all = lowest.number == self.start && !self.finalized;
         if !on_a_link && !replaces_all && lowest.number > first.number {
-            return Ok(Change::default()); // further back
+            return Ok(Change::default()); // the fork point is further back
         }
         let violation = FinalityViolation { finalized: *first, theirs: lowest };
         let joins = on_a_link || replaces_all;
@@ -313,7 +317,7 @@ impl CanonicalChain {
             self.sightings += 1;
             self.sighted = lowest.number;
             if self.sightings < SIGHTINGS {
-                self.unanswered(); // the next poll asks anew
+                self.unanswered(); // the next poll starts over
                 return Ok(Change::default());
             }
         }

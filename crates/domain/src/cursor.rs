@@ -1,4 +1,4 @@
-//! The cursor, as it stands in `cursor:{events:<chain_id>}`: where the chain's stream is.
+//! The cursor, stored in `cursor:{events:<chain_id>}`: how far the chain's stream has got.
 
 use alloy_primitives::B256;
 
@@ -25,35 +25,35 @@ pub const FIELDS: [&str; 13] = [
     "alarm",
 ];
 
-/// Everything the ingestor needs to go on, and all that the publish step is fenced by.
+/// Everything the ingestor needs in order to resume, and every value that fences the publish step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
-    /// [`SCHEMA`] of the program that made it.
+    /// [`SCHEMA`] of the program that created it.
     pub schema: u64,
     /// `seq` of the last marker; 0 before the first.
     pub seq: u64,
-    /// Height of the tip; `start_number` - 1 before the first block (-1 is never needed: a start
-    /// at 0 holds 0 with an empty hash).
+    /// Height of the tip; `start_number` - 1 before the first block (0 if the stream starts at
+    /// block 0: there only the empty hash shows that nothing is published).
     pub number: u64,
-    /// Hash of the tip; none before the first block, whose parent is free.
+    /// Hash of the tip; none before the first block, whose parent is not checked.
     pub hash: Option<B256>,
     /// The first block of the stream, resolved once.
     pub start_number: u64,
-    /// Hash of block 0, where the node could tell it.
+    /// Hash of block 0, if the node could provide it.
     pub genesis_hash: Option<B256>,
-    /// Height of the newest final block; 0 with no hash while there is none.
+    /// Height of the newest final block; 0, with no hash, while there is none.
     pub finalized_number: u64,
     /// Its hash.
     pub finalized_hash: Option<B256>,
     /// `INSTANCE_ID` of the last owner.
     pub writer: String,
-    /// Raised by one each time the lease is taken.
+    /// Incremented each time the lease is taken.
     pub epoch: u64,
     /// Digest of the filter in force.
     pub filter: String,
-    /// How entries are encoded; a stream never mixes two.
+    /// How entries are encoded; a stream never mixes encodings.
     pub encoding: Encoding,
-    /// Why the chain stands still until an operator clears it; empty if it does not.
+    /// Why the chain is stopped until an operator clears the alarm; empty if there is no alarm.
     pub alarm: String,
 }
 
@@ -78,7 +78,7 @@ impl Cursor {
         }
     }
 
-    /// The same for a stream in another encoding than the default.
+    /// The same cursor with this encoding.
     #[must_use]
     pub fn encoded(self, encoding: Encoding) -> Self {
         Self { encoding, ..self }

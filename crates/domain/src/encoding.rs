@@ -1,7 +1,7 @@
-//! How an event stands in an entry: as separate fields, or packed into one.
+//! How an event is written in an entry: as separate fields, or packed into one.
 //!
-//! A stream holds one encoding from its first entry to its last, and its cursor says which. Reading
-//! asks nobody: a packed entry has the one field [`PACKED`], which is none of the others' names.
+//! A stream has one encoding throughout, recorded in its cursor. A reader does not need the cursor:
+//! a packed entry has the single field [`PACKED`], a name that the other encoding does not use.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,14 +18,14 @@ pub enum Encoding {
     /// A field for each value, as text: [`crate::event::FIELDS`].
     #[default]
     Fields,
-    /// All in the field [`PACKED`]: a MessagePack array of the same values in the same order.
-    /// Numbers are integers, hashes, `contract` and `data` binary, `topics` an array of binaries,
-    /// `removed` a boolean. Half the memory; why no map is in ADR 12.
+    /// All values in the field [`PACKED`]: a MessagePack array in the same order. Numbers are
+    /// integers, hashes, `contract` and `data` binary, `topics` an array of binaries, `removed` a
+    /// boolean. Takes half the memory; ADR 12 explains why it is not a map.
     Msgpack,
 }
 
 impl Encoding {
-    /// As it is stored and configured.
+    /// The name used in storage and configuration.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -50,7 +50,7 @@ impl FromStr for Encoding {
 
 /// Appends `event` as MessagePack to `buffer`.
 pub(crate) fn pack(event: &ProcessedEvent, buffer: &mut Vec<u8>) {
-    // A `Vec` takes all that is written to it, and no value of an event is refused.
+    // Writing to a `Vec` cannot fail, and every value of an event can be encoded.
     let written = rmp_serde::encode::write(buffer, event);
     debug_assert!(written.is_ok(), "{written:?}");
 }

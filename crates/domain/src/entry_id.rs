@@ -6,16 +6,16 @@ use std::str::FromStr;
 /// The ID of one entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EntryId {
-    /// When Redis took the entry in, unix milliseconds (unless the clock went back).
+    /// When Redis added the entry, unix milliseconds (inexact if the clock went back).
     pub ms: u64,
     /// Position among the entries of that millisecond.
     pub seq: u64,
 }
 
 impl EntryId {
-    /// Below every entry: Redis never gives it.
+    /// Below every entry: Redis never assigns it.
     pub const MIN: Self = Self { ms: 0, seq: 0 };
-    /// Above every entry but one that no clock will reach.
+    /// Above every entry that a real clock can produce.
     pub const MAX: Self = Self { ms: u64::MAX, seq: u64::MAX };
 
     /// The smallest ID above this one, unless it is [`EntryId::MAX`].
@@ -41,7 +41,7 @@ impl FromStr for EntryId {
     fn from_str(text: &str) -> Result<Self, ()> {
         let (ms, seq) = text.split_once('-').ok_or(())?;
         let number = |text: &str| {
-            // The library would take a sign, too.
+            // `parse` would accept a leading `+`.
             let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
             if is_number { text.parse().map_err(|_| ()) } else { Err(()) }
         };

@@ -1,4 +1,4 @@
-//! The event, as it stands in `events:<chain_id>`: one entry a log.
+//! The event, as stored in `events:<chain_id>`: one entry per log.
 
 use alloy_primitives::{Address, B256, Bytes, hex};
 use serde::{Deserialize, Serialize};
@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::encoding::{self, PACKED};
 use crate::{BlockRef, ChainId, Log};
 
-/// The fields of an entry, always all of them and always in this order: Redis stores entries with
-/// the same field names as their predecessor without repeating the names. A packed entry has the
-/// same values in the same order ([`crate::Encoding::Msgpack`]).
+/// The fields of an entry, always complete and in this order: Redis does not repeat the field names
+/// of an entry that has the same ones as its predecessor. A packed entry has the same values in the
+/// same order ([`crate::Encoding::Msgpack`]).
 pub const FIELDS: [&str; 11] = [
     "chain_id",
     "block_number",
@@ -25,10 +25,10 @@ pub const FIELDS: [&str; 11] = [
 
 /// One log of one block, ready for the stream or read back from it.
 ///
-/// Its identity is (`block_hash`, `log_index`); [`ProcessedEvent::event_id`] is a reference for
-/// people and logs, for a transaction that is mined again bears the same one.
+/// It is identified by (`block_hash`, `log_index`). [`ProcessedEvent::event_id`] is only a
+/// reference for people and log files: a transaction that is mined again has the same one.
 ///
-/// Its members stand in the order of [`FIELDS`], which is that of a packed entry.
+/// The members are in the order of [`FIELDS`], which is also the order in a packed entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessedEvent {
     /// EIP-155 chain id.
@@ -51,11 +51,11 @@ pub struct ProcessedEvent {
     pub data: Bytes,
     /// Time of the block, unix seconds.
     pub timestamp: u64,
-    /// `true` takes an earlier entry back, as in Ethereum's own log object.
+    /// `true` if this takes back an earlier entry, as in Ethereum's own log object.
     pub removed: bool,
 }
 
-/// An entry that is not one of ours: which field, and what was wrong with it.
+/// An entry that is not in our format: which field is wrong, and how.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("field `{field}` {problem}")]
 pub struct CodecError {
@@ -101,7 +101,8 @@ impl ProcessedEvent {
         format!("event:{}:{:#x}:{}", self.chain_id, self.tx_hash, self.log_index)
     }
 
-    /// The values of [`FIELDS`], in that order: numbers decimal, bytes 0x lower case.
+    /// The values of [`FIELDS`], in that order: numbers in decimal, bytes as lower-case hex with
+    /// `0x`.
     #[must_use]
     pub fn to_values(&self) -> [String; FIELDS.len()] {
         let (mut values, mut from) = (Vec::new(), 0);
@@ -129,12 +130,12 @@ impl ProcessedEvent {
         ]
     }
 
-    /// Appends the value of the one field of a packed entry, [`PACKED`].
+    /// Appends the value of [`PACKED`], the only field of a packed entry.
     pub fn write_packed(&self, buffer: &mut Vec<u8>) {
         encoding::pack(self, buffer);
     }
 
-    /// Reads an entry of either encoding back from its fields, in whatever order they come.
+    /// Reads an entry of either encoding; the order of the fields does not matter.
     ///
     /// # Errors
     /// Names the first field that is missing or malformed.
@@ -167,12 +168,12 @@ impl ProcessedEvent {
     }
 }
 
-/// Each of these appends one value and returns where it ends.
+/// Appends the bytes as hex and returns where the value ends; the functions below do the same.
 fn write_hex(bytes: &[u8], buffer: &mut Vec<u8>) -> usize {
     buffer.extend(b"0x");
     let from = buffer.len();
     buffer.resize(from + 2 * bytes.len(), 0);
-    // Fails only where the room is of another size.
+    // Fails only if the slice has the wrong length.
     let written = hex::encode_to_slice(bytes, &mut buffer[from..]);
     debug_assert!(written.is_ok(), "{written:?}");
     buffer.len()
@@ -204,7 +205,7 @@ pub fn stream_name(chain_id: ChainId) -> String {
     format!("events:{chain_id}")
 }
 
-/// The named fields of one stored record while it is read.
+/// The named fields of a stored record while it is being read.
 pub(crate) struct Record<'a, const N: usize> {
     names: [&'static str; N],
     values: [Option<&'a [u8]>; N],
@@ -253,7 +254,7 @@ impl<'a, const N: usize> Record<'a, N> {
         self.parse(name, read_hash)
     }
 
-    /// A hash that may be empty, as `cursor` has it before the first block.
+    /// A hash that may be empty, such as the cursor's before the first block.
     pub(crate) fn optional_hash(&self, name: &'static str) -> Result<Option<B256>, CodecError> {
         self.parse(name, |v| if v.is_empty() { Some(None) } else { read_hash(v).map(Some) })
     }

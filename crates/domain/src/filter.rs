@@ -6,7 +6,7 @@ use alloy_primitives::{Address, B256, Bloom, BloomInput, hex, keccak256};
 
 use crate::{Log, ProcessedEvent};
 
-/// Contracts and first topics that a log must have; an empty set lets everything pass.
+/// The contracts and first topics to accept; an empty set accepts all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Emitting contracts.
@@ -22,7 +22,7 @@ impl Filter {
         self.lets_through(&log.address, log.topics.first())
     }
 
-    /// Whether `event` is one that this filter would have let through.
+    /// Whether `event` would pass this filter.
     #[must_use]
     pub fn passes_event(&self, event: &ProcessedEvent) -> bool {
         self.lets_through(&event.contract, event.topics.first())
@@ -33,7 +33,7 @@ impl Filter {
             && (self.topics.is_empty() || topic.is_some_and(|topic| self.topics.contains(topic)))
     }
 
-    /// The test whether a block's bloom leaves room for a log that passes.
+    /// The test whether a block with a given bloom can contain a log that passes.
     #[must_use]
     pub fn bloom_test(&self) -> BloomTest {
         let bits = |item: &[u8]| Bloom::from(BloomInput::Raw(item));
@@ -43,8 +43,8 @@ impl Filter {
         }
     }
 
-    /// Sixteen hex digits that name this filter in markers and the cursor; `all` if it lets
-    /// everything pass.
+    /// Sixteen hex digits that identify this filter in markers and the cursor; `all` if it accepts
+    /// everything.
     #[must_use]
     pub fn digest(&self) -> String {
         if self.contracts.is_empty() && self.topics.is_empty() {
@@ -58,7 +58,7 @@ impl Filter {
     }
 }
 
-/// The bits that a filter's contracts and topics leave in a bloom, made once.
+/// The bloom bits of a filter's contracts and topics, computed once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BloomTest {
     contracts: Vec<Bloom>,
@@ -66,8 +66,9 @@ pub struct BloomTest {
 }
 
 impl BloomTest {
-    /// Whether a block whose logs have this bloom may hold one that passes the filter. No is
-    /// certain, for every log leaves the bits of its contract and its topics; yes may be chance.
+    /// Whether a block whose logs have this bloom may contain a log that passes the filter. `false`
+    /// is certain, because every log sets the bits of its contract and topics; `true` may be a
+    /// coincidence.
     #[must_use]
     pub fn may_match(&self, bloom: &Bloom) -> bool {
         let any_of = |items: &[Bloom]| items.is_empty() || items.iter().any(|i| bloom.contains(i));

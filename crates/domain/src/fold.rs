@@ -1,9 +1,10 @@
-//! Replays a chain's two streams and says whether they are whole (G1 to G5): the checker's core.
+//! Replays a chain's two streams and reports whether they are complete and consistent (G1 to G5):
+//! the core of the checker.
 //!
-//! Entries and markers go in, each in the order of its stream; every broken promise of the contract
-//! comes out as a [`Violation`], and the events that are not taken back as [`Fold::canonical`],
-//! which [`Fold::compare`] holds against the chain. Nothing here trusts the publisher: a marker's
-//! count and ID range must agree with the entries, and an entry with its marker.
+//! Entries and markers go in, each in stream order. Every breach of the contract comes out as a
+//! [`Violation`], and the events that were not taken back as [`Fold::canonical`], which
+//! [`Fold::compare`] compares with the chain. Nothing here trusts the publisher: a marker's count
+//! and ID range must agree with the entries, and an entry with its marker.
 //!
 //! ```
 //! # use ethhook_domain::{EntryId, Marker, ProcessedEvent, fold::Fold};
@@ -20,7 +21,7 @@
 //! assert!(fold.violations().is_empty());
 //! ```
 //!
-//! A long stream need not be in memory at once: before each marker, give the entries up to its
+//! A long stream need not be in memory at once: before each marker, pass the entries up to its
 //! `last_id`.
 
 use std::collections::{HashSet, VecDeque};
@@ -34,21 +35,21 @@ pub use compare::{Difference, ExpectedBlock, compare};
 
 use crate::{ChainId, EntryId, Marker, Op, ProcessedEvent};
 
-/// Of violations, and of differences, only this many are kept: one fault can cause many.
+/// At most this many violations, and this many differences, are kept: one fault can cause many.
 pub const MAX_REPORTED: usize = 1_000;
 
-/// What a stream must never show.
+/// What must never appear in a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Problem {
-    /// A log, or a block, was added while it was live already (G2).
+    /// A log or block was added that was already live (G2).
     Duplicate,
-    /// A log was taken back that was not live (G2).
+    /// An entry takes back a log that was not live (G2).
     NotLive,
-    /// A log was taken back by an entry with other content.
+    /// A log or block was taken back with other content than it was added with.
     TakenBackDiffers,
-    /// A block was taken back, but not this log of it (G2).
+    /// A block was taken back, but not all its logs (G2).
     NotTakenBack,
-    /// Entries or blocks stand in the wrong order (G3).
+    /// Entries are in the wrong order (G3).
     Order,
     /// A block was added whose parent is not the tip (G3).
     Parent,
@@ -62,11 +63,11 @@ pub enum Problem {
     Range,
     /// An entry does not agree with its marker: chain, block, time, or the `removed` flag.
     EntryDiffersFromMarker,
-    /// The finalized block moved back, or is not one of the stream's (G10).
+    /// The finalized block moved back, or is not in the stream (G10).
     Finalized,
     /// A finalized block was taken back (G10).
     BelowFinalized,
-    /// An ID that Redis would not give: it is not above its predecessor.
+    /// The ID is not above its predecessor's; Redis would not assign it.
     Id,
 }
 
@@ -91,7 +92,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// One broken promise, and where.
+/// One breach of the contract, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
     /// ID of the entry or marker.
@@ -115,7 +116,7 @@ pub struct FoldedBlock {
     pub number: u64,
     /// Hash.
     pub hash: B256,
-    /// Hash of the parent; for a gap that of the tip before it.
+    /// Hash of the parent; for a gap, of the tip before the gap.
     pub parent_hash: Option<B256>,
     /// Unix seconds.
     pub timestamp: u64,
@@ -129,20 +130,20 @@ pub struct FoldedBlock {
 #[derive(Debug)]
 pub struct Fold {
     chain_id: ChainId,
-    /// The streams' beginnings may be gone.
+    /// The beginnings of the streams may be missing.
     may_be_trimmed: bool,
-    /// A marker with all its entries was seen: nothing after it may be gone.
+    /// A marker with all its entries was seen: nothing may be missing after it.
     is_whole: bool,
     /// Entries that no marker has claimed yet.
     pending: VecDeque<(EntryId, ProcessedEvent)>,
     last_entry_id: EntryId,
-    /// What the last marker said: its ID, `seq` and `last_id`.
+    /// ID, `seq` and `last_id` of the last marker.
     last_marker: Option<(EntryId, u64, EntryId)>,
     blocks: Vec<FoldedBlock>,
     /// Hashes of `blocks`, and the identities of their events.
     live_blocks: HashSet<B256>,
     live: HashSet<(B256, u64)>,
-    /// The block on which the next is to stand; none where any parent will do.
+    /// The block that the next one must build on; none if its parent is not checked.
     tip: Option<(u64, B256)>,
     /// Height of the first block that was added.
     start_number: Option<u64>,
@@ -151,7 +152,7 @@ pub struct Fold {
 }
 
 impl Fold {
-    /// The replay of streams that are there from their beginning: the first marker has `seq` 1.
+    /// Replays streams that are complete from their beginning: the first marker has `seq` 1.
     #[must_use]
     pub fn from_start(chain_id: ChainId) -> Self {
         Self {
@@ -171,17 +172,17 @@ impl Fold {
         }
     }
 
-    /// The replay of streams whose beginnings retention may have trimmed: what stands before the
-    /// first marker with whole entries is passed over, and a block from before it may be taken back
-    /// unseen.
+    /// Replays streams whose beginnings retention may have trimmed: everything before the first
+    /// marker that has all its entries is skipped, and taking back a block from before it is
+    /// allowed.
     #[must_use]
     pub fn from_first_whole_marker(chain_id: ChainId) -> Self {
         Self { may_be_trimmed: true, is_whole: false, ..Self::from_start(chain_id) }
     }
 
-    /// The replay that goes on behind the marker `seq` and the entry `last_id` (`0-0`: from the
-    /// first), whose predecessors are known to be whole: all that follows must be. A block from
-    /// before may be taken back unseen.
+    /// Continues a replay after the marker `seq` and the entry `last_id` (`0-0`: from the first
+    /// entry). Everything up to there is known to be complete; everything after it must be. Taking
+    /// back a block from before it is allowed.
     #[must_use]
     pub fn after(chain_id: ChainId, seq: u64, last_id: EntryId) -> Self {
         Self {
@@ -207,7 +208,7 @@ impl Fold {
         let mut entries: Vec<_> = self.pending.drain(..claimed).collect();
         self.check_sequence(id, marker);
         if !self.is_whole {
-            // Retention cuts at the beginning: entries of markers that are gone may be left.
+            // Retention trims from the beginning: entries whose markers are gone may remain.
             entries.retain(|(id, _)| marker.first_id.is_some_and(|first| *id >= first));
             if marker.events > 0 && entries.first().map(|(id, _)| *id) != marker.first_id {
                 return self.forget();
@@ -218,41 +219,41 @@ impl Fold {
         self.apply(id, marker, entries);
     }
 
-    /// Says that the streams are at their end: what is left over belongs to no marker.
+    /// Ends the replay: remaining entries belong to no marker.
     pub fn finish(&mut self) {
         for (id, event) in std::mem::take(&mut self.pending) {
             self.report(id, Problem::OutsideMarker, describe(&event));
         }
     }
 
-    /// The blocks that are not taken back, by height, with their live events: the canonical chain
-    /// as the streams tell it.
+    /// The blocks not taken back, by height, with their live events: the canonical chain according
+    /// to the streams.
     #[must_use]
     pub fn canonical(&self) -> &[FoldedBlock] {
         &self.blocks
     }
 
-    /// The newest block that the streams call final.
+    /// The newest final block according to the streams.
     #[must_use]
     pub fn finalized(&self) -> Option<(u64, B256)> {
         self.finalized
     }
 
-    /// The first [`MAX_REPORTED`] broken promises, in the order of the streams.
+    /// The first [`MAX_REPORTED`] violations, in stream order.
     #[must_use]
     pub fn violations(&self) -> &[Violation] {
         &self.violations
     }
 
-    /// Holds [`Fold::canonical`] against the chain's blocks, as [`compare()`] does.
+    /// Compares [`Fold::canonical`] with the chain's blocks, as [`compare()`] does.
     #[must_use]
     pub fn compare(&self, expected: &[ExpectedBlock]) -> Vec<Difference> {
         compare(&self.blocks, expected)
     }
 
-    /// Hands over the blocks up to the height `at_most` that are final, ascending, but for the newest of them, and
-    /// forgets them: nothing may take them back, so that a long replay need not hold them. An operator who moves
-    /// finality back has them taken back all the same: where that is ahead, settle no more than what stays.
+    /// Removes the final blocks up to height `at_most`, except the newest of them, and returns them in ascending
+    /// order. A final block cannot be taken back, so a long replay need not keep it. The exception is an operator who
+    /// moves finality back: if that happens later in the stream, limit `at_most` to the blocks that stay.
     pub fn settle(&mut self, at_most: u64) -> Vec<FoldedBlock> {
         let Some((finalized, _)) = self.finalized else { return Vec::new() };
         let last = finalized.min(at_most);
@@ -267,7 +268,8 @@ impl Fold {
         settled
     }
 
-    /// History is not whole yet: whatever markers without entries said so far is of no use.
+    /// The first complete marker is still to come: discards what earlier markers without entries
+    /// said.
     fn forget(&mut self) {
         self.blocks.clear();
         self.live_blocks.clear();
@@ -293,7 +295,8 @@ impl Fold {
         self.last_marker = Some((id, marker.seq, last_id.max(previous_last_id)));
     }
 
-    /// The entries of this marker, once its count and range agree with them.
+    /// The marker's entries; reports entries outside its range, and a count or range that does not
+    /// agree with them.
     fn claim(
         &mut self,
         id: EntryId,
@@ -341,7 +344,7 @@ impl Fold {
                     self.report(id, Problem::Parent, detail);
                 }
             }
-            // The first block has a free parent, also when another takes its place.
+            // The first block's parent is not checked, even when another block replaces it.
             None => {
                 let start = *self.start_number.get_or_insert(marker.number);
                 if marker.number != start {
@@ -403,7 +406,7 @@ impl Fold {
             self.report(id, Problem::NotTakenBack, describe(&event));
         }
         self.tip = match self.blocks.last() {
-            // Below a gap the parent is not one height lower.
+            // The block below may be a gap's, so its height need not be one less.
             Some(block) => Some((block.number, block.hash)),
             None if self.may_be_trimmed => {
                 marker.parent_hash.map(|hash| (marker.number.saturating_sub(1), hash))
@@ -412,8 +415,8 @@ impl Fold {
         };
     }
 
-    /// The block that `marker` takes back. If it is not the tip, those above it go with it, so that
-    /// one fault is reported once.
+    /// Removes the block that `marker` takes back. If it is not the tip, the blocks above it are
+    /// removed with it, so that one fault is reported once.
     fn pop(&mut self, id: EntryId, marker: &Marker) -> Option<FoldedBlock> {
         let position = self.blocks.iter().rposition(|block| block.hash == marker.hash);
         if position.is_none() || position != self.blocks.len().checked_sub(1) {
@@ -437,7 +440,7 @@ impl Fold {
         Some(block)
     }
 
-    /// Holds an entry against its marker; `in_order` is none for the first of a block.
+    /// Checks an entry against its marker; `in_order` is none for the first entry of a block.
     fn check_entry(
         &mut self,
         id: EntryId,
@@ -470,12 +473,13 @@ impl Fold {
             let is_same = marker.number == number && marker.hash == hash;
             if marker.number <= number && !is_same {
                 let detail = format!("from {number} {hash} to {} {}", marker.number, marker.hash);
-                // An operator's order; what follows is held against it.
+                // Reported even if an operator ordered it; later markers are checked against the
+                // new finalized block.
                 self.report(id, Problem::Finalized, detail);
             }
         }
         let (number, hash) = (marker.number, marker.hash);
-        // Below the first block that is known here, any may be final.
+        // Below the first block of this replay, any block may be final.
         let first = self.blocks.first().map(|b| b.skipped_from.unwrap_or(b.number));
         let is_ours = first.is_none_or(|first| number < first)
             || self.blocks.iter().rev().any(|b| match b.skipped_from {
@@ -519,7 +523,7 @@ fn folded(marker: &Marker, events: Vec<ProcessedEvent>, skipped_from: Option<u64
     }
 }
 
-/// So many entries, in words.
+/// Describes a range of entries.
 fn range((events, first, last): (u64, Option<EntryId>, EntryId)) -> String {
     match first {
         Some(first) => format!("{events} events from {first} to {last}"),

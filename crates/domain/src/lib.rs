@@ -1,10 +1,10 @@
 //! Values and state machines of the ingestor: no I/O, no clock, no runtime.
 //!
-//! A block travels through this crate in the order of its modules: [`block`] parses what a node
-//! said, [`canonical`] decides which blocks the chain consists of, [`verify`] holds a block against
-//! its header, [`filter`] and [`event`] turn logs into [`ProcessedEvent`]s, and [`marker`] and
-//! [`cursor`] are what is stored beside them; [`encoding`] says how an event stands in an entry, and
-//! [`entry_id`] how entries are numbered. [`fold`] replays a stream and says whether it is whole.
+//! A block passes through the modules in this order: [`block`] parses what a node sent, [`canonical`] decides which
+//! blocks form the chain, [`verify`] checks a block against its header, [`filter`] and [`event`] turn logs into
+//! [`ProcessedEvent`]s, and [`marker`] and [`cursor`] are the records stored alongside. [`encoding`] defines how an
+//! event is written in an entry, [`entry_id`] how entries are numbered. [`fold`] replays a stream and reports whether
+//! it is complete and consistent.
 
 pub mod block;
 pub mod canonical;

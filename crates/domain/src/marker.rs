@@ -1,4 +1,4 @@
-//! The marker, as it stands in `blocks:{events:<chain_id>}`: one entry a block.
+//! The marker, as stored in `blocks:{events:<chain_id>}`: one entry per block.
 
 use std::fmt;
 use std::str::FromStr;
@@ -23,25 +23,25 @@ pub const FIELDS: [&str; 11] = [
     "filter",
 ];
 
-/// What a marker says happened to its block.
+/// What happened to the marker's block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
-    /// The block joined the canonical chain; its events stand in `first_id..=last_id`.
+    /// The block joined the canonical chain; its events are the entries `first_id..=last_id`.
     Add,
-    /// The block was orphaned; its events are taken back in `first_id..=last_id`.
+    /// The block was orphaned; the entries `first_id..=last_id` take its events back.
     Remove,
     /// The block is final: nothing at or below it will be taken back.
     Finalized,
-    /// An operator's order to skip up to this block.
+    /// An operator ordered to skip all blocks up to this one.
     Gap,
 }
 
 /// The strongest check that a block passed, strongest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Proof {
-    /// The trie of receipts was rebuilt and its root is the header's.
+    /// The receipts trie was rebuilt, and its root equals the header's.
     ReceiptsRoot,
-    /// The bloom of the logs is the header's.
+    /// The bloom of the logs equals the header's.
     Bloom,
     /// Hashes and indices agree with each other.
     Structure,
@@ -50,7 +50,7 @@ pub enum Proof {
 macro_rules! names {
     ($type:ty { $($variant:ident = $name:literal),+ $(,)? }) => {
         impl $type {
-            /// As it is stored and configured.
+            /// The name used in storage and configuration.
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $name),+ }
@@ -81,10 +81,10 @@ impl Proof {
     }
 }
 
-/// One step of the chain as it was published.
+/// One published step of the chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Marker {
-    /// Position among the chain's markers: each is its predecessor's plus one.
+    /// Position among the chain's markers: the predecessor's plus one.
     pub seq: u64,
     /// What happened.
     pub op: Op,
@@ -92,14 +92,14 @@ pub struct Marker {
     pub number: u64,
     /// Hash of the block.
     pub hash: B256,
-    /// Hash of its parent. None for a `finalized` marker by which an operator moved finality back to a
-    /// block that nobody has any more, and for a `gap` before the first block.
+    /// Hash of its parent. None for a `finalized` marker by which an operator moved finality back to a block that is
+    /// no longer known, and for a `gap` before the first block.
     pub parent_hash: Option<B256>,
     /// Time of the block, unix seconds; 0 for such a `finalized` marker.
     pub timestamp: u64,
     /// How many entries this step wrote.
     pub events: u64,
-    /// The first of them, if there are any.
+    /// ID of the first of them, if there are any.
     pub first_id: Option<EntryId>,
     /// The event stream's last ID after the step.
     pub last_id: EntryId,

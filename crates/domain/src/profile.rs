@@ -4,35 +4,36 @@ use std::time::Duration;
 
 use crate::{ChainId, Proof};
 
-/// A `finalized` tag this many times the profile's depth behind the head has stalled.
+/// A `finalized` tag counts as stalled if it is more than this many times the profile's depth
+/// behind the head.
 const STALLED_DEPTHS: u64 = 8;
 
-/// The knowledge about one chain that its blocks do not carry themselves.
+/// What the ingestor must know about a chain that its blocks do not say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Profile {
-    /// The name in configuration (upper case there), logs and metrics (lower case, as here).
+    /// Name: upper case in configuration, lower case in logs, metrics and here.
     pub name: String,
     /// EIP-155 chain id, checked against the node's.
     pub chain_id: ChainId,
-    /// Usual time between blocks: polls and watchdogs derive from it.
+    /// Usual time between blocks; polls and watchdogs derive from it.
     pub block_time: Duration,
-    /// A block is final only when at least this many blocks stand above it, whatever a node's
-    /// `finalized` tag says; where there is no such tag, this depth alone decides.
+    /// A block is final only if at least this many blocks are above it, whatever a node's
+    /// `finalized` tag says; without such a tag, this depth alone decides.
     pub finality_depth: u64,
-    /// The weakest proof with which a block may be published.
+    /// The weakest proof that is enough to publish a block.
     pub verify: Proof,
-    /// Polygon before PIP-74: receipts of state-sync transactions stand outside the header's bloom
-    /// and receipts root.
+    /// Polygon before PIP-74: the header's bloom and receipts root do not cover the receipts of
+    /// state-sync transactions.
     pub state_sync_logs: bool,
-    /// A header without transactions means a block without logs, so that nothing need be fetched.
+    /// A block without transactions has no logs and need not be fetched.
     pub empty_without_transactions: bool,
-    /// The header's bloom holds every log of the block, so that a block whose bloom leaves no room
-    /// for a wanted log need not be fetched.
+    /// The header's bloom covers every log of the block, so that a block whose bloom excludes all
+    /// wanted logs need not be fetched.
     pub bloom_of_all_logs: bool,
 }
 
 impl Profile {
-    /// A chain that nothing is known of but its id.
+    /// A chain of which only the id is known.
     #[must_use]
     pub fn unknown(name: &str, chain_id: ChainId) -> Self {
         Self {
@@ -47,9 +48,9 @@ impl Profile {
         }
     }
 
-    /// The newest block that counts as final under `head`, with the node at the `finalized` tag: what the node
-    /// says, but never less deep than the chain's depth, which also decides alone where there is no tag or it
-    /// has stalled. None while the chain is shorter.
+    /// The newest block that counts as final below `head`, given the node's `finalized` tag: the tagged block, or the
+    /// one `finality_depth` below the head if that is lower. Without a tag, or if it has stalled, the depth alone
+    /// decides. None while the chain is shorter than that depth.
     #[must_use]
     pub fn newest_final(&self, head: u64, tag: Option<u64>) -> Option<u64> {
         let deep = head.checked_sub(self.finality_depth)?;
@@ -58,7 +59,7 @@ impl Profile {
         Some(tag.map_or(deep, |tag| tag.min(deep)))
     }
 
-    /// The chains that need no description: those named in the README.
+    /// The chains that need no configuration: those listed in the README.
     #[must_use]
     pub fn built_in() -> Vec<Self> {
         let chain = |name: &str, chain_id, block_time_ms, finality_depth| Self {
@@ -74,7 +75,7 @@ impl Profile {
             chain("arbitrum", 42161, 250, 1_200),
             chain("optimism", 10, 2_000, 450),
             chain("base", 8453, 2_000, 450),
-            // A state-sync log may stand in a block without transactions, and outside its bloom.
+            // A state-sync log may be in a block without transactions, and is not in its bloom.
             Self {
                 state_sync_logs: true,
                 empty_without_transactions: false,
@@ -92,7 +93,7 @@ impl Profile {
 mod tests {
     use super::*;
 
-    /// As the README and the guide have them.
+    /// The values stated in the README and the guide.
     #[test]
     fn the_built_in_chains_are_final_at_these_depths() {
         let depths: Vec<_> = Profile::built_in()

@@ -1,4 +1,4 @@
-//! Text that must not be shown: RPC URLs (their key sits in the path) and passwords (G11).
+//! Text that must not be shown: RPC URLs (their path contains the key) and passwords (G11).
 
 use std::fmt;
 
@@ -7,13 +7,13 @@ use std::fmt;
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes the secret in.
+    /// Wraps the text.
     #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text itself, for the one call that needs it.
+    /// The text itself, for the call that needs it.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0

@@ -1,11 +1,11 @@
-//! Pure checks of a block against its header (G6): nothing that fails one is published.
+//! Pure checks of a block against its header (G6): a block that fails one is never published.
 //!
 //! The header is the root of trust: its hash is recomputed from its fields, and it commits to the
 //! receipts by `receiptsRoot` and, more weakly, to the logs by `logsBloom`. A block's logs are
-//! proven by rebuilding the trie of receipts, else by the bloom alone, else only by the agreement
-//! of hashes and indices with each other; [`Profile::verify`] names the weakest proof that may be
-//! published. Two things are proven by none of these: a log's transaction hash, and Polygon's old
-//! state-sync logs, which stand outside both commitments.
+//! proven by rebuilding the receipts trie; failing that, by the bloom alone; failing that, only by
+//! hashes and indices agreeing with each other. [`Profile::verify`] is the weakest proof that may
+//! be published. None of these proves a log's transaction hash or Polygon's old state-sync logs,
+//! which neither commitment covers.
 //!
 //! Sources: yellow paper 4.3; EIP-2718 and EIP-658 (receipts); OP stack specification, "Deposited
 //! transaction receipt"; Polygon PIP-74 (state-sync transactions).
@@ -25,33 +25,33 @@ use receipt_rlp::encode_receipt;
 use crate::block::{Body, Seal};
 use crate::{BloomTest, Header, Log, Profile, Proof, Receipt};
 
-/// What was held against the header.
+/// A check of a block against its header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Check {
     /// The header's hash follows from its fields.
     HeaderHash,
     /// Every receipt and log carries the block's hash and number.
     BlockHash,
-    /// No log is marked as taken back.
+    /// No log is marked as removed.
     Removed,
-    /// Receipts and logs are numbered from 0 without holes, and agree on their transactions.
+    /// Receipts and logs are numbered from 0 without gaps, and agree on their transactions.
     Indices,
-    /// An empty answer for a block that is not empty: most often a node that has not caught up, so
-    /// worth asking again before it counts as a lie.
+    /// The answer is not empty unless the block is. An empty one most often comes from a node that
+    /// has not caught up, so it is worth asking again before the node counts as wrong.
     Empty,
-    /// Gas used by the last transaction is the header's.
+    /// Cumulative gas never decreases, and its last value is the header's gas used.
     GasUsed,
-    /// The bloom of the logs is the header's.
+    /// The bloom of the logs equals the header's.
     Bloom,
-    /// The root of the trie of receipts is the header's.
+    /// The root of the receipts trie equals the header's.
     ReceiptsRoot,
-    /// Nothing is wrong with the answer, but it is of a kind that cannot carry the proof that the
-    /// chain asks for: logs without their receipts.
+    /// The answer can carry the proof that the chain requires. Logs without their receipts cannot,
+    /// even if nothing is wrong with them.
     Unprovable,
 }
 
 impl Check {
-    /// Every check, for metrics that list their labels beforehand.
+    /// Every check, for metrics that register their labels in advance.
     pub const ALL: [Self; 9] = [
         Self::HeaderHash,
         Self::BlockHash,
@@ -93,24 +93,24 @@ impl fmt::Display for Check {
 pub struct Failure {
     /// Which check.
     pub check: Check,
-    /// What was asked for and what came.
+    /// What was expected and what was received.
     pub detail: String,
 }
 
 /// A block that may be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
-    /// All logs of the block, by `log_index`; none of a block that was not fetched, for none of its
-    /// logs would pass the filter.
+    /// All logs of the block, by `log_index`. Empty if the block was not fetched because none of
+    /// its logs would pass the filter.
     pub logs: Vec<Log>,
-    /// The strongest check they passed.
+    /// The strongest check that the logs passed.
     pub proof: Proof,
-    /// The header's hash was not proven by its fields: it has fields that we do not know how to
-    /// hash (or the chain's level is `structure`, where that is not asked for).
+    /// The hash was not proven by the header's fields: some are fields that we do not know how to
+    /// hash (or the chain's level is `structure`, which does not require it).
     pub unhashed: bool,
 }
 
-/// Holds a header against its own hash, as soon as it arrives.
+/// Checks a header's hash, as soon as the header arrives.
 ///
 /// # Errors
 /// [`Check::HeaderHash`] if every field is known and the hash does not follow from them, unless the
@@ -127,14 +127,15 @@ pub fn verify_header(profile: &Profile, header: &Header) -> Result<(), Failure> 
     Ok(())
 }
 
-/// What the header alone says of a block that need not be fetched; none if it must be.
+/// What the header alone proves about a block that need not be fetched; none if it must be.
 ///
-/// Two things are conclusive, where the header's hash proves them and the profile allows it:
-/// - No transactions, no receipts, no gas and no bloom: the empty receipts root itself is the
-///   proof that there are no logs.
-/// - A bloom that leaves no room for a log which passes the filter. The header commits to the bloom
-///   as it does to the receipts root, and no log can be missing from it, so that this is as certain
-///   at every level that trusts the header; but no receipts were seen, so the proof is the bloom.
+/// Two things are conclusive if the header's hash proves them and the profile allows it:
+/// - No transactions, no receipts, no gas and a zero bloom: the empty receipts root itself proves
+///   that there are no logs.
+/// - A bloom that excludes every log that would pass the filter. The header commits to the bloom as
+///   it does to the receipts root, and no log can be missing from it, so this is as certain at
+///   every level that trusts the header. But no receipts were seen, so the proof is recorded as the
+///   bloom.
 #[must_use]
 pub fn without_fetching(
     profile: &Profile,
@@ -164,11 +165,11 @@ fn is_empty(header: &Header) -> bool {
         && header.gas_used == 0
 }
 
-/// Holds the logs of a block against its header, by the strongest proof they allow.
+/// Checks the logs of a block against its header, by the strongest proof that they allow.
 ///
 /// # Errors
-/// The first check that fails, in the order of [`Check`]; the proofs only where the chain's level
-/// asks for them.
+/// The first check that fails. Receipts and logs are first checked one by one, then for emptiness
+/// and gas, then for the proof, which need not be stronger than the chain's level.
 pub fn verify(profile: &Profile, header: &Header, body: Body) -> Result<Verified, Failure> {
     verify_header(profile, header)?;
     let state_sync = profile.state_sync_logs.then(|| state_sync_hash(header));
@@ -198,10 +199,10 @@ pub fn verify(profile: &Profile, header: &Header, body: Body) -> Result<Verified
     Ok(Verified { logs, proof, unhashed: header.seal != Seal::Matches })
 }
 
-/// Holds the logs of a range of blocks against their headers, each block by itself as [`verify`]
-/// does. `headers` follow each other, the lowest first; the outcomes are in their order.
+/// Checks the logs of a range of blocks against their headers, each block separately, as [`verify`]
+/// does. `headers` must be consecutive and ascending; the results are in the same order.
 ///
-/// A log of another height than theirs is of no block: it fails the first.
+/// A log of a height outside the range belongs to no block: it fails the first one.
 pub fn verify_range(
     profile: &Profile,
     headers: &[Header],
@@ -237,7 +238,7 @@ fn state_sync_hash(header: &Header) -> B256 {
     keccak256(bytes)
 }
 
-/// The receipts that the header commits to: all, but for an untyped state-sync receipt at the end.
+/// The receipts that the header commits to: all except an untyped state-sync receipt at the end.
 fn committed_receipts(receipts: &[Receipt], state_sync: Option<B256>) -> &[Receipt] {
     match receipts.split_last() {
         Some((last, rest)) if Some(last.tx_hash) == state_sync && last.tx_type == 0 => rest,
@@ -245,7 +246,7 @@ fn committed_receipts(receipts: &[Receipt], state_sync: Option<B256>) -> &[Recei
     }
 }
 
-/// The logs that the header commits to: all, but for those of a state-sync receipt at the end.
+/// The logs that the header commits to: all except those of a state-sync receipt at the end.
 fn committed_logs(logs: &[Log], state_sync: Option<B256>) -> &[Log] {
     let outside = logs.iter().rev().take_while(|log| Some(log.tx_hash) == state_sync).count();
     &logs[..logs.len() - outside]
@@ -317,8 +318,8 @@ fn check_log(header: &Header, log: &Log, log_index: u64) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Whether the header lets a block be without receipts. At level `structure` its roots are not trusted: there
-/// only gas tells.
+/// Fails if there are no receipts although the header implies some. At level `structure` the header's roots are not
+/// trusted, and only its gas counts.
 fn check_no_receipts(profile: &Profile, header: &Header) -> Result<(), Failure> {
     let is_trusted = profile.verify != Proof::Structure;
     if header.gas_used > 0 || (is_trusted && header.receipts_root != EMPTY_ROOT_HASH) {
@@ -327,7 +328,7 @@ fn check_no_receipts(profile: &Profile, header: &Header) -> Result<(), Failure> 
     check_no_logs(profile, header)
 }
 
-/// The same for logs.
+/// The same for logs, by the header's bloom.
 fn check_no_logs(profile: &Profile, header: &Header) -> Result<(), Failure> {
     if profile.verify != Proof::Structure && !header.logs_bloom.is_zero() {
         return fail(Check::Empty, || not_empty("logs", header));
@@ -345,7 +346,7 @@ fn not_empty(what: &str, header: &Header) -> String {
     )
 }
 
-/// Whether the header's roots count: at level `structure` only if its hash covers them.
+/// Whether the header's roots are trusted: at level `structure`, only if its hash covers them.
 fn is_trusted(profile: &Profile, header: &Header) -> bool {
     profile.verify != Proof::Structure || header.seal == Seal::Matches
 }
@@ -376,8 +377,8 @@ fn prove_receipts(
     header: &Header,
     receipts: &[Receipt],
 ) -> Result<Proof, Failure> {
-    // A bloom is part of what the root commits to: with a false one the root would not match, and
-    // with a true one nothing need be hashed for it. Where it does not match, all are computed.
+    // The root also commits to each receipt's bloom: a false bloom gives another root, and a true
+    // one saves computing it. If the root does not match, all blooms are computed.
     let mut blooms = Blooms::default();
     let mut root =
         ordered_trie_root_with_encoder(receipts, |receipt: &Receipt, out| {
@@ -391,7 +392,7 @@ fn prove_receipts(
             encode_receipt(receipt, &blooms.of(&receipt.logs), out);
         });
     }
-    // Whatever header says so, the root of no receipts is quickly written.
+    // Any header can claim the root of no receipts, so that proves something only in a trusted one.
     if root == header.receipts_root && (!receipts.is_empty() || is_trusted(profile, header)) {
         return Ok(Proof::ReceiptsRoot);
     }

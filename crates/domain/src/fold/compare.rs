@@ -1,4 +1,4 @@
-//! Blocks as the streams tell them, held against the chain's.
+//! Compares the blocks in the streams with the chain's blocks.
 
 use std::fmt;
 
@@ -31,7 +31,7 @@ pub enum Difference {
         /// Hash.
         hash: B256,
     },
-    /// The stream has a block that the chain has not.
+    /// The stream has a block that the chain does not have.
     #[error("block {number} {hash} is in the stream but not in the chain")]
     BlockUnexpected {
         /// Height.
@@ -47,7 +47,7 @@ pub enum Difference {
         /// Position in the block.
         log_index: u64,
     },
-    /// The stream has a log that the chain has not, or has it twice.
+    /// The stream has a log that the chain does not have, or has it twice.
     #[error("block {number}: log {log_index} is in the stream but not in the chain")]
     LogUnexpected {
         /// Height.
@@ -71,10 +71,10 @@ pub enum Difference {
     },
 }
 
-/// Holds the `stream`'s blocks against the chain's blocks, both given by height, on block hash,
-/// transaction hash, log index, contract, topics, data and timestamp. Blocks that an operator
-/// ordered to skip are passed over; where the stream is trimmed, leave out what is below its first
-/// block. Returns the first [`MAX_REPORTED`] differences.
+/// Compares the `stream`'s blocks with the chain's, both sorted by height: block hash, transaction
+/// hash and index, log index, contract, topics, data and timestamp. Blocks that an operator skipped
+/// are not compared. If the stream is trimmed, `expected` must not contain blocks below its first
+/// one. Returns the first [`MAX_REPORTED`] differences.
 #[must_use]
 pub fn compare(stream: &[FoldedBlock], expected: &[ExpectedBlock]) -> Vec<Difference> {
     let mut differences = Vec::new();

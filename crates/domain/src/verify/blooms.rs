@@ -5,15 +5,15 @@ use alloy_primitives::{Bloom, keccak256};
 
 use crate::Log;
 
-/// Blooms of the logs of one block. The same contracts, events and accounts come again and again,
-/// and a bloom hashes each of them: what was hashed once is kept.
+/// Computes the blooms of one block's logs. The same contracts, events and accounts occur again and
+/// again, so the bits of each item are hashed only once.
 #[derive(Default)]
 pub(super) struct Blooms {
     addresses: AddressMap<Bits>,
     topics: B256Map<Bits>,
 }
 
-/// The three bits that an address or a topic sets (yellow paper 4.3.1): a byte and a mask each.
+/// The three bits that an address or topic sets (yellow paper 4.3.1), each as a byte and a mask.
 type Bits = [(u8, u8); 3];
 
 impl Blooms {
@@ -34,8 +34,8 @@ impl Blooms {
     }
 }
 
-/// The low 11 bits of each of the first three pairs of bytes of the hash, counted from the bloom's
-/// last bit.
+/// The low 11 bits of each of the hash's first three byte pairs are a bit's position, counted from
+/// the bloom's last bit.
 fn bits(item: &[u8]) -> Bits {
     let hash = keccak256(item);
     [0, 2, 4].map(|i| {

@@ -1,4 +1,4 @@
-//! A receipt in RLP, as a value of the trie whose root the header holds.
+//! A receipt in RLP, as a value of the trie whose root is in the header.
 //!
 //! Sources: EIP-2718 and EIP-658; OP stack specification, "Deposited transaction receipt".
 
@@ -11,8 +11,8 @@ use crate::{Log, Receipt};
 const OP_DEPOSIT: u64 = 0x7e;
 
 /// The receipt as a value of the trie: `type || rlp([status or root, cumulativeGasUsed, bloom,
-/// logs])`, the type left out for legacy transactions. Foreign types are encoded the same way; one
-/// that differs fails the root, not the parser.
+/// logs])`, without the type for legacy transactions. Unknown types are encoded the same way; if
+/// one is encoded differently, the root does not match, but parsing succeeds.
 pub(super) fn encode_receipt(receipt: &Receipt, bloom: &Bloom, out: &mut Vec<u8>) {
     let first_type_byte = receipt.tx_type.leading_zeros() as usize / 8;
     out.put_slice(&receipt.tx_type.to_be_bytes()[first_type_byte..]);
@@ -44,7 +44,7 @@ pub(super) fn encode_receipt(receipt: &Receipt, bloom: &Bloom, out: &mut Vec<u8>
     }
 }
 
-/// A receipt with neither status nor root: nothing is encoded, so that no root can match.
+/// A receipt with neither status nor root: encoded as nothing, so that no root can match.
 struct NoOutcome;
 
 impl Encodable for NoOutcome {
@@ -63,7 +63,7 @@ fn encode_log(log: &Log, out: &mut Vec<u8>) {
     log.data.encode(out);
 }
 
-/// A topic in RLP: a byte of length and 32 bytes.
+/// A topic in RLP: one length byte and 32 bytes.
 const TOPIC_LENGTH: usize = 33;
 
 fn log_payload_length(log: &Log) -> usize {
