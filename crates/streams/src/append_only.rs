@@ -1,5 +1,5 @@
-//! Redis' append-only file after a crash: why it is written anew is told in
-//! `docs/adr/0008-one-connection-one-master.md`.
+//! Repairs Redis' append-only file after a crash; `docs/adr/0008-one-connection-one-master.md`
+//! explains why it is rewritten.
 
 use std::sync::Once;
 
@@ -7,12 +7,11 @@ use redis::aio::ConnectionLike;
 
 use crate::errors::RedisFailure;
 
-/// The refusal is told once a process.
+/// Logs a refusal only once per process.
 static REFUSED: Once = Once::new();
 
-/// Asks the server to write its append-only file anew, if it has one and has not rewritten it since
-/// it started: what a crash tore off at its end may lie in it, and would be run together with what is
-/// written next. Best effort.
+/// Requests a rewrite of the append-only file, if the server has one and has not rewritten it since it started: a
+/// crash may have torn off its end, leaving an open transaction that the next one would join. Best effort.
 pub(crate) async fn mend(connection: &mut impl ConnectionLike) {
     match is_worth_asking(connection).await {
         Ok(true) => {}
@@ -25,7 +24,7 @@ pub(crate) async fn mend(connection: &mut impl ConnectionLike) {
     let answer = redis::cmd("BGREWRITEAOF").exec_async(connection).await;
     match answer.map_err(RedisFailure::from) {
         Ok(()) => tracing::info!("Redis writes its append-only file anew, as after each start"),
-        // Another chain may have asked meanwhile, or a snapshot is being written.
+        // Another chain may already have requested it, or a snapshot is being written.
         Err(failure) if failure.detail.contains("in progress") => {}
         Err(failure) => REFUSED.call_once(|| {
             tracing::warn!(

@@ -1,4 +1,4 @@
-//! The way to Redis: pools for short commands, and connections of their own for the publisher and
+//! Connections to Redis: pools for short commands, and dedicated connections for the publisher and
 //! for blocking reads.
 
 use std::collections::HashMap;
@@ -17,30 +17,30 @@ use crate::keys::Keys;
 use crate::location::Location;
 use crate::servers::{Servers, slot};
 
-/// Where Redis is and how long to wait for it.
+/// The address of Redis and its timeouts.
 #[derive(Debug, Clone)]
 pub struct RedisConfig {
     /// `redis://[user:password@]host[:port][/database]`,
     /// `redis-sentinel://[user:password@]host[:port],…/master[/database]` (with
-    /// `?sentinel_user=…&sentinel_password=…` where the Sentinels ask for them) or
+    /// `?sentinel_user=…&sentinel_password=…` if the Sentinels require it) or
     /// `redis-cluster://[user:password@]host[:port],…`; with TLS `rediss`, `rediss-sentinel`,
     /// `rediss-cluster`. A secret.
     pub url: Secret,
-    /// Certificate authorities to trust in place of the public ones, PEM; only with TLS.
+    /// Certificate authorities to trust instead of the public ones, PEM; only with TLS.
     pub authorities: Option<Vec<u8>>,
-    /// Connections for everything but publishing and blocking reads; in a Cluster, for each chain.
+    /// Connections for everything but publishing and blocking reads; in a Cluster, per chain.
     pub pool_size: usize,
-    /// Longest wait for a connection to stand.
+    /// Timeout for establishing a connection.
     pub connect_timeout: Duration,
-    /// Longest wait for an answer. The library's own default of 500 ms is too short for a large
-    /// step behind another, and for a server that forks.
+    /// Timeout for an answer. The library's default of 500 ms is too short for a large step queued
+    /// behind another, and for a server that forks.
     pub response_timeout: Duration,
 }
 
 impl RedisConfig {
-    /// The usual figures for `url`: 8 connections; 3 s to connect, for Redis is near, and one that takes longer
-    /// is as good as away; 10 s for an answer, for a step of 10,000 entries holds Redis for some 50 ms, but a
-    /// disk that stalls takes far longer.
+    /// The defaults for `url`: 8 connections; 3 s to connect, because Redis is near and one that takes longer is as
+    /// good as down; 10 s for an answer: a step of 10,000 entries takes Redis only some 50 ms, but a disk that stalls
+    /// takes far longer.
     #[must_use]
     pub fn new(url: Secret) -> Self {
         Self {
@@ -53,13 +53,13 @@ impl RedisConfig {
     }
 }
 
-/// The configuration cannot work, whatever Redis does.
+/// The configuration cannot work, whatever state Redis is in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
-    /// The URL (not shown) is wrong; what about it.
+    /// What is wrong with the URL, which is not shown.
     #[error("the Redis URL {0}")]
     Url(String),
-    /// The certificate authorities are no use; why.
+    /// What is wrong with the certificate authorities.
     #[error("the Redis certificate authorities {0}")]
     Authorities(&'static str),
     /// A pool without connections.
@@ -67,7 +67,7 @@ pub enum ConnectError {
     EmptyPool,
 }
 
-/// Redis as this program uses it; clones share its pools.
+/// Access to Redis; clones share the pools.
 #[derive(Clone)]
 pub struct Streams {
     servers: Arc<Servers>,
@@ -76,17 +76,17 @@ pub struct Streams {
     response_timeout: Duration,
     /// One for each slot in use; without a Cluster all chains share one.
     pools: Arc<Mutex<HashMap<u16, Pool<Master>>>>,
-    /// What this process was told of each chain. It outlives publishers.
+    /// What this process knows about each chain's stream. Outlives publishers.
     known: Arc<Mutex<HashMap<ChainId, Known>>>,
 }
 
-/// What Redis has told of one chain.
+/// What is known about one chain's stream.
 #[derive(Debug, Clone, Copy, Default)]
 struct Known {
-    /// The highest ID that the chain's stream gave: after a failover the next publisher lifts the
-    /// stream above what readers may already have seen.
+    /// The highest ID that the chain's stream assigned: after a failover the next publisher raises
+    /// the stream's last ID above those that readers may already have seen.
     floor: Option<EntryId>,
-    /// `seq` of the last step that was acknowledged, or of the cursor that was found since.
+    /// `seq` of the last acknowledged step, or of a cursor read since then.
     seq: Option<u64>,
 }
 
@@ -97,17 +97,17 @@ impl fmt::Debug for Streams {
 }
 
 impl Streams {
-    /// Reads the configuration; no I/O.
+    /// Parses the configuration; no I/O.
     ///
     /// # Errors
-    /// See [`ConnectError`]; none of them shows the URL.
+    /// See [`ConnectError`]; none of its texts contains the URL.
     pub fn new(config: RedisConfig) -> Result<Self, ConnectError> {
         if config.pool_size == 0 {
             return Err(ConnectError::EmptyPool);
         }
         let mut location = Location::read(config.url.reveal()).map_err(ConnectError::Url)?;
         if location.is_encrypted() {
-            // The provider is process-wide; whoever comes second finds it installed.
+            // The provider is process-wide; it may already be installed.
             drop(rustls::crypto::ring::default_provider().install_default());
         }
         match config.authorities {
@@ -136,26 +136,26 @@ impl Streams {
         self.servers.to_string()
     }
 
-    /// Whether every master in use answers.
+    /// Checks that every master in use answers.
     ///
     /// # Errors
-    /// Why one does not.
+    /// The failure of one that does not.
     pub async fn ping(&self) -> Result<(), RedisFailure> {
         let mut pools: Vec<_> = self.locked_pools().values().cloned().collect();
         if pools.is_empty() {
             pools.push(self.pool(&Keys::of(0).events)?);
         }
-        // What the pool gives has just answered.
+        // The pool checks a connection before it hands it out.
         try_join_all(pools.iter().map(Pool::get)).await?;
         Ok(())
     }
 
-    /// A pool's connection to the master of these keys, known to answer and to be the master.
+    /// A pooled connection, checked to answer and to lead to the master of these keys.
     pub(crate) async fn pooled(&self, keys: &Keys) -> Result<Object<Master>, RedisFailure> {
         self.pool(&keys.events)?.get().await.map_err(|error| {
             let failure = RedisFailure::from(error);
             if failure.is_unreachable() {
-                // Whoever is told may mean another server.
+                // The text names the server, since the reader may be thinking of another one.
                 RedisFailure::new(
                     failure.kind,
                     format_args!("{}: {}", self.address(), failure.detail),
@@ -173,12 +173,12 @@ impl Streams {
             return Ok(pool.clone());
         }
         let master = Master { servers: Arc::clone(&self.servers), key: key.to_owned() };
-        // Making a connection has limits of its own.
+        // Creating a connection has its own timeouts.
         let pool = Pool::builder(master)
             .max_size(self.pool_size)
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(self.response_timeout))
-            // One that does not say at once that it is the master is dropped for another.
+            // A connection that does not confirm in time that it leads to the master is replaced.
             .recycle_timeout(Some(self.connect_timeout))
             .build()
             .map_err(|_| RedisFailure::unexpected("the making of a pool"))?;
@@ -190,8 +190,8 @@ impl Streams {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection of one's own to the master of `key`, an event stream's, whose answers may take
-    /// `longer` than usual.
+    /// A dedicated connection to the master of `key`, the key of an event stream. Its response
+    /// timeout is extended by `longer`.
     pub(crate) async fn connect(
         &self,
         key: &str,
@@ -200,7 +200,7 @@ impl Streams {
         self.servers.master(key, longer).await
     }
 
-    /// An event stream's name for each master, made by `name` from a number.
+    /// One event stream's name per master; `name` makes names from numbers.
     pub(crate) async fn name_for_each_master(
         &self,
         name: impl Fn(u32) -> String,
@@ -213,26 +213,26 @@ impl Streams {
         self.servers.is_cluster()
     }
 
-    /// The highest ID this process was given for `chain`.
+    /// The highest ID that `chain`'s stream assigned to this process.
     pub(crate) fn floor(&self, chain: ChainId) -> Option<EntryId> {
         self.locked_known().get(&chain).copied().unwrap_or_default().floor
     }
 
-    /// Remembers that `chain`'s stream gave `id`.
+    /// Remembers that `chain`'s stream assigned `id`.
     pub(crate) fn raise_floor(&self, chain: ChainId, id: EntryId) {
         let mut known = self.locked_known();
         let floor = &mut known.entry(chain).or_default().floor;
         *floor = (*floor).max(Some(id));
     }
 
-    /// `seq` of the cursor as this process last knew it for certain: a cursor that is below has lost
-    /// steps that were acknowledged. None if it never held the chain's lease, or has forgotten.
+    /// `seq` of the cursor as this process last knew it for certain: a lower one in Redis means that acknowledged
+    /// steps were lost. None if this process never held the chain's lease, or forgot the value.
     #[must_use]
     pub fn last_seq(&self, chain: ChainId) -> Option<u64> {
         self.locked_known().get(&chain)?.seq
     }
 
-    /// Lets the next cursor of `chain`, or that there is none, be no surprise.
+    /// Forgets the cursor's `seq`, so that whatever Redis holds next is not taken for a loss.
     pub fn forget_seq(&self, chain: ChainId) {
         self.locked_known().entry(chain).or_default().seq = None;
     }
@@ -247,7 +247,7 @@ impl Streams {
     }
 }
 
-/// Makes a pool's connections, all to the master of one key.
+/// Creates a pool's connections, all to the master of one key.
 pub(crate) struct Master {
     servers: Arc<Servers>,
     key: String,
@@ -267,7 +267,7 @@ impl managed::Manager for Master {
         self.servers.master(&self.key, Duration::ZERO).await
     }
 
-    /// Drops a connection to what is no longer the master.
+    /// Drops a connection if its server is no longer the master.
     async fn recycle(
         &self,
         connection: &mut MultiplexedConnection,

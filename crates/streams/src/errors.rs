@@ -1,11 +1,11 @@
-//! What Redis failed with, sorted by what it means for the caller, and free of URLs.
+//! Failures of Redis, classified by what they mean for the caller, without URLs.
 
 use std::fmt;
 
 use deadpool::managed::PoolError;
 use redis::{ErrorKind, RedisError};
 
-/// Why Redis did not do what it was asked. Also the label of the error metric.
+/// Why Redis did not carry out a command. Also the label of the error metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FailureKind {
     /// No answer in time: the command may have run or may still run.
@@ -14,34 +14,34 @@ pub enum FailureKind {
     Connection,
     /// `OOM`: `maxmemory` is reached.
     OutOfMemory,
-    /// `READONLY`: this is a replica now.
+    /// `READONLY`: the server is now a replica.
     ReadOnly,
     /// `NOREPLICAS`: fewer replicas than `min-replicas-to-write`.
     NoReplicas,
-    /// `LOADING` or `MASTERDOWN`: not ready yet.
+    /// `LOADING` or `MASTERDOWN`: the server is not ready yet.
     Loading,
-    /// `MOVED`, `ASK`, `TRYAGAIN`, `CLUSTERDOWN`: slots are on the move.
+    /// `MOVED`, `ASK`, `TRYAGAIN`, `CLUSTERDOWN`: slots are being moved, or the Cluster is down.
     Cluster,
-    /// `BUSY`: somebody's script holds the server.
+    /// `BUSY`: a script blocks the server.
     Busy,
-    /// `MISCONF`: the server cannot write its disk.
+    /// `MISCONF`: the server cannot write to its disk.
     Disk,
     /// The user or password was refused.
     Authentication,
     /// `NOPERM`: the user may not run this command or touch this key.
     Denied,
-    /// A key that must be there is not.
+    /// A key that must exist does not.
     NoKey,
     /// `NOGROUP`: there is no such consumer group.
     NoGroup,
-    /// `BUSYGROUP`: there is a consumer group of this name.
+    /// `BUSYGROUP`: a consumer group of this name exists.
     GroupExists,
-    /// Anything else the server or the client library said.
+    /// Any other error of the server or the client library.
     Other,
 }
 
 impl FailureKind {
-    /// The label: one lower-case word or two.
+    /// The label: one or two lower-case words.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -63,7 +63,7 @@ impl FailureKind {
         }
     }
 
-    /// Whether the same call may succeed later without anybody changing the configuration.
+    /// Whether the same call may succeed later without a change of configuration.
     #[must_use]
     pub fn is_retryable(self) -> bool {
         !matches!(
@@ -82,9 +82,9 @@ impl FailureKind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("Redis: {detail}")]
 pub struct RedisFailure {
-    /// What it means.
+    /// What it means for the caller.
     pub kind: FailureKind,
-    /// What was said, for a person.
+    /// The message, for a person.
     pub detail: String,
 }
 
@@ -93,17 +93,17 @@ impl RedisFailure {
         Self { kind, detail: detail.to_string() }
     }
 
-    /// An answer that is not what the command gives.
+    /// A reply that does not have the command's format.
     pub(crate) fn unexpected(what: &'static str) -> Self {
         Self::new(FailureKind::Other, format_args!("unexpected answer to {what}"))
     }
 
-    /// Whether nobody answered.
+    /// Whether the server could not be reached.
     pub(crate) fn is_unreachable(&self) -> bool {
         matches!(self.kind, FailureKind::Connection | FailureKind::Timeout)
     }
 
-    /// Whether the same call may succeed later by itself.
+    /// Whether the same call may succeed later without intervention.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.kind.is_retryable()
@@ -120,7 +120,8 @@ impl From<RedisError> for RedisFailure {
                 "connection refused".to_owned()
             }
             FailureKind::Connection => {
-                // What the system or TLS says names no URL, such as a certificate's issuer unknown.
+                // Errors of the system or of TLS contain no URL, for instance an unknown
+                // certificate issuer.
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 match error.detail().or(cause.as_deref()) {
                     Some(detail) => format!("no connection: {}", cut(detail)),
@@ -158,7 +159,7 @@ fn kind_of(error: &RedisError) -> FailureKind {
         _ => {}
     }
     match (error.code(), error.detail()) {
-        // Only the reason says what a refused transaction means.
+        // `EXECABORT` says why only in its detail.
         (Some("EXECABORT"), Some(detail)) => {
             let reason = detail.split_once("because of: ").map_or(detail, |(_, reason)| reason);
             let (code, detail) = reason.split_once(' ').unwrap_or((reason, ""));
@@ -172,7 +173,7 @@ fn kind_of(error: &RedisError) -> FailureKind {
 fn kind_of_code(code: &str, detail: &str) -> FailureKind {
     match code {
         "OOM" => FailureKind::OutOfMemory,
-        // Redis says UNBLOCKED to whom it made wait when it becomes a replica.
+        // Redis sends UNBLOCKED to blocked clients when it becomes a replica.
         "READONLY" | "UNBLOCKED" => FailureKind::ReadOnly,
         "NOREPLICAS" => FailureKind::NoReplicas,
         "LOADING" | "MASTERDOWN" => FailureKind::Loading,
@@ -184,21 +185,21 @@ fn kind_of_code(code: &str, detail: &str) -> FailureKind {
         "NOGROUP" => FailureKind::NoGroup,
         "BUSYGROUP" => FailureKind::GroupExists,
         "ERR" if detail.contains("max number of clients") => FailureKind::Connection,
-        // Of `XINFO`, and of `XGROUP`.
+        // From `XINFO` and from `XGROUP`.
         "ERR" if detail.contains("no such key") => FailureKind::NoKey,
         "ERR" if detail.contains("requires the key to exist") => FailureKind::NoKey,
-        // As Redis 7.0 says NOPERM from within a script.
+        // How Redis 7.0 reports NOPERM from within a script.
         "ERR" if detail.starts_with("The user executing") => FailureKind::Denied,
         _ => FailureKind::Other,
     }
 }
 
-/// Whether `error` says that a key holds another type.
+/// Whether `error` says that a key holds another type than expected.
 pub(crate) fn is_wrong_type(error: &RedisError) -> bool {
     error.code() == Some("WRONGTYPE")
 }
 
-/// At most 200 characters, and none of the arguments that Redis quotes of an unknown command: they
+/// At most 200 characters, without the arguments that Redis quotes for an unknown command: they
 /// could be those of `AUTH`.
 fn cut(detail: &str) -> String {
     let end = detail.find(", with args beginning with").unwrap_or(detail.len());

@@ -1,7 +1,8 @@
-//! Named places at which the process kills itself, to prove that nothing is lost there. Compiled
-//! only with the feature `fail-points`, which no release has; see `scripts/chaos.sh`.
+//! Named points at which the process can abort itself, to prove that nothing is lost there.
+//! Compiled only with the feature `fail-points`, which no release has; see `scripts/chaos.sh`.
 
-/// Aborts the process the n-th time it comes here, if `ETHHOOK_FAIL_POINT` is `<when>-<what>:<n>`.
+/// Aborts the process on the n-th pass of this point, if `ETHHOOK_FAIL_POINT` is
+/// `<when>-<what>:<n>`.
 #[cfg(feature = "fail-points")]
 pub fn fail_point(when: &str, what: &str) {
     use std::sync::LazyLock;
@@ -20,7 +21,7 @@ pub fn fail_point(when: &str, what: &str) {
     }
 }
 
-/// Nothing.
+/// Does nothing.
 #[cfg(not(feature = "fail-points"))]
 #[inline]
 pub fn fail_point(_when: &str, _what: &str) {}

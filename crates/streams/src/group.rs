@@ -1,4 +1,4 @@
-//! Consumer groups of a live stream: made, read and tidied up.
+//! Consumer groups of a live stream: creating, reading and cleaning up.
 
 mod lag;
 mod reader;
@@ -24,16 +24,16 @@ use lag::consumers;
 
 static PRUNE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("prune.lua")));
 
-/// Why a group was not made, read or tidied up.
+/// Why creating, reading or cleaning up a group failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GroupError {
-    /// There is no stream to have groups.
+    /// There is no stream yet that could have groups.
     #[error("`{0}` does not exist: nothing has been published yet")]
     NoStream(String),
     /// There is no such group.
     #[error("there is no group `{0}`: `ethhook groups create` makes one")]
     NoGroup(String),
-    /// There is one of this name already.
+    /// A group of this name already exists.
     #[error("there is a group `{0}` already")]
     Exists(String),
     /// Reading failed.
@@ -42,13 +42,13 @@ pub enum GroupError {
 }
 
 impl GroupError {
-    /// Whether the same call may succeed later by itself.
+    /// Whether the same call may succeed later without intervention.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Read(error) if error.is_retryable())
     }
 
-    /// What Redis' refusal means for `group` of the stream `key`.
+    /// Translates Redis' refusal for `group` of the stream `key`.
     fn of(error: ReadError, key: &str, group: &str) -> Self {
         let ReadError::Redis(failure) = &error else { return error.into() };
         match failure.kind {
@@ -67,7 +67,7 @@ impl From<RedisFailure> for GroupError {
 }
 
 impl Streams {
-    /// The groups of `chain`'s live stream, and how far each is behind.
+    /// The groups of `chain`'s live stream, and their lag.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -94,9 +94,9 @@ impl Streams {
         found.map_err(|error| GroupError::of(error, key, group))
     }
 
-    /// Makes a group that is given what stands behind `after_id`; none is for what comes next. Redis is told
-    /// how many entries stand before an ID, without which it could not tell the group's lag until all is
-    /// read (`ENTRIESREAD` of <https://redis.io/docs/latest/commands/xgroup-create/>).
+    /// Creates a group that starts after `after_id`; none to start at the stream's end. Redis is told how many
+    /// entries come before that ID; otherwise it could not report the group's lag until everything is read
+    /// (`ENTRIESREAD` of <https://redis.io/docs/latest/commands/xgroup-create/>).
     ///
     /// # Errors
     /// See [`GroupError`].
@@ -109,14 +109,14 @@ impl Streams {
         let keys = Keys::of(chain);
         let key = &keys.events;
         let connection = &mut *self.pooled(&keys).await?;
-        // Of `$` nobody could say how many entries stand before it.
+        // An actual ID instead of `$`, for which nobody could count the entries before it.
         let after = match after_id {
             Some(id) => id,
             None => last_id(connection, key).await?,
         };
         let mut command = redis::cmd("XGROUP");
         command.arg("CREATE").arg(key).arg(group).arg(after.to_string());
-        // Nor need it be told that none stand before all.
+        // At the stream's beginning Redis needs no count.
         if after > EntryId::MIN
             && let Some(before) = entries_up_to(connection, &keys, after).await?
         {
@@ -126,7 +126,7 @@ impl Streams {
         made.map_err(|error| GroupError::of(error, key, group))
     }
 
-    /// Deletes a group; what waited for it is kept for it no longer.
+    /// Deletes a group; the stream no longer keeps entries for it.
     ///
     /// # Errors
     /// See [`GroupError`].
@@ -142,8 +142,9 @@ impl Streams {
         }
     }
 
-    /// Removes the consumers of a group that hold nothing and have not tried to read for `idle`;
-    /// returns their names. One that holds entries stays: with it they would be lost.
+    /// Removes the consumers of a group that have nothing pending and have not tried to read for
+    /// `idle`; returns their names. A consumer with pending entries stays: deleting it would lose
+    /// them.
     ///
     /// # Errors
     /// See [`GroupError`].

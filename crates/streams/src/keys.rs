@@ -1,5 +1,5 @@
-//! Every key name. A chain's keys share one hash slot: a key without braces hashes whole, so the
-//! tag `{events:1}` lands where the plain key `events:1` does
+//! Every key name. A chain's keys share one hash slot: a key without braces is hashed as a whole,
+//! so the tag `{events:1}` has the same slot as the plain key `events:1`
 //! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags>).
 
 use alloy_primitives::{B256, hex};
@@ -8,18 +8,18 @@ use ethhook_domain::{ChainId, event};
 /// The names of one chain's keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Keys {
-    /// Stream of events, one entry a log: `events:<chain_id>`.
+    /// Stream of events, one entry per log: `events:<chain_id>`.
     pub events: String,
-    /// Stream of markers, one entry a block: `blocks:{events:<chain_id>}`.
+    /// Stream of markers, one entry per block: `blocks:{events:<chain_id>}`.
     pub blocks: String,
-    /// Hash, where the chain's stream is: `cursor:{events:<chain_id>}`.
+    /// Hash, how far the chain's stream has got: `cursor:{events:<chain_id>}`.
     pub cursor: String,
     /// String, the writer's id: `lease:{events:<chain_id>}`.
     pub lease: String,
-    /// String, when the chain was last reset, for a day: who writes it then begins anew, and is told that Redis lost
-    /// nothing: `reset:{events:<chain_id>}`.
+    /// String, when the chain was last reset, kept for a day. It tells a writer of the chain to start over, and that
+    /// Redis did not lose data: `reset:{events:<chain_id>}`.
     pub reset: String,
-    /// The stream's name while a step appends its entries, which nobody sees:
+    /// The stream's name while a step appends its entries; no other client sees it:
     /// `aside:{events:<chain_id>}`.
     pub aside: String,
 }
@@ -31,7 +31,7 @@ impl Keys {
         Self::tagged(event::stream_name(chain))
     }
 
-    /// Keys around the event stream `events`, whose name is the slot's tag.
+    /// Keys for the event stream `events`, whose name is the hash tag.
     pub(crate) fn tagged(events: String) -> Self {
         Self {
             blocks: format!("blocks:{{{events}}}"),
@@ -54,7 +54,7 @@ impl Keys {
         format!("seen:{{{}}}:*", self.events)
     }
 
-    /// A name beside the dedup records that never is one: rights on them are tried with it.
+    /// A key named like a dedup record that is never one, to test the rights on them.
     pub(crate) fn seen_probe(&self) -> String {
         format!("seen:{{{}}}:probe", self.events)
     }

@@ -1,5 +1,5 @@
-//! The lease: who may write a chain's stream. Correctness rests on the epoch it raises, not on its
-//! time: a writer that lost it in its sleep is refused by the step.
+//! The lease: who may write a chain's stream. Correctness rests on the epoch that it increments,
+//! not on its TTL: a writer that lost it while suspended is refused by the step.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -25,12 +25,12 @@ static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("re
 pub struct Holder {
     /// Its `INSTANCE_ID`.
     pub owner: String,
-    /// How long it still holds; none if the lease does not expire.
+    /// Time until it expires; none if it does not expire.
     pub remaining: Option<Duration>,
 }
 
 impl Holder {
-    /// From the owner and the answer of `PTTL`, which is negative for a key that does not expire.
+    /// From the owner and the reply to `PTTL`, which is negative for a key that does not expire.
     pub(crate) fn new(owner: String, pttl: &str) -> Self {
         Self { owner, remaining: pttl.parse().ok().map(Duration::from_millis) }
     }
@@ -55,7 +55,7 @@ pub enum OpenError {
     /// Another instance writes it.
     #[error("{0}")]
     LeaseHeld(Holder),
-    /// Redis holds no cursor and the caller gave none to begin with.
+    /// Redis holds no cursor, and the caller gave no initial one.
     #[error("Redis holds no cursor for this chain")]
     NoCursor,
     /// There is no cursor, but there is data.
@@ -64,34 +64,34 @@ pub enum OpenError {
         .keys.join(", ")
     )]
     Leftovers {
-        /// The keys that hold it; of dedup records only the first.
+        /// The keys that hold data; of dedup records only the first.
         keys: Vec<String>,
     },
-    /// A key is not what this program makes of it.
+    /// A key does not hold the type that this program writes.
     #[error("key `{key}` holds a {found}, expected a {expected}")]
     WrongType {
         /// Its name.
         key: String,
-        /// The type Redis names.
+        /// The type it holds.
         found: String,
         /// The type it should have.
         expected: String,
     },
-    /// The cursor was made by a program with another layout.
+    /// The cursor was written by a program with another layout.
     #[error("the cursor has schema `{found}`, this program writes {SCHEMA}")]
     Schema {
-        /// What it says.
+        /// The cursor's schema.
         found: String,
     },
-    /// The stream's entries are encoded in another way, and a stream never mixes two.
+    /// The stream's entries have another encoding, and a stream never mixes encodings.
     #[error(
         "the stream holds entries in encoding `{found}`, STREAM_ENCODING is `{wanted}`: set it back \
          to `{found}`, or let `ethhook reset` delete it, to start the chain anew in `{wanted}`"
     )]
     Encoding {
-        /// What the cursor says.
+        /// The cursor's encoding.
         found: String,
-        /// What the caller writes.
+        /// The caller's encoding.
         wanted: Encoding,
     },
     /// The cursor cannot be read.
@@ -118,7 +118,7 @@ impl OpenError {
         }
     }
 
-    /// Whether opening may succeed later by itself: a lease runs out, Redis comes back.
+    /// Whether opening may succeed later without intervention: a lease expires, Redis recovers.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -129,21 +129,21 @@ impl OpenError {
     }
 }
 
-/// Why the lease is no longer ours, or not known to be.
+/// Why the lease is no longer ours, or may not be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LeaseError {
-    /// Somebody else writes now: another id, or our own id under a higher epoch.
+    /// Another writer has taken over: another id, or our own id with a higher epoch.
     #[error("the lease was lost to `{owner}` (epoch {epoch})")]
     Lost {
-        /// Who writes.
+        /// The current writer.
         owner: String,
         /// The cursor's epoch.
         epoch: u64,
     },
-    /// There is no cursor any more.
+    /// The cursor no longer exists.
     #[error("the cursor is gone: Redis was wiped, or the chain reset")]
     Gone,
-    /// Redis failed: the lease runs on, not renewed.
+    /// Redis failed: the lease was not renewed and may expire.
     #[error(transparent)]
     Redis(#[from] RedisFailure),
 }
@@ -158,7 +158,7 @@ impl LeaseError {
         }
     }
 
-    /// Whether asking again may renew it.
+    /// Whether another attempt may renew it.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Redis(failure) if failure.is_retryable())
@@ -181,21 +181,21 @@ impl Streams {
     }
 }
 
-/// Who writes a chain, and how.
+/// Identity and settings of a chain's writer.
 #[derive(Debug, Clone)]
 pub struct WriterOptions {
     /// Its `INSTANCE_ID`.
     pub writer: String,
-    /// How long its lease holds without being renewed.
+    /// How long its lease lasts without renewal.
     pub lease_ttl: Duration,
     /// How long a block's dedup record is kept.
     pub dedup_ttl: Duration,
-    /// How entries must be encoded: a stream in another encoding is refused; none: as the stream has them.
+    /// The encoding that the stream must have, or opening is refused; none accepts whatever it has.
     pub encoding: Option<Encoding>,
 }
 
 impl WriterOptions {
-    /// Takes the lease and returns the cursor, made from `first` if there was none.
+    /// Takes the lease and returns the cursor, created from `first` if there was none.
     pub(crate) async fn take(
         &self,
         connection: &mut impl ConnectionLike,

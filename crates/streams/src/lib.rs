@@ -1,14 +1,13 @@
 //! Redis as the ingestor uses it: every key, every script, publish and retention.
 //!
-//! A chain's stream is written by one [`Publisher`], which holds the chain's lease. Everything it
-//! writes is one [`Step`], taken by one transaction: a block's entries, its marker, its dedup record
-//! and the cursor move together or not at all (G4), and only if writer, epoch, `seq` and tip hash
-//! are what the publisher believes them to be (G5). So a step whose answer was lost is simply taken
-//! again, and a Redis that lost its latest writes refuses the next one: the publisher opens anew and
-//! goes on from the cursor that is there.
+//! One [`Publisher`] writes a chain's stream and holds the chain's lease. Everything it writes is a [`Step`], applied
+//! by one transaction: a block's entries, its marker, its dedup record and the cursor change together or not at all
+//! (G4), and only if writer, epoch, `seq` and tip hash are what the publisher believes them to be (G5). So a step
+//! whose answer was lost can simply be repeated, and a Redis that lost its latest writes refuses the next step: the
+//! publisher then opens again and continues from the cursor it finds.
 //!
-//! [`Streams`] reads what was written, keeps streams short ([`RetentionPolicy`]) and looks at the server
-//! before anything starts ([`Streams::preflight`]). No error of this crate shows the Redis URL.
+//! [`Streams`] reads what was written, trims streams ([`RetentionPolicy`]) and checks the server before anything
+//! starts ([`Streams::preflight`]). No error of this crate contains the Redis URL.
 
 mod append_only;
 mod connection;

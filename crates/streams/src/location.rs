@@ -1,4 +1,4 @@
-//! Where Redis is, as its URL says: one server, a master under Sentinel, or a Cluster.
+//! Where Redis is according to its URL: one server, a master under Sentinel, or a Cluster.
 
 use std::fmt;
 
@@ -8,10 +8,10 @@ use redis::{
 };
 use url::Url;
 
-/// The port of a Sentinel that is given without one.
+/// The port of a Sentinel whose address has none.
 const SENTINEL_PORT: u16 = 26_379;
 
-/// What a URL must look like, for messages.
+/// The accepted forms of a URL, for messages.
 const FORMS: &str = "redis://, redis-sentinel:// or redis-cluster://, or for TLS rediss://, \
                      rediss-sentinel:// or rediss-cluster://";
 
@@ -32,31 +32,31 @@ impl fmt::Display for Address {
     }
 }
 
-/// How the servers at a [`Location`] belong together.
+/// How the servers of a [`Location`] are related.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Form {
     /// One server, which is the master.
     Standalone,
-    /// The nodes are Sentinels; they know the master under this name.
+    /// The nodes are Sentinels, which know the master by this name.
     Sentinel(String),
-    /// The nodes are some of a Cluster's.
+    /// The nodes are some of those of a Cluster.
     Cluster,
 }
 
-/// Where Redis is and as whom it is used.
+/// Where Redis is, and the credentials for it.
 #[derive(Clone)]
 pub(crate) struct Location {
     pub(crate) form: Form,
-    /// The servers that the URL names, at least one.
+    /// The servers in the URL, at least one.
     pub(crate) nodes: Vec<Address>,
-    /// The way to a server but for its address: TLS, credentials, database.
+    /// Connection settings without the address: TLS, credentials, database.
     server: ConnectionInfo,
-    /// As whom Sentinels are asked.
+    /// Credentials for the Sentinels.
     sentinel: RedisConnectionInfo,
 }
 
 impl Location {
-    /// Reads a URL:
+    /// Parses a URL:
     ///
     /// ```text
     /// redis[s]://[user:password@]host[:port][/database]
@@ -65,7 +65,7 @@ impl Location {
     /// ```
     ///
     /// # Errors
-    /// What is wrong with it, to follow "the URL"; never what it holds.
+    /// What is wrong with it, as the rest of a sentence after "the URL"; never its content.
     pub(crate) fn read(url: &str) -> Result<Self, String> {
         let (scheme, rest) = url.split_once("://").unwrap_or_default();
         let scheme = scheme.to_ascii_lowercase();
@@ -78,7 +78,8 @@ impl Location {
             Some((user, hosts)) => (format!("{user}@"), hosts),
             None => (String::new(), authority),
         };
-        // What follows the hosts is read once, with the first of them; the path by the form.
+        // Everything after the hosts is parsed once, together with the first host; what the path
+        // means depends on the form.
         let first = hosts.split(',').next().unwrap_or_default();
         let whole = parse(&format!("{plain}://{user}{first}{path}"))?;
         if whole.fragment().is_some() {
@@ -106,7 +107,7 @@ impl Location {
         Ok(Self { form, nodes, server: server.set_redis_settings(settings), sentinel })
     }
 
-    /// Whether TLS is spoken.
+    /// Whether TLS is used.
     pub(crate) fn is_encrypted(&self) -> bool {
         matches!(self.server.addr(), ConnectionAddr::TcpTls { .. })
     }
@@ -114,7 +115,7 @@ impl Location {
     /// Trusts only the authorities in `pem` from now on.
     ///
     /// # Errors
-    /// If that is no PEM, or TLS is not spoken.
+    /// If that is not PEM, or TLS is not used.
     pub(crate) fn trust(&mut self, pem: Vec<u8>) -> Result<(), RedisError> {
         let certificates = TlsCertificates { client_tls: None, root_cert: Some(pem) };
         let client = Client::build_with_tls(self.server.clone(), certificates)?;
@@ -122,7 +123,7 @@ impl Location {
         Ok(())
     }
 
-    /// The way to a server that holds data.
+    /// Connection settings for a server that holds data.
     pub(crate) fn server(&self, address: &Address) -> ConnectionInfo {
         let Address { host, port } = address.clone();
         let address = match self.server.addr().clone() {
@@ -134,14 +135,14 @@ impl Location {
         self.server.clone().set_addr(address)
     }
 
-    /// The way to a Sentinel.
+    /// Connection settings for a Sentinel.
     pub(crate) fn sentinel(&self, address: &Address) -> ConnectionInfo {
         self.server(address).set_redis_settings(self.sentinel.clone())
     }
 }
 
 impl fmt::Display for Location {
-    /// Hosts and ports, and what they are; no user and no password.
+    /// Hosts and ports and their form, without user or password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nodes: Vec<_> = self.nodes.iter().map(Address::to_string).collect();
         let nodes = nodes.join(", ");
@@ -157,12 +158,12 @@ fn parse(text: &str) -> Result<Url, String> {
     match Url::parse(text) {
         Ok(url) if url.host_str().is_some_and(|host| !host.is_empty()) => Ok(url),
         Ok(_) => Err("has no host".to_owned()),
-        // The parser's messages name the kind of error alone, never the text.
+        // The parser's messages contain only the kind of error, never the text.
         Err(error) => Err(format!("is not a URL: {error}")),
     }
 }
 
-/// What the path says: of a Sentinel's URL the master's name and the database, else the database.
+/// The database from the path, and for a Sentinel URL also the master's name.
 fn read_path(form: &str, url: &Url) -> Result<(Form, i64), String> {
     let mut parts = url.path().split('/').filter(|part| !part.is_empty());
     let form = match form {
@@ -187,10 +188,10 @@ fn read_path(form: &str, url: &Url) -> Result<(Form, i64), String> {
     }
 }
 
-/// As whom Sentinels are asked: without a password, unless the query says otherwise.
+/// The credentials for the Sentinels: none, unless the query has some.
 fn read_query(form: &Form, url: &Url) -> Result<RedisConnectionInfo, String> {
     let mut info = RedisConnectionInfo::default();
-    // A `+` is one, as in the password before the `@`.
+    // A `+` is taken literally, as in the password before the `@`.
     let query = url.query().unwrap_or_default().replace('+', "%2B");
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
         info = match (form, name.as_ref()) {
@@ -215,7 +216,7 @@ fn address(url: &Url, default_port: u16) -> Result<Address, String> {
     }
 }
 
-/// As the library reads it: decoded, IPv6 addresses without brackets.
+/// As parsed by the library: decoded, and IPv6 addresses without brackets.
 fn connection_info(url: &str) -> Result<ConnectionInfo, String> {
     url.into_connection_info().map_err(|_| "is not valid".to_owned())
 }

@@ -1,5 +1,5 @@
-//! Looking at the server before anything starts: its version, its eviction policy, and whether
-//! every command and script that publishing uses does what it should, for this user.
+//! Checks the server before anything starts: its version, its eviction policy, and whether every
+//! command and script that publishing uses works as expected, for this user.
 
 use std::fmt::Display;
 use std::hash::{BuildHasher, RandomState};
@@ -19,26 +19,26 @@ use crate::reader::{self, ReadError, query};
 use crate::step::{Outcome, Step, StepError};
 use crate::window::PublishedBlock;
 
-/// The oldest version whose streams have what retention and scripts need.
+/// The oldest version whose streams support what retention and scripts need.
 const OLDEST: (u64, u64) = (7, 0);
-/// How long the scratch keys' lease lives should the probe die half-way.
+/// TTL of the lease among the scratch keys, in case the probe stops midway.
 const PROBE_TTL: Duration = Duration::from_secs(10);
 
-/// What is worth knowing about the server, or about a Cluster's masters.
+/// Facts about the server, or about a Cluster's masters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerInfo {
-    /// Such as `7.0.15`, or `Valkey 8.1.0`; in a Cluster one master's.
+    /// For example `7.0.15`, or `Valkey 8.1.0`; in a Cluster, one master's.
     pub version: String,
     /// `maxmemory` in bytes, in a Cluster the smallest; none if there is no limit.
     pub maxmemory: Option<u64>,
-    /// Whether it keeps an append-only file, in a Cluster each of them.
+    /// Whether it keeps an append-only file; in a Cluster, whether all do.
     pub appends: bool,
 }
 
-/// Why this Redis will not do, in one line that says what would be right.
+/// Why this Redis cannot be used, in one line that says what is required.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PreflightError {
-    /// It does not answer, or not yet.
+    /// It does not answer, or is not ready yet.
     #[error("Redis at {address} does not serve: {failure}")]
     Unavailable {
         /// Host and port.
@@ -46,7 +46,7 @@ pub enum PreflightError {
         /// Why.
         failure: RedisFailure,
     },
-    /// The URL is for another form than the server has.
+    /// The URL has another form than the server.
     #[error(
         "Redis at {address} is a node of a Cluster: redis-cluster://host:port,host:port is required"
     )]
@@ -54,10 +54,10 @@ pub enum PreflightError {
         /// Host and port.
         address: String,
     },
-    /// It is too old, or says no version.
+    /// It is too old, or reports no version.
     #[error("Redis is version {found}; 7.0 or later is required (or Valkey)")]
     Version {
-        /// What it says.
+        /// The version it reports.
         found: String,
     },
     /// It would delete keys when memory is full.
@@ -65,23 +65,23 @@ pub enum PreflightError {
         "maxmemory-policy is {found}; noeviction is required: CONFIG SET maxmemory-policy noeviction"
     )]
     Eviction {
-        /// What it says.
+        /// The policy it reports.
         found: String,
     },
-    /// Something that this program needs fails.
+    /// Something that this program needs does not work.
     #[error(
         "Redis does not do what is needed: {what}: {why}; needed rights: SETUP_GUIDE.md, Redis elsewhere"
     )]
     Probe {
         /// The step or command.
         what: &'static str,
-        /// What was said.
+        /// The failure.
         why: String,
     },
 }
 
 impl PreflightError {
-    /// Whether Redis may pass later without anybody changing its configuration.
+    /// Whether Redis may pass later without a change of its configuration.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -92,9 +92,9 @@ impl PreflightError {
 }
 
 impl Streams {
-    /// Looks at every master and tries everything that publishing needs on scratch keys
-    /// (`events:probe:…`), which are deleted again. Where memory is full, which only publishing's own retention
-    /// may end, what could be tried must do.
+    /// Checks every master, and tries everything that publishing needs on scratch keys (`events:probe:…`), which are
+    /// then deleted. If memory is full, which perhaps only publishing's own retention can end, the probe is not
+    /// completed but Redis passes.
     ///
     /// # Errors
     /// See [`PreflightError`].
@@ -125,7 +125,7 @@ impl Streams {
         let deleted = delete(&mut connection, keys).await;
         match result.and(deleted) {
             Ok(()) => Ok(server),
-            // Only the service can make room, by retention.
+            // Only the service's retention can make room.
             Err(Failed { failure: Some(failure), .. })
                 if failure.kind == FailureKind::OutOfMemory =>
             {
@@ -144,7 +144,7 @@ impl Streams {
     }
 }
 
-/// What `INFO` tells.
+/// Evaluates the reply to `INFO`.
 fn examine(info: &str, streams: &Streams) -> Result<ServerInfo, PreflightError> {
     let field = |name: &str| {
         info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
@@ -175,14 +175,14 @@ fn examine(info: &str, streams: &Streams) -> Result<ServerInfo, PreflightError> 
     })
 }
 
-/// What of the probe failed.
+/// The part of the probe that failed.
 struct Failed {
     what: &'static str,
     why: String,
     failure: Option<RedisFailure>,
 }
 
-/// Names what was tried when it fails.
+/// Adds the name of the attempt to a failure.
 trait Trying<T> {
     fn trying(self, what: &'static str) -> Result<T, Failed>;
 }
@@ -211,7 +211,7 @@ impl<T> Trying<T> for Result<T, RedisFailure> {
     }
 }
 
-/// Holds `found` against `wanted`.
+/// Fails unless `found` is `wanted`.
 fn expect<T: PartialEq + Display>(what: &'static str, found: T, wanted: T) -> Result<(), Failed> {
     if found == wanted {
         return Ok(());
@@ -219,10 +219,9 @@ fn expect<T: PartialEq + Display>(what: &'static str, found: T, wanted: T) -> Re
     Err(Failed { what, why: format!("gave {found}, expected {wanted}"), failure: None })
 }
 
-/// Every command that this program or one of its scripts uses, in an order in which each one works.
-/// `E`, `B`, `C`, `L`, `A` and `S` stand for the events, the blocks, the cursor, the lease, the name
-/// of a stream set aside and a dedup record. Each is tried by itself, for an error within a script
-/// does not name the command.
+/// Every command that this program or one of its scripts uses, in an order in which each one works. `E`, `B`, `C`,
+/// `L`, `A` and `S` stand for the events, the blocks, the cursor, the lease, the name of a stream set aside and a
+/// dedup record. Each is tried separately, because an error within a script does not name the command.
 const COMMANDS: [&str; 38] = [
     "ROLE",
     "TIME",
@@ -312,7 +311,7 @@ async fn probe(
     expect("reading the cursor", cursor.map_or(0, |cursor| cursor.seq), 4)
 }
 
-/// Two blocks, one of them final, the other taken back.
+/// Publishes two blocks, makes one of them final and takes the other back.
 async fn probe_steps(publisher: &mut Publisher) -> Result<(), Failed> {
     let a = BlockRef { number: 1, hash: probe_hash(1), parent_hash: probe_hash(0), timestamp: 1 };
     let b = BlockRef { number: 2, hash: probe_hash(2), parent_hash: a.hash, timestamp: 2 };

@@ -1,8 +1,8 @@
--- Removes the consumers of a group that hold nothing and have long not tried to read. What a
--- consumer holds would be lost with it, so that both are looked at in one step.
+-- Removes the consumers of a group that have nothing pending and have not tried to read for a given
+-- time. Deleting a consumer loses its pending entries, so check and removal are one atomic script.
 --
 -- KEYS  1 events
--- ARGV  1 group  2 milliseconds
+-- ARGV  1 group  2 idle time in ms
 local removed = {'pruned'}
 for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
   local held = {}

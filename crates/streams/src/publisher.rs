@@ -22,38 +22,37 @@ use crate::reset;
 use crate::step::{self, Envelope, Outcome, PendingOutcome, Step, StepError};
 use crate::window::PublishedBlock;
 
-/// The writer of one chain: a connection of its own, the cursor as it believes it to be, and the
-/// lease. It applies one step at a time ([`Publisher::apply`]), or pipelines several that build on each
-/// other ([`Publisher::send`], [`Publisher::next_outcome`]): each is sent while those before it are not
-/// acknowledged, and believes that they will be. Should one of them not be in, the tip check of the
-/// script refuses all behind it.
+/// The writer of one chain: a dedicated connection, the cursor as it believes it to be, and the lease. It applies one
+/// step at a time ([`Publisher::apply`]), or pipelines several that build on each other ([`Publisher::send`],
+/// [`Publisher::next_outcome`]): each is sent before the previous ones are acknowledged, assuming that they will be.
+/// If one of them is not in, the tip check of the script refuses all those behind it.
 ///
-/// Every call may be dropped half-way or fail without an answer: the step that was on the wire is
-/// then in or not, and calling [`Publisher::apply`] with it again finds out.
+/// Any call may be dropped midway or fail without an answer. The step on the wire is then in or not; calling
+/// [`Publisher::apply`] with the same step again finds out.
 pub struct Publisher {
     streams: Streams,
     chain: ChainId,
     keys: Keys,
     options: WriterOptions,
     line: Option<Line>,
-    /// As of the last step that was acknowledged.
+    /// The cursor after the last acknowledged step.
     cursor: Cursor,
-    /// Steps that were sent and are not acknowledged, oldest first.
+    /// Steps sent but not acknowledged, oldest first.
     sent: VecDeque<Sent>,
-    /// One each of `sent`.
+    /// One for each of `sent`.
     outcomes: FuturesOrdered<PendingOutcome>,
-    /// Looked at with the first step only: later ones build on IDs that this stream gave.
+    /// Checked with the first step only: later ones build on IDs that this stream assigned.
     floor: Option<EntryId>,
-    /// Told when all of the last step that was sent is on its way.
+    /// Signalled when the last step has been sent completely.
     last_sent: Option<oneshot::Receiver<()>>,
-    /// The last step was taken: the connection stands, and the server knows the script.
+    /// The last step succeeded: the connection is up, and the server knows the script.
     is_open: bool,
 }
 
-/// What is remembered of a step until its outcome is known.
+/// What is kept of a step until its outcome is known.
 struct Sent {
     op: &'static str,
-    /// The cursor once it is in.
+    /// The cursor after the step.
     after: Cursor,
 }
 
@@ -73,8 +72,8 @@ impl fmt::Debug for Publisher {
 }
 
 impl Publisher {
-    /// Takes the lease of `chain`, raises the epoch and reads the cursor. `first` is the cursor to begin with if
-    /// Redis holds none; its writer and epoch are overwritten.
+    /// Takes the lease of `chain`, increments the epoch and reads the cursor. `first` is the initial cursor if Redis
+    /// holds none; its writer and epoch are overwritten.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -131,7 +130,7 @@ impl Publisher {
         &self.cursor
     }
 
-    /// Prolongs the lease by its TTL. Nothing may be on the wire.
+    /// Extends the lease by its TTL. No step may be on the wire.
     ///
     /// # Errors
     /// See [`LeaseError`].
@@ -145,8 +144,8 @@ impl Publisher {
         result
     }
 
-    /// Gives the lease up, so that another instance need not wait for it to run out. Should this
-    /// fail, it runs out.
+    /// Releases the lease, so that another instance need not wait until it expires. If this fails,
+    /// it expires.
     pub async fn release(&mut self) {
         fail_point("before", "release");
         let result = match self.take_line().await {
@@ -160,7 +159,8 @@ impl Publisher {
         }
     }
 
-    /// Takes `step`, whole or not at all. After a retryable error call again with the same step.
+    /// Applies `step` as a whole or not at all. After a retryable error, call again with the same
+    /// step.
     ///
     /// # Errors
     /// See [`StepError`]; `Refused` while other steps are on the wire.
@@ -183,9 +183,9 @@ impl Publisher {
         result
     }
 
-    /// Sends `step` behind those that are on the wire; [`Publisher::next_outcome`] tells what becomes of it.
-    /// False, and nothing is sent, if the step must be applied alone: the first one, which looks at more,
-    /// and any that needs a new connection.
+    /// Sends `step` behind those on the wire; [`Publisher::next_outcome`] returns its outcome. Returns false, and
+    /// sends nothing, if the step must be applied alone: the first one, which has more checks, and any that needs a
+    /// new connection.
     pub fn send(&mut self, step: &Step<'_>) -> bool {
         let Some(line) = self.line.as_ref().filter(|_| self.is_open) else { return false };
         let believed = self.sent.back().map_or(&self.cursor, |last| &last.after);
@@ -203,7 +203,7 @@ impl Publisher {
                 let turn = Turn { after: self.last_sent.replace(is_sent), sent };
                 step::send(line.clone(), request, turn)
             }
-            // What is refused before it leaves is told of in its turn.
+            // A step refused before it is sent is reported in its turn.
             Err(error) => ready(Err(error)).boxed(),
         };
         let sent = Sent::of(step, believed);
@@ -212,9 +212,9 @@ impl Publisher {
         true
     }
 
-    /// What became of the oldest step on the wire; none if there is none. Steps go out while this is polled;
-    /// it may be dropped and called again. A step that is not in takes those behind it with it, for they
-    /// are refused, or lost with the connection: they may be applied again one after the other.
+    /// The outcome of the oldest step on the wire; none if there is none. Steps are sent while this is polled; it may
+    /// be dropped and called again. If a step is not in, neither are those behind it: they are refused, or lost with
+    /// the connection. They may be applied again one by one.
     pub async fn next_outcome(&mut self) -> Option<Result<Outcome, StepError>> {
         let result = self.outcomes.next().await?;
         let sent = self.sent.pop_front()?;
@@ -226,12 +226,12 @@ impl Publisher {
         Some(result)
     }
 
-    /// Takes note of what became of a step.
+    /// Records the outcome of a step.
     fn acknowledge(&mut self, sent: Sent, result: &Result<Outcome, StepError>) {
         fail_point("after", sent.op);
         match result {
             Ok(Outcome::Published { last_id, .. }) => {
-                // An alarm alone leaves `seq`, and looks at nothing that the first step must look at.
+                // Only an alarm leaves `seq` as it is; it skips the checks that the first step must make.
                 if sent.after.seq > self.cursor.seq {
                     self.floor = None;
                     self.is_open = true;
@@ -249,12 +249,12 @@ impl Publisher {
         }
     }
 
-    /// Takes the tip back: its entries are read from the stream, for no node need still have the
-    /// block, and taken back in reverse. After a retryable error call again with the same block.
+    /// Takes the tip back: its entries are read from the stream, since a node need not still have the block, and
+    /// taken back in reverse order. After a retryable error, call again with the same block.
     ///
     /// # Errors
-    /// See [`StepError`]; `Inconsistent` if the stream does not hold exactly the block's entries, though the
-    /// cursor stands where it should.
+    /// See [`StepError`]; `Inconsistent` if the stream does not hold exactly the block's entries although the cursor
+    /// is as expected.
     pub async fn take_back(&mut self, block: &PublishedBlock) -> Result<Outcome, StepError> {
         let mut events = match self.streams.block_events(self.chain, block).await {
             Ok(events) => events,
@@ -266,7 +266,7 @@ impl Publisher {
         self.apply(&Step::Remove { block, events: &events.into() }).await
     }
 
-    /// What it means that the tip's entries are not there: Redis has gone back, or contradicts itself.
+    /// Why the tip's entries are missing: Redis was rolled back, or its data contradicts itself.
     async fn why_not_there(&mut self, error: ReadError) -> StepError {
         match self.streams.cursor(self.chain).await {
             Ok(held) if held.as_ref() != Some(&self.cursor) => {
@@ -277,8 +277,8 @@ impl Publisher {
         }
     }
 
-    /// The connection that stands, or a new one: also after a step of which not all was sent, for the
-    /// rest of which that connection would wait. Put it back when it has answered.
+    /// The current connection, or a new one if there is none or the last step was not sent completely: the old
+    /// connection would wait for the rest of it. Put it back after its answer.
     async fn take_line(&mut self) -> Result<Line, RedisFailure> {
         let was_cut = self.last_sent.take().is_some_and(|mut sent| sent.try_recv().is_err());
         match self.line.take().filter(|_| !was_cut) {
@@ -287,7 +287,7 @@ impl Publisher {
         }
     }
 
-    /// What a failed connection still carries may arrive late; the next call gets a new one, which
+    /// What is still on a failed connection may arrive late. The next call gets a new one, which
     /// also finds the new master after a failover. Full memory says nothing about the connection.
     fn drop_line_after(&mut self, failure: &RedisFailure) {
         if failure.kind != FailureKind::OutOfMemory {
@@ -296,7 +296,7 @@ impl Publisher {
     }
 }
 
-/// A new connection, to a server that may have crashed since the last.
+/// A new connection; the server may have crashed since the last one.
 async fn connect(streams: &Streams, keys: &Keys) -> Result<Line, RedisFailure> {
     let mut connection = streams.connect(&keys.events, Duration::ZERO).await?;
     append_only::mend(&mut connection).await;

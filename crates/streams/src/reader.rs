@@ -12,9 +12,9 @@ use crate::errors::{FailureKind, RedisFailure, is_wrong_type};
 use crate::keys::Keys;
 use crate::window::PublishedBlock;
 
-/// Markers in one answer: about 250 bytes each.
+/// Markers per answer: about 250 bytes each.
 pub(crate) const MARKERS_A_BATCH: usize = 512;
-/// Entries in one answer while a block is read back: about 600 bytes each, some far larger.
+/// Entries per answer when a block is read back: about 600 bytes each, some far larger.
 const EVENTS_A_BATCH: usize = 1_000;
 
 /// Why something could not be read.
@@ -23,13 +23,13 @@ pub enum ReadError {
     /// Redis failed.
     #[error(transparent)]
     Redis(#[from] RedisFailure),
-    /// A key is not what this program makes of it.
+    /// A key does not hold the type that this program writes.
     #[error("key `{key}` holds another type than expected")]
     WrongType {
         /// Its name.
         key: String,
     },
-    /// An entry is not one of ours.
+    /// An entry is not in our format.
     #[error("key `{key}`{}: {source}", .id.as_ref().map(|id| format!(", entry {id}")).unwrap_or_default())]
     Malformed {
         /// The key's name.
@@ -39,7 +39,7 @@ pub enum ReadError {
         /// What is wrong.
         source: CodecError,
     },
-    /// The cursor is no longer the one that was asked about: read it anew.
+    /// The cursor has changed since the caller read it: read it again.
     #[error("the cursor moved while the stream was read")]
     Moved,
     /// Stream, markers and cursor contradict each other.
@@ -60,7 +60,7 @@ impl ReadError {
         }
     }
 
-    /// Whether reading again may succeed by itself.
+    /// Whether reading again may succeed without intervention.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -72,7 +72,7 @@ impl ReadError {
 }
 
 impl Streams {
-    /// Where `chain`'s stream is; none before the first lease.
+    /// The cursor of `chain`; none before the first lease.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -161,7 +161,7 @@ impl Streams {
 /// One entry as Redis gives it.
 pub(crate) struct Entry {
     pub(crate) id: EntryId,
-    /// Names and values in turn.
+    /// Names and values alternate.
     fields: Vec<Vec<u8>>,
 }
 
@@ -183,7 +183,7 @@ impl Entry {
     }
 }
 
-/// A part of a stream: at most `count` entries, the first and the last ID included.
+/// A range of a stream: at most `count` entries, including the first and the last ID.
 #[derive(Clone, Copy)]
 pub(crate) struct Page {
     pub(crate) from: EntryId,
@@ -192,7 +192,7 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    /// What stands behind `id`.
+    /// The entries after `id`.
     pub(crate) fn after(id: EntryId, count: usize) -> Self {
         Self { from: id.next(), to: EntryId::MAX, count }
     }
@@ -214,7 +214,7 @@ pub(crate) async fn range(
     entries(query(&command, connection, key).await?)
 }
 
-/// The ID of the first entry from `from` on.
+/// The ID of the first entry at or above `from`.
 pub(crate) async fn oldest(
     connection: &mut impl ConnectionLike,
     key: &str,
@@ -245,8 +245,8 @@ pub(crate) async fn markers(
     entries.into_iter().map(|e| Ok((e.id, e.marker(key)?))).collect()
 }
 
-/// Markers of `key` below `before`, newest first, with their IDs; all that there are if fewer than
-/// [`MARKERS_A_BATCH`] come.
+/// Markers of `key` below `before`, newest first, with their IDs; fewer than [`MARKERS_A_BATCH`]
+/// only if there are no more.
 pub(crate) async fn newest_markers(
     connection: &mut impl ConnectionLike,
     key: &str,
@@ -258,7 +258,7 @@ pub(crate) async fn newest_markers(
     entries.into_iter().map(|e| Ok((e.id, e.marker(key)?))).collect()
 }
 
-/// The cursor behind `keys`.
+/// The cursor of a chain.
 pub(crate) async fn cursor(
     connection: &mut impl ConnectionLike,
     keys: &Keys,
@@ -277,7 +277,7 @@ pub(crate) async fn cursor(
     })
 }
 
-/// The last ID that the stream `key` ever gave; `0-0` if it does not exist.
+/// The last ID that the stream `key` ever assigned; `0-0` if it does not exist.
 pub(crate) async fn last_id(
     connection: &mut impl ConnectionLike,
     key: &str,
@@ -285,8 +285,8 @@ pub(crate) async fn last_id(
     Ok(given(connection, key).await?.0)
 }
 
-/// The last ID that the stream `key` ever gave, and how many entries it was given in all, also those
-/// that are gone; `0-0` and 0 if it does not exist.
+/// The last ID that the stream `key` ever assigned, and how many entries were ever added, including deleted ones;
+/// `0-0` and 0 if it does not exist.
 pub(crate) async fn given(
     connection: &mut impl ConnectionLike,
     key: &str,
@@ -304,7 +304,7 @@ pub(crate) async fn given(
     last.zip(added).ok_or_else(|| unexpected("XINFO STREAM"))
 }
 
-/// Redis' clock, by which entries have their IDs: unix milliseconds.
+/// The clock of Redis, from which entry IDs are made: unix milliseconds.
 pub(crate) async fn now_ms(connection: &mut impl ConnectionLike) -> Result<u64, ReadError> {
     let (seconds, micros): (u64, u64) = query(&redis::cmd("TIME"), connection, "TIME").await?;
     Ok(seconds * 1_000 + micros / 1_000)

@@ -1,4 +1,4 @@
--- Gives the lease up, unless it is no longer the caller's.
+-- Releases the lease if it is still the caller's.
 --
 -- KEYS  1 lease  2 cursor
 -- ARGV  1 writer  2 epoch

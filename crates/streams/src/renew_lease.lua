@@ -1,5 +1,5 @@
--- Renews the lease while writer and epoch are still the caller's. PEXPIRE, for a SET would be
--- refused when memory is full. A lease that ran out is taken again if nobody else took it.
+-- Renews the lease if writer and epoch are still the caller's. Uses PEXPIRE, because SET would be
+-- refused when memory is full. An expired lease is taken again if nobody else has taken it.
 --
 -- KEYS  1 lease  2 cursor
 -- ARGV  1 writer  2 epoch  3 TTL in ms

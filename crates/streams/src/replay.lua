@@ -1,9 +1,9 @@
--- Appends one block to a replayed stream and moves its position, or neither. The first write is one
--- that Redis refuses when memory is full.
+-- Appends one block to a replayed stream and advances its position, or does neither. The first
+-- write is one that Redis refuses when memory is full.
 --
 -- KEYS  1 the stream  2 its position
--- ARGV  1 chain_id  2 from  3 filter  4 number of the block  5 its hash  6 its count of entries
---       7 the encoding  8 the number of names, those names, then the values of each entry in the names' order
+-- ARGV  1 chain_id  2 from  3 filter  4 number of the block  5 its hash  6 its number of entries
+--       7 the encoding  8 how many field names, then the names, then each entry's values in that order
 local STREAM, POSITION = KEYS[1], KEYS[2]
 local chain_id, from, filter, number, hash, count, encoding = unpack(ARGV, 1, 7)
 

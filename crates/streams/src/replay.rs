@@ -1,9 +1,8 @@
-//! A range of a chain in a stream of its own: written once, block by block, for whoever starts anew.
+//! Writes a range of a chain to a separate stream, once, block by block, for a consumer that starts over.
 //!
-//! Beside the stream `STREAM` stands `replay:{STREAM}`, a hash with `chain_id`, `from`, `filter`,
-//! `encoding`, `last` and `hash` of the last block written, and the count of `events`. Entries and position move
-//! in one step, so that a replay that was killed goes on where it stood, and one that is done writes
-//! nothing. Live streams are never touched.
+//! Next to the stream `STREAM`, the hash `replay:{STREAM}` holds `chain_id`, `from`, `filter`, `encoding`, `last` and
+//! `hash` of the last block written, and the number of `events`. Entries and position change in one step, so that a
+//! killed replay resumes where it stopped, and a finished one writes nothing. Live streams are never touched.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -22,10 +21,10 @@ use crate::script::{Call, Script};
 
 static REPLAY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("replay.lua")));
 
-/// The longest name of a stream.
+/// Maximum length of a stream's name.
 const MAX_NAME: usize = 200;
 
-/// What a replayed stream holds, from its first block on.
+/// What a replayed stream contains, from its first block on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplaySpec {
     /// The chain.
@@ -34,29 +33,29 @@ pub struct ReplaySpec {
     pub from: u64,
     /// Digest of the filter.
     pub filter: String,
-    /// How its entries are written.
+    /// The encoding of its entries.
     pub encoding: Encoding,
 }
 
-/// Why nothing is written to a stream.
+/// Why a replay cannot write to a stream.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReplayError {
-    /// The name is one of the ingestor's own.
+    /// The name is one that the ingestor uses for its own keys.
     #[error(
         "`{0}` is a name of the ingestor's own keys: a live stream is mended by `ethhook rewind`, \
          never by replay; give --into a name of its own"
     )]
     Live(String),
-    /// The name cannot be one of a stream with a key beside it.
+    /// The name cannot be the hash tag of its position's key.
     #[error("a stream's name has 1 to {MAX_NAME} printable characters, no spaces and no braces")]
     Name,
-    /// The key is there, but no replay wrote it.
+    /// The key exists, but no replay wrote it.
     #[error("`{0}` exists and was not written by a replay: give --into another name")]
     Foreign(String),
-    /// The stream holds something else.
+    /// The stream contains something else.
     #[error("the stream holds {0}: give --into another name, or delete it with its `replay:` key")]
     Other(String),
-    /// The position moved meanwhile.
+    /// Another replay moved the position.
     #[error("another replay writes this stream")]
     Moved,
     /// Redis failed.
@@ -68,7 +67,7 @@ pub enum ReplayError {
 }
 
 impl ReplayError {
-    /// Whether the same call may succeed later by itself.
+    /// Whether the same call may succeed later without intervention.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -97,8 +96,8 @@ impl std::fmt::Debug for Replay {
 }
 
 impl Streams {
-    /// Opens `stream` for what `spec` says: a new one, or one that a replay of the same chain and
-    /// filter began at or below `spec.from`, and that reaches up to it.
+    /// Opens `stream` for `spec`: a new stream, or one that a replay of the same chain, filter and
+    /// encoding began at or below `spec.from` and continued at least up to the block before it.
     ///
     /// # Errors
     /// See [`ReplayError`].
@@ -133,7 +132,7 @@ impl Streams {
     }
 }
 
-/// No key of the ingestor's own, and one whose name can be a hash tag.
+/// Rejects names of the ingestor's own keys, and those that cannot be a hash tag.
 fn check_name(stream: &str) -> Result<(), ReplayError> {
     let Keys { blocks, cursor, lease, aside, .. } = Keys::tagged(String::new());
     let own = [event::stream_name(0).trim_end_matches('0'), "seen:", "replay:"]
@@ -148,14 +147,14 @@ fn check_name(stream: &str) -> Result<(), ReplayError> {
     fits.then_some(()).ok_or(ReplayError::Name)
 }
 
-/// What a position says.
+/// The content of a position.
 struct Held {
     from: u64,
     last: (u64, B256),
     events: u64,
 }
 
-/// Whether what is held can be continued as `spec` asks.
+/// Checks that the position can be continued as `spec` asks.
 fn check_held(held: &HashMap<String, String>, spec: &ReplaySpec) -> Result<Held, ReplayError> {
     let text = |name: &str| held.get(name).cloned().unwrap_or_default();
     let damaged = || ReplayError::Other("a position that cannot be read".to_owned());
@@ -185,19 +184,20 @@ impl Replay {
         self.last.map_or(self.spec.from, |(number, _)| number + 1)
     }
 
-    /// The hash of the last block that was appended: the parent of the next.
+    /// The hash of the last block appended: the next block's parent.
     #[must_use]
     pub fn tip(&self) -> Option<B256> {
         self.last.map(|(_, hash)| hash)
     }
 
-    /// How many events the stream was given in all.
+    /// How many events were written to the stream in total.
     #[must_use]
     pub fn events(&self) -> u64 {
         self.events
     }
 
-    /// Appends the next block with its events. After a retryable error call again with the same.
+    /// Appends the next block with its events. After a retryable error, call again with the same
+    /// block.
     ///
     /// # Errors
     /// See [`ReplayError`].

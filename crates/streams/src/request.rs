@@ -1,11 +1,11 @@
-//! How a step goes to Redis: as one call of `step.lua`, or as a transaction, which Redis does not carry
-//! out before all of it is there.
+//! How a step goes to Redis: as one call of `step.lua`, or as a transaction, which Redis runs only once it has
+//! received all of it.
 //!
-//! A transaction has two answers an entry, and they are a tenth of what catching up costs us. So a step
-//! that is sent behind others is sent quietly: Redis is told not to answer, then to answer again, and the
-//! newest marker tells whether the step is in. If it is not, the step is asked for again, aloud, and the
-//! answers tell why. A large one is always aloud, for it is made and sent part by part: Redis takes one
-//! part in while the next is made, and a block of any size goes out of little memory.
+//! A transaction has two replies per entry, which make up a tenth of our cost of catching up. So a step sent behind
+//! others is sent quietly: with replies turned off and then on again, after which the newest marker shows whether the
+//! step is in. If it is not, the step is sent again with replies on, and these show why. A large step is never quiet,
+//! because it is built and sent in parts: Redis receives one part while the next is built, and a block of any size
+//! needs little memory.
 
 use std::future::Future;
 use std::ops::Range;
@@ -29,26 +29,26 @@ use crate::step::Events;
 
 static STEP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("step.lua")));
 
-/// Entries up to which a step is one message, which may be quiet.
+/// Up to this many entries, a step is one message and may be sent quietly.
 const QUIET: usize = 1_000;
-/// Entries of one part.
+/// Entries per part.
 const PART: usize = 500;
-/// Parts that are made before the oldest of them is answered. With the blocks that may be on the wire
-/// at once they are fewer than the messages that a connection holds (50).
+/// Parts built before the oldest of them is answered. Together with the blocks that may be on the wire at once, these
+/// are fewer than the messages that a connection can queue (50).
 const PARTS_AT_ONCE: usize = 2;
-/// Bytes of an entry's command that are no value of it: room for all names.
+/// Bytes of an entry's command besides its values: room for all names.
 const BESIDE_VALUES: usize = 150;
 
-/// A step's place behind those that were sent before it.
+/// A step's place in the order of sending.
 pub(crate) struct Turn {
-    /// Told when all of the step before is on its way.
+    /// Signalled when the previous step has been sent completely.
     pub(crate) after: Option<oneshot::Receiver<()>>,
-    /// To be told when all of this one is.
+    /// To be signalled when this step has been sent completely.
     pub(crate) sent: oneshot::Sender<()>,
 }
 
 impl Turn {
-    /// Waits for it; whom to tell when the step is on its way.
+    /// Waits for the turn; returns the sender to signal when the step has been sent.
     async fn come(self) -> Result<oneshot::Sender<()>, RedisError> {
         if let Some(after) = self.after
             && after.await.is_err()
@@ -59,16 +59,16 @@ impl Turn {
     }
 }
 
-/// What is to be said of a step.
+/// Everything that is sent for a step.
 pub(crate) struct Request {
     pub(crate) keys: Keys,
     pub(crate) encoding: Encoding,
-    /// The dedup record that the step makes or deletes.
+    /// The dedup record that the step writes or deletes.
     pub(crate) seen: Option<String>,
-    /// The arguments before the entries, in the order that `step.lua` lists.
+    /// The arguments before the entries, in the order listed in `step.lua`.
     pub(crate) head: Vec<String>,
     pub(crate) events: Events,
-    /// What the marker of a step with entries says: `seq`, what happened, and the block's hash.
+    /// What the marker of a step with entries will say: `seq`, op and block hash.
     pub(crate) mark: Option<(u64, Op, B256)>,
 }
 
@@ -76,7 +76,7 @@ pub(crate) struct Request {
 #[derive(Clone)]
 pub(crate) struct Line {
     pub(crate) connection: MultiplexedConnection,
-    /// Whether the server can be told not to answer: a proxy may not know how, or the user may not.
+    /// Whether replies can be turned off: a proxy may not support it, or the user lack the right.
     pub(crate) can_be_quiet: bool,
 }
 
@@ -87,7 +87,7 @@ impl Line {
     }
 }
 
-/// Switches the answers to all that follows.
+/// Turns replies on or off for all following commands.
 fn reply(mode: &str) -> Cmd {
     let mut command = redis::cmd("CLIENT");
     command.arg("REPLY").arg(mode);
@@ -95,7 +95,8 @@ fn reply(mode: &str) -> Cmd {
 }
 
 impl Request {
-    /// What the script answers; a server that does not know it is given its text.
+    /// Sends the step and returns the script's answer; loads the script if the server does not know
+    /// it.
     pub(crate) async fn ask(
         &self,
         connection: &MultiplexedConnection,
@@ -108,10 +109,10 @@ impl Request {
         }
     }
 
-    /// The same of a server that knows the script, when the step's turn has come.
+    /// The same for a server that knows the script, when the step's turn has come.
     ///
     /// # Errors
-    /// Also if the step before was cut short.
+    /// Also if the previous step was cut short.
     pub(crate) async fn ask_in_turn(
         &self,
         connection: &MultiplexedConnection,
@@ -121,16 +122,16 @@ impl Request {
         self.say(connection, Script::command, Some(sent)).await
     }
 
-    /// Whether the step may be said quietly over `line`.
+    /// Whether the step may be sent quietly over `line`.
     pub(crate) fn may_be_quiet(&self, line: &Line) -> bool {
         line.can_be_quiet && (1..=QUIET).contains(&self.events.len())
     }
 
-    /// Says it quietly to a server that knows the script, when the step's turn has come. Gives what
-    /// `XREVRANGE` then tells of the newest marker.
+    /// Sends the step quietly to a server that knows the script, when its turn has come. Returns
+    /// the answer of `XREVRANGE` for the newest marker.
     ///
     /// # Errors
-    /// Also if the step before was cut short.
+    /// Also if the previous step was cut short.
     pub(crate) async fn ask_quietly(
         &self,
         connection: &MultiplexedConnection,
@@ -143,13 +144,14 @@ impl Request {
         pipeline.add_command(reply("ON"));
         pipeline.cmd("XREVRANGE").arg(&self.keys.blocks).arg(&["+", "-", "COUNT", "1"]);
         let mut connection = connection.clone();
-        // `ON` is what is answered first.
+        // The reply to `ON` comes first, and is skipped.
         let answers =
             on_its_way(connection.req_packed_commands(&pipeline, 1, 1), Some(sent)).await?;
         answers.into_iter().next().unwrap_or(Value::Nil).extract_error()
     }
 
-    /// `call` makes the first call of the script; a second one follows on a server that knows it.
+    /// Sends the step. `call` builds the first call of the script; by the second, the server knows
+    /// it.
     async fn say(
         &self,
         connection: &MultiplexedConnection,
@@ -181,8 +183,8 @@ impl Request {
         answers.deciding()
     }
 
-    /// Appends the commands of so many entries; of the first, what opens before them, and of the last,
-    /// what closes behind them.
+    /// Appends the commands of a range of entries, preceded by the opening call in the first part and followed by the
+    /// closing call in the last.
     fn write_part(
         &self,
         part: Range<usize>,
@@ -217,7 +219,7 @@ impl Request {
         call(&STEP, &Call { keys: &keys, arguments: &arguments })
     }
 
-    /// The `XADD` of `event`, whose values are written to `buffer`.
+    /// The `XADD` of `event`; `buffer` is scratch space for its values.
     fn entry(&self, event: &ProcessedEvent, buffer: &mut Vec<u8>) -> Cmd {
         buffer.clear();
         match self.encoding {
@@ -240,7 +242,7 @@ impl Request {
         }
     }
 
-    /// An `XADD` before its fields, with room for them.
+    /// An `XADD` without its fields, with capacity for them.
     fn add(&self, fields: usize, bytes: usize) -> Cmd {
         let mut command = Cmd::with_capacity(4 + 2 * fields, BESIDE_VALUES + bytes);
         command.arg("XADD").arg(&self.keys.aside).arg("NOMKSTREAM").arg("*");
@@ -248,13 +250,13 @@ impl Request {
     }
 }
 
-/// Gives `message` to the connection, tells `sent` that it is, and waits for the answer.
+/// Hands `message` to the connection, signals `sent`, and waits for the answer.
 async fn on_its_way<T>(message: impl Future<Output = T>, sent: Option<oneshot::Sender<()>>) -> T {
-    // The connection takes a message for which it has room at the first asking.
+    // If the connection has room for a message, the first poll hands it over.
     let mut message = pin!(unconstrained(message));
     let at_once = poll!(&mut message);
     if let Some(sent) = sent {
-        sent.send(()).ok(); // nobody may come behind it
+        sent.send(()).ok(); // there may be no next step
     }
     match at_once {
         Poll::Ready(answer) => answer,
@@ -262,10 +264,10 @@ async fn on_its_way<T>(message: impl Future<Output = T>, sent: Option<oneshot::S
     }
 }
 
-/// What the commands of a transaction were answered.
+/// The replies to the commands of a transaction.
 #[derive(Default)]
 struct Answers {
-    /// The first that was not queued, and why.
+    /// The error of the first command that was not queued.
     refused: Option<ServerError>,
     last: Option<Value>,
 }
@@ -278,8 +280,8 @@ impl Answers {
         self.last = Some(answer);
     }
 
-    /// The first refusal. Else what the opening says, unless it opened; then the first failure, else
-    /// what the closing says.
+    /// The reply that decides the outcome: the first command that was not queued; else the opening's answer, if it
+    /// did not open; else the first failure; else the closing's answer.
     fn deciding(self) -> Result<Value, RedisError> {
         if let Some(error) = self.refused {
             return Err(error.into());

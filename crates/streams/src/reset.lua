@@ -1,5 +1,5 @@
--- Deletes a chain's keys but for the dedup records, whatever they hold, unless somebody writes to
--- them.
+-- Deletes a chain's keys, whatever they hold, except the dedup records. Refuses while somebody
+-- holds the lease.
 --
 -- KEYS  1 lease  2 cursor  3 events  4 blocks  5 aside  6 reset
 if redis.call('TYPE', KEYS[1]).ok == 'string' then

@@ -1,4 +1,4 @@
-//! What a chain's keys hold, and their deletion.
+//! Inventory of a chain's keys, and their deletion.
 
 use std::sync::LazyLock;
 
@@ -16,7 +16,7 @@ use crate::size::length;
 
 static RESET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("reset.lua")));
 
-/// Keys that one `SCAN` looks at: about a millisecond of Redis' time.
+/// Keys that one `SCAN` examines: about a millisecond of Redis' time.
 const KEYS_A_SCAN: usize = 5_000;
 
 /// What a chain's keys hold.
@@ -30,7 +30,7 @@ pub struct Inventory {
     pub cursor: Option<Cursor>,
     /// Who holds the lease, if anybody does.
     pub lease: Option<String>,
-    /// How many blocks the dedup records remember.
+    /// Number of dedup records, one per block.
     pub dedup_records: u64,
     /// The consumer groups of the event stream.
     pub groups: Vec<Group>,
@@ -39,10 +39,10 @@ pub struct Inventory {
 /// Why a chain's keys were not deleted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResetError {
-    /// An ingestor writes them: stop it, or wait until its lease has run out.
+    /// An ingestor writes the chain: stop it, or wait until its lease expires.
     #[error("{0}: stop it first")]
     LeaseHeld(Holder),
-    /// Redis failed; run it again, for a part may be deleted.
+    /// Redis failed; repeat the reset, because some keys may already be deleted.
     #[error(transparent)]
     Redis(#[from] RedisFailure),
 }
@@ -70,7 +70,7 @@ impl Streams {
         })
     }
 
-    /// When `chain` was last reset, if that was within a day; each time has a text of its own.
+    /// When `chain` was last reset, if within a day; the text is different for each reset.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -105,7 +105,7 @@ impl Streams {
     }
 }
 
-/// A walk over the dedup records of one chain.
+/// An iteration over the dedup records of one chain.
 pub(crate) struct Scan {
     pattern: String,
     count: usize,
@@ -117,7 +117,7 @@ impl Scan {
         Self { pattern: keys.seen_pattern(), count: KEYS_A_SCAN, cursor: Some(0) }
     }
 
-    /// The next records, perhaps none of them; `None` at the end.
+    /// The next records of the iteration, possibly none; `None` at the end.
     pub(crate) async fn next(
         &mut self,
         connection: &mut impl ConnectionLike,

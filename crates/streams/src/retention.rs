@@ -1,11 +1,12 @@
-//! Retention: which blocks may leave a chain's streams, and their removal (G8).
+//! Retention: which blocks may be removed from a chain's streams, and their removal (G8).
 //!
-//! A sweep walks the oldest markers, block by block, and stops at the first that must stay. A block
-//! may go once it is final and either old enough or in the way of the byte cap; a group that has
-//! not read it or not acknowledged it holds it, and all that follow, unless the cap is passed while
-//! the head is followed. What every group is done with goes in whole nodes (`MINID ~`, a bounded
-//! number an answer); what is taken from a group goes exactly, so that the loss can be counted. A
-//! marker goes only when the stream begins above its last entry, and the newest never does.
+//! A sweep goes through the oldest markers, block by block, and stops at the first block that must
+//! stay. A block may go once it is final and either old enough or in excess of the byte cap. A
+//! group that has not read or not acknowledged it keeps it and all later blocks, unless the cap is
+//! exceeded while the head is followed. Entries that no group needs are trimmed in whole nodes
+//! (`MINID ~`, a bounded number per call); entries that a group loses are trimmed exactly, so that
+//! the loss can be counted. A marker is removed only once the stream begins above its last entry;
+//! the newest marker always stays.
 
 use std::iter;
 use std::time::Duration;
@@ -20,50 +21,50 @@ use crate::keys::Keys;
 use crate::reader::{self, MARKERS_A_BATCH, Page, ReadError, now_ms, oldest, query};
 use crate::size::size;
 
-/// Batches one sweep looks at: 32,768 markers; what is left is the next sweep's.
+/// Batches per sweep: 32,768 markers; the rest is left to the next sweep.
 const BATCHES_A_SWEEP: usize = 64;
-/// Entries one trim may remove: about a millisecond of Redis' time. Also the markers of one trim.
+/// Entries that one trim may remove: about a millisecond of Redis' time. Also markers per trim.
 const ENTRIES_A_TRIM: usize = 5_000;
-/// Pending entries counted in one answer.
+/// Pending entries counted per answer.
 const PENDING_A_PAGE: usize = 1_000;
 
-/// What may leave a chain's streams, below what the cursor says is final.
+/// What may be removed from a chain's streams, at or below the finalized block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetentionPolicy {
     /// Blocks published longer ago than this may go.
     pub keep: Duration,
-    /// Bytes that the event stream may take; above them, blocks go before their time.
+    /// Byte cap of the event stream; above it, blocks may go before `keep` has passed.
     pub max_bytes: u64,
-    /// Whether the chain is at its head. Only then may the byte cap take what a group has not read:
-    /// a backfill can wait instead.
+    /// Whether the chain follows its head. Only then may the byte cap remove what a group has not
+    /// read: a backfill can wait instead.
     pub following_head: bool,
 }
 
 /// What a sweep did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Entries that went.
+    /// Entries removed.
     pub trimmed_entries: u64,
-    /// Markers that went.
+    /// Markers removed.
     pub trimmed_markers: u64,
-    /// Entries that went although this group had not read or not acknowledged them.
+    /// Entries removed although this group had not read or not acknowledged them.
     pub lost_unread_by_group: Vec<(String, u64)>,
-    /// The group that a block had to stay for.
+    /// The group for which a block had to stay.
     pub held_by_group: Option<String>,
     /// Bytes of the event stream after the sweep, estimated.
     pub bytes: u64,
     /// Entries of the event stream after the sweep.
     pub len: u64,
-    /// How far every consumer group was behind when the sweep began.
+    /// The lag of each consumer group when the sweep began.
     pub groups: Vec<GroupLag>,
 }
 
 impl Streams {
-    /// Trims what `policy` lets go. Costs one round of small questions if nothing may.
+    /// Trims what `policy` allows. If nothing may go, this costs one round of small queries.
     ///
     /// # Errors
-    /// See [`ReadError`]. What a failed sweep has trimmed is not told, unless a group has lost by it; the
-    /// next goes on from there.
+    /// See [`ReadError`]. A failed sweep does not report what it trimmed, except if a group lost entries: then it
+    /// returns that without an error. The next sweep continues from there.
     pub async fn sweep(
         &self,
         chain: ChainId,
@@ -103,7 +104,8 @@ pub(crate) async fn sweep(
             if swept.lost_unread_by_group.is_empty() {
                 return Err(error);
             }
-            // The next sweep no longer sees what has gone.
+            // The next sweep cannot see these losses any more, so they are returned instead of the
+            // error.
             tracing::warn!(%error, "retention was cut short");
             return Ok(swept);
         }
@@ -112,14 +114,14 @@ pub(crate) async fn sweep(
     Ok(swept)
 }
 
-/// How many entries stand between the stream and its byte cap.
+/// How many entries the stream has in excess of its byte cap.
 fn excess(found: &Swept, max_bytes: u64) -> u64 {
     let over = u128::from(found.bytes.saturating_sub(max_bytes));
     let entries = (over * u128::from(found.len)).div_ceil(u128::from(found.bytes.max(1)));
     entries.try_into().unwrap_or(u64::MAX)
 }
 
-/// A block that goes.
+/// A block to be removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Going {
     marker_id: EntryId,
@@ -127,7 +129,7 @@ struct Going {
     first: Option<EntryId>,
     last: EntryId,
     events: u64,
-    /// A group still needs it.
+    /// Whether a group still needs it.
     forced: bool,
 }
 
@@ -136,17 +138,17 @@ struct Plan {
     finalized: u64,
     newest_seq: u64,
     expired_before: EntryId,
-    /// Entries that have to go for the byte cap and are not yet in `going`.
+    /// Entries that have to go because of the byte cap and are not yet in `going`.
     excess: u64,
     following_head: bool,
     holds: Vec<Hold>,
-    /// Oldest first; what is forced comes after what is not.
+    /// Oldest first; forced ones come after all others.
     going: Vec<Going>,
     held_by: Option<String>,
 }
 
 impl Plan {
-    /// Decides which of the oldest blocks go.
+    /// Decides which of the oldest blocks are removed.
     async fn walk(
         &mut self,
         connection: &mut impl ConnectionLike,
@@ -182,8 +184,8 @@ impl Plan {
             && (id < self.expired_before || self.excess > 0)
     }
 
-    /// Lets the next block, which is due, go if it may; `false` if it and all that follow stay. Of a block
-    /// below the entry with which the stream `begins` only the marker is left: a sweep was cut short.
+    /// Plans the removal of the next due block if allowed; `false` if it and all later ones stay. If the block is
+    /// below the stream's first entry `begins`, only its marker is left, after a sweep that was cut short.
     fn take(&mut self, id: EntryId, marker: &Marker, begins: Option<EntryId>) -> bool {
         let last = marker.last_id;
         let is_there = begins.is_some_and(|begins| begins <= last);
@@ -229,8 +231,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Removes the entries of a run of blocks, and notes which group has lost how many by it: also where the
-    /// answer is lost, for then they may be gone.
+    /// Removes the entries of a run of blocks, and records how many each group lost. Counts them even if the answer
+    /// is lost, because they may be gone.
     async fn take_from_groups(
         &self,
         connection: &mut impl ConnectionLike,
@@ -258,13 +260,13 @@ impl Plan {
     }
 }
 
-/// Whether Redis said that it did not carry out a command.
+/// Whether Redis reported that it did not carry out a command.
 fn is_refusal(error: &ReadError) -> bool {
     let ReadError::Redis(failure) = error else { return true };
     !matches!(failure.kind, FailureKind::Timeout | FailureKind::Connection)
 }
 
-/// Runs of blocks that hold about as many entries as one trim may remove.
+/// Splits blocks into runs with about as many entries as one trim may remove.
 fn runs(mut blocks: &[Going]) -> impl Iterator<Item = &[Going]> {
     iter::from_fn(move || {
         let mut entries = 0;
@@ -279,7 +281,7 @@ fn runs(mut blocks: &[Going]) -> impl Iterator<Item = &[Going]> {
     })
 }
 
-/// How many entries of `blocks`, all of which are there, a group has not been given or not acknowledged.
+/// How many entries of `blocks`, none of them trimmed yet, are undelivered or unacknowledged in a group.
 async fn lost(
     connection: &mut impl ConnectionLike,
     key: &str,
@@ -290,7 +292,7 @@ async fn lost(
     for block in blocks {
         match block.first {
             Some(first) if first > hold.delivered => lost += block.events,
-            // Given in part: the rest is counted in the stream itself.
+            // Partly delivered: counts the rest in the stream.
             Some(_) if block.last > hold.delivered => {
                 let count = block.events.try_into().unwrap_or(usize::MAX);
                 let page = Page { to: block.last, ..Page::after(hold.delivered, count) };

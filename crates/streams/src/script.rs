@@ -1,4 +1,4 @@
-//! Scripts: `EVALSHA`, and `EVAL` where the server has not seen the script yet.
+//! Scripts: called by `EVALSHA`, or by `EVAL` if the server does not know the script yet.
 
 use ethhook_domain::EntryId;
 use redis::aio::ConnectionLike;
@@ -6,7 +6,7 @@ use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 
 use crate::errors::RedisFailure;
 
-/// One Lua script and its SHA-1, by which a server that has seen it knows it.
+/// One Lua script and its SHA-1, by which a server that has cached it can be asked to run it.
 pub(crate) struct Script {
     code: &'static str,
     sha1: String,
@@ -28,12 +28,12 @@ impl Script {
         command("EVALSHA", &self.sha1, call)
     }
 
-    /// The call that brings the script along.
+    /// The call that includes the script's text.
     pub(crate) fn first_command(&self, call: &Call<'_>) -> Cmd {
         command("EVAL", self.code, call)
     }
 
-    /// Runs the script. Only the first call on a server carries the script's text.
+    /// Runs the script. Only the first call on a server sends the script's text.
     pub(crate) async fn call(
         &self,
         connection: &mut impl ConnectionLike,
@@ -50,7 +50,7 @@ impl Script {
     }
 }
 
-/// Whether the server has not seen the script, or has forgotten it.
+/// Whether the server has never seen the script, or has forgotten it.
 pub(crate) fn is_unknown_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
@@ -68,7 +68,7 @@ fn command(name: &str, script: &str, call: &Call<'_>) -> Cmd {
     command
 }
 
-/// What a script of ours returns: a word that says what happened, and texts that go with it.
+/// The reply of our scripts: a word for the outcome, and the texts that belong to it.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) outcome: String,
@@ -86,7 +86,7 @@ impl Reply {
         Ok(Self { outcome, rest: words })
     }
 
-    /// The text at `index` after the outcome; empty where there is none.
+    /// The text at `index` after the outcome; empty if there is none.
     pub(crate) fn text(&self, index: usize) -> String {
         self.rest.get(index).cloned().unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! Where in a chain's streams a block, or a time, begins, and how many entries stand before a place.
+//! Finds the place in a chain's streams where a block or a time begins, and counts entries up to an ID.
 
 use ethhook_domain::{ChainId, EntryId, Marker, Op};
 use redis::aio::ConnectionLike;
@@ -7,25 +7,25 @@ use crate::connection::Streams;
 use crate::keys::Keys;
 use crate::reader::{self, MARKERS_A_BATCH, Page, ReadError};
 
-/// How often the streams are looked at again because a block came in between.
+/// How many times to retry because a block was published between two reads.
 const LOOKS: usize = 16;
 
-/// A place in both streams of a chain, from which on they can be read together.
+/// A place in both streams of a chain from which they can be read together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// The marker that comes next: that of a block that joins, or of an operator's gap.
+    /// The next marker: that of an added block or of an operator's gap.
     pub marker: Marker,
-    /// The ID of the marker before it; [`EntryId::MIN`] if that is gone or there was none.
+    /// The ID of the marker before it; [`EntryId::MIN`] if that is gone or never existed.
     pub after_marker: EntryId,
-    /// The last entry before those of the marker; [`EntryId::MIN`] likewise.
+    /// The last entry before those of the marker; [`EntryId::MIN`] in the same cases.
     pub after_entry: EntryId,
 }
 
 impl Streams {
-    /// The place before the first block that `fits` and is kept whole, with all its entries; none
-    /// if there is none. Everything of such a block, also what is later taken back, stands behind
-    /// it, if whatever `fits` holds for a block holds for all above it. Reads the markers from the
-    /// oldest on.
+    /// The place before the first block that `fits` and still has all its entries; none if there is
+    /// none. If `fits` is true for all blocks above one for which it is true, then all entries of
+    /// fitting blocks come after this place, including those of blocks taken back later. Reads the
+    /// markers from the oldest on.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -56,14 +56,14 @@ impl Streams {
     }
 }
 
-/// Whether retention has left all entries of `marker`.
+/// Whether retention has kept all entries of `marker`.
 fn is_whole(marker: &Marker, oldest: Option<EntryId>) -> bool {
     marker.events == 0 || marker.first_id.zip(oldest).is_some_and(|(first, oldest)| oldest <= first)
 }
 
-/// How many entries the event stream was ever given up to `id`: what Redis counts by itself only at the
-/// stream's ends. Counted from the newest marker back; none if `id` is below the stream's first entry,
-/// or the markers do not tell, as of a stream that somebody else writes to as well.
+/// How many entries were ever added to the event stream up to `id`; Redis itself knows that only for the stream's
+/// ends. Counts back from the newest marker. None if `id` is below the stream's first entry, or if the markers do not
+/// show it, for instance because somebody else also writes to the stream.
 pub(crate) async fn entries_up_to(
     connection: &mut impl ConnectionLike,
     keys: &Keys,
@@ -74,7 +74,7 @@ pub(crate) async fn entries_up_to(
         let newest = markers.first().map(|(_, newest)| newest.last_id);
         let (last, added) = reader::given(connection, &keys.events).await?;
         if newest != Some(last) {
-            continue; // a block came in between
+            continue; // a block was published in between
         }
         let mut behind = 0;
         loop {
@@ -85,7 +85,7 @@ pub(crate) async fn entries_up_to(
                     behind += marker.events;
                     continue;
                 }
-                // The rest of a block in whose middle it is; nothing if the block ends with it.
+                // `id` is inside this block, so count the rest of it, or at its end.
                 let count = marker.events.try_into().unwrap_or(usize::MAX);
                 if last > id {
                     let page = Page { to: last, ..Page::after(id, count) };

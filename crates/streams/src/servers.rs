@@ -1,12 +1,12 @@
-//! Which server takes a chain's writes now, and connections to it.
+//! Finds the server that takes a chain's writes, and connects to it.
 //!
-//! Every connection is to one master, found anew for each: the one server there is, the master that
-//! a Sentinel names, or in a Cluster the node that serves the chain's slot. It is used only once it
-//! has said itself that it takes writes, and asked again before each further use. So nothing here
-//! needs to hear of a failover: the old master's connections break, or it calls itself a replica
-//! (`READONLY`, `MOVED`), they are dropped, and the next one leads to the new master. `ASK` and
-//! `TRYAGAIN`, with a slot on its way, are waited for, since a chain's keys move one by one and a
-//! script needs all of them.
+//! Every connection leads to one master, which is looked up for each new connection: the only
+//! server, the master that a Sentinel names, or in a Cluster the node that serves the chain's slot.
+//! It is used only after the server has confirmed that it takes writes, and checked again before
+//! each further use. So no notification of a failover is needed: the old master's connections
+//! break, or it reports that it is a replica (`READONLY`, `MOVED`); they are dropped, and the next
+//! connection leads to the new master. While a slot is being moved (`ASK`, `TRYAGAIN`), we wait: a
+//! chain's keys move one by one, and a script needs all of them.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +21,7 @@ use redis::{AsyncConnectionConfig, Client, ConnectionInfo, Value};
 use crate::errors::{FailureKind, RedisFailure};
 use crate::location::{Address, Form, Location};
 
-/// How many nodes are asked at once where the master is: more only if these do not answer.
+/// How many nodes are asked at once for the master; others only when one of these has answered.
 const ASKED_AT_ONCE: usize = 3;
 
 /// The slot of a key without braces
@@ -35,14 +35,13 @@ pub(crate) struct Servers {
     location: Location,
     connect_timeout: Duration,
     response_timeout: Duration,
-    /// Of a Cluster: the nodes that the URL names and those that the last of them to answer named.
+    /// In a Cluster: the nodes in the URL and those listed by the last node that answered.
     nodes: Mutex<Vec<Address>>,
-    /// Which of the nodes is asked first, another one each time: one that is cut off from the others
-    /// may not know better.
+    /// Which node is asked first, a different one each time: a node cut off from the others may be out of date.
     turn: AtomicUsize,
 }
 
-/// A part of a Cluster's slots, and its master.
+/// A range of a Cluster's slots, and its master.
 struct SlotRange {
     first: u16,
     last: u16,
@@ -63,8 +62,8 @@ impl Servers {
         self.location.form == Form::Cluster
     }
 
-    /// A connection to the master that serves `key`, a key without braces. Its answers may take
-    /// `longer` than usual.
+    /// A connection to the master that serves `key`, a key without braces. Its response timeout is
+    /// extended by `longer`.
     pub(crate) async fn master(
         &self,
         key: &str,
@@ -92,7 +91,7 @@ impl Servers {
         let mut worst = None;
         while let Some(told) = told.next().await {
             let failure = match told {
-                // Said so by another node before.
+                // Another node named the same server before, and it refused.
                 Ok(master) if refused.contains(&master) => continue,
                 Ok(master) => match self.open(&master, key, longer).await {
                     Ok(connection) => return Ok(connection),
@@ -103,7 +102,7 @@ impl Servers {
                 },
                 Err(failure) => failure,
             };
-            // That one of many is away tells less than what another said.
+            // Any other failure says more than that one of many nodes is unreachable.
             if worst.as_ref().is_none_or(|worst: &RedisFailure| worst.is_unreachable()) {
                 worst = Some(failure);
             }
@@ -111,7 +110,7 @@ impl Servers {
         Err(worst.unwrap_or_else(|| RedisFailure::unexpected("the search for the master")))
     }
 
-    /// Where the master of `key` is, by what `node` says.
+    /// The address of `key`'s master according to `node`.
     async fn ask(&self, node: &Address, key: &str) -> Result<Address, RedisFailure> {
         match &self.location.form {
             Form::Standalone => Ok(node.clone()),
@@ -136,7 +135,7 @@ impl Servers {
             let told = command.query_async::<Option<(String, u16)>>(&mut connection).await;
             told.map_err(RedisFailure::from)
         };
-        // The servers have users and passwords of their own.
+        // Sentinels and servers have separate credentials, so the message says which one failed.
         let told = ask.await.map_err(|failure| {
             let why = format!("the Sentinel at {node}: {}", failure.detail);
             RedisFailure::new(failure.kind, why)
@@ -148,12 +147,12 @@ impl Servers {
         Ok(Address { host, port })
     }
 
-    /// The slots by what `node` says. It and those it names are who is asked from now on: nodes that have left
-    /// would be waited for in vain.
+    /// The slots according to `node`. From now on only it and the nodes it lists are asked: nodes that have left the
+    /// Cluster would only time out.
     async fn ask_cluster(&self, node: &Address) -> Result<Vec<SlotRange>, RedisFailure> {
         let way = self.location.server(node);
         let mut connection = self.connect(way, self.connect_timeout).await?;
-        // First slot, last slot, master, replicas; of each host, port, id and more.
+        // First slot, last slot, master, replicas; each server as host, port, id and more.
         let told: Vec<Vec<Value>> =
             redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await?;
         let (mut ranges, mut named) = (Vec::new(), self.location.nodes.clone());
@@ -173,7 +172,7 @@ impl Servers {
         Ok(ranges)
     }
 
-    /// One key without braces for each master, made by `name` from a number; a Cluster has several.
+    /// One key without braces per master (a Cluster has several); `name` makes keys from numbers.
     pub(crate) async fn key_of_each_master(
         &self,
         name: impl Fn(u32) -> String,
@@ -206,7 +205,7 @@ impl Servers {
         Err(failure)
     }
 
-    /// A connection to the server at `address`, which says itself that it is the master of `key`.
+    /// A connection to the server at `address`, which confirms that it is the master of `key`.
     async fn open(
         &self,
         address: &Address,
@@ -219,14 +218,14 @@ impl Servers {
         Ok(connection)
     }
 
-    /// Whether the server at the other end takes the writes of `key`, by its own word.
+    /// Checks that the server at the other end says that it takes writes of `key`.
     pub(crate) async fn check(
         &self,
         connection: &mut MultiplexedConnection,
         key: &str,
     ) -> Result<(), RedisFailure> {
         if self.is_cluster() {
-            // Whoever does not serve the slot says MOVED, a replica too.
+            // A server that does not serve the slot answers MOVED, and so does a replica.
             return Ok(redis::cmd("EXISTS").arg(key).exec_async(connection).await?);
         }
         let role: Vec<Value> = redis::cmd("ROLE").query_async(connection).await?;
@@ -278,8 +277,8 @@ fn number(value: Value) -> Option<u16> {
     redis::from_redis_value(value).ok()
 }
 
-/// A node of `CLUSTER SLOTS`, as told by `teller`: its host may be left out, which means the
-/// teller's own.
+/// A node in the reply to `CLUSTER SLOTS` from `teller`: if its host is missing, it is the teller's
+/// own.
 fn address(node: Value, teller: &Address) -> Option<Address> {
     let Value::Array(parts) = node else { return None };
     let mut parts = parts.into_iter();
@@ -303,7 +302,7 @@ mod tests {
         let location = Location::read(&cluster.url()).unwrap();
         let (connect, answer) = (Duration::from_millis(300), Duration::from_secs(1));
         let servers = Servers::new(location, connect, answer);
-        // They take connections, and say nothing.
+        // They accept connections but never answer.
         let gone: Vec<_> = (0..8).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let address = |socket: &TcpListener| Address {
             host: "127.0.0.1".to_owned(),
@@ -318,7 +317,7 @@ mod tests {
 
     #[test]
     fn slots_are_the_specifications() {
-        // As `CLUSTER KEYSLOT` says.
+        // Expected values from `CLUSTER KEYSLOT`.
         assert_eq!(slot("123456789"), 12_739);
         assert_eq!((slot("events:1"), slot("events:8453")), (12_255, 8_027));
     }

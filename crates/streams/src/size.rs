@@ -6,20 +6,20 @@ use redis::aio::ConnectionLike;
 use crate::group::groups;
 use crate::reader::{self, Entry, Page, ReadError, query};
 
-/// One entry in so many may be pending in groups before what Redis says of a stream's size is doubted.
+/// If more than one entry in this many is pending in groups, Redis' own size estimate is not trusted.
 const FEW_PENDING: u64 = 20;
-/// Entries looked at from either end of a stream.
+/// Entries sampled at each end of a stream.
 const SAMPLE: usize = 50;
-/// What an entry takes beside its values' bytes, for each value and in all: lengths, and its share of the
-/// nodes. The names stand in a node once.
+/// Bytes per value, and per entry, in addition to the values themselves: lengths, and the entry's share of the nodes.
+/// A node stores the field names only once.
 const BESIDE_VALUE: usize = 3;
 const BESIDE_ENTRY: usize = 50;
 
-/// Entries of the stream `key`, and about how many bytes they take: what Redis says of it from a sample
-/// (<https://redis.io/docs/latest/commands/memory-usage/>), unless many of them are pending in groups. For each of
-/// those Redis counts 550 to 1,050 bytes and takes 90 to 250 (seen on 7.0.15 and 8.2.3; Valkey 9.1.2 counts
-/// what it takes), so that a group which reads ahead would make a stream look twice as large. Then it is no
-/// more than what the entries hold.
+/// Number of entries of the stream `key`, and about how many bytes they take: Redis' estimate from a sample
+/// (<https://redis.io/docs/latest/commands/memory-usage/>), unless many entries are pending in groups. For each
+/// pending entry Redis counts 550 to 1,050 bytes although it takes 90 to 250 (seen on 7.0.15 and 8.2.3; Valkey 9.1.2
+/// counts what it takes), so that a group that reads ahead would make a stream look twice as large. In that case the
+/// estimate is capped at what the entries themselves take.
 pub(crate) async fn size(
     connection: &mut impl ConnectionLike,
     key: &str,

@@ -1,5 +1,5 @@
-//! Where a chain stands in Redis, at the price of a few small questions: what a person who watches
-//! asks every second.
+//! The state of a chain in Redis, from a few small queries: cheap enough for a live view that asks
+//! every second.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::keys::Keys;
 use crate::reader::{self, ReadError, now_ms, query};
 use crate::size::size;
 
-/// Where a chain stands in Redis.
+/// The state of a chain in Redis.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
     /// The cursor, if there is one.
@@ -24,12 +24,12 @@ pub struct Standing {
     pub bytes: u64,
     /// How long ago the newest marker was written; none if there never was one.
     pub last_step: Option<Duration>,
-    /// The consumer groups, and how far each is behind.
+    /// The consumer groups, and their lag.
     pub groups: Vec<GroupLag>,
 }
 
 impl Streams {
-    /// Where `chain` stands. Unlike [`Streams::inventory`] it walks no keys.
+    /// The state of `chain`. Unlike [`Streams::inventory`] it does not scan the database.
     ///
     /// # Errors
     /// See [`ReadError`].

@@ -1,16 +1,18 @@
--- One step of a chain, whole or not at all. Everything that can refuse is read before the first
--- write, and the first write is one that Redis refuses when memory is full (HSET, XADD, XSETID):
--- once a script has written, Redis no longer refuses it.
+-- One step of a chain, applied as a whole or not at all. Every check that can refuse the step, except
+-- the last one of `close`, is made before the first write. The first write is one that Redis refuses
+-- when memory is full (HSET, XADD, XSETID, XGROUP CREATE): once a script has written, Redis no longer
+-- refuses it.
 --
 -- A step without entries is one call. One with entries is a transaction: a call that opens the step,
--- an XADD for each entry, and a call that closes it. The opening refuses, or it sets the stream aside
--- under the name that the XADDs bear. They make no stream (NOMKSTREAM), so that without an opening
--- they do nothing; nor does the closing, which puts the stream back. Nobody sees what is between.
+-- an XADD for each entry, and a call that closes it. The opening call either refuses or renames the
+-- stream to the key that the XADDs use. As these do not create a stream (NOMKSTREAM), neither they nor
+-- the closing call, which renames the stream back, do anything if the opening call refused. No other
+-- client sees the state in between.
 --
 -- KEYS  1 events  2 blocks  3 cursor  4 seen (add and remove)  5 aside (with entries)
 -- ARGV  1 op  2 writer  3 epoch  4 seq  5 tip hash: what the caller believes the cursor holds
---       6 the ID that the stream must not be below; empty if that need not be looked at
---       alarm: 7 its text. All others, the marker:
+--       6 the least ID that the stream's last ID may have; empty if that need not be checked
+--       alarm: 7 its text. All other ops, the marker:
 --       7 seq  8 number  9 hash  10 parent_hash  11 timestamp  12 events  13 proof  14 filter
 --       15 number and 16 hash of the tip after the step
 --       17 lifetime of the dedup record in seconds  18 encoding
@@ -20,10 +22,10 @@ local op, writer, epoch, seq, tip, floor = unpack(ARGV, 1, 6)
 local next_seq, number, hash, parent, timestamp, count, proof, filter = unpack(ARGV, 7, 14)
 local tip_number, tip_hash, ttl, encoding, part = unpack(ARGV, 15, 19)
 
--- A retreat is told as what it is to readers: the finalized block from now on.
+-- Readers see a retreat as a `finalized` marker: the finalized block from now on.
 local kind = op == 'retreat' and 'finalized' or op
 
--- Marker, cursor and dedup record, after the entries.
+-- Writes marker, cursor and dedup record, after the entries.
 local function record(first_id, last_id)
   redis.call('XADD', BLOCKS, '*',
     'seq', next_seq, 'op', kind, 'number', number, 'hash', hash, 'parent_hash', parent,
@@ -64,7 +66,7 @@ if part == 'close' then
   local last_id, length = string.match(opened, '^(%S+) (%d+)$')
   local first = '(' .. last_id
   if redis.call('XLEN', EVENTS) - length ~= tonumber(count) then
-    -- Somebody took the right to XADD away between its being queued and its running.
+    -- The user lost the right to XADD after the command was queued and before it ran.
     for _, entry in ipairs(redis.call('XRANGE', EVENTS, first, '+')) do
       redis.call('XDEL', EVENTS, entry[1])
     end
@@ -104,7 +106,7 @@ if op == 'alarm' then
 end
 if op ~= 'retreat' and held.alarm ~= '' then return {'alarmed', held.alarm} end
 
--- This very step may already be in: its answer was lost, and the caller asks again.
+-- This very step may already be in: the caller repeats it because the answer was lost.
 if held.seq == next_seq then
   local newest = redis.call('XREVRANGE', BLOCKS, '+', '-', 'COUNT', 1)[1]
   if newest then
@@ -130,7 +132,7 @@ end
 if part == 'open' and redis.call('EXISTS', ASIDE) == 1 then
   return {'inconsistent', 'the key ' .. ASIDE .. ' exists outside of a step'}
 end
--- Another encoding is another stream: a chain that was reset and begun anew meanwhile.
+-- Another encoding means another stream: the chain was reset and restarted in the meantime.
 if not in_place or held.encoding ~= encoding then return moved() end
 
 local n = tonumber(number)
@@ -158,7 +160,7 @@ elseif op == 'finalized' then
   end
 end
 
--- IDs as numbers: both parts are compared as decimals without leading zeros.
+-- Compares IDs as numbers: both parts are decimals without leading zeros.
 local function below(a, b)
   local am, as = string.match(a, '^(%d+)-(%d+)$')
   local bm, bs = string.match(b, '^(%d+)-(%d+)$')
@@ -166,7 +168,7 @@ local function below(a, b)
   return #as < #bs or (#as == #bs and as < bs)
 end
 
--- An empty stream, unless there is one.
+-- Creates an empty stream if there is none.
 local function make_stream()
   if redis.call('EXISTS', EVENTS) == 1 then return end
   redis.call('XGROUP', 'CREATE', EVENTS, 'ethhook-make', '0', 'MKSTREAM')
@@ -181,8 +183,8 @@ local function last_generated_id()
   end
 end
 
--- A failover may have taken back IDs that readers have already seen: they would wait for higher
--- ones and overlook the entries that follow.
+-- A failover may have lost entries whose IDs readers have already seen. Readers wait for higher IDs
+-- and would miss entries with lower ones.
 if floor ~= '' then
   local last = last_generated_id()
   if not last or below(last, floor) then

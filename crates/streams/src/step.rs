@@ -1,4 +1,4 @@
-//! One atomic step of a chain: what it is, what is said of it to `step.lua`, and what comes back.
+//! One atomic step of a chain: its content, the arguments for `step.lua`, and its outcome.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,66 +18,65 @@ use crate::request::{Line, Request, Turn};
 use crate::script::{Reply, is_unknown_script};
 use crate::window::PublishedBlock;
 
-/// Events of one block, shared with what is on its way to Redis.
+/// Events of one block, shared with requests on their way to Redis.
 pub type Events = Arc<Vec<ProcessedEvent>>;
 
-/// What happens to the chain next.
+/// The next change to the chain.
 #[derive(Debug, Clone, Copy)]
 pub enum Step<'a> {
-    /// A block joins: its parent is the tip, or free before the first block.
+    /// A block joins: its parent is the tip; the first block's parent is not checked.
     Add {
         /// The block.
         block: &'a BlockRef,
-        /// Its events after the filter, by ascending `log_index`; each of this block.
+        /// Its events that pass the filter, by ascending `log_index`.
         events: &'a Events,
         /// The strongest check it passed.
         proof: Proof,
         /// Digest of the filter in force.
         filter: &'a str,
     },
-    /// The tip is orphaned. Its parent becomes the tip; below the first block there is none.
+    /// The tip is orphaned. Its parent becomes the tip; removing the first block leaves none.
     Remove {
         /// The tip, as it was published.
         block: &'a PublishedBlock,
-        /// Its events as they were published, reversed, each with `removed` set.
+        /// Its events as published, in reverse order, each with `removed` set.
         events: &'a Events,
     },
-    /// A published block is final; refused if one above it already is.
+    /// A published block is final; refused if a higher one already is.
     Finalized {
         /// The block.
         block: &'a BlockRef,
     },
-    /// An operator's order to skip: the tip becomes this block, which is above it, and nothing
-    /// between the two is ever published.
+    /// An operator skips blocks: this block, which is above the tip, becomes the tip, and no block
+    /// in between is ever published.
     Gap {
-        /// The last skipped block; its `parent_hash` does not matter.
+        /// The last skipped block; its `parent_hash` is ignored.
         block: &'a BlockRef,
     },
-    /// An operator accepts that what was final is so no longer: finality moves back to this block,
-    /// which is published, or where the published chain now begins. Clears the alarm that must be
-    /// latched, in the same step.
+    /// An operator accepts that final blocks were orphaned: finality moves back to this block,
+    /// which is published or the one where the published chain now begins. The same step clears the
+    /// alarm, which must be latched.
     Retreat {
-        /// The fork point; at or below the finalized block.
+        /// The new finalized block: the fork point, at or below the current one.
         to: MarkedBlock,
     },
-    /// The chain stands still until an operator clears this text from the cursor; an empty text
-    /// clears it.
+    /// Stops the chain until an operator clears this text from the cursor; an empty text clears it.
     Alarm {
         /// Why.
         text: &'a str,
     },
 }
 
-/// What a marker says of its block.
+/// What a marker records about its block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MarkedBlock {
     /// Its height.
     pub number: u64,
     /// Its hash.
     pub hash: B256,
-    /// Hash of its parent; none if nobody has the block any more.
+    /// Hash of its parent; none if the block is no longer known.
     pub parent_hash: Option<B256>,
-    /// Its time, unix seconds; 0 if nobody has the block any more.
+    /// Its time, unix seconds; 0 if the block is no longer known.
     pub timestamp: u64,
 }
 
@@ -88,14 +87,15 @@ impl From<&BlockRef> for MarkedBlock {
     }
 }
 
-/// What a step did.
+/// The outcome of a step that did not fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is in, now or since an earlier call whose answer was lost.
+    /// The step is in: written now, or by an earlier call whose answer was lost.
     Published {
         /// ID of its first entry; none if it has none.
         first_id: Option<EntryId>,
-        /// The event stream's last ID after it; [`EntryId::MIN`] for an alarm, which does not look.
+        /// The event stream's last ID after it; [`EntryId::MIN`] for an alarm, which does not read
+        /// it.
         last_id: EntryId,
         /// How many entries it has.
         events: u64,
@@ -107,24 +107,25 @@ pub enum Outcome {
     },
 }
 
-/// Why a step was not taken. Nothing of it is in the stream, except that after a retryable
-/// failure it may be.
+/// Why a step was not applied. Nothing of it is in the stream, except that after a retryable
+/// failure all of it may be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
-    /// Redis failed. If that is retryable, call again with the same step: should it already be in,
-    /// the answer is [`Outcome::Published`].
+    /// Redis failed. If retryable, call again with the same step: if it is already in, the answer
+    /// is [`Outcome::Published`].
     #[error(transparent)]
     Redis(#[from] RedisFailure),
-    /// It was sent quietly and is not in; why is told to who calls again.
+    /// It was sent with replies off and is not in; applying it again shows why.
     #[error("the step is not in")]
     NotIn,
-    /// The cursor is not what this publisher believes: rolled back, wiped or moved. Open anew.
+    /// The cursor is not what this publisher believes: Redis was rolled back or wiped, or the
+    /// cursor moved. Open again.
     #[error("the cursor moved: {}", held_text(.held.as_deref()))]
     Moved {
         /// What Redis holds; none if there is no cursor.
         held: Option<Box<Cursor>>,
     },
-    /// Another writer has the chain, or another process under our own id.
+    /// The chain has another writer, or another process with our own id.
     #[error("the chain is written by `{writer}` under epoch {epoch}")]
     Fenced {
         /// Its `INSTANCE_ID`.
@@ -135,21 +136,21 @@ pub enum StepError {
     /// An alarm is latched in the cursor.
     #[error("the chain stands still: {0}")]
     Alarmed(String),
-    /// The step does not fit the chain: the caller's mistake.
+    /// The step does not fit the chain: a bug in the caller.
     #[error("refused: {0}")]
     Refused(String),
-    /// Redis contradicts itself.
+    /// The data in Redis contradicts itself.
     #[error("{0}: `ethhook reset` starts the chain anew")]
     Inconsistent(String),
     /// The cursor cannot be read.
     #[error("the cursor is damaged: {0}")]
     Malformed(CodecError),
-    /// A key is not what this program makes of it.
+    /// A key does not hold the type that this program writes.
     #[error("key `{key}` holds a {found}, expected a {expected}")]
     WrongType {
         /// Its name.
         key: String,
-        /// The type Redis names.
+        /// The type it holds.
         found: String,
         /// The type it should have.
         expected: String,
@@ -173,7 +174,7 @@ impl StepError {
         }
     }
 
-    /// Whether the same step may be taken by calling again.
+    /// Whether calling again with the same step may succeed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -192,7 +193,7 @@ fn held_text(held: Option<&Cursor>) -> String {
 }
 
 impl<'a> Step<'a> {
-    /// The cursor once this step has been taken on `before`.
+    /// The cursor after this step is applied to `before`.
     pub(crate) fn after(&self, before: &Cursor) -> Cursor {
         let mut after = before.clone();
         match self {
@@ -246,7 +247,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// The same, to be kept while they are on their way.
+    /// Shared ownership of the events, to keep them while they are sent.
     fn shared_events(&self) -> Events {
         match self {
             Self::Add { events, .. } | Self::Remove { events, .. } => Arc::clone(events),
@@ -254,8 +255,8 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// What the marker says of its block, and the check that it passed. Which check a final block had
-    /// passed stands in its `add`; of a skipped block nothing was checked.
+    /// The marker's block, and the check that it passed. A final block's check is recorded in its `add` marker; a
+    /// skipped block was not checked.
     fn block(&self) -> Option<(MarkedBlock, Proof)> {
         match self {
             Self::Add { block, proof, .. } => Some(((*block).into(), *proof)),
@@ -268,7 +269,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Whether the entries are those of the block.
+    /// Checks that the entries belong to the block.
     fn check(&self, chain: ChainId) -> Result<(), StepError> {
         let Some((block, _)) = self.block() else { return Ok(()) };
         let removed = matches!(self, Self::Remove { .. });
@@ -294,17 +295,17 @@ impl<'a> Step<'a> {
     }
 }
 
-/// How a step is sent: whose it is, and what rides along.
+/// The context of a step: the chain, the cursor it is based on, and settings.
 pub(crate) struct Envelope<'a> {
     pub(crate) chain: ChainId,
     pub(crate) keys: &'a Keys,
     pub(crate) believed: &'a Cursor,
     pub(crate) dedup_ttl: Duration,
-    /// Below this the event stream's last ID must not be.
+    /// The event stream's last ID must not be below this.
     pub(crate) floor: Option<EntryId>,
 }
 
-/// Takes `step` if the cursor holds what the envelope believes.
+/// Applies `step` if the cursor in Redis is the one that the envelope expects.
 pub(crate) async fn take(
     connection: &MultiplexedConnection,
     envelope: &Envelope<'_>,
@@ -314,12 +315,12 @@ pub(crate) async fn take(
     read(&Reply::read(value)?)
 }
 
-/// The outcome of a step that was sent.
+/// The outcome, still to come, of a step that was sent.
 pub(crate) type PendingOutcome = BoxFuture<'static, Result<Outcome, StepError>>;
 
-/// Sends a step when its `turn` has come, as the answer is polled: one that is dropped half-way leaves
-/// the connection in the middle of a transaction. The server must know the script; one that has
-/// forgotten it fails retryably.
+/// Sends a step when its `turn` has come. It is sent while the outcome is polled: dropping that midway leaves the
+/// connection in the middle of a transaction. The server must know the script; if it has forgotten it, the step fails
+/// with a retryable error.
 pub(crate) fn send(line: Line, request: Request, turn: Turn) -> PendingOutcome {
     let answer = async move {
         if request.may_be_quiet(&line) {
@@ -338,9 +339,9 @@ pub(crate) fn send(line: Line, request: Request, turn: Turn) -> PendingOutcome {
     answer.boxed()
 }
 
-/// The outcome of a step by the newest marker after it.
+/// The outcome of a step, derived from the newest marker after it.
 fn quiet_outcome(request: &Request, newest: Value) -> Result<Outcome, StepError> {
-    // Answers to something else: those of a server that no longer lets us be quiet.
+    // Anything else answers another command: the server no longer accepts `CLIENT REPLY`.
     let entries = reader::entries(newest)
         .map_err(|_| RedisFailure::new(FailureKind::Connection, "an answer to another command"))?;
     let marker = entries.first().and_then(|entry| entry.marker(&request.keys.blocks).ok());
@@ -354,7 +355,7 @@ fn quiet_outcome(request: &Request, newest: Value) -> Result<Outcome, StepError>
     }
 }
 
-/// What is to be said of `step`.
+/// The request for `step`.
 pub(crate) fn request(envelope: &Envelope<'_>, step: &Step<'_>) -> Result<Request, StepError> {
     step.check(envelope.chain)?;
     let block = match step {

@@ -1,4 +1,4 @@
-//! The events of a chain as they land, in the order of the stream.
+//! The events of a chain as they arrive, in stream order.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use crate::keys::Keys;
 use crate::reader::{ReadError, entries, last_id, query, unexpected};
 
 impl Streams {
-    /// A reader that waits for events after `after_id`; none is for what comes next. Each wait lasts
-    /// at most `block`.
+    /// A reader that waits for events after `after_id`; none to start at the stream's end. Each wait lasts at most
+    /// `block`.
     #[must_use]
     pub fn tail(&self, chain: ChainId, after_id: Option<EntryId>, block: Duration) -> Tail {
         Tail {
@@ -26,8 +26,8 @@ impl Streams {
     }
 }
 
-/// Follows one chain's events on a connection of its own: a blocking read holds its connection, and
-/// its answer comes later than any other's.
+/// Follows one chain's events over a dedicated connection: a blocking read occupies its connection,
+/// and its answer takes longer than any other.
 pub struct Tail {
     streams: Streams,
     key: String,
@@ -48,7 +48,7 @@ impl fmt::Debug for Tail {
 
 impl Tail {
     /// The next events, at most `count`, with their IDs; none if nothing came in time. After an
-    /// error, or when dropped half-way, the next call goes on where the last answer ended.
+    /// error, or if this is dropped midway, the next call continues where the last answer ended.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -62,7 +62,7 @@ impl Tail {
         };
         let after_id = match self.after_id {
             Some(id) => id,
-            // Resolved once: what comes between two calls is not to be missed.
+            // Resolved only once, so that entries added between two calls are not missed.
             None => *self.after_id.insert(last_id(&mut connection, &self.key).await?),
         };
         let mut command = redis::cmd("XREAD");
@@ -70,7 +70,7 @@ impl Tail {
         command.arg("COUNT").arg(count).arg("BLOCK").arg(block_ms);
         command.arg("STREAMS").arg(&self.key).arg(after_id.to_string());
         let answer: Value = query(&command, &mut connection, &self.key).await?;
-        // Pairs of name and entries, one here: only one stream was asked for.
+        // Pairs of stream name and entries; only one, since only one stream was requested.
         let streams: Option<Vec<(String, Value)>> =
             FromRedisValue::from_redis_value(answer).map_err(|_| unexpected("XREAD"))?;
         let entries = match streams.and_then(|streams| streams.into_iter().next()) {

@@ -1,10 +1,10 @@
--- Takes the lease: from nobody, from oneself, never from another. The cursor's epoch rises by one,
--- which fences whoever held it before; a cursor is made where there is none.
+-- Takes the lease if it is free or the caller's own, never from another writer. Increments the
+-- cursor's epoch, which fences the previous holder, and creates the cursor if there is none.
 --
--- KEYS  1 lease  2 cursor  3 events  4 blocks  5 a name beside the dedup records
+-- KEYS  1 lease  2 cursor  3 events  4 blocks  5 a key named like a dedup record, to test rights
 --       6 aside
--- ARGV  1 writer  2 TTL in ms  3 schema  4 encoding; empty: whichever the cursor has
---       from 5 on, names and values of the first cursor; none if there must be one
+-- ARGV  1 writer  2 TTL in ms  3 schema  4 encoding; empty to accept the cursor's
+--       from 5 on, names and values of the first cursor; none if the cursor must exist
 local LEASE, CURSOR, EVENTS, BLOCKS, PROBE, ASIDE = unpack(KEYS)
 
 for i, kind in ipairs({'string', 'hash', 'stream', 'stream'}) do
@@ -20,7 +20,7 @@ local made = redis.call('EXISTS', CURSOR) == 0
 if made then
   local left = {}
   for _, key in ipairs({EVENTS, BLOCKS}) do
-    -- A stream without entries is a consumer's that made its group before we came.
+    -- A consumer may have created its group, and so an empty stream, before the first writer.
     if redis.call('XLEN', key) > 0 then table.insert(left, key) end
   end
   if #left > 0 then return {'leftovers', unpack(left)} end
@@ -31,10 +31,10 @@ else
   if ARGV[4] ~= '' and encoding ~= ARGV[4] then return {'encoding', encoding or ''} end
 end
 
--- Rights on every key that the step writes, tried by calls that change nothing: a right that is
--- missing in the middle of a step would leave it half-written.
+-- Tests the rights on every key that the step writes, by calls that change nothing: a right missing in the middle of
+-- a step would leave it half-written.
 --
--- The first write is one that full memory does not refuse: without a lease nothing would be trimmed.
+-- The first write is one that Redis accepts when memory is full: without a lease nothing would be trimmed.
 redis.call('DEL', PROBE)
 local harmless = {
   {'greater than 0-0', 'XADD', EVENTS, 'NOMKSTREAM', '0-0', 'f', 'v'},

@@ -1,5 +1,5 @@
-//! The canonical chain as the markers tell it: the window of blocks that a reorg may still take back, or
-//! all that is kept.
+//! The canonical chain according to the markers: either the window of blocks that a reorg may still take back, or all
+//! blocks that are kept.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use crate::connection::Streams;
 use crate::keys::Keys;
 use crate::reader::{self, MARKERS_A_BATCH, ReadError, newest_markers};
 
-/// A block of the canonical chain as it stands in the stream.
+/// A block of the canonical chain as published in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedBlock {
     /// The block.
@@ -20,17 +20,17 @@ pub struct PublishedBlock {
     pub events: u64,
     /// ID of its first entry; none if it has none.
     pub first_id: Option<EntryId>,
-    /// ID of its last entry; the stream's last ID at that time if it has none.
+    /// ID of its last entry; if it has none, the stream's last ID at that time.
     pub last_id: EntryId,
     /// The strongest check it passed.
     pub proof: Proof,
 }
 
 impl Streams {
-    /// The canonical blocks that a reorg may still take back, ascending: from the finalized block
-    /// (the first block while none is final), or the first above an operator's gap, to the tip. Read
-    /// from the markers, newest first, a bounded batch at a time; blocks that were taken back cancel
-    /// out. The finalized block itself is missing if retention already took it.
+    /// The canonical blocks that a reorg may still take back, ascending to the tip. They begin with the finalized
+    /// block (with the first block while none is final), or with the first above an operator's gap. Read from the
+    /// markers, newest first, a bounded batch at a time; blocks that were taken back cancel out. The finalized block
+    /// itself is missing if retention has removed it.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -50,8 +50,8 @@ impl Streams {
         result
     }
 
-    /// The canonical blocks whose markers are still there, ascending to the tip, also those that are
-    /// final; none below an operator's gap. All in memory: some 200 bytes a block.
+    /// The canonical blocks whose markers still exist, ascending to the tip, including final ones; none below an
+    /// operator's gap. All are in memory: some 200 bytes per block.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -68,7 +68,7 @@ impl Streams {
 /// How far back the markers are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Depth {
-    /// As far as a reorg may reach: the markers must go so far.
+    /// As far as a reorg may reach; the markers must reach that far.
     Window,
     /// As far as there are markers.
     Kept,
@@ -99,14 +99,14 @@ async fn unwind(
     unwinding.exhausted()
 }
 
-/// The canonical chain while it is read backwards, from the newest marker on.
+/// The canonical chain while the markers are read backwards from the newest.
 struct Unwinding {
     start: u64,
     finalized: Option<u64>,
     depth: Depth,
-    /// The block that must come next: the tip, then each one's parent.
+    /// The next block to be found: the tip, then each parent.
     want: (u64, B256),
-    /// Blocks that were taken back: whatever `add` of one comes before that no longer counts.
+    /// Blocks that were taken back: an older `add` of one no longer counts.
     taken_back: HashSet<B256>,
     blocks: Vec<PublishedBlock>,
 }
@@ -123,7 +123,7 @@ impl Unwinding {
         }
     }
 
-    /// Takes the next older marker in; `true` once the window is whole.
+    /// Processes the next older marker; `true` once the window is complete.
     fn older(&mut self, id: EntryId, marker: Marker) -> Result<bool, ReadError> {
         match marker.op {
             Op::Finalized => return Ok(false),
@@ -138,7 +138,7 @@ impl Unwinding {
         }
         let found = (marker.number, marker.hash);
         let parent_hash = match marker.parent_hash {
-            // What an operator skipped has no blocks to give.
+            // Nothing was published for the blocks that an operator skipped.
             _ if marker.op == Op::Gap && found == self.want => return Ok(true),
             Some(parent) if found == self.want => parent,
             _ => {
@@ -161,7 +161,7 @@ impl Unwinding {
         Ok(block.number <= self.start.max(self.finalized.unwrap_or(0)))
     }
 
-    /// The markers ended: right if everything below is final, for only that is ever trimmed.
+    /// No more markers: correct if everything below is final, since only that is ever trimmed.
     fn exhausted(self) -> Result<Vec<PublishedBlock>, ReadError> {
         let is_enough = self.finalized.is_some_and(|finalized| self.want.0 <= finalized);
         if is_enough || self.depth == Depth::Kept {

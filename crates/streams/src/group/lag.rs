@@ -1,4 +1,4 @@
-//! How far each consumer group is behind, and what it still needs of a stream.
+//! How far each consumer group lags, and which part of a stream it still needs.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,75 +10,75 @@ use redis::{FromRedisValue, Value};
 use crate::errors::FailureKind;
 use crate::reader::{self, ReadError, oldest, query, unexpected};
 
-/// A group whose entries wait for less is not asked when it last read.
+/// Idle times are queried only for groups whose entries have waited for at least this long.
 const WORTH_ASKING: Duration = Duration::from_secs(60);
 
-/// How far a consumer group is behind.
+/// The lag of a consumer group.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GroupLag {
     /// Its name.
     pub group: String,
-    /// How many consumers it knows.
+    /// Number of consumers.
     pub consumers: u64,
-    /// Entries given and not acknowledged.
+    /// Entries delivered and not acknowledged.
     pub pending: u64,
-    /// Entries that it was not given or has not acknowledged, no more than there are: Redis also counts what
-    /// retention took before. None if it cannot tell how many it was not given, which is not zero.
+    /// Entries not yet delivered or not acknowledged, at most the stream's length: Redis' counts include entries that
+    /// retention removed. None if Redis cannot tell how many are undelivered, which does not mean zero.
     pub entries: Option<u64>,
-    /// Age, by its ID, of the oldest of them; zero if there are none.
+    /// Age of the oldest of them, by its ID; zero if there are none.
     pub waiting: Duration,
-    /// How long none of its consumers has tried to read; asked only once entries wait for a minute,
-    /// else zero.
+    /// Time since any of its consumers last tried to read (`waiting` if it has none); only queried
+    /// once entries have waited for a minute, zero otherwise.
     pub idle: Duration,
 }
 
-/// A consumer group of an event stream, as `XINFO GROUPS` tells it
+/// A consumer group of an event stream, as reported by `XINFO GROUPS`
 /// (<https://redis.io/docs/latest/commands/xinfo-groups/>).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
     /// Its name.
     pub name: String,
-    /// How many consumers it knows.
+    /// Number of consumers.
     pub consumers: u64,
-    /// Entries given and not acknowledged.
+    /// Entries delivered and not acknowledged.
     pub pending: u64,
-    /// The last entry given.
+    /// The last entry delivered.
     pub last_delivered_id: EntryId,
-    /// Entries not yet given; none if Redis cannot tell, which is not zero.
+    /// Entries not yet delivered; none if Redis cannot tell, which does not mean zero.
     pub lag: Option<u64>,
 }
 
-/// One consumer of a group, as `XINFO CONSUMERS` tells it.
+/// One consumer of a group, as reported by `XINFO CONSUMERS`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Consumer {
     /// Its name.
     pub name: String,
-    /// Entries it was given and has not acknowledged.
+    /// Entries delivered to it and not acknowledged.
     pub pending: u64,
-    /// How long it has not tried to read.
+    /// Time since it last tried to read.
     pub idle: Duration,
 }
 
-/// From where on a group needs the stream.
+/// The part of the stream that a group still needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Hold {
     pub(crate) group: String,
-    /// The last entry it was given.
+    /// The last entry delivered.
     pub(crate) delivered: EntryId,
-    /// Its oldest entry in the stream that is given and not acknowledged.
+    /// The oldest entry, among those still in the stream, that is delivered and not acknowledged.
     pub(crate) oldest_pending: Option<EntryId>,
 }
 
 impl Hold {
-    /// The oldest entry it may still need.
+    /// The lowest ID that it may still need.
     pub(crate) fn from(&self) -> EntryId {
         let undelivered = self.delivered.next();
         self.oldest_pending.map_or(undelivered, |pending| pending.min(undelivered))
     }
 }
 
-/// What the groups of the stream `key`, which has `len` entries, still need, and how far behind they are:
-/// one question, and for each group that is behind up to three.
+/// What the groups of the stream `key`, which has `len` entries, still need, and their lag. Takes one query, one more
+/// if entries are pending, and up to three for each group that is behind.
 pub(crate) async fn look_at_groups(
     connection: &mut impl ConnectionLike,
     key: &str,
@@ -94,7 +94,8 @@ pub(crate) async fn look_at_groups(
             if first.is_none() {
                 first = oldest(connection, key, EntryId::MIN).await?;
             }
-            // Pending entries below the stream's first are gone already and hold nothing.
+            // Pending entries below the stream's first one are already gone, so nothing need be
+            // kept for them.
             if let Some(first) = first {
                 let span = (first, EntryId::MAX);
                 let found = pending(connection, key, &group.name, span, 1).await?;
@@ -138,7 +139,7 @@ pub(crate) async fn pending(
 ) -> Result<Vec<EntryId>, ReadError> {
     let mut command = redis::cmd("XPENDING");
     command.arg(key).arg(group).arg(from.to_string()).arg(to.to_string()).arg(count);
-    // Each: ID, consumer, milliseconds since it was given, how often it was given.
+    // For each: ID, consumer, milliseconds since delivery, number of deliveries.
     let pending: Vec<(Value, Value, Value, Value)> = query(&command, connection, key).await?;
     let ids: Option<_> = pending.iter().map(|(id, ..)| reader::id(id)).collect();
     ids.ok_or_else(|| unexpected("XPENDING"))

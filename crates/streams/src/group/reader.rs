@@ -1,4 +1,4 @@
-//! A consumer of a group, and how it loses nothing that it was given.
+//! A consumer of a group, which loses nothing that was delivered to it.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use crate::keys::Keys;
 use crate::reader::{self, ReadError, query, unexpected};
 
 impl Streams {
-    /// A reader of `chain`'s events as `consumer` of `group`: first what it was given before and has
-    /// not acknowledged, then what is new. Each wait lasts at most `block`.
+    /// A reader of `chain`'s events as `consumer` of `group`: it reads its pending entries first, then new ones. Each
+    /// wait lasts at most `block`.
     #[must_use]
     pub fn group_reader(
         &self,
@@ -34,13 +34,13 @@ impl Streams {
     }
 }
 
-/// Reads one chain's events as a consumer of a group, on a connection of its own.
+/// Reads one chain's events as a consumer of a group, over a dedicated connection.
 pub struct GroupReader {
     streams: Streams,
     key: String,
     group: String,
     consumer: String,
-    /// While it reads what it was given before: behind this ID.
+    /// While pending entries are read again: the ID to continue after; none while reading new ones.
     own_after: Option<EntryId>,
     block: Duration,
     connection: Option<MultiplexedConnection>,
@@ -53,12 +53,11 @@ impl fmt::Debug for GroupReader {
 }
 
 impl GroupReader {
-    /// The next events, at most `count`, with their IDs; none if nothing came in time. Once they are
-    /// dealt with, [`GroupReader::acknowledge`] them. What retention removed before it was read is
-    /// acknowledged here.
+    /// The next events, at most `count`, with their IDs; none if nothing came in time. After processing, pass them to
+    /// [`GroupReader::acknowledge`]. Entries that retention removed before they were read are acknowledged here.
     ///
     /// # Errors
-    /// See [`GroupError`]. What was given meanwhile is read again after it.
+    /// See [`GroupError`]. Afterwards, all pending entries are read again.
     pub async fn next(
         &mut self,
         count: usize,
@@ -87,7 +86,7 @@ impl GroupReader {
                 self.try_acknowledge(&gone).await?;
             }
             match (&mut self.own_after, last) {
-                // All that it was given before is dealt with.
+                // All pending entries have been read.
                 (own_after @ Some(_), None) => *own_after = None,
                 (Some(own_after), Some(last)) => *own_after = last,
                 (None, _) => {}
@@ -102,13 +101,14 @@ impl GroupReader {
     /// Acknowledges entries.
     ///
     /// # Errors
-    /// See [`GroupError`]; then they are given again.
+    /// See [`GroupError`]; the entries are then delivered again.
     pub async fn acknowledge(&mut self, ids: &[EntryId]) -> Result<(), GroupError> {
         let acknowledged = self.try_acknowledge(ids).await;
         self.begin_anew_after(acknowledged)
     }
 
-    /// After a failure nobody knows what the group has given and taken: it is asked from the start.
+    /// A failure leaves unknown what was delivered and acknowledged: starts again with all pending
+    /// entries.
     fn begin_anew_after<T>(&mut self, result: Result<T, GroupError>) -> Result<T, GroupError> {
         if result.is_err() {
             self.own_after = Some(EntryId::MIN);
@@ -139,8 +139,8 @@ impl GroupReader {
     }
 }
 
-/// The entries of an answer for one stream, and the IDs of those that are gone: their fields are
-/// null (<https://redis.io/docs/latest/commands/xreadgroup/>).
+/// The entries in an answer for one stream, and the IDs of those that no longer exist: their fields
+/// are null (<https://redis.io/docs/latest/commands/xreadgroup/>).
 fn split(answer: Value) -> Result<(Vec<reader::Entry>, Vec<EntryId>), ReadError> {
     let unexpected = || unexpected("XREADGROUP");
     let streams: Option<Vec<(String, Vec<Value>)>> =
