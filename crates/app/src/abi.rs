@@ -1,4 +1,4 @@
-//! Events that are known by name: those of ERC-20, ERC-721 and ERC-1155, and those of ABI files.
+//! Events known by name: those of ERC-20, ERC-721 and ERC-1155, and those in ABI files.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,8 +10,8 @@ use anyhow::Context;
 use ethhook_domain::ProcessedEvent;
 use serde_json::{Map, Value, json};
 
-/// EIP-20, EIP-721 and EIP-1155. Two of the first two share a signature, and so the first topic:
-/// what is indexed tells them apart.
+/// EIP-20, EIP-721 and EIP-1155. Two events of the first two standards have the same signature, and
+/// so the same first topic; which parameters are indexed tells them apart.
 const BUILT_IN: [&str; 8] = [
     "event Transfer(address indexed from, address indexed to, uint256 value)",
     "event Approval(address indexed owner, address indexed spender, uint256 value)",
@@ -23,32 +23,32 @@ const BUILT_IN: [&str; 8] = [
     "event URI(string value, uint256 indexed id)",
 ];
 
-/// One event of which it is known how to read it.
+/// One event that can be decoded.
 #[derive(Debug)]
 struct Known {
     event: Event,
     decoder: DynSolEvent,
 }
 
-/// All events that are known, by their first topic.
+/// All known events by first topic.
 #[derive(Debug, Default)]
 pub(crate) struct Abis(HashMap<B256, Vec<Known>>);
 
-/// What a log says.
+/// A decoded log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Decoded {
     pub(crate) name: String,
     /// `Transfer(address,address,uint256)`.
     pub(crate) signature: String,
-    /// By the parameters' names, or by their position where they have none.
+    /// By parameter name, or by position for unnamed parameters.
     pub(crate) arguments: Map<String, Value>,
 }
 
 impl Abis {
-    /// The events of `files`, and behind them the built-in ones.
+    /// The events of `files`, followed by the built-in ones.
     ///
     /// # Errors
-    /// If a file cannot be read, or is no ABI.
+    /// If a file cannot be read, or is not an ABI.
     pub(crate) fn with_files(files: &[impl AsRef<Path>]) -> anyhow::Result<Self> {
         let mut abis = Self::default();
         for file in files {
@@ -66,7 +66,7 @@ impl Abis {
         Ok(abis)
     }
 
-    /// Anonymous events have no topic to be known by.
+    /// Adds an event, unless it is anonymous: it then has no topic to identify it.
     fn add(&mut self, event: Event) -> anyhow::Result<()> {
         if !event.anonymous {
             let decoder = event.resolve()?;
@@ -75,7 +75,7 @@ impl Abis {
         Ok(())
     }
 
-    /// The first topics of the events called `name`, or of the one with this signature, known or
+    /// The first topics of the events called `name`; for a signature, its topic, whether known or
     /// not.
     ///
     /// # Errors
@@ -98,7 +98,8 @@ impl Abis {
         Ok(topics)
     }
 
-    /// What the event says, if it is known; of several readings the first that fits.
+    /// Decodes an event, if it is known; if several definitions share its topic, the first that
+    /// fits is used.
     pub(crate) fn decode(&self, event: &ProcessedEvent) -> Option<Decoded> {
         let known = self.0.get(event.topics.first()?)?;
         known.iter().find_map(|known| known.decode(event))
@@ -127,7 +128,7 @@ impl Known {
     }
 }
 
-/// An array of items, or an artifact of a compiler that has it under `abi`.
+/// Parses an array of items, or a compiler artifact that has it under `abi`.
 fn read(text: &str) -> Result<JsonAbi, serde_json::Error> {
     let mut value: Value = serde_json::from_str(text)?;
     if let Some(abi) = value.get_mut("abi") {
@@ -136,7 +137,8 @@ fn read(text: &str) -> Result<JsonAbi, serde_json::Error> {
     serde_json::from_value(value)
 }
 
-/// Numbers as decimal text, for JSON's own end at 2^53; bytes and addresses as hex.
+/// Numbers become decimal text, because JSON numbers are exact only up to 2^53; bytes and addresses
+/// become hex.
 fn shown(value: DynSolValue) -> Value {
     match value {
         DynSolValue::Bool(flag) => json!(flag),

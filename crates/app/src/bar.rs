@@ -1,11 +1,11 @@
-//! A progress bar on standard error, where that is a terminal; else nothing.
+//! A progress bar on standard error if that is a terminal; otherwise nothing.
 
 use std::io::{self, Write};
 use std::sync::LazyLock;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// What is drawn.
+/// All bars drawn on the terminal.
 static SCREEN: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// Progress of one command.
@@ -13,7 +13,7 @@ static SCREEN: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 pub(crate) struct Bar(ProgressBar);
 
 impl Bar {
-    /// A bar of so many `things`. `indicatif` draws nothing where standard error is no terminal.
+    /// A bar for `count` `things`. `indicatif` draws nothing if standard error is not a terminal.
     pub(crate) fn new(things: &str, count: u64) -> Self {
         let bar = SCREEN.add(ProgressBar::new(count));
         let template =
@@ -28,13 +28,13 @@ impl Bar {
         self.0.inc(count);
     }
 
-    /// Clears the line.
+    /// Removes the bar.
     pub(crate) fn end(self) {
         self.0.finish_and_clear();
     }
 }
 
-/// Standard error, with the bar out of the way: for lines that are written while one is drawn.
+/// Writes to standard error while a bar may be drawn, hiding it for the time of the write.
 #[derive(Debug)]
 pub(crate) struct BesideBar;
 

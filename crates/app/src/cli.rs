@@ -219,7 +219,7 @@ impl TailOptions {
     /// Reads the ABIs.
     ///
     /// # Errors
-    /// If a file is no ABI, or an event's name is not known.
+    /// If a file is not an ABI, or an event's name is not known.
     pub(crate) fn read(self) -> anyhow::Result<tail::Options> {
         let filter = self.selection.filter().unwrap_or_default();
         let wanted = tail::Wanted::new(&self.abis, filter, &self.events)?;
@@ -368,7 +368,7 @@ pub(crate) struct Simulate {
     pub(crate) recorded: Option<PathBuf>,
 }
 
-/// As many as the largest blocks have.
+/// Limited to the number of events in the largest real blocks.
 fn events(text: &str) -> Result<usize, String> {
     text.parse()
         .ok()
@@ -380,7 +380,7 @@ fn events(text: &str) -> Result<usize, String> {
 pub(crate) fn completions(shell: Shell) -> Exit {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "ethhook", &mut text);
-    // Whoever reads no more, as `head` does, has enough.
+    // The reader may have closed the pipe, as `head` does.
     std::io::stdout().write_all(&text).ok();
     Exit::Done
 }

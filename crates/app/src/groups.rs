@@ -10,10 +10,10 @@ use crate::output;
 use crate::output::say;
 use crate::{Exit, logging};
 
-/// Carries the command out.
+/// Carries out the command.
 ///
 /// # Errors
-/// If there is no such chain, stream or group, nobody can be asked, or Redis fails.
+/// If the chain, stream or group does not exist, there is no terminal to ask on, or Redis fails.
 pub(crate) async fn run(inputs: &Inputs, command: GroupsCommand) -> anyhow::Result<Exit> {
     let client = Client::load(inputs)?;
     logging::start(&client.logging)?;
@@ -113,7 +113,8 @@ fn as_json(chain: &Profile, group: &GroupLag, consumers: &[Consumer]) -> serde_j
 fn as_text(chain: &Profile, group: &GroupLag, consumers: &[Consumer]) -> String {
     let behind = match group.entries {
         Some(entries) => format!("{entries} entries to read or acknowledge"),
-        // A group that was made in the middle of the stream, until it has read to its end.
+        // Redis cannot tell, for instance for a group that another client created in the middle of
+        // the stream, until it has read to the end.
         None => "entries to read that Redis has not counted".to_owned(),
     };
     let mut text = format!(

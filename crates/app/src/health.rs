@@ -13,18 +13,18 @@ use tokio_util::sync::CancellationToken;
 use crate::http::Answer;
 use crate::page::Page;
 
-/// How long an answer of Redis counts, so that probes cost it no more than one PING a second.
+/// How long a reply of Redis is reused, so that probes cost it at most one PING a second.
 const PING_AGE: Duration = Duration::from_secs(1);
-/// How long Redis may take: less than the usual patience of a probe.
+/// Timeout of a PING: shorter than the usual timeout of a probe.
 const PING_TIMEOUT: Duration = Duration::from_millis(900);
 
-/// An answer of Redis, or why there was none.
+/// The result of a PING.
 struct Ping {
     at: Instant,
     answer: Result<(), String>,
 }
 
-/// What `/health` and `/ready` go by, and the page beside them; clones share it.
+/// The state behind `/health` and `/ready`, and the page; clones share it.
 #[derive(Clone)]
 pub(crate) struct Health {
     page: Page,
@@ -36,7 +36,7 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    /// Not ready any more once `stopping` is cancelled.
+    /// The service counts as not ready once `stopping` is cancelled.
     pub(crate) fn new(
         page: Page,
         streams: Streams,
@@ -47,7 +47,7 @@ impl Health {
         Self { page, streams, status, max_lag, stopping, last_ping: Arc::default() }
     }
 
-    /// The answer for `path`; none if there is nothing.
+    /// The answer for `path`; none if there is no such path.
     pub(crate) async fn answer(self, path: String) -> Option<Answer> {
         match path.as_str() {
             "/health" => Some(Answer::json(StatusCode::OK, &json!({ "alive": true }))),
@@ -72,7 +72,7 @@ impl Health {
         Answer::json(status, &json!({ "ready": ready, "why": why }))
     }
 
-    /// Probes that come together wait for one PING.
+    /// Concurrent probes share one PING.
     async fn ping(&self) -> Result<(), String> {
         let mut last = self.last_ping.lock().await;
         if let Some(ping) = &*last

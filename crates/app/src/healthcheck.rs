@@ -1,4 +1,5 @@
-//! `ethhook healthcheck`: asks the service on this host how it is, for a container without a shell.
+//! `ethhook healthcheck`: asks the service on this host for its health, for containers without a
+//! shell.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,9 +12,9 @@ use crate::Exit;
 use crate::config::{Inputs, Probe};
 use crate::output::say;
 
-/// How long the answer may take: `/ready` itself waits for Redis less than a second.
+/// Timeout of the request: `/ready` itself waits less than a second for Redis.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// More than is said of a hundred chains.
+/// Size limit of a reply: more than the report for a hundred chains.
 const MAX_REPLY: u64 = 1024 * 1024;
 
 /// Asks `/health`, or `/ready`, and prints the answer.
@@ -35,17 +36,17 @@ pub(crate) async fn run(inputs: &Inputs, ready: bool) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// What the service said.
+/// A reply of the service.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) body: String,
 }
 
-/// GETs a page of the service on this host.
+/// Sends a GET to the service on this host.
 ///
 /// # Errors
-/// If nobody answers in time, or not in HTTP.
+/// If there is no reply in time, or one that is not HTTP.
 pub(crate) async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<Reply> {
     let url = format!("http://{address}{path}");
     let reply = tokio::time::timeout(PATIENCE, get(address, path))

@@ -1,7 +1,7 @@
 //! The two small servers: `/metrics`, and `/health` with `/ready` and the page.
 //!
-//! Whoever can reach a port can open connections and leave them: their number, the time for a
-//! request's head and the life of a connection are bounded (G7).
+//! Any client that can reach a port can open connections and leave them idle: their number, the
+//! time for a request's head and the lifetime of a connection are bounded (G7).
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -26,21 +26,21 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// Connections served at once by one port; more wait to be accepted.
+/// Connections that one port serves at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 64;
-/// The time for the head of a request, and for an idle connection's next one.
+/// Time limit for a request's head, including the next one on an idle connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
-/// The life of a connection, longer than the usual time between two scrapes.
+/// Maximum lifetime of a connection, longer than the usual time between two scrapes.
 const CONNECTION_LIFE: Duration = Duration::from_secs(300);
-/// The time for what is under way when a connection's life ends.
+/// Time to finish the current answer when that lifetime ends.
 const LAST_ANSWER: Duration = Duration::from_secs(5);
-/// The head of a request.
+/// Maximum size of a request's head.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// Pause after a failed accept, when descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What every answer says of itself: nothing is kept, and a page made of these answers loads nothing
-/// from elsewhere, is framed by none and sends no form
+/// Headers of every answer: it must not be cached, and a page made of these answers loads nothing
+/// from elsewhere, cannot be framed and sends no form
 /// (<https://developer.mozilla.org/en-US/docs/Web/HTTP/Reference/Headers/Content-Security-Policy>).
 const HEADERS: [(HeaderName, &str); 4] = [
     (CACHE_CONTROL, "no-store"),
@@ -53,20 +53,20 @@ const HEADERS: [(HeaderName, &str); 4] = [
     ),
 ];
 
-/// What is said to a GET.
+/// The answer to a GET.
 pub(crate) struct Answer {
     status: StatusCode,
     content_type: &'static str,
     body: Body,
 }
 
-/// Whole, or as it comes.
+/// Complete, or streamed.
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 impl Answer {
     /// A JSON body.
     pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Self {
-        // Only a map whose keys are no texts could fail.
+        // Only a map with keys that are not strings could fail.
         let body = serde_json::to_string(body).unwrap_or_default();
         Self::whole(status, "application/json", body + "\n")
     }
@@ -76,12 +76,12 @@ impl Answer {
         Self::whole(status, "text/plain; charset=utf-8", format!("{body}\n"))
     }
 
-    /// A part of the page.
+    /// A file of the page.
     pub(crate) fn file(content_type: &'static str, text: &'static str) -> Self {
         Self::whole(StatusCode::OK, content_type, text)
     }
 
-    /// All at once.
+    /// A complete body.
     pub(crate) fn whole(
         status: StatusCode,
         content_type: &'static str,
@@ -90,7 +90,7 @@ impl Answer {
         Self { status, content_type, body: Full::new(body.into()).boxed_unsync() }
     }
 
-    /// Server-sent events, each complete, until the connection's end.
+    /// Server-sent events, each complete, until the connection ends.
     pub(crate) fn events(events: impl Stream<Item = String> + Send + 'static) -> Self {
         let frames = events.map(|event| Ok(Frame::data(Bytes::from(event))));
         let body = StreamBody::new(frames).boxed_unsync();
@@ -98,7 +98,7 @@ impl Answer {
     }
 }
 
-/// Answers until `stop`. `answer` takes a path; what it gives none for is not found.
+/// Serves until `stop`. `answer` takes a path; where it returns none, the response is 404.
 pub(crate) async fn serve<A, F>(listener: TcpListener, answer: A, stop: CancellationToken)
 where
     A: Fn(String) -> F + Clone + Send + Sync + 'static,
@@ -138,7 +138,7 @@ where
         .max_buf_size(MAX_HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    // How a client's connection ends is the client's affair.
+    // Only the client cares how its connection ends.
     if tokio::time::timeout(CONNECTION_LIFE, connection.as_mut()).await.is_err() {
         connection.as_mut().graceful_shutdown();
         drop(tokio::time::timeout(LAST_ANSWER, connection).await);
@@ -158,7 +158,7 @@ where
     } else {
         Answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered")
     };
-    // To a HEAD, hyper sends the head of this alone.
+    // For a HEAD request, hyper sends only the head of this.
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -223,7 +223,7 @@ mod tests {
         };
         timeout(PATIENCE, all_asked).await.unwrap();
         let mut late = write("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
-        // Those that are served go on meanwhile.
+        // Connections already accepted are still served.
         let mut reply = [0; 1024];
         for times in 1..=20 {
             assert!(last.read(&mut reply).await.unwrap() > 0);
@@ -238,7 +238,7 @@ mod tests {
         tasks.shutdown().await;
     }
 
-    /// What comes for `request` on a connection without a network, and how long until its end.
+    /// The response to `request` over an in-memory connection, and the time until it ends.
     async fn served<F>(request: &str, answer: impl Fn(String) -> F) -> (String, Duration)
     where
         F: Future<Output = Option<Answer>>,
@@ -257,7 +257,7 @@ mod tests {
         for (said, is_whole) in [
             ("", false),
             ("GET / HTTP/1.1\r\nHost: x\r\n", false),
-            (WHOLE, true), // and no next one
+            (WHOLE, true), // and no second request
         ] {
             let answer = |_| ready(Some(Answer::text(StatusCode::OK, "here")));
             let (reply, took) = served(said, answer).await;

@@ -1,5 +1,5 @@
-//! `ethhook ingest`: everything is checked and told at once, then started, then drained on a
-//! signal.
+//! `ethhook ingest`: checks everything and reports all problems at once, then runs, then drains on
+//! a signal.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -21,12 +21,12 @@ use crate::signals::Signals;
 use crate::status::live::Live;
 use crate::{Exit, logging, progress, tell};
 
-/// The time for what is on the wire to Redis; the rest of the 8 s that an exit may take is spare.
+/// Time limit for steps on the wire to Redis; an exit may take 8 s, so the rest is a reserve.
 const DRAIN: Duration = Duration::from_secs(7);
 
-/// Runs until a signal; what is wrong beforehand is told on standard error, a line each.
+/// Runs until a signal. Problems found before the start are printed on standard error, a line each.
 pub(crate) async fn run(inputs: &Inputs, with_progress: bool) -> anyhow::Result<Exit> {
-    // Before anything else, so that no signal finds us without.
+    // Before anything else, so that no signal ends the process unhandled.
     let mut signals = Signals::new()?;
     let ready = tokio::select! {
         ready = Ready::prepare(inputs) => ready,
@@ -44,7 +44,7 @@ pub(crate) async fn run(inputs: &Inputs, with_progress: bool) -> anyhow::Result<
     }
 }
 
-/// Everything that can fail has been tried; nothing runs yet.
+/// Everything that can fail has been tried; nothing is running yet.
 struct Ready {
     config: Config,
     streams: Streams,
@@ -60,7 +60,7 @@ struct NotReady {
 }
 
 impl Ready {
-    /// Tries configuration, Redis and ports; one's fault does not hide another's.
+    /// Tries configuration, Redis and ports; a problem with one does not hide those with another.
     async fn prepare(inputs: &Inputs) -> Result<Self, NotReady> {
         let bad = |problems| NotReady { problems, exit: Exit::BadConfiguration };
         let config = match Config::load(inputs) {
@@ -114,7 +114,7 @@ impl Ready {
         let stopping = CancellationToken::new();
         announce(&metrics_listener, &health_listener);
 
-        // Both servers answer to the very end.
+        // Both servers keep answering until the very end.
         let mut servers = JoinSet::new();
         let (max_lag, told) = (options.ready_max_lag, (status.clone(), metrics.clone()));
         let live = Live::new(
@@ -168,7 +168,7 @@ impl Ready {
     }
 }
 
-/// Waits for the ingestor, but not for ever: the cursor makes an abrupt end safe.
+/// Waits for the ingestor for a limited time: thanks to the cursor, an abrupt end is safe.
 async fn drain(ingestor: &mut JoinSet<()>, signals: &mut Signals) -> Exit {
     tokio::select! {
         ended = ingestor.join_next() => {
@@ -201,7 +201,7 @@ async fn listen(service: &Service, key: &'static str, port: u16) -> Result<TcpLi
     })
 }
 
-/// With port 0 in the configuration, this line is the only place that tells.
+/// If a configured port is 0, only this line tells which port is used.
 fn announce(metrics: &TcpListener, health: &TcpListener) {
     let url = |listener: &TcpListener, path| {
         listener.local_addr().map_or_else(|e| e.to_string(), |at| format!("http://{at}/{path}"))
@@ -214,7 +214,7 @@ fn announce(metrics: &TcpListener, health: &TcpListener) {
     );
 }
 
-/// The problem, and whether trying again may help.
+/// On failure, the problem and whether trying again may help.
 async fn try_redis(config: RedisConfig) -> Result<(Streams, ServerInfo), (Problem, bool)> {
     let streams = Streams::new(config).map_err(|e| (Problem::line(e.to_string()), false))?;
     match streams.preflight().await {

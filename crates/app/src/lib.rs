@@ -1,6 +1,6 @@
-//! The program `ethhook`: reads environment, files and arguments, and puts the crates together.
+//! The program `ethhook`: reads environment, files and arguments, and connects the crates.
 //!
-//! A library only so that its tests and the fuzz targets get at it; `main.rs` is the binary.
+//! It is a library only to give tests and fuzz targets access; `main.rs` is the binary.
 
 mod abi;
 mod bar;
@@ -40,7 +40,7 @@ use operator::Order;
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// Done.
+    /// Success.
     Done,
     /// Failed; trying again may help.
     Failed,
@@ -58,7 +58,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Does what the command line says.
+/// Carries out the command line.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -112,8 +112,8 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
     }
 }
 
-/// Runs `command` on a runtime of its own, which it does not wait for: a read of standard input or
-/// a lookup of a name that hangs must not hold the exit.
+/// Runs `command` on its own runtime and does not wait for that to shut down: a hanging read of
+/// standard input or name lookup must not delay the exit.
 fn in_runtime(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let exit = runtime.block_on(command);
@@ -121,11 +121,11 @@ fn in_runtime(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Re
     exit
 }
 
-/// Reads a configuration from these texts alone (and the files that `_FILE` keys name): the lines
-/// that `check-config` prints.
+/// Reads a configuration from these texts only (and the files named by `_FILE` keys). Returns the
+/// lines that `check-config` prints.
 ///
 /// # Errors
-/// All that is wrong with it, a line each.
+/// All problems, a line each.
 pub fn read_configuration(
     env: Vec<(String, String)>,
     env_file: Option<&str>,
@@ -146,7 +146,7 @@ pub fn read_configuration(
     }
 }
 
-/// Tells everything that is wrong, a line each.
+/// Prints all problems, a line each.
 pub(crate) fn tell(problems: &[Problem]) {
     for problem in problems {
         eprintln!("ethhook: {problem}");

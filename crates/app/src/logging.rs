@@ -7,11 +7,11 @@ use tracing_subscriber::{EnvFilter, Layer, filter};
 use crate::bar::BesideBar;
 use crate::config::{LogFormat, Logging};
 
-/// Starts logging. Only our own crates are heard, whatever the filter asks for: a library's debug
-/// lines may hold the URL it connects to, and that is a secret (G11).
+/// Starts logging. Only our own crates are logged, whatever the filter says: a library's debug
+/// lines may contain the URL it connects to, which is a secret (G11).
 ///
 /// # Errors
-/// If the filter is not one, or logging was started before.
+/// If the filter is invalid, or logging was already started.
 pub(crate) fn start(logging: &Logging) -> anyhow::Result<()> {
     let ours = filter::filter_fn(|event| event.target().starts_with("ethhook"));
     let lines = tracing_subscriber::fmt::layer().with_writer(|| BesideBar);

@@ -1,8 +1,8 @@
-//! The binary `ethhook`; the library of the same name is all of it.
+//! The binary `ethhook`; all of its code is in the library of the same name.
 
 use std::process::ExitCode;
 
-/// A quarter of the time went into glibc's, which keeps more memory as well: docs/performance.md.
+/// glibc's allocator took a quarter of the time, and keeps more memory: docs/performance.md.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -1,5 +1,5 @@
-//! What commands say on the standard output, and what they ask. Whoever reads it may go away: a command does
-//! its work all the same.
+//! Commands' standard output and confirmation prompts. If the reader of the output goes away, a command still does
+//! its work.
 
 use std::fmt::Arguments;
 use std::io::{BufRead, IsTerminal, Write, stdout};
@@ -13,18 +13,18 @@ macro_rules! say {
 pub(crate) use say;
 
 pub(crate) fn line(text: Arguments<'_>) {
-    writeln!(stdout(), "{text}").ok(); // nobody listens any more
+    writeln!(stdout(), "{text}").ok(); // the reader may be gone
 }
 
-/// Writes a text that has its line ends.
+/// Writes a text that already contains its line ends.
 pub(crate) fn text(text: &str) {
-    write!(stdout(), "{text}").and_then(|()| stdout().flush()).ok(); // nobody listens any more
+    write!(stdout(), "{text}").and_then(|()| stdout().flush()).ok(); // the reader may be gone
 }
 
-/// Whether a person at the terminal types `name`, so as to `do_what`.
+/// Asks a person at the terminal to type `name` as a confirmation to `do_what`.
 ///
 /// # Errors
-/// If standard input is no terminal.
+/// If standard input is not a terminal.
 pub(crate) fn confirm(name: &str, do_what: &str) -> anyhow::Result<bool> {
     let input = std::io::stdin();
     if !input.is_terminal() {

@@ -1,4 +1,4 @@
-//! From where on a stream is read: an ID, a block or a time.
+//! The place in a stream where reading begins: an ID, a block or a time.
 
 use std::str::FromStr;
 
@@ -7,20 +7,20 @@ use ethhook_domain::{EntryId, Op, Profile};
 use ethhook_streams::Streams;
 use jiff::Timestamp;
 
-/// Below it a bare number is a block: no chain has as many, and no entry is as old as a time of so
-/// few milliseconds, which is in 2001.
+/// A bare number below this is a block, otherwise a time in ms: no chain has as many blocks, and no
+/// entry is as old as this time, which is in 2001.
 const FIRST_MILLISECOND: u64 = 1_000_000_000_000;
 
 /// Where reading begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// With what comes next.
+    /// At the stream's end: only new entries.
     Next,
-    /// Behind this ID.
+    /// After this ID.
     Id(EntryId),
-    /// With the first event of this block.
+    /// At the first event of this block.
     Block(u64),
-    /// With the first block that is not older.
+    /// At the first block that is not older than this.
     Time(Timestamp),
 }
 
@@ -49,10 +49,10 @@ impl FromStr for Place {
 }
 
 impl Place {
-    /// The ID after which the place begins in the chain's stream; none for what comes next.
+    /// The ID after which the place begins in the chain's stream; none for the stream's end.
     ///
     /// # Errors
-    /// If the stream does not hold the place.
+    /// If the stream does not contain the place.
     pub(crate) async fn resolve(
         &self,
         streams: &Streams,

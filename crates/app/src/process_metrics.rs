@@ -1,4 +1,4 @@
-//! What the process itself costs, read from `/proc` at each scrape; absent where there is none.
+//! The process's own resource use, read from `/proc` at each scrape; absent if there is no `/proc`.
 
 use prometheus::{Counter, IntGauge, IntGaugeVec, Opts, Registry};
 
@@ -15,10 +15,10 @@ pub(crate) struct ProcessMetrics {
 }
 
 impl ProcessMetrics {
-    /// Registers them, and the build's version beside them.
+    /// Registers the metrics, and the build's version.
     ///
     /// # Errors
-    /// If a name is registered already.
+    /// If a name is already registered.
     pub(crate) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let build = Opts::new("ethhook_build_info", "1, with the version of this build.");
         let build = IntGaugeVec::new(build, &["version"])?;
@@ -44,7 +44,7 @@ impl ProcessMetrics {
         Ok(metrics)
     }
 
-    /// Reads them anew.
+    /// Updates the metrics.
     pub(crate) fn refresh(&self) {
         let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}")).ok();
         if let Some(bytes) = read("status").and_then(|status| resident_bytes(&status)) {
@@ -66,8 +66,8 @@ fn resident_bytes(status: &str) -> Option<i64> {
 }
 
 fn cpu_seconds(stat: &str) -> Option<f64> {
-    // The second field is the command in brackets and may hold spaces; 14 and 15 are the 12th and
-    // 13th behind it.
+    // The second field is the command in brackets and may contain spaces; fields 14 and 15 are the
+    // 12th and 13th after it.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     let mut ticks = || fields.next()?.parse::<f64>().ok();
     Some((ticks()? + ticks()?) / TICKS_PER_SECOND)

@@ -1,4 +1,4 @@
-//! `--progress`: a line a second for each chain, on standard output.
+//! `--progress`: a line per second for each chain, on standard output.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use ethhook_ingest::status::{ChainStatus, Lag};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{MissedTickBehavior, interval};
 
-/// Prints until nobody reads any more.
+/// Prints until the reader is gone.
 pub(crate) async fn print(status: StatusBoard) {
     let mut ticks = interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -29,7 +29,7 @@ pub(crate) async fn print(status: StatusBoard) {
             let events = chain.events.saturating_sub(events);
             lines += &line(&name, width, &chain, events, elapsed);
         }
-        // Not through `std`: a reader that pauses must not hold a worker of the runtime.
+        // Not by `std`: a reader that pauses must not block a worker of the runtime.
         if out.write_all(lines.as_bytes()).await.is_err() || out.flush().await.is_err() {
             return;
         }

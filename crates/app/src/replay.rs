@@ -1,4 +1,5 @@
-//! `ethhook replay`: a final range of a chain, fetched and checked again, into a stream of its own.
+//! `ethhook replay`: fetches and checks a final range of a chain again, and writes it to a separate
+//! stream.
 
 use anyhow::{Context, bail, ensure};
 use ethhook_domain::{Filter, ProcessedEvent, Profile};
@@ -13,26 +14,27 @@ use crate::signals::Signals;
 use crate::target::{Target, patiently};
 use crate::verify::BLOCKS_A_QUESTION;
 
-/// What is replayed, and where to.
+/// The range to replay, and its destination.
 #[derive(Debug, Clone)]
 pub(crate) struct Order {
     pub(crate) from: u64,
     pub(crate) to: u64,
     pub(crate) into: String,
-    /// None: the chain's own.
+    /// None: the chain's configured one.
     pub(crate) filter: Option<Filter>,
 }
 
-/// Writes what the stream does not hold yet.
+/// Writes the blocks that the stream does not hold yet.
 ///
 /// # Errors
-/// If the range is not final, the stream is another's, or the node or Redis do not answer.
+/// If the range is not final, the stream belongs to something else, or the node or Redis do not
+/// answer.
 pub(crate) async fn run(inputs: &Inputs, chain: &str, order: Order) -> anyhow::Result<Exit> {
     let mut signals = Signals::new()?;
     let Order { from, to, into, filter } = order;
     ensure!(from <= to, "--from {from} is above --to {to}");
     let mut target = Target::load(inputs, chain)?;
-    // The node is asked with it, too.
+    // The requests to the node use it, too.
     target.chain.filter = filter.unwrap_or(target.chain.filter);
     let (filter, encoding) = (target.chain.filter.digest(), target.options.encoding);
     let spec = ReplaySpec { chain: target.id(), from, filter, encoding };

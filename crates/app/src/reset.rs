@@ -1,4 +1,4 @@
-//! `ethhook reset`: deletes what Redis holds of a chain.
+//! `ethhook reset`: deletes a chain's data in Redis.
 
 use std::fmt::Write;
 
@@ -11,10 +11,10 @@ use crate::output;
 use crate::output::say;
 use crate::{Exit, logging};
 
-/// Says what there is, asks unless `yes`, and deletes it.
+/// Prints what there is, asks unless `yes`, and deletes it.
 ///
 /// # Errors
-/// If an ingestor writes the chain, nobody can be asked, or Redis fails.
+/// If an ingestor writes the chain, there is no terminal to ask on, or Redis fails.
 pub(crate) async fn run(inputs: &Inputs, chain: &str, yes: bool) -> anyhow::Result<Exit> {
     let client = Client::load(inputs)?;
     logging::start(&client.logging)?;
@@ -27,7 +27,7 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, yes: bool) -> anyhow::Resu
                 bail!("{}: {holder}: stop it first", chain.name);
             }
         }
-        // What cannot be understood is a reason to delete it, and no reason to refuse.
+        // Unreadable data is a reason to delete it, not to refuse.
         Err(error) if !error.is_retryable() => {
             say!("The keys of {} cannot be understood: {error}", chain.name);
         }

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Both signals, from its making on.
+/// Receives both signals, from its creation on.
 #[derive(Debug)]
 pub(crate) struct Signals {
     terminate: Signal,
@@ -11,10 +11,10 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// From here on neither ends the process by itself.
+    /// From here on, neither signal ends the process by default.
     ///
     /// # Errors
-    /// If the system cannot say when a signal comes.
+    /// If signal handlers cannot be installed.
     pub(crate) fn new() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("signals cannot be listened for");
         Ok(Self {
@@ -23,7 +23,7 @@ impl Signals {
         })
     }
 
-    /// Waits for either.
+    /// Waits for either signal.
     pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

@@ -1,4 +1,4 @@
-//! `ethhook simulate`: chains that need no node.
+//! `ethhook simulate`: chains without a real node.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,13 +13,13 @@ use crate::cli::Simulate;
 use crate::output;
 use crate::signals::Signals;
 
-/// Of 1,000 calls and heads, so many go wrong with `--faults`.
+/// With `--faults`, this many of 1,000 calls and heads go wrong.
 const FAULTS_PER_MILLE: u32 = 50;
 
 /// Serves until a signal.
 ///
 /// # Errors
-/// If there are no such chains, or the address cannot be listened on.
+/// If there are no such chains, or the address cannot be bound.
 pub(crate) async fn run(options: Simulate) -> anyhow::Result<Exit> {
     let mut signals = Signals::new()?;
     let (listen, faults) = (options.listen, options.faults);
@@ -45,7 +45,7 @@ pub(crate) async fn run(options: Simulate) -> anyhow::Result<Exit> {
     }
 }
 
-/// Computes or reads everything, which blocks.
+/// Generates or reads all chains; blocks the thread.
 fn chains(options: &Simulate) -> anyhow::Result<Vec<Chain>> {
     if let Some(folder) = &options.recorded {
         return Ok(vec![Chain::recorded(folder)?.into()]);
@@ -68,7 +68,7 @@ fn chains(options: &Simulate) -> anyhow::Result<Vec<Chain>> {
     options.chains.iter().map(chain).collect()
 }
 
-/// Where the chains are, and the settings that point the ingestor there.
+/// The addresses of the chains, and the settings that point the ingestor to them.
 fn welcome(addr: SocketAddr, ids: &[u64]) -> String {
     let built_in = Profile::built_in();
     let mut text = format!("Simulated chains on {addr}. To ingest them, set:\n");

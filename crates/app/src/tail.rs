@@ -1,4 +1,4 @@
-//! `ethhook tail`: events as JSON lines, as they land.
+//! `ethhook tail`: prints events as JSON lines, as they arrive.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,26 +18,27 @@ use crate::place::Place;
 use crate::signals::Signals;
 use crate::{Exit, logging};
 
-/// Events that one read may give.
+/// Maximum number of events per read.
 const EVENTS_A_READ: usize = 500;
-/// How long one read waits; the wait for a lost connection is noticed no later.
+/// Maximum wait of one read, and so for noticing a lost connection.
 const READ_WAIT: Duration = Duration::from_secs(5);
 /// Pause before Redis is asked again after a failure.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Reads that wait to be printed, one a chain or so: a slow reader of ours slows the reading.
+/// Reads queued for printing, about one per chain; when the queue is full, a slow reader of our
+/// output slows the reading.
 const READS_QUEUED: usize = 8;
 
-/// What is printed, and from where on.
+/// What is printed, and where reading begins.
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) chain: Option<String>,
     pub(crate) from: Place,
-    /// As a consumer of this name of this group: what is printed is acknowledged.
+    /// Group and consumer to read as, if any: what is printed is acknowledged.
     pub(crate) group: Option<(String, String)>,
     pub(crate) wanted: Wanted,
 }
 
-/// Which events are printed, and by which ABIs they are read.
+/// Which events are printed, and the ABIs to decode them.
 #[derive(Debug)]
 pub(crate) struct Wanted {
     abis: Abis,
@@ -45,11 +46,11 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    /// Events that pass `filter`, whose topics grow by those of the events called `names` by the
-    /// built-in ABIs or those of `files`.
+    /// Events that pass `filter` after adding to its topics those of the events called `names` in
+    /// the built-in ABIs or in `files`.
     ///
     /// # Errors
-    /// If a file is no ABI, or a name is not known.
+    /// If a file is not an ABI, or a name is not known.
     pub(crate) fn new(
         files: &[std::path::PathBuf],
         mut filter: Filter,
@@ -62,7 +63,7 @@ impl Wanted {
         Ok(Self { abis, filter })
     }
 
-    /// The line of an event that is wanted.
+    /// The line for an event, if it is wanted.
     fn line(&self, id: EntryId, event: &ProcessedEvent) -> anyhow::Result<Option<String>> {
         if !self.filter.passes_event(event) {
             return Ok(None);
@@ -72,7 +73,7 @@ impl Wanted {
     }
 }
 
-/// One event as it is printed: the entry's fields under the entry's names, numbers as numbers.
+/// An event as printed: the fields of an entry under the same names, numbers as numbers.
 #[derive(Debug, Serialize)]
 struct Line {
     id: String,
@@ -92,7 +93,7 @@ struct Line {
     decoded: Option<Said>,
 }
 
-/// What a known event says.
+/// A decoded event.
 #[derive(Debug, Serialize)]
 struct Said {
     event: String,
@@ -127,10 +128,10 @@ impl Line {
     }
 }
 
-/// Prints until a signal, or until nobody reads.
+/// Prints until a signal, or until the reader is gone.
 ///
 /// # Errors
-/// If the place is not in the stream, or Redis fails in a way that does not pass.
+/// If the stream does not contain the place, or Redis fails in a way that is not temporary.
 pub(crate) async fn run(inputs: &Inputs, options: Options) -> anyhow::Result<Exit> {
     let mut signals = Signals::new()?;
     let client = Client::load(inputs)?;
@@ -143,7 +144,7 @@ pub(crate) async fn run(inputs: &Inputs, options: Options) -> anyhow::Result<Exi
     }
 }
 
-/// Lines, and whom to tell once they are printed.
+/// Lines, and a sender to signal that they are printed.
 struct Batch {
     text: String,
     printed: oneshot::Sender<()>,
@@ -175,7 +176,7 @@ async fn print(streams: &Streams, chains: &[&Profile], options: Options) -> anyh
                 if out.write_all(text.as_bytes()).await.is_err() || out.flush().await.is_err() {
                     return Ok(Exit::Done);
                 }
-                printed.send(()).ok(); // a tail does not wait for it
+                printed.send(()).ok(); // the receiver may be gone
             }
             Some(ended) = readers.join_next() => ended??,
             else => return Ok(Exit::Done),
@@ -197,7 +198,7 @@ impl Source {
         }
     }
 
-    /// Says that these are dealt with.
+    /// Acknowledges these entries, in a group.
     async fn done(&mut self, ids: &[EntryId]) -> Result<(), GroupError> {
         match self {
             Self::Tail(_) => Ok(()),
@@ -206,7 +207,7 @@ impl Source {
     }
 }
 
-/// Reads one chain; passing failures are told once and waited out.
+/// Reads one chain; a temporary failure is logged once and retried.
 async fn read(
     mut source: Source,
     chain: String,
@@ -238,7 +239,7 @@ async fn read(
             }
         }
         let ids: Vec<_> = events.into_iter().map(|(id, _)| id).collect();
-        // Not acknowledged, they are given again: at least once.
+        // If this fails, the entries are delivered again: at least once.
         match source.done(&ids).await {
             Err(error) if !error.is_retryable() => bail!("{chain}: {error}"),
             _ => {}

@@ -1,4 +1,4 @@
-//! One configured chain, as the commands that work on it see it.
+//! One configured chain, for the commands that work on it.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,11 @@ use ethhook_streams::Streams;
 use crate::config::{Config, Inputs, Invalid};
 use crate::logging;
 
-/// How long something is tried again while Redis is away.
+/// How long to keep retrying while Redis is unreachable.
 const PATIENCE: Duration = Duration::from_secs(30);
 const TRY_AGAIN: Duration = Duration::from_millis(250);
 
-/// One chain, as the ingestor's own configuration has it.
+/// One chain, as configured for the ingestor.
 pub(crate) struct Target {
     pub(crate) chain: ChainConfig,
     pub(crate) options: Options,
@@ -22,7 +22,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Reads the configuration and starts the log.
+    /// Reads the configuration and starts logging.
     ///
     /// # Errors
     /// [`Invalid`], or if there is no such chain.
@@ -42,14 +42,14 @@ impl Target {
         &self.chain.profile.name
     }
 
-    /// Where the stream stands.
+    /// The stream's cursor.
     pub(crate) async fn cursor(&self) -> anyhow::Result<Cursor> {
         let cursor = self.streams.cursor(self.id()).await?;
         cursor.with_context(|| format!("Redis holds nothing of {}", self.name()))
     }
 }
 
-/// Does it again for a while, as long as what fails `may_pass`.
+/// Retries `act` for a while if `may_pass` is true of its error.
 pub(crate) async fn patiently<T, E>(
     mut act: impl AsyncFnMut() -> Result<T, E>,
     may_pass: impl Fn(&E) -> bool,

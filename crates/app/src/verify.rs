@@ -1,8 +1,9 @@
-//! `ethhook verify`: holds a chain's streams against the chain.
+//! `ethhook verify`: compares a chain's streams with the chain.
 //!
 //! The streams are replayed by `domain`'s fold from the first marker of the range to their end, so
-//! that whatever is wrong in them shows, and the blocks of the range are fetched and checked as the
-//! ingestor does it. Neither is held in memory as a whole: what is final is compared and forgotten.
+//! that every inconsistency in them is found, and the blocks of the range are fetched and checked
+//! as by the ingestor. Neither is held in memory as a whole: final blocks are compared and then
+//! dropped.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -24,15 +25,15 @@ use crate::target::Target;
 const MARKERS_A_READ: usize = 256;
 /// Entries read at once.
 const EVENTS_A_READ: usize = 1_000;
-/// Blocks asked of the node at once.
+/// Blocks requested from the node at once.
 pub(crate) const BLOCKS_A_QUESTION: u64 = 32;
 
-/// The blocks that were ordered to be looked at.
+/// The range of blocks to compare.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Range {
-    /// None: from the first that the stream keeps whole.
+    /// None: from the first block that the stream holds completely.
     pub(crate) from: Option<u64>,
-    /// None: to the newest final one.
+    /// None: to the newest final block.
     pub(crate) to: Option<u64>,
 }
 
@@ -91,7 +92,7 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::R
     Ok(Exit::Failed)
 }
 
-/// Where the streams begin to tell of the range, and the range.
+/// The place where the streams begin to cover the range, and the range.
 async fn locate(
     target: &Target,
     cursor: &Cursor,
@@ -127,7 +128,7 @@ async fn locate(
     Ok((place, from, to))
 }
 
-/// Where the streams tell, from `place` on, that an operator moved finality back: the markers, and the heights.
+/// The markers, from `place` on, by which an operator moved finality back, and to which heights.
 async fn retreats(target: &Target, place: &Place) -> anyhow::Result<Vec<(EntryId, u64)>> {
     let (mut after, mut finalized, mut found) = (place.after_marker, None, Vec::new());
     loop {
@@ -142,7 +143,7 @@ async fn retreats(target: &Target, place: &Place) -> anyhow::Result<Vec<(EntryId
     }
 }
 
-/// What was found so far.
+/// The results so far.
 #[derive(Debug, Default)]
 struct Seen {
     differences: Vec<Difference>,
@@ -150,7 +151,7 @@ struct Seen {
     events: usize,
     /// Blocks of the range that an operator skipped.
     skipped: u64,
-    /// Heights whose markers name another filter than the configuration's.
+    /// Heights whose markers name another filter than the configuration.
     foreign_filter: HashMap<u64, String>,
 }
 
@@ -163,7 +164,7 @@ struct Verification<'a> {
     /// The next block to compare.
     next: u64,
     to: u64,
-    /// Those that are still ahead.
+    /// The moves of finality back that are still ahead.
     retreats: VecDeque<(EntryId, u64)>,
     seen: Seen,
     bar: Bar,
@@ -179,7 +180,7 @@ impl Verification<'_> {
         loop {
             let markers = self.streams.markers(self.chain, marker_id, MARKERS_A_READ).await?;
             if markers.is_empty() {
-                // What stands behind the last marker belongs to the next, or to none.
+                // Entries after the last marker belong to the next marker, or to none.
                 let fed = entries.feed(self.streams, self.chain, &mut self.fold, None).await?;
                 if fed && !self.streams.markers(self.chain, marker_id, 1).await?.is_empty() {
                     continue;
@@ -214,7 +215,8 @@ impl Verification<'_> {
         }
     }
 
-    /// Whether what is missing may have gone behind `last_read`, a marker, while it was being compared.
+    /// Fails if there are violations that retention may have caused, by trimming past the marker `last_read` in the
+    /// meantime.
     async fn check_kept(&self, last_read: Option<EntryId>) -> anyhow::Result<()> {
         let Some(last_read) = last_read.filter(|_| !self.fold.violations().is_empty()) else {
             return Ok(());
@@ -229,17 +231,17 @@ impl Verification<'_> {
         Ok(())
     }
 
-    /// Compares what never became final.
+    /// Compares the blocks that never became final.
     async fn rest(&mut self) -> anyhow::Result<()> {
         let blocks = self.fold.canonical().to_vec();
         self.compare(&blocks, Some(self.to)).await
     }
 
-    /// Compares the range up to `up_to` with `blocks`, which hold all of it.
+    /// Compares the range up to `up_to` with `blocks`, which cover all of it.
     async fn compare(&mut self, blocks: &[FoldedBlock], up_to: Option<u64>) -> anyhow::Result<()> {
         let Some(up_to) = up_to.map(|number| number.min(self.to)) else { return Ok(()) };
         while self.next <= up_to {
-            // What an operator skipped is not asked for: perhaps no node has it any more.
+            // Blocks that an operator skipped are not fetched: perhaps no node has them any more.
             let gaps = blocks.iter().filter_map(|block| Some((block.skipped_from?, block.number)));
             let mut gaps = gaps.filter(|(_, last)| *last >= self.next);
             let mut last = up_to.min(self.next + BLOCKS_A_QUESTION - 1);
@@ -283,13 +285,14 @@ fn expected(block: CheckedBlock, filter: &Filter) -> ExpectedBlock {
     ExpectedBlock { number: block.number, hash: block.hash, timestamp: block.timestamp, logs }
 }
 
-/// How far the entries are read.
+/// The position up to which entries have been read.
 struct Entries {
     at: EntryId,
 }
 
 impl Entries {
-    /// Gives `fold` the entries up to `last` and perhaps more, or all; whether there were any.
+    /// Passes to `fold` the entries up to `last`, perhaps some more, or all if none is given.
+    /// Returns whether there were any.
     async fn feed(
         &mut self,
         streams: &Streams,

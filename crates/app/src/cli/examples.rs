@@ -1,4 +1,4 @@
-//! What stands below the options in each command's `--help`.
+//! The text below the options in each command's `--help`.
 
 pub(super) const PROGRAM: &str = "\
 Examples:

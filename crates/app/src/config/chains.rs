@@ -1,4 +1,4 @@
-//! Which chains are on, and what is known of them.
+//! Which chains are on, and their settings.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -11,15 +11,15 @@ use super::layers::{Origin, Setting, env_name};
 use super::problem::Problem;
 use super::read::Reader;
 
-/// Above this, waiting for confirmations would hold more headers than a chain ever needs.
+/// With more confirmations than this, the chain would hold more headers than it ever needs.
 const MAX_CONFIRMATIONS: u64 = 4096;
-/// More than any provider sells to one key.
+/// More than any provider sells per key.
 const MAX_RPS: u32 = 10_000;
 const MAX_UNITS: u32 = 10_000_000;
-/// Longer than this, and a chain does not follow its head any more.
+/// With a longer interval, a chain would no longer follow its head.
 const MAX_BATCH_MS: u64 = 60_000;
 
-/// The profiles of all chains that are known: built in, or described in `ethhook.toml`.
+/// The profiles of all known chains: built in, or described in `ethhook.toml`.
 pub(crate) fn known(reader: &mut Reader<'_>) -> Vec<Profile> {
     let built_in = Profile::built_in();
     let names = reader.settings.chains.clone();
@@ -34,7 +34,7 @@ fn profile(reader: &mut Reader<'_>, name: &str, built_in: Option<&Profile>) -> O
     let chain_id = match (&chain_id, built_in) {
         (Some(setting), _) => {
             let set = reader.number(setting, 1..=u64::MAX / 2)?;
-            // A dev node may have any.
+            // A dev node may have any chain id.
             if let Some(known) = built_in.filter(|known| known.chain_id != set && name != "local") {
                 let text = format!(
                     "{name} is built in and has chain id {}; give chain {set} another name, as in \
@@ -84,7 +84,7 @@ fn profile(reader: &mut Reader<'_>, name: &str, built_in: Option<&Profile>) -> O
     (reader.problems.len() == before).then_some(profile)
 }
 
-/// A value that is set: the table's default is not the profile's.
+/// A value only if it is set: the table's default must not override the profile's.
 fn set(reader: &Reader<'_>, chain: &str, name: &str) -> Option<Setting> {
     let setting = reader.settings.chain(chain, name);
     (setting.origin != Origin::Default).then_some(setting)
@@ -94,7 +94,7 @@ fn flag(reader: &mut Reader<'_>, setting: &Setting) -> Option<bool> {
     reader.parse(setting, "true or false", |text| text.parse().ok())
 }
 
-/// Whether a chain is on: it has a URL, right or wrong.
+/// Whether a chain is on: it has a URL, valid or not.
 pub(crate) fn is_on(reader: &Reader<'_>, chain: &str) -> bool {
     keys::CHAIN.iter().filter(|key| key.secret).any(|key| {
         reader.settings.chain(chain, key.name).given().is_some()
@@ -102,11 +102,11 @@ pub(crate) fn is_on(reader: &Reader<'_>, chain: &str) -> bool {
     })
 }
 
-/// All chains that are on and well described.
+/// All chains that are on and correctly configured.
 pub(crate) fn read(reader: &mut Reader<'_>, known: &[Profile]) -> Vec<ChainConfig> {
     let on: Vec<String> =
         reader.settings.chains.iter().filter(|name| is_on(reader, name)).cloned().collect();
-    // What could not be read may have set one.
+    // A file that could not be read may have set one.
     if on.is_empty() && reader.problems.iter().all(|problem| !problem.is_of_file()) {
         let names: Vec<String> = reader.settings.chains.iter().map(|n| n.to_uppercase()).collect();
         reader.problems.push(Problem::new(
@@ -121,7 +121,7 @@ pub(crate) fn read(reader: &mut Reader<'_>, known: &[Profile]) -> Vec<ChainConfi
     let mut chains: Vec<ChainConfig> = Vec::new();
     for name in on {
         let profile = known.iter().find(|profile| profile.name == name);
-        // What can be read of a chain is read even if its profile is wrong: all errors at once.
+        // The rest of a chain is read even if its profile is wrong, to report all errors at once.
         let Some(chain) = chain(reader, &name, profile) else { continue };
         if let Some(same) = chains.iter().find(|c| c.profile.chain_id == chain.profile.chain_id) {
             let id = chain.profile.chain_id;
@@ -196,7 +196,7 @@ fn chain(reader: &mut Reader<'_>, name: &str, profile: Option<&Profile>) -> Opti
     })
 }
 
-/// Only `VERIFY` lowers a check, so that one key says what a block was held against.
+/// Only `VERIFY` can lower a check, so that one key tells how blocks are checked.
 fn fetch(reader: &mut Reader<'_>, name: &str, profile: &Profile) -> Option<Fetch> {
     let setting = reader.chain(name, "FETCH")?;
     let fetch = reader.parse(&setting, "auto, receipts or logs", |text| match text {

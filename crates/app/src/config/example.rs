@@ -1,4 +1,4 @@
-//! `.env.example`, written from the table of keys.
+//! Generates `.env.example` from the table of keys.
 
 use std::fmt::Write;
 
@@ -6,8 +6,8 @@ use ethhook_domain::Profile;
 
 use super::keys::{self, FILE_SUFFIX, Key};
 
-/// What `.env.example` holds and `ethhook check-config --example` prints: every key, commented
-/// out, with its default.
+/// The content of `.env.example` and output of `ethhook check-config --example`: every key,
+/// commented out, with its default.
 pub(crate) fn render() -> String {
     let mut text = String::from(
         "# EthHook's configuration. Copy this file to .env and take the # off what you set; what\n\

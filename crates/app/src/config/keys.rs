@@ -1,17 +1,17 @@
-//! The one table of configuration keys. Reading, `check-config`, the search for misspelt names and
-//! `.env.example` all go by it, so that a key cannot exist in one of them alone.
+//! The only table of configuration keys. Parsing, `check-config`, the detection of misspelt names
+//! and `.env.example` all use it, so that a key cannot exist in only some of them.
 
 /// One key of the configuration.
 #[derive(Debug)]
 pub(crate) struct Key {
-    /// As in the environment; lower case in `ethhook.toml`. For a key of a chain, without
+    /// Name in the environment; lower case in `ethhook.toml`. A chain's key is given without
     /// `<NAME>_`.
     pub(crate) name: &'static str,
-    /// What holds if it is not set; empty if nothing does.
+    /// The value if it is not set; empty if there is none.
     pub(crate) default: &'static str,
-    /// One or more lines for the person who sets it.
+    /// One or more lines of help for the user.
     pub(crate) help: &'static str,
-    /// Its value is never shown, and may come from the file that `<KEY>_FILE` names.
+    /// Whether the value is never shown, and may come from the file named by `<KEY>_FILE`.
     pub(crate) secret: bool,
 }
 
@@ -108,7 +108,7 @@ pub(crate) const GLOBAL: &[Key] = &[
     key("LOG_FORMAT", "text", "Log lines as text or as json."),
 ];
 
-/// Keys of one chain; in the environment `<NAME>_` stands before each.
+/// Keys of one chain; in the environment each is prefixed with `<NAME>_`.
 pub(crate) const CHAIN: &[Key] = &[
     secret(
         "WS_URL",
@@ -179,8 +179,8 @@ pub(crate) const CHAIN: &[Key] = &[
     ),
 ];
 
-/// Keys of `[chains.NAME]` in `ethhook.toml` alone: what is to be known of a chain that is not
-/// built in. Lower case, as written there.
+/// Keys only allowed under `[chains.NAME]` in `ethhook.toml`: facts about a chain that is not built
+/// in. Lower case, as written there.
 pub(crate) const PROFILE: &[Key] = &[
     key("chain_id", "", "EIP-155 chain id; required for a chain that is not built in."),
     key("block_time_ms", "2000", "Usual time between blocks."),
@@ -198,22 +198,23 @@ pub(crate) const PROFILE: &[Key] = &[
     ),
 ];
 
-/// What Docker Compose reads from the same `.env`, beside all that begins with `COMPOSE_`.
+/// Keys that Docker Compose reads from the same `.env`, in addition to all that begin with
+/// `COMPOSE_`.
 pub(crate) const COMPOSE: &[Key] = &[
     key("REDIS_MAXMEMORY", "256mb", "What the Redis of Compose may hold."),
     key("REDIS_MEMORY_LIMIT", "320m", "What its container may take: a quarter more."),
     key("REDIS_EXPORTER_ADDR", "", "Which Redis the monitoring watches, if not that of REDIS_URL."),
 ];
 
-/// Whether `name` is Compose's, not ours.
+/// Whether `name` belongs to Compose.
 pub(crate) fn is_for_compose(name: &str) -> bool {
     name.starts_with("COMPOSE_") || COMPOSE.iter().any(|key| key.name == name)
 }
 
-/// Added to a secret key's name, names the key that holds the path of a file with its value.
+/// Suffix of a secret's key, for the key that holds the path of a file with its value.
 pub(crate) const FILE_SUFFIX: &str = "_FILE";
 
-/// All names that a table's keys go by, the `_FILE` forms of secrets included.
+/// All names of a table's keys, including the `_FILE` forms of secrets.
 pub(crate) fn names(table: &'static [Key]) -> impl Iterator<Item = String> {
     table.iter().flat_map(|key| {
         let file = key.secret.then(|| format!("{}{FILE_SUFFIX}", key.name));

@@ -1,8 +1,8 @@
-//! From environment, `.env` and `ethhook.toml` to one set of settings: the `config` crate lays the
-//! layers over each other and remembers where each value came from.
+//! Merges environment, `.env` and `ethhook.toml` into one set of settings: the `config` crate
+//! overlays the layers and records where each value came from.
 //!
-//! Values are read key by key, by the table in [`super::keys`], instead of into a derived struct:
-//! serde would stop at the first error and forget the origin.
+//! Values are read key by key, using the table in [`super::keys`], not into a derived struct: serde
+//! would stop at the first error and lose the origin.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +17,7 @@ use super::keys::{self, FILE_SUFFIX, Key};
 use super::problem::Problem;
 use super::{spelling, toml};
 
-/// Where a value came from; the first wins.
+/// Where a value came from, in order of precedence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// The process environment.
@@ -40,18 +40,18 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A file as it was read.
+/// The content of a file.
 #[derive(Debug, Clone)]
 pub(crate) struct TextFile {
-    /// Its path, as it is told.
+    /// Its path, as shown in messages.
     pub(crate) path: Arc<str>,
     pub(crate) text: Secret,
 }
 
-/// What there is to read, before anything is understood.
+/// All inputs, before parsing.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Inputs {
-    /// The environment, values that are not UTF-8 replaced.
+    /// The environment; bytes that are not UTF-8 are replaced.
     pub(crate) env: Vec<(String, Secret)>,
     /// The `.env` file.
     pub(crate) env_file: Option<TextFile>,
@@ -62,7 +62,7 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
-    /// Reads the environment and both files; a file that is not named and not there is left out.
+    /// Reads the environment and both files; a file that is neither named nor present is skipped.
     ///
     /// # Errors
     /// A problem for each file that cannot be read.
@@ -98,16 +98,16 @@ impl Inputs {
     }
 }
 
-/// One value as it was set.
+/// One value with its origin.
 #[derive(Debug, Clone)]
 pub(crate) struct Setting {
-    /// The key by which its origin knows it: `ETHEREUM_WS_URL` or `chains.ethereum.ws_url`.
+    /// The key as its origin spells it: `ETHEREUM_WS_URL` or `chains.ethereum.ws_url`.
     pub(crate) key: String,
     /// The text, trimmed; empty if nothing is set and there is no default.
     pub(crate) text: String,
     /// Where it came from.
     pub(crate) origin: Origin,
-    /// Never show the text.
+    /// Whether the text must never be shown.
     pub(crate) secret: bool,
 }
 
@@ -117,7 +117,7 @@ impl Setting {
         (!self.text.is_empty()).then_some(self)
     }
 
-    /// What is wrong with it.
+    /// A problem with this setting.
     pub(crate) fn problem(&self, text: impl Into<String>) -> Problem {
         let problem = Problem::new(&self.key, text);
         let problem = match &self.origin {
@@ -128,10 +128,10 @@ impl Setting {
     }
 }
 
-/// A key of the process (no chain) or of a chain (its name in lower case), in lower case.
+/// A key of the process (no chain) or of a chain (by its lower-case name); the key in lower case.
 pub(super) type Place = (Option<String>, String);
 
-/// One layer, understood as far as its names go.
+/// One layer, with its names resolved but its values not parsed.
 #[derive(Debug, Clone)]
 struct Layer {
     /// Its place in [`Settings::origins`].
@@ -160,26 +160,26 @@ fn path((chain, key): &Place) -> String {
     }
 }
 
-/// All layers laid over each other.
+/// All layers merged.
 #[derive(Debug)]
 pub(crate) struct Settings {
     merged: config::Config,
-    /// The layers that lie over the defaults, the uppermost first.
+    /// The layers above the defaults, the highest first.
     origins: Vec<Origin>,
-    /// Names of all chains that are known, built-in ones first, lower case.
+    /// Names of all known chains, built-in ones first, lower case.
     pub(crate) chains: Vec<String>,
     host_name: String,
 }
 
 impl Settings {
-    /// Understands the names in all layers.
+    /// Resolves the names in all layers.
     ///
     /// # Errors
-    /// Beside the settings, a problem for each name that is not known.
+    /// Returns, in addition to the settings, a problem for each unknown name.
     pub(crate) fn read(inputs: &Inputs) -> (Self, Vec<Problem>) {
         let mut problems = Vec::new();
         let mut chains: Vec<String> = Profile::built_in().into_iter().map(|p| p.name).collect();
-        // Chains that the file describes have keys in the other layers, too.
+        // The other layers, too, may have keys of chains that the file describes.
         let toml = inputs.toml.as_ref().map(|file| {
             let origin = Origin::Toml(Arc::clone(&file.path));
             let values = toml::read(file, &origin, &mut chains, &mut problems);
@@ -196,7 +196,7 @@ impl Settings {
         let (origins, mut layers): (Vec<_>, Vec<_>) =
             [Some(env), env_file, toml].into_iter().flatten().unzip();
         hide_other_forms(&mut layers);
-        // The builder takes the lowest layer first.
+        // The builder expects the lowest layer first.
         let builder = layers
             .into_iter()
             .enumerate()
@@ -228,7 +228,7 @@ impl Settings {
         self.get(Some(chain), key.name, key.default, key.secret)
     }
 
-    /// The path that `<KEY>_FILE` holds for a secret key, if it is set.
+    /// The path in `<KEY>_FILE` of a secret key, if set.
     pub(crate) fn file_of(&self, chain: Option<&str>, key: &Key) -> Option<Setting> {
         self.get(chain, &format!("{}{FILE_SUFFIX}", key.name), "", false).given()
     }
@@ -238,7 +238,7 @@ impl Settings {
         keys::names(keys::CHAIN).any(|name| !self.get(Some(chain), &name, "", true).text.is_empty())
     }
 
-    /// `config`'s own getters go through serde, which drops the origin.
+    /// `config`'s own getters go through serde, which loses the origin.
     fn lookup(&self, (chain, key): &Place) -> Option<&Value> {
         fn step<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
             match &value.kind {
@@ -282,7 +282,7 @@ pub(crate) fn env_name(chain: Option<&str>, key: &str) -> String {
     chain.map_or_else(|| key.to_owned(), |chain| format!("{}_{key}", chain.to_uppercase()))
 }
 
-/// Every name that the environment may hold, and where its value belongs.
+/// Every name that the environment may contain, with the key it stands for.
 fn places_by_name(chains: &[String]) -> BTreeMap<String, Place> {
     let global = keys::names(keys::GLOBAL).map(|key| (key.clone(), (None, key.to_lowercase())));
     let of_chains = chains.iter().flat_map(|chain| {
@@ -293,7 +293,7 @@ fn places_by_name(chains: &[String]) -> BTreeMap<String, Place> {
     global.chain(of_chains).collect()
 }
 
-/// Most of the environment is of no concern to us; a near miss of one of our names is.
+/// Unknown variables in the environment are ignored, except near misses of our names.
 fn read_env(
     env: &[(String, Secret)],
     places: &BTreeMap<String, Place>,
@@ -314,7 +314,7 @@ fn read_env(
     values
 }
 
-/// The file is ours, and Docker Compose's, so that every name in it must be known.
+/// The file is only for us and Docker Compose, so every name in it must be known.
 fn read_env_file(
     file: &TextFile,
     origin: &Origin,
@@ -347,7 +347,7 @@ fn read_env_file(
     values
 }
 
-/// A chain's key before which no known chain stands is probably a chain to describe.
+/// A chain's key after an unknown chain name probably means a chain that has yet to be described.
 fn unknown_hint(name: &str) -> String {
     let chain = keys::names(keys::CHAIN)
         .find_map(|key| Some(name.strip_suffix(&key)?.strip_suffix('_')?.to_lowercase()));
@@ -359,7 +359,7 @@ fn unknown_hint(name: &str) -> String {
     }
 }
 
-/// The library's own words repeat the line, which may hold a secret.
+/// The library's own message repeats the line, which may contain a secret.
 fn env_file_problem(file: &TextFile, error: &dotenvy::Error) -> Problem {
     let dotenvy::Error::LineParse(bad, _) = error else {
         return Problem::new(&*file.path, "cannot be read as text");
@@ -378,8 +378,8 @@ fn env_file_problem(file: &TextFile, error: &dotenvy::Error) -> Problem {
     )
 }
 
-/// A layer that sets a secret by value hides the `_FILE` form in the layers below, and the other
-/// way round: whoever overrides a secret need not know in which form it was set.
+/// A layer that sets a secret by value hides the `_FILE` form in the layers below, and vice versa:
+/// overriding a secret must not require knowing in which form it was set.
 fn hide_other_forms(layers: &mut [BTreeMap<Place, Secret>]) {
     let suffix = FILE_SUFFIX.to_lowercase();
     for upper in 0..layers.len() {

@@ -1,7 +1,7 @@
 //! The configuration: environment over `.env` over `ethhook.toml` over defaults.
 //!
-//! [`layers`] lays them over each other, [`redis`], [`service`] and [`chains`] turn the texts into
-//! types, and everything that is wrong is told at once, a [`Problem`] each.
+//! [`layers`] merges them; [`redis`], [`service`] and [`chains`] convert the texts to types.
+//! Everything that is wrong is reported at once, as one [`Problem`] each.
 
 mod chains;
 mod example;
@@ -42,37 +42,37 @@ pub(crate) struct Config {
     pub(crate) service: Service,
     pub(crate) logging: Logging,
     pub(crate) chains: Vec<ChainConfig>,
-    /// Every key in force, for `check-config`.
+    /// Every effective key, for `check-config`.
     pub(crate) resolved: Vec<Resolved>,
-    /// Chains of which something is set, but no URL.
+    /// Chains that have settings but no URL.
     pub(crate) off: Vec<String>,
 }
 
-/// What those need who look at the streams alone: Redis, and which chains there are.
+/// The configuration of commands that only look at the streams: Redis, and which chains there are.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) streams: Streams,
     pub(crate) logging: Logging,
-    /// Built in, or described in `ethhook.toml`.
+    /// Chains built in, or described in `ethhook.toml`.
     pub(crate) known: Vec<Profile>,
     /// Those of them that have a URL.
     pub(crate) on: Vec<Profile>,
 }
 
-/// What `healthcheck` needs: where the service listens.
+/// What `healthcheck` needs: the service's address.
 #[derive(Debug)]
 pub(crate) struct Probe {
     /// The address to ask; loopback if the service listens on all.
     pub(crate) health: SocketAddr,
 }
 
-/// Nothing starts with this.
+/// An invalid configuration.
 #[derive(Debug)]
 pub(crate) struct Invalid {
     /// At least one.
     pub(crate) problems: Vec<Problem>,
-    /// Where Redis is, if that much is well told: it can be tried, so that its faults are told
-    /// in the same breath.
+    /// The address of Redis, if that part is valid: it can then be tried, so that its problems are
+    /// reported at the same time.
     pub(crate) redis: Option<RedisConfig>,
 }
 
@@ -97,7 +97,7 @@ impl From<ConnectError> for Invalid {
     }
 }
 
-/// Where in `chains` the one of this name is, in whatever case.
+/// The position in `chains` of the one with this name, in any case.
 fn position<'a>(
     kind: &str,
     name: &str,
@@ -115,10 +115,10 @@ fn position<'a>(
 }
 
 impl Config {
-    /// Takes out the chain of this name, in whatever case.
+    /// Removes and returns the chain of this name, in any case.
     ///
     /// # Errors
-    /// If none of this name has a URL; names those that do.
+    /// If no chain of this name has a URL; lists those that have.
     pub(crate) fn take_chain(&mut self, name: &str) -> anyhow::Result<ChainConfig> {
         let profiles = self.chains.iter().map(|chain| &chain.profile);
         let position = position("configured chain", name, profiles)?;
@@ -128,7 +128,7 @@ impl Config {
     /// Reads everything.
     ///
     /// # Errors
-    /// All that is wrong.
+    /// All problems.
     pub(crate) fn load(inputs: &Inputs) -> Result<Self, Invalid> {
         let (settings, problems) = Settings::read(inputs);
         let mut reader = Reader { settings: &settings, problems, resolved: Vec::new() };
@@ -150,17 +150,17 @@ impl Config {
 }
 
 impl Client {
-    /// The chain of this name, in whatever case.
+    /// The chain of this name, in any case.
     ///
     /// # Errors
-    /// If there is none; names those there are.
+    /// If there is none; lists the existing ones.
     pub(crate) fn chain(&self, name: &str) -> anyhow::Result<&Profile> {
         let position = position("chain", name, self.known.iter())?;
         Ok(&self.known[position])
     }
 
-    /// The chain of this name, or without one those that are configured, or all that are known if
-    /// none is.
+    /// The chain of this name; without a name, the configured chains, or all known ones if none is
+    /// configured.
     ///
     /// # Errors
     /// If there is none of this name.
@@ -172,10 +172,10 @@ impl Client {
         }
     }
 
-    /// Reads what a client of the streams needs; wrong settings of nodes do not hinder it.
+    /// Reads what a client of the streams needs; invalid settings of nodes do not matter.
     ///
     /// # Errors
-    /// All that is wrong with the rest.
+    /// All problems with the rest.
     pub(crate) fn load(inputs: &Inputs) -> Result<Self, Invalid> {
         let (settings, problems) = Settings::read(inputs);
         let mut reader = Reader { settings: &settings, problems, resolved: Vec::new() };
@@ -193,10 +193,10 @@ impl Client {
 }
 
 impl Probe {
-    /// Reads only what it needs: the service itself tells what is wrong with the rest.
+    /// Reads only what it needs: the service itself reports other problems.
     ///
     /// # Errors
-    /// All that is wrong with it.
+    /// All problems with that part.
     pub(crate) fn load(inputs: &Inputs) -> Result<Self, Invalid> {
         let (settings, _) = Settings::read(inputs);
         let mut reader = Reader { settings: &settings, problems: Vec::new(), resolved: Vec::new() };

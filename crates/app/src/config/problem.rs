@@ -1,10 +1,10 @@
-//! What is wrong with the configuration, a line each.
+//! Problems with the configuration, a line each.
 
 use std::fmt;
 
 use super::layers::Origin;
 
-/// One thing that is wrong, shown as `KEY=value (from): what would be right`.
+/// One problem, shown as `KEY=value (from): what would be right`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
     key: String,
@@ -14,38 +14,38 @@ pub(crate) struct Problem {
     is_of_file: bool,
 }
 
-/// Longer values are cut: the line must stay one line.
+/// Longer values are cut, to keep the line short.
 const SHOWN_CHARS: usize = 80;
 
 impl Problem {
-    /// A problem of no single value.
+    /// A problem that concerns no particular value.
     pub(crate) fn new(key: impl Into<String>, text: impl Into<String>) -> Self {
         Self { key: key.into(), value: None, origin: None, text: text.into(), is_of_file: false }
     }
 
-    /// A line that says all by itself.
+    /// A problem whose text is the whole line.
     pub(crate) fn line(text: impl Into<String>) -> Self {
         Self::new("", text)
     }
 
-    /// A file of the configuration that cannot be understood as a whole.
+    /// A configuration file that cannot be parsed at all.
     pub(crate) fn file(path: &str, text: impl Into<String>) -> Self {
         Self { is_of_file: true, ..Self::new(path, text) }
     }
 
-    /// Whether it hides what the file says.
+    /// Whether it hides the settings in a file.
     pub(crate) fn is_of_file(&self) -> bool {
         self.is_of_file
     }
 
-    /// Where the key was set.
+    /// Adds where the key was set.
     pub(crate) fn from(mut self, origin: &Origin) -> Self {
         self.origin = Some(origin.clone());
         self
     }
 
-    /// The value, which the caller knows to be no secret. A URL is hidden all the same: whoever
-    /// puts one where none belongs has put its password there too.
+    /// Adds the value, which must not be a secret. A URL is hidden all the same: one put in the
+    /// wrong place may contain a password.
     pub(crate) fn value(mut self, value: &str) -> Self {
         let shown = if may_hold_credentials(value) {
             "<redacted>".to_owned()
@@ -60,12 +60,12 @@ impl Problem {
     }
 }
 
-/// Whether a value that should be no secret has the look of a URL or of `user:password@host`.
+/// Whether a value that should not be secret looks like a URL or `user:password@host`.
 pub(crate) fn may_hold_credentials(value: &str) -> bool {
     value.contains("://") || value.contains('@')
 }
 
-/// The text with its control characters written out: a name or a value never becomes a line.
+/// Escapes control characters, so that a name or a value cannot start a new line.
 pub(crate) fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! One value at a time: from text to a type, or a problem.
+//! Parses single values: from text to a type, or a problem.
 
 use std::fmt;
 use std::fs::File;
@@ -14,10 +14,10 @@ use super::keys::{self, Key};
 use super::layers::{Origin, Setting, Settings, env_name};
 use super::problem::{Problem, may_hold_credentials, one_line};
 
-/// Bytes of a secret in a file: a list of URLs, with room to spare.
+/// Maximum size of a secret in a file, in bytes: enough for a list of URLs, and more.
 const LONGEST_SECRET: u64 = 64 << 10;
 
-/// One key as it was resolved, for `check-config`: `KEY=value`, a secret's value redacted.
+/// A resolved key, as `check-config` prints it: `KEY=value`, with a secret's value redacted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Resolved {
     key: String,
@@ -32,7 +32,7 @@ impl fmt::Display for Resolved {
     }
 }
 
-/// Reads values off the settings and collects what is wrong and what was resolved.
+/// Reads values from the settings and collects problems and resolved keys.
 #[derive(Debug)]
 pub(crate) struct Reader<'a> {
     pub(crate) settings: &'a Settings,
@@ -62,8 +62,8 @@ impl Reader<'_> {
         Some(setting)
     }
 
-    /// A secret, from its key or from the file that `<KEY>_FILE` names; none if neither is set or
-    /// the file is no use, which is a problem.
+    /// A secret, from its key or from the file named by `<KEY>_FILE`. None if neither is set, or if
+    /// the file cannot be used, which is reported as a problem.
     pub(crate) fn secret(&mut self, chain: Option<&str>, name: &str) -> Option<Setting> {
         let table = if chain.is_some() { keys::CHAIN } else { keys::GLOBAL };
         let key: &Key = table.iter().find(|key| key.name == name && key.secret)?;
@@ -104,7 +104,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The check that holds for a chain, whether it was set or is the profile's.
+    /// Records the check that applies to a chain, whether set or from its profile.
     pub(crate) fn resolve_verify(&mut self, chain: &str, profile: &Profile) {
         let set = self.settings.chain(chain, "VERIFY");
         self.resolved.push(Resolved {
@@ -124,7 +124,7 @@ impl Reader<'_> {
         self.resolved.push(Resolved { key, shown, origin: setting.origin.clone() });
     }
 
-    /// The value, or a problem that says what it `must` be.
+    /// The parsed value; otherwise records a problem that says what it `must` be.
     pub(crate) fn parse<T>(
         &mut self,
         setting: &Setting,
@@ -173,7 +173,7 @@ impl Reader<'_> {
         whole.then_some(values)
     }
 
-    /// A comma-separated list of URLs with one of two schemes; none for a list that is wrong.
+    /// A comma-separated list of URLs with one of two schemes; none if the list is invalid.
     pub(crate) fn urls(
         &mut self,
         setting: Option<&Setting>,
@@ -183,7 +183,7 @@ impl Reader<'_> {
         let items: Vec<&str> = setting.text.split(',').map(str::trim).collect();
         let before = self.problems.len();
         for (i, item) in items.iter().enumerate() {
-            // One provider asked twice is no second opinion.
+            // Asking the same provider twice gives no second opinion.
             let first = items[..i].iter().position(|earlier| earlier == item);
             let wrong = check_url(item, &schemes).err();
             let wrong = wrong.or(first.map(|first| format!("is URL {} again", first + 1)));
@@ -204,7 +204,8 @@ impl Reader<'_> {
     }
 }
 
-/// The text of a file that should hold a line. A device or a log named by mistake is not read whole.
+/// The text of a file that should contain one line. Reads a limited amount, in case a device or a
+/// log was named by mistake.
 fn read_secret_file(path: &Path) -> std::io::Result<String> {
     let mut text = String::new();
     File::open(path)?.take(LONGEST_SECRET + 1).read_to_string(&mut text)?;
@@ -214,7 +215,7 @@ fn read_secret_file(path: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
-/// Says what a URL lacks, never what it holds.
+/// Checks a URL. The error says what is wrong, never what the URL contains.
 pub(crate) fn check_url(text: &str, schemes: &[&str]) -> Result<Url, String> {
     if text.is_empty() {
         return Err("is empty".to_owned());
@@ -229,7 +230,7 @@ pub(crate) fn check_url(text: &str, schemes: &[&str]) -> Result<Url, String> {
     match Url::parse(text) {
         Ok(url) if url.host_str().is_some_and(|host| !host.is_empty()) => Ok(url),
         Ok(_) => Err("has no host".to_owned()),
-        // The parser's messages name the kind of error alone, never the text.
+        // The parser's messages contain only the kind of error, never the text.
         Err(e) => Err(format!("is not a URL: {e}")),
     }
 }

@@ -1,4 +1,4 @@
-//! Where Redis is.
+//! The address of Redis.
 
 use ethhook_domain::Secret;
 use ethhook_streams::{ConnectError, RedisConfig, Streams};
@@ -7,7 +7,7 @@ use url::{Host, Url};
 use super::layers::Setting;
 use super::read::Reader;
 
-/// None if something is wrong with it, which `reader` then knows.
+/// None if something is wrong, which is recorded in `reader`.
 pub(crate) fn read(reader: &mut Reader<'_>) -> Option<RedisConfig> {
     let before = reader.problems.len();
     let pool_size = reader.global("REDIS_POOL_SIZE");
@@ -74,13 +74,13 @@ fn from_parts(reader: &mut Reader<'_>) -> Option<Secret> {
     let password = reader.secret(None, "REDIS_PASSWORD");
     let mut url = Url::parse(&format!("redis://{}:{}", host?, port?)).ok()?;
     if let Some(password) = password {
-        // What looks encoded is part of it.
+        // The password is literal: what looks percent-encoded in it is part of it.
         url.set_password(Some(&password.text.replace('%', "%25"))).ok()?;
     }
     Some(Secret::new(url))
 }
 
-/// The host as it stands in a URL: an IPv6 address in brackets.
+/// The host in URL form: an IPv6 address in brackets.
 fn read_host(text: &str) -> Option<Host> {
     Host::parse(text).or_else(|_| Host::parse(&format!("[{text}]"))).ok()
 }

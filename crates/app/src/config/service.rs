@@ -1,4 +1,4 @@
-//! Ports, retention, lease and logging: what all chains share.
+//! Settings shared by all chains: ports, retention, lease and logging.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
@@ -11,13 +11,13 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::read::Reader;
 
-/// What all chains share.
+/// Settings shared by all chains.
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
     pub(crate) bind_address: IpAddr,
-    /// 0: any free one.
+    /// 0: any free port.
     pub(crate) metrics_port: u16,
-    /// 0: any free one.
+    /// 0: any free port.
     pub(crate) health_port: u16,
     instance_id: String,
     lease_ttl: Duration,
@@ -32,8 +32,8 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// What the ingestor is told, once it is known what Redis has: `maxmemory` in bytes, none if it
-    /// sets no bound, shared by so many `chains`.
+    /// The ingestor's options. `maxmemory` is Redis' limit in bytes (none if unlimited), shared by
+    /// this number of `chains`.
     pub(crate) fn options(&self, maxmemory: Option<u64>, chains: usize) -> Options {
         let all = maxmemory.unwrap_or(UNBOUNDED_MAXMEMORY) / 100 * STREAMS_PERCENT;
         let share = all / u64::try_from(chains.max(1)).unwrap_or(u64::MAX);
@@ -68,23 +68,23 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// The most that a period of time may be: 100 years.
+/// Maximum of any period, in hours: 100 years.
 const MAX_HOURS: u64 = 24 * 366 * 100;
 
-/// What event streams may take of Redis' memory; the rest is for markers, dedup records, copies
-/// while it forks, and whatever else lives there.
+/// Share of Redis' memory for event streams; the rest is for markers, dedup records, copy-on-write
+/// while it forks, and other data.
 const STREAMS_PERCENT: u64 = 60;
 
-/// What a Redis without `maxmemory` is taken to have: 512 MB.
+/// Assumed memory of a Redis without `maxmemory`: 512 MB.
 const UNBOUNDED_MAXMEMORY: u64 = 512 * 1024 * 1024;
 
-/// More than there are chains worth following.
+/// More than the number of chains worth following.
 const MAX_CHAINS: u32 = 1_000;
 
-/// The longest name of an instance; it stands in Redis beside every cursor.
+/// Maximum length of an instance's name, which is stored in every cursor.
 const MAX_INSTANCE_ID: usize = 128;
 
-/// None if something is wrong, which `reader` then knows.
+/// None if something is wrong, which is recorded in `reader`.
 pub(crate) fn read(reader: &mut Reader<'_>) -> Option<Service> {
     let bind_address = bind_address(reader);
     let (metrics_port, health_port) = ports(reader);
@@ -125,11 +125,12 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Option<Service> {
     })
 }
 
-/// Where to ask `/health` on this host; none if something is wrong, which `reader` then knows.
+/// The address of `/health` on this host; none if something is wrong, which is recorded in
+/// `reader`.
 pub(crate) fn health_address(reader: &mut Reader<'_>) -> Option<SocketAddr> {
     let address = bind_address(reader);
     let setting = reader.global("HEALTH_PORT");
-    // Port 0 would be any free one, which only the service knows.
+    // Port 0 means any free one, which only the service knows.
     let port = reader.number(&setting, 1..=u16::MAX);
     let address = match address? {
         IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -161,10 +162,10 @@ fn ports(reader: &mut Reader<'_>) -> (Option<u16>, Option<u16>) {
     (metrics_port, health_port)
 }
 
-/// None if something is wrong, which `reader` then knows.
+/// None if something is wrong, which is recorded in `reader`.
 pub(crate) fn read_logging(reader: &mut Reader<'_>) -> Option<Logging> {
     let filter = reader.global("RUST_LOG");
-    // A word that is no level would count as the one module to be heard.
+    // A word that is not a level would be taken for the name of the only module to log.
     let is_word = filter.text.bytes().all(|byte| byte.is_ascii_alphabetic());
     let is_right = if is_word {
         filter.text.parse::<LevelFilter>().is_ok()

@@ -1,12 +1,12 @@
-//! Names that are nearly those of a key or a chain. Somebody else's variables must not break the
-//! start, so in the process environment only near misses count.
+//! Detects misspelt names of keys and chains. Variables of other programs must not prevent a start,
+//! so in the process environment only near misses count.
 
 use super::keys;
 
-/// Variables of others that happen to look like ours.
+/// Variables of other programs that happen to look like ours.
 const FOREIGN: &[&str] = &["INSTANCE_IP"];
 
-/// The key that `name` was probably meant to be; `chains` are the known names in lower case.
+/// The key that `name` probably stands for; `chains` are the known names in lower case.
 pub(crate) fn nearest(name: &str, chains: &[String]) -> Option<String> {
     if FOREIGN.contains(&name) {
         return None;
@@ -16,12 +16,12 @@ pub(crate) fn nearest(name: &str, chains: &[String]) -> Option<String> {
         .or_else(|| misspelt_chain_key(name, chains))
 }
 
-/// Of the keys `candidates`, the one that `name` is a misspelling of.
+/// The key among `candidates` that `name` probably misspells.
 pub(crate) fn nearest_key(
     name: &str,
     candidates: impl IntoIterator<Item = String>,
 ) -> Option<String> {
-    // Short keys of others differ from ours by as little: REDIS_SSL, REDIS_TTL.
+    // Short keys of other programs differ from ours by as little: REDIS_SSL, REDIS_TTL.
     within(name, candidates, |length| match length {
         0..=3 => 0,
         4..=11 => 1,
@@ -29,7 +29,7 @@ pub(crate) fn nearest_key(
     })
 }
 
-/// Of the chains `candidates`, the one that `name` is a misspelling of.
+/// The chain among `candidates` that `name` probably misspells.
 pub(crate) fn nearest_chain(
     name: &str,
     candidates: impl IntoIterator<Item = String>,
@@ -54,7 +54,7 @@ fn within(
         .map(|(_, candidate)| candidate)
 }
 
-/// `ETHERUM_WS_URL`: a chain's key behind what is nearly a chain's name.
+/// `ETHERUM_WS_URL`: a chain's key after nearly a chain's name.
 fn misspelt_chain(name: &str, chains: &[String]) -> Option<String> {
     keys::names(keys::CHAIN).find_map(|key| {
         let prefix = name.strip_suffix(&key)?.strip_suffix('_')?;
@@ -63,7 +63,7 @@ fn misspelt_chain(name: &str, chains: &[String]) -> Option<String> {
     })
 }
 
-/// `ETHEREUM_WS_ULR`: nearly a chain's key behind a chain's name.
+/// `ETHEREUM_WS_ULR`: nearly a chain's key after a chain's name.
 fn misspelt_chain_key(name: &str, chains: &[String]) -> Option<String> {
     chains.iter().find_map(|chain| {
         let chain = chain.to_uppercase();

@@ -1,4 +1,4 @@
-//! Tables: what is set, and what comes of it, word for word.
+//! Tables of settings and the exact results.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::*;
 
 mod wrong;
 
-/// Marks a secret; it must not be found in anything that is shown.
+/// Part of every secret; must not appear in anything that is shown.
 const CANARY: &str = "c4n4ry";
 
 const CHAIN_ON: (&str, &str) = ("LOCAL_WS_URL", "ws://127.0.0.1:8545");
@@ -34,7 +34,7 @@ fn load(env: &[(&str, &str)], env_file: &str, toml: &str) -> Config {
     }
 }
 
-/// What is wrong, with one good chain beside it.
+/// The problems, with one valid chain configured as well.
 fn wrong(env: &[(&str, &str)], env_file: &str, toml: &str) -> Vec<String> {
     let env: Vec<_> = env.iter().copied().chain([CHAIN_ON]).collect();
     let found = match Config::load(&inputs(&env, env_file, toml)) {
@@ -191,11 +191,11 @@ fn a_secret_may_come_from_a_file() {
     let path = path.to_str().unwrap();
     let config = load(&[CHAIN_ON, ("REDIS_URL_FILE", path)], "", "");
     assert_eq!(config.redis.url.reveal(), "redis://:c4n4ry@h:1");
-    // Whoever overrides it need not know that it was set by file further down.
+    // Overriding it does not require knowing that a lower layer set it by file.
     let config =
         load(&[CHAIN_ON, ("REDIS_URL", "redis://other")], &format!("REDIS_URL_FILE={path}"), "");
     assert_eq!(config.redis.url.reveal(), "redis://other");
-    // Wrong content is told by the file's key, without the content.
+    // Wrong content is reported under the file's key, without the content.
     std::fs::write(path, "c4n4ry").unwrap();
     let line = "REDIS_URL_FILE (from env): the URL must start with redis://, redis-sentinel:// or redis-cluster://, or for TLS rediss://, rediss-sentinel:// or rediss-cluster://";
     assert_eq!(wrong(&[("REDIS_URL_FILE", path)], "", ""), [line]);
@@ -208,7 +208,7 @@ fn a_client_of_the_streams_needs_no_chain() {
     assert_eq!(client.known.len(), ethhook_domain::Profile::built_in().len());
 }
 
-/// The file is the table of keys, rendered; both ways and defaults included.
+/// `.env.example` is the rendered table of keys, in both directions and including defaults.
 #[test]
 fn env_example_is_what_the_table_of_keys_says() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.env.example");
@@ -232,7 +232,7 @@ fn env_example_names_every_key_and_can_be_used_as_it_is() {
     {
         assert!(set.contains(&key.as_str()), "{key} is missing");
     }
-    // With every # taken off, the file is still well formed, and says only that no chain is set.
+    // With every # removed, the file is still valid, and the only problem is that no chain is set.
     let bare: String = text
         .lines()
         .map(|line| {

@@ -1,4 +1,4 @@
-//! What `ethhook.toml` says: the keys of the process, and of chains, which it may also describe.
+//! Reads `ethhook.toml`: keys of the process and of chains, and descriptions of chains.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::layers::{Origin, Place, TextFile};
 use super::problem::Problem;
 use super::spelling;
 
-/// Adds the chains that the file describes to `chains`.
+/// Reads the file, and adds the chains that it describes to `chains`.
 pub(super) fn read(
     file: &TextFile,
     origin: &Origin,
@@ -106,12 +106,12 @@ fn read_value(
     }
 }
 
-/// The library's tables have no order of their own; what is told must.
+/// The library's tables are unordered, but messages must have an order.
 fn sorted(table: Map<String, Value>) -> BTreeMap<String, Value> {
     table.into_iter().collect()
 }
 
-/// The value as the environment would hold it: lists with commas.
+/// The value in the form that the environment uses: lists with commas.
 fn text_of(kind: ValueKind) -> Option<String> {
     match kind {
         ValueKind::Boolean(value) => Some(value.to_string()),
@@ -129,7 +129,7 @@ fn text_of(kind: ValueKind) -> Option<String> {
     }
 }
 
-/// The library's own words repeat the line, which may hold a secret.
+/// The library's own message repeats the line, which may contain a secret.
 fn not_toml(path: &str, error: &config::ConfigError) -> Problem {
     let text = match error {
         config::ConfigError::FileParse { cause, .. } => cause.to_string(),

@@ -1,9 +1,10 @@
-//! `ethhook clear-alarm`: an operator has looked at a reorg below the finalized block, and lets the
+//! `ethhook clear-alarm`: an operator has examined a reorg below the finalized block, and lets the
 //! chain follow it.
 //!
-//! The alarm goes in the same step that moves finality back to the fork point. Whatever ends the
-//! command after that, the chain is whole: the ingestor follows the rest as it would any reorg, or
-//! finds the node's chain below its finalized block again and latches the alarm again.
+//! The alarm is cleared in the same step that moves finality back to the fork point. If the command
+//! ends early after that, the chain is consistent: the ingestor follows the rest as any other
+//! reorg, or again finds that the node's chain contradicts the finalized block and latches the
+//! alarm again.
 
 use anyhow::{Context, ensure};
 use ethhook_domain::{BlockRef, Cursor};
@@ -18,21 +19,21 @@ use crate::target::Target;
 
 const NOTHING: &str = "nothing is published: `ethhook reset` starts the chain anew";
 
-/// What will be done.
+/// The changes to make.
 struct Plan {
-    /// The block to stand on once `above` is taken back.
+    /// The block that becomes the tip once `above` is taken back.
     floor: MarkedBlock,
-    /// What is taken back, ascending.
+    /// The blocks to take back, ascending.
     above: Vec<PublishedBlock>,
-    /// The block to skip to then, where the fork point is older than what is retained.
+    /// The block to skip to afterwards, if the fork point is older than the retained blocks.
     gap: Option<BlockRef>,
 }
 
-/// Says what will be done, asks, does it and clears the alarm.
+/// Prints the changes, asks, makes them and clears the alarm.
 ///
 /// # Errors
-/// If an ingestor writes the chain, the node does not answer or lags below the finalized block, nobody can be
-/// asked, or Redis fails.
+/// If an ingestor writes the chain, the node does not answer or lags below the finalized block, there is no terminal
+/// to ask on, or Redis fails.
 pub(crate) async fn run(inputs: &Inputs, order: Order<'_>) -> anyhow::Result<Exit> {
     let target = Target::load(inputs, order.chain)?;
     let cursor = target.cursor().await?;
@@ -75,7 +76,7 @@ async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
     let mut retained = target.streams.kept_blocks(target.id(), cursor).await?;
     let common = common(&inquiry, &retained).await?;
     let mut above = retained.split_off(common);
-    // Retention may have taken entries, though not yet the marker, of the oldest.
+    // Retention may have removed entries of the oldest blocks, but not yet their markers.
     let mut lost = 0;
     for (position, block) in above.iter().enumerate().filter(|(_, block)| block.events > 0) {
         match target.streams.block_events(target.id(), block).await {
@@ -93,7 +94,7 @@ async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
     };
     let theirs = inquiry.header(Which::Number(number)).await?.map(|header| header.block);
     let known = [shared, theirs].into_iter().flatten().find(|block| block.hash == hash);
-    // All that the node orphaned is retained if its chain holds the floor, or the stream begins above it.
+    // All orphaned blocks are retained if the floor is on the node's chain, or the stream begins right above it.
     let is_whole = lost == 0 && (known.is_some() || number + 1 == cursor.start_number);
     let gap = if is_whole { None } else { Some(gap(target, &inquiry, &head, number).await?) };
     let nobodys = MarkedBlock { number, hash, parent_hash: None, timestamp: 0 };
@@ -101,7 +102,8 @@ async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
     Ok(Plan { floor, above, gap })
 }
 
-/// How many of the blocks, ascending, are on the node's chain: all below the fork point.
+/// How many of the blocks, which are ascending, are on the node's chain: those up to the fork
+/// point.
 async fn common(inquiry: &Inquiry, blocks: &[PublishedBlock]) -> anyhow::Result<usize> {
     let (mut low, mut high) = (0, blocks.len());
     while low < high {
@@ -120,7 +122,7 @@ async fn is_theirs(inquiry: &Inquiry, block: &BlockRef) -> anyhow::Result<bool> 
     Ok(header.is_some_and(|header| header.block.hash == block.hash))
 }
 
-/// The newest block that counts as final, or the one above `floor` if that is newer.
+/// The newest block that counts as final, but at least the one above `floor`.
 async fn gap(
     target: &Target,
     inquiry: &Inquiry,

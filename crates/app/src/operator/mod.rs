@@ -1,8 +1,8 @@
-//! What an operator may order on a chain's live stream: `rewind`, `skip` and `clear-alarm`.
+//! Operator commands on a chain's live stream: `rewind`, `skip` and `clear-alarm`.
 //!
-//! Each works under the chain's lease, in a name of its own, so that no ingestor, not even one of
-//! the same `INSTANCE_ID`, writes meanwhile: whoever holds the lease must be stopped first. Each
-//! says what it will do, asks, and is told in the log.
+//! Each takes the chain's lease under an owner name of its own, so that no ingestor, not even one
+//! with the same `INSTANCE_ID`, writes in the meantime; a current holder must be stopped first.
+//! Each prints what it will do, asks for confirmation, and is logged.
 
 pub(crate) mod clear_alarm;
 pub(crate) mod rewind;
@@ -19,7 +19,7 @@ use crate::bar::Bar;
 use crate::output::confirm;
 use crate::target::{Target, patiently};
 
-/// What a command is told on its command line.
+/// The arguments of a command.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Order<'a> {
     /// The chain's name.
@@ -29,7 +29,8 @@ pub(crate) struct Order<'a> {
 }
 
 impl Target {
-    /// Takes the lease, which nobody may hold, of a stream that still stands where it was `seen`.
+    /// Takes the lease, which must be free, of a stream that has not moved since the cursor `seen`
+    /// was read.
     async fn open(&self, command: &str, seen: &Cursor) -> anyhow::Result<Writer> {
         let mut writer = self.take_lease(command).await?;
         let held = writer.publisher.cursor();
@@ -43,7 +44,7 @@ impl Target {
     async fn take_lease(&self, command: &str) -> anyhow::Result<Writer> {
         let writer = format!("{}/{command}-{}", self.options.instance_id, std::process::id());
         let Options { lease_ttl, dedup_ttl, .. } = self.options;
-        // Entries are encoded as they are in the stream.
+        // Keeps the stream's encoding.
         let options = WriterOptions { writer, lease_ttl, dedup_ttl, encoding: None };
         match Publisher::open(&self.streams, self.id(), options, None).await {
             Ok(publisher) => {
@@ -54,7 +55,7 @@ impl Target {
         }
     }
 
-    /// Asks on the terminal for the chain's name.
+    /// Asks the operator to type the chain's name.
     fn confirmed(&self, order: Order<'_>) -> anyhow::Result<bool> {
         if order.yes {
             return Ok(true);
@@ -63,7 +64,7 @@ impl Target {
     }
 }
 
-/// The publisher of one command, which keeps its lease.
+/// The publisher of one command, with lease renewal.
 struct Writer {
     publisher: Publisher,
     renew_every: Duration,
@@ -71,7 +72,7 @@ struct Writer {
 }
 
 impl Writer {
-    /// Carries out `step`, waiting a while for a Redis that is away.
+    /// Applies `step`, retrying for a while if Redis is unreachable.
     async fn step<T>(
         &mut self,
         mut step: impl AsyncFnMut(&mut Publisher) -> Result<T, StepError>,
@@ -85,7 +86,7 @@ impl Writer {
         Ok(done.await?)
     }
 
-    /// Takes `blocks` back, ascending as they are, the highest first.
+    /// Takes `blocks`, which are ascending, back from the highest down.
     async fn take_back(&mut self, blocks: &[PublishedBlock]) -> anyhow::Result<()> {
         let bar = Bar::new("blocks taken back", blocks.len().try_into().unwrap_or(u64::MAX));
         for block in blocks.iter().rev() {
@@ -113,7 +114,7 @@ mod tests {
     const LEASE: &str = "lease:{events:31337}";
     const CURSOR: &str = "cursor:{events:31337}";
 
-    /// The chain `local`, whose node is at `http_url`, with a Redis of its own.
+    /// The chain `local`, with its node at `http_url` and its own Redis.
     pub(super) async fn target(http_url: &str) -> (RedisServer, Target) {
         let redis = RedisServer::spawn(RedisOptions::default()).await.unwrap();
         let env = [("REDIS_URL", &*redis.url()), ("LOCAL_HTTP_URL", http_url)]
@@ -126,7 +127,7 @@ mod tests {
         (redis, Target { chain: config.take_chain("local").unwrap(), options, streams })
     }
 
-    /// The same with a stream that nothing is in yet.
+    /// The same with an empty stream.
     async fn begun() -> (RedisServer, Target) {
         let (redis, target) = target("http://127.0.0.1:1").await;
         let first = Cursor::starting_at(1, None, "all".to_owned());
@@ -143,7 +144,7 @@ mod tests {
     async fn a_stream_that_moved_since_it_was_looked_at_is_left_alone() {
         let (redis, target) = begun().await;
         let seen = target.cursor().await.unwrap();
-        // Another block, then another one of the same `seq`.
+        // Another block, then another block with the same `seq`.
         for change in [format!("HINCRBY {CURSOR} seq 1"), format!("HSET {CURSOR} hash 0x{:064}", 7)]
         {
             let before = target.cursor().await.unwrap();
@@ -162,7 +163,7 @@ mod tests {
     async fn g5_a_command_that_takes_long_keeps_its_lease_or_stops() {
         let (redis, target) = begun().await;
         let mut writer = target.open("rewind", &target.cursor().await.unwrap()).await.unwrap();
-        // A lease without an end has one again once it was renewed.
+        // Whether the lease has a TTL. Removes the TTL, so that only a renewal restores it.
         let ends = async || {
             let left: i64 = redis.ask(&format!("PTTL {LEASE}")).await.unwrap();
             redis.ask::<i64>(&format!("PERSIST {LEASE}")).await.unwrap();
@@ -174,7 +175,7 @@ mod tests {
         writer.renew_every = Duration::ZERO;
         writer.step(async |_| Ok(())).await.unwrap();
         assert!(ends().await);
-        redis.ask::<i64>(&format!("HINCRBY {CURSOR} epoch 1")).await.unwrap(); // another took it
+        redis.ask::<i64>(&format!("HINCRBY {CURSOR} epoch 1")).await.unwrap(); // another writer took it
         let mut stepped = false;
         let lost = writer.step(async |_| {
             stepped = true;

@@ -1,4 +1,5 @@
-//! `ethhook rewind`: takes back what stands above a block, so that the ingestor publishes it anew.
+//! `ethhook rewind`: takes back all blocks above a given one, so that the ingestor publishes them
+//! again.
 
 use anyhow::{bail, ensure};
 use ethhook_domain::Cursor;
@@ -10,10 +11,11 @@ use crate::config::Inputs;
 use crate::output::say;
 use crate::target::Target;
 
-/// Says what will be taken back, asks, and takes it back block by block.
+/// Prints what will be taken back, asks, and takes it back block by block.
 ///
 /// # Errors
-/// If an ingestor writes the chain, `to` is out of reach, nobody can be asked, or Redis fails.
+/// If an ingestor writes the chain, `to` is out of reach, there is no terminal to ask on, or Redis
+/// fails.
 pub(crate) async fn run(inputs: &Inputs, order: Order<'_>, to: u64) -> anyhow::Result<Exit> {
     let target = Target::load(inputs, order.chain)?;
     let cursor = target.cursor().await?;
@@ -83,7 +85,7 @@ mod tests {
 
     use super::*;
 
-    /// Blocks 10 to 14 stand, 11 is final.
+    /// Blocks up to 14 are published, 11 is final.
     fn chain(finalized: Option<u64>, first: u64) -> (Cursor, Vec<PublishedBlock>) {
         let hash = |n: u64| B256::left_padding_from(&n.to_be_bytes());
         let block = |n| PublishedBlock {

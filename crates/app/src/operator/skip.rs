@@ -1,4 +1,4 @@
-//! `ethhook skip`: an order to go on above blocks that are never published.
+//! `ethhook skip`: skips blocks, which are then never published.
 
 use std::str::FromStr;
 
@@ -16,7 +16,7 @@ use crate::target::Target;
 /// The last block to skip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum To {
-    /// Where the tip would be: the node's head, less the chain's confirmations.
+    /// The node's head minus the chain's confirmations, as for the tip.
     Latest,
     /// At this height.
     Number(u64),
@@ -36,11 +36,11 @@ impl FromStr for To {
     }
 }
 
-/// Says what will be skipped, asks, and writes the gap.
+/// Prints what will be skipped, asks, and writes the gap.
 ///
 /// # Errors
-/// If an ingestor writes the chain, the order would go backwards, the node has given up what is published,
-/// it does not answer, nobody can be asked, or Redis fails.
+/// If an ingestor writes the chain, the block is not above the tip, the node no longer has the published blocks, it
+/// does not answer, there is no terminal to ask on, or Redis fails.
 pub(crate) async fn run(inputs: &Inputs, order: Order<'_>, to: To) -> anyhow::Result<Exit> {
     let target = Target::load(inputs, order.chain)?;
     let cursor = target.cursor().await?;
@@ -86,8 +86,8 @@ async fn resolve(target: &Target, inquiry: &Inquiry, to: To) -> anyhow::Result<H
     header.with_context(|| format!("the node has no block {number}"))
 }
 
-/// Refuses if the node has another block where the stream ends: nothing below a gap is taken back any
-/// more. A block that the node does not have tells nothing.
+/// Refuses if the node has other blocks at the end of the stream, because blocks below a gap can no
+/// longer be taken back. A block that the node does not have proves nothing.
 async fn check_tip(target: &Target, inquiry: &Inquiry, cursor: &Cursor) -> anyhow::Result<()> {
     let window = target.streams.window(target.id(), cursor).await?;
     let mut orphan = None;
@@ -107,7 +107,7 @@ async fn check_tip(target: &Target, inquiry: &Inquiry, cursor: &Cursor) -> anyho
     );
 }
 
-/// The first block that an order to skip to `last` leaves out.
+/// The first block skipped by an order to skip to `last`.
 fn first_skipped(cursor: &Cursor, last: u64) -> anyhow::Result<u64> {
     let next = cursor.next_number();
     ensure!(

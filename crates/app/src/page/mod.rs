@@ -1,4 +1,4 @@
-//! The page at `/`: three files that are part of the program, and the events that move it.
+//! The page at `/`: three files compiled into the program, and the events that update it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::http::Answer;
 use crate::status::live::Live;
 
-/// Pages that may be open at once. Far fewer than connections, so that they never keep a probe out;
-/// one more page is told so, and polls.
+/// Pages that may be open at once. Far fewer than connections, so that pages never block a probe. A
+/// page above the limit gets no events, is told so, and polls.
 const MAX_PAGES: usize = 16;
 const EVENT_EVERY: Duration = Duration::from_secs(1);
 
-/// What the page is made of; clones share it.
+/// The state behind the page; clones share it.
 #[derive(Clone)]
 pub(crate) struct Page {
     live: Live,
@@ -28,7 +28,7 @@ impl Page {
         Self { live, places: Arc::new(Semaphore::new(MAX_PAGES)) }
     }
 
-    /// The answer for `path`; none if it is no part of the page.
+    /// The answer for `path`; none if it is not part of the page.
     pub(crate) async fn answer(&self, path: &str) -> Option<Answer> {
         let file = |content_type, text: &'static str| Some(Answer::file(content_type, text));
         match path {
@@ -50,7 +50,7 @@ impl Page {
         };
         let mut ticks = interval(EVENT_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The place is given back when the connection ends and the stream with it.
+        // The slot is freed when the connection ends and the stream is dropped.
         let events = stream::unfold((self.live.clone(), ticks, place), async |mut state| {
             state.1.tick().await;
             let report = serde_json::to_string(&*state.0.report().await).unwrap_or_default();

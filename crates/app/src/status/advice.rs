@@ -9,17 +9,18 @@ use ethhook_streams::ReadError;
 use super::offline::Failure;
 use super::{Chain, Level, Trouble, spoken};
 
-/// A group whose entries wait longer than this may not be read at all.
+/// If a group's entries wait longer than this, perhaps nobody reads them.
 const GROUP_WARNING: Duration = Duration::from_secs(15 * 60);
-/// Longer than this, and retention may have to choose between its bytes and the group.
+/// If they wait longer than this, retention may soon have to remove unread entries to respect the
+/// byte cap.
 const GROUP_ERROR: Duration = Duration::from_secs(60 * 60);
 
-/// What else is known of a chain within the service.
+/// What else the service knows about a chain.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
     /// Why `/ready` does not count it as ready.
     pub(super) unready: Option<Unready>,
-    /// Entries that the byte cap took from consumer groups since the service started.
+    /// Entries removed by the byte cap before consumer groups read them, since the service started.
     pub(super) lost_unread: u64,
 }
 
@@ -32,7 +33,7 @@ impl Trouble {
         Self { level: Level::Error, what: what.into(), to_do: to_do.into() }
     }
 
-    /// No service answers; `why` is how asking it failed.
+    /// No service answers; `why` is the error.
     pub(super) fn no_service(why: &str) -> Self {
         Self::error(
             format!("the service does not answer here: {why}"),
@@ -41,7 +42,7 @@ impl Trouble {
         )
     }
 
-    /// Redis did not answer, or with what cannot be read.
+    /// Redis did not answer, or its data cannot be read.
     pub(super) fn no_redis(failure: &Failure) -> Self {
         let what = format!("Redis does not answer as it should: {failure}");
         match failure {
@@ -65,10 +66,10 @@ impl Trouble {
     }
 }
 
-/// All that is wrong with `chain`, the worst first.
+/// All troubles of `chain`, the worst first.
 pub(super) fn troubles(chain: &Chain, seen: &Seen) -> Vec<Trouble> {
     let mut troubles: Vec<Trouble> = unready(chain, seen.unready.as_ref()).into_iter().collect();
-    // What keeps the chain from its endpoints is said of the chain.
+    // If all endpoints are set aside, the chain's own trouble already says so.
     let is_said = matches!(
         &seen.unready,
         Some(Unready::StandsStill(Standstill { needs: Needs::Time | Needs::Operator, .. }))
@@ -217,7 +218,7 @@ mod tests {
         Group { name: "g".into(), consumers, pending: 0, behind, waiting_seconds }
     }
 
-    /// Level, and what is told of it.
+    /// The level and text of each trouble.
     fn told(chain: &Chain, seen: &Seen) -> Vec<(Level, String)> {
         let told = |t: Trouble| (t.level, format!("{}: {}", t.what, t.to_do));
         troubles(chain, seen).into_iter().map(told).collect()
@@ -260,7 +261,7 @@ mod tests {
         assert_eq!((told.len(), told[0].0), (1, Level::Error), "the endpoint is not told of twice");
         assert!(told[0].1.starts_with("no endpoint answers: every endpoint is set aside"));
         assert!(told[0].1.contains("TINY_WS_URL"), "{told:?}");
-        // What only an operator can mend comes first.
+        // A problem that only an operator can fix takes precedence.
         let told = self::told(&chain, &stands_still("serves chain id 5", Needs::Operator));
         assert!(told.len() == 1 && told[0].1.contains("do as it says"), "{told:?}");
     }

@@ -1,4 +1,5 @@
-//! `ethhook status`: asks the service on this host, else Redis, and shows the report.
+//! `ethhook status`: asks the service on this host, or Redis if there is none, and prints the
+//! report.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -12,22 +13,22 @@ use crate::config::{Client, Inputs, Probe};
 use crate::signals::Signals;
 use crate::{Exit, healthcheck};
 
-/// Between two reports of `--watch`.
+/// Interval between two reports of `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
-/// Takes the cursor home and clears what was there
+/// Moves the terminal's cursor to the top left and clears the screen
 /// (<https://man7.org/linux/man-pages/man4/console_codes.4.html>).
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
 /// How the report is shown.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
-    /// As JSON, a line a report.
+    /// As JSON, a line per report.
     pub(crate) json: bool,
-    /// Again and again, until a signal.
+    /// Repeatedly, until a signal.
     pub(crate) watch: bool,
 }
 
-/// Shows the report; the exit says whether all is well.
+/// Prints the report; the exit code says whether all is well.
 ///
 /// # Errors
 /// If the report cannot be written.
@@ -65,7 +66,7 @@ async fn show(report: &Report, options: Options) -> anyhow::Result<()> {
     Ok(out.flush().await?)
 }
 
-/// Whom to ask.
+/// The sources of a report.
 struct Asker {
     client: Client,
     probe: Probe,
@@ -79,7 +80,7 @@ impl Asker {
         }
     }
 
-    /// What the service says of itself, else why it says nothing.
+    /// The service's own report, or why there is none.
     async fn of_service(&self) -> Result<Report, String> {
         let reply = healthcheck::ask(self.probe.health, "/status.json").await;
         let reply = reply.map_err(|error| format!("{error:#}"))?;
@@ -90,7 +91,8 @@ impl Asker {
         })
     }
 
-    /// What Redis holds of the configured chains, else of those it knows.
+    /// What Redis holds of the configured chains; if none is configured, of the known chains that
+    /// it has.
     async fn of_redis(&self, why: &str) -> Report {
         let Client { known, on, streams, .. } = &self.client;
         let chains: Vec<_> = if on.is_empty() { known } else { on }.iter().collect();

@@ -1,4 +1,4 @@
-//! The report as the service makes it: from its chains' own words, its endpoints and Redis.
+//! The service's own report: from the status of its chains, its endpoints and Redis.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,9 +15,10 @@ use super::advice::{Seen, troubles};
 use super::offline::standings;
 use super::{Chain, Counts, Endpoint, Redis, Report, Service, State, Trouble};
 
-/// How long a report counts, so that all who ask cost Redis no more than one look a second.
+/// How long a report is reused, so that all clients together cost Redis at most one query round a
+/// second.
 const REPORT_AGE: Duration = Duration::from_millis(900);
-/// Seconds of which the rate is remembered.
+/// Seconds for which rates are kept.
 const RATES: usize = 120;
 
 /// A chain, and which of its endpoints have a WebSocket.
@@ -27,7 +28,7 @@ struct Known {
     sockets: Vec<bool>,
 }
 
-/// How many events were published when last looked at, and in each second before.
+/// The number of events published at the last count, and in each second before.
 #[derive(Debug, Default)]
 struct Rate {
     events: u64,
@@ -36,7 +37,7 @@ struct Rate {
 
 type Made = Option<(Instant, Arc<Report>)>;
 
-/// What the reports of a service are made from; clones share it.
+/// Everything that reports are made from; clones share it.
 #[derive(Clone)]
 pub(crate) struct Live {
     service: Service,
@@ -51,7 +52,7 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// Reports of `chains`, of which `board` and `metrics` are told.
+    /// Reports on `chains`, using `board` and `metrics`.
     pub(crate) fn new(
         instance: &str,
         streams: Streams,
@@ -78,7 +79,7 @@ impl Live {
         }
     }
 
-    /// Counts each second's events, without end.
+    /// Counts each second's events; never returns.
     pub(crate) async fn count(self) {
         let mut ticks = interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -97,7 +98,7 @@ impl Live {
         }
     }
 
-    /// The newest report; whoever asks meanwhile waits for the same one.
+    /// The current report; concurrent callers wait for the same one.
     pub(crate) async fn report(&self) -> Arc<Report> {
         let mut last = self.last.lock().await;
         if let Some((at, report)) = &*last
@@ -117,7 +118,7 @@ impl Live {
         let chain = |(known, standing): (&Known, Option<_>)| {
             let mut chain = Chain::unknown(&known.profile);
             let status = board.get(&known.profile.name).cloned().unwrap_or_default();
-            // What was published last, while Redis does not say.
+            // The last published block, in case Redis does not answer.
             chain.published = status.tip;
             if let Some(standing) = standing {
                 chain.stands(standing);
@@ -135,7 +136,7 @@ impl Live {
         Report::new(Some(self.service.clone()), redis, wrong, chains)
     }
 
-    /// Takes in what the chain's own task says.
+    /// Adds the status of the chain's own task.
     fn lives(&self, chain: &mut Chain, status: &ChainStatus, sockets: &[bool]) {
         chain.state = match &status.standstill {
             Some(Standstill { needs: Needs::Turn, .. }) => State::StandingBy,
@@ -170,7 +171,7 @@ impl Live {
     }
 }
 
-/// To a tenth.
+/// Mean, rounded to a tenth.
 fn mean(rates: &[u64]) -> Option<f64> {
     let seconds = u32::try_from(rates.len()).ok().filter(|seconds| *seconds > 0)?;
     let tenths = u32::try_from(rates.iter().sum::<u64>() * 10 / u64::from(seconds)).ok()?;

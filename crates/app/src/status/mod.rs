@@ -1,8 +1,8 @@
-//! How the service and its chains are: one model, which the page, its events, `/status.json` and
-//! `ethhook status` all show, so that none of them can say otherwise than the others.
+//! The state of the service and its chains: one model, shown by the page, its events,
+//! `/status.json` and `ethhook status`, so that they cannot disagree.
 //!
-//! [`live`] fills it within the service, [`offline`] from Redis alone where no service answers, and
-//! [`advice`] says what is wrong and what to do about it.
+//! [`live`] fills it within the service, [`offline`] from Redis alone if no service answers, and
+//! [`advice`] adds what is wrong and what to do about it.
 
 mod advice;
 mod command;
@@ -19,17 +19,17 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use command::{Options, run};
 
-/// All that is known at one moment.
+/// A snapshot of everything.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
     /// Unix seconds.
     pub(crate) at: u64,
-    /// No trouble is an error.
+    /// Whether there is no trouble of level `error`.
     pub(crate) ok: bool,
-    /// None if no service answers here.
+    /// None if no service answers on this host.
     pub(crate) service: Option<Service>,
     pub(crate) redis: Redis,
-    /// What is wrong with the whole.
+    /// Problems that are not of a single chain.
     pub(crate) troubles: Vec<Trouble>,
     pub(crate) chains: Vec<Chain>,
 }
@@ -42,12 +42,12 @@ pub(crate) struct Service {
     pub(crate) instance: String,
 }
 
-/// Redis as it was when asked.
+/// The state of Redis.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Redis {
     /// Host and port.
     pub(crate) address: String,
-    /// Why nothing is known from it; none if it answers.
+    /// Why Redis could not be read; none if it answers.
     pub(crate) failure: Option<String>,
 }
 
@@ -72,15 +72,15 @@ pub(crate) enum Level {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
-    /// At its head.
+    /// It is at its head.
     Following,
-    /// On its way there.
+    /// It is catching up with its head.
     CatchingUp,
     /// Another instance writes it.
     StandingBy,
-    /// It waits for a node, for Redis or for an operator.
+    /// It is stopped, waiting for a node, for Redis or for an operator.
     StandingStill,
-    /// Nobody here knows.
+    /// Unknown: no service reports it.
     Unknown,
 }
 
@@ -90,17 +90,17 @@ pub(crate) struct Chain {
     pub(crate) name: String,
     pub(crate) chain_id: u64,
     pub(crate) state: State,
-    /// Newest height that an endpoint showed to the service.
+    /// Height of the newest head that an endpoint sent to the service.
     pub(crate) head: Option<u64>,
     /// Height of the newest published block.
     pub(crate) published: Option<u64>,
     pub(crate) finalized: Option<u64>,
     pub(crate) lag_blocks: Option<u64>,
-    /// Block time between head and published block.
+    /// Difference in block time between head and published block.
     pub(crate) lag_seconds: Option<u64>,
     /// Mean of `rates`.
     pub(crate) events_per_second: Option<f64>,
-    /// Events published in each of the last seconds, the newest last.
+    /// Events published in each of the last seconds, newest last.
     pub(crate) rates: Vec<u64>,
     /// Since the service started.
     pub(crate) counts: Option<Counts>,
@@ -112,14 +112,14 @@ pub(crate) struct Chain {
     pub(crate) last_step_seconds: Option<u64>,
     /// Who holds the lease.
     pub(crate) writer: Option<String>,
-    /// Why the chain stands still until an operator clears it.
+    /// Why the chain is stopped until an operator clears the alarm.
     pub(crate) alarm: Option<String>,
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) groups: Vec<Group>,
     pub(crate) troubles: Vec<Trouble>,
 }
 
-/// What this process did with a chain.
+/// Counters of this process for a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counts {
     pub(crate) published: u64,
@@ -131,9 +131,9 @@ pub(crate) struct Counts {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Endpoint {
     pub(crate) position: usize,
-    /// Whether it is asked.
+    /// Whether it is in use.
     pub(crate) breaker: BreakerState,
-    /// Whether heads come from it; none if it has no WebSocket.
+    /// Whether its subscription is up; none if it has no WebSocket.
     pub(crate) subscribed: Option<bool>,
     /// Answers that failed a check, since the service started.
     pub(crate) failed_checks: u64,
@@ -144,16 +144,16 @@ pub(crate) struct Endpoint {
 pub(crate) struct Group {
     pub(crate) name: String,
     pub(crate) consumers: u64,
-    /// Given and not acknowledged.
+    /// Delivered and not acknowledged.
     pub(crate) pending: u64,
-    /// Not given or not acknowledged; none if Redis cannot tell, which is not zero.
+    /// Not delivered or not acknowledged; none if Redis cannot tell, which does not mean zero.
     pub(crate) behind: Option<u64>,
     /// Age of the oldest of them.
     pub(crate) waiting_seconds: u64,
 }
 
 impl Chain {
-    /// A chain of which nothing is known.
+    /// A chain whose state is unknown.
     fn unknown(profile: &Profile) -> Self {
         Self {
             name: profile.name.clone(),
@@ -178,7 +178,7 @@ impl Chain {
         }
     }
 
-    /// Takes in what Redis holds.
+    /// Adds what Redis holds.
     fn stands(&mut self, standing: Standing) {
         if let Some(cursor) = standing.cursor {
             self.published = cursor.tip();
@@ -206,7 +206,7 @@ impl From<GroupLag> for Group {
 }
 
 impl Report {
-    /// The report of now, once its chains know their troubles.
+    /// The current report; the chains must already have their troubles.
     fn new(
         service: Option<Service>,
         redis: Redis,
@@ -220,7 +220,7 @@ impl Report {
     }
 }
 
-/// A time as a person says it: `45 s`, `12 min`, `3 h`, `2 d`.
+/// A time for people: `45 s`, `12 min`, `3 h`, `2 d`.
 fn spoken(time: Duration) -> String {
     match time.as_secs() {
         seconds @ 0..120 => format!("{seconds} s"),

@@ -1,4 +1,4 @@
-//! What Redis alone tells of the chains.
+//! The state of chains according to Redis alone.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,14 +7,14 @@ use ethhook_domain::Profile;
 use ethhook_streams::{ReadError, Standing, Streams};
 use futures_util::future::join_all;
 
-/// How long Redis may take to tell of all chains.
+/// Timeout for all chains together.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Why Redis does not tell of all chains.
+/// Why the state of some chain could not be read.
 pub(super) enum Failure {
-    /// It did not answer within [`PATIENCE`].
+    /// Redis did not answer within [`PATIENCE`].
     Late,
-    /// What it answered of the chain of this name.
+    /// Reading the chain of this name failed.
     Of(String, ReadError),
 }
 
@@ -27,8 +27,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Where each of `chains` stands, in their order; none of those of which Redis does not tell. And the first
-/// reason why it does not tell of all.
+/// The state of each of `chains`, in the same order, none for those that could not be read; and the first failure.
 pub(super) async fn standings(
     streams: &Streams,
     chains: &[&Profile],

@@ -8,7 +8,7 @@ use super::{Chain, Level, Report, State, Trouble, spoken};
 const HEADINGS: [&str; 8] =
     ["CHAIN", "STATE", "HEAD", "PUBLISHED", "FINALIZED", "LAG", "EVENTS/S", "REORGS"];
 
-/// The whole report; ends with a line that says how things are.
+/// The whole report; the last line sums it up.
 pub(super) fn render(report: &Report) -> String {
     let mut text = match &report.service {
         Some(service) => format!("ethhook {} runs as {}", service.version, service.instance),

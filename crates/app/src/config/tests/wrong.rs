@@ -1,8 +1,8 @@
-//! What is wrong is told in one line that names the key, the place and what would be right.
+//! Each problem is reported in one line that names the key, the place and what would be right.
 
 use super::*;
 
-/// Key, value, and the first line that it leads to.
+/// Key, value, and the first line of the resulting problem.
 const WRONG_VALUES: &[(&str, &str, &str)] = &[
     (
         "METRICS_PORT",
@@ -278,7 +278,7 @@ fn the_env_file_may_hold_what_compose_reads() {
     let text = "COMPOSE_PROFILES=monitoring\nREDIS_MAXMEMORY=512mb\nREDIS_MEMORY_LIMIT=640m\n\
                 REDIS_EXPORTER_ADDR=redis://h:6379";
     assert_eq!(wrong(&[], text, ""), [""; 0]);
-    // What it reads is in the table, or is ours.
+    // Every variable it reads is in the table, or is ours.
     let file = include_str!("../../../../../docker-compose.yml");
     let names = file.split("${").skip(1).filter_map(|rest| rest.split([':', '}']).next());
     for name in names {
