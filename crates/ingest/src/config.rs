@@ -1,4 +1,4 @@
-//! What one chain task is told to do, already validated.
+//! The validated configuration of the chain tasks.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use ethhook_streams::WriterOptions;
 /// One chain to ingest.
 #[derive(Debug, Clone)]
 pub struct ChainConfig {
-    /// What is known of the chain, with the operator's changes (`verify` among them) applied.
+    /// Profile of the chain, with the operator's changes (`verify` among them) applied.
     pub profile: Profile,
-    /// At least one, first preferred; an endpoint is named by its position here.
+    /// At least one, in order of preference; an endpoint is named by its position here.
     pub endpoints: Vec<EndpointConfig>,
     /// Where the stream begins if Redis holds no cursor.
     pub start: StartBlock,
@@ -19,31 +19,31 @@ pub struct ChainConfig {
     pub end_block: Option<u64>,
     /// Which logs become events.
     pub filter: Filter,
-    /// The tip is this many blocks behind the head.
+    /// How many blocks the tip stays behind the head.
     pub confirmations: u64,
-    /// Requests a second that each endpoint may be sent; none: as many as it takes.
+    /// Requests per second that may be sent to each endpoint; none for no limit.
     pub requests_per_second: Option<NonZeroU32>,
-    /// What the calls to each endpoint may cost a second, in its provider's units; none: no limit.
+    /// Cost per second of the calls to each endpoint, in its provider's units; none for no limit.
     pub units_per_second: Option<NonZeroU32>,
     /// How a block's logs are fetched.
     pub fetch: Fetch,
-    /// At the head, blocks are fetched together, once in so long; none: each as soon as it is heard of.
+    /// At the head, blocks are fetched together at this interval; none to fetch each as soon as its head arrives.
     pub batch_every: Option<Duration>,
 }
 
 /// How a block's logs are fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fetch {
-    /// Receipts, or logs where an endpoint has no receipts to give; where logs prove enough,
-    /// whichever cost less.
+    /// Receipts, or logs if an endpoint does not offer receipts. If logs are proof enough,
+    /// whichever costs less.
     Auto,
-    /// `eth_getBlockReceipts` alone.
+    /// Only `eth_getBlockReceipts`.
     Receipts,
-    /// `eth_getLogs` alone; they prove the bloom at most.
+    /// Only `eth_getLogs`; they prove the bloom at most.
     Logs,
 }
 
-/// One provider: requests go to `http` where there is one, heads come from `ws` where there is one.
+/// One provider: requests go to `http` if set, heads come from `ws` if set.
 #[derive(Debug, Clone)]
 pub struct EndpointConfig {
     /// `http://` or `https://`.
@@ -55,38 +55,38 @@ pub struct EndpointConfig {
 /// Where a stream begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartBlock {
-    /// At the head the node shows when the chain is first started.
+    /// At the node's head when the chain is first started.
     Latest,
     /// At this height.
     Number(u64),
 }
 
-/// What all chains of one process share.
+/// Options shared by all chains of a process.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Who we are: the lease's value.
+    /// Name of this instance: the value of the lease.
     pub instance_id: String,
-    /// How many chains this process may hold at once; none: all that are configured. The others are
-    /// left to instances that share the configuration.
+    /// How many chains this process may hold at once; none for all configured ones. The others are
+    /// left to other instances with the same configuration.
     pub max_chains: Option<NonZeroU32>,
-    /// How long the lease outlives its last renewal.
+    /// How long the lease lasts after its last renewal.
     pub lease_ttl: Duration,
-    /// How long a block's dedup record lives.
+    /// How long a block's dedup record is kept.
     pub dedup_ttl: Duration,
-    /// How entries are encoded; a stream that is encoded in another way is left alone.
+    /// How entries are encoded; a stream with another encoding is not written.
     pub encoding: Encoding,
     /// How long entries are kept.
     pub retention: Duration,
-    /// A group that has not read for so long, although entries wait, is an alarm.
+    /// A group that has not read for this long, although entries wait, raises an alarm.
     pub group_idle_alarm: Duration,
     /// Byte cap of one chain's event stream.
     pub stream_max_bytes: u64,
-    /// How far the tip's block time may lie behind the head's for `/ready`.
+    /// For `/ready`: the greatest allowed difference in block time between the head and the tip.
     pub ready_max_lag: Duration,
 }
 
 impl Options {
-    /// What of it concerns the writer of a chain.
+    /// The options that the writer of a chain needs.
     pub(crate) fn for_writer(&self) -> WriterOptions {
         WriterOptions {
             writer: self.instance_id.clone(),

@@ -1,4 +1,4 @@
-//! Questions to a chain's node, for the commands of an operator.
+//! Requests to a chain's node, for operator commands.
 
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
@@ -17,29 +17,29 @@ use crate::metrics::ChainMetrics;
 use crate::node::{Node, NodeError};
 use crate::rpc::Head;
 
-/// How long an answer is waited for, the connection included.
+/// Time limit for an answer, including the connection.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Waits between two askings.
+/// Waits between two attempts.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// Blocks whose logs are fetched at once.
 const FETCHES_AT_ONCE: usize = 8;
-/// Heads are of no interest here; what does not fit is dropped.
+/// Heads are not used here; they are dropped when this is full.
 const MAX_HEADS: usize = 1;
 
-/// Why a question has no answer.
+/// Why a request has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InquiryError {
-    /// No endpoint answered in time, or none that passed the checks; the last failure.
+    /// No endpoint answered in time, or no answer passed the checks; the last failure.
     #[error("no endpoint answers: {0}")]
     Unanswered(String),
-    /// The node's chain does not reach so far, or no longer.
+    /// The node's chain has no such block yet, or no longer.
     #[error("the node has no block {0}")]
     NoBlock(u64),
-    /// Its logs are gone, though its header was there.
+    /// The block's logs are gone, although its header was found.
     #[error("no endpoint has the logs of {0}")]
     NoLogs(BlockRef),
-    /// Two blocks that were asked for do not stand on each other.
+    /// Two consecutive blocks in the answer are not parent and child.
     #[error("{above} does not stand on {below}: a reorg just now; ask again")]
     Reorg {
         /// The lower one.
@@ -49,29 +49,29 @@ pub enum InquiryError {
     },
 }
 
-/// A block and its logs, checked as the ingestor checks them.
+/// A block and its logs, checked as by the ingestor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckedBlock {
     /// The block.
     pub block: BlockRef,
-    /// Its logs by `log_index`, unfiltered; none where the header rules out that any passes the
-    /// chain's filter.
+    /// Its unfiltered logs by `log_index`; empty if the header proves that none passes the chain's
+    /// filter.
     pub logs: Vec<Log>,
 }
 
-/// Which block is asked for.
+/// Which block to request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
-    /// The one that the node calls `latest`.
+    /// The node's `latest` block.
     Latest,
-    /// The one that the node calls `finalized`.
+    /// The node's `finalized` block.
     Finalized,
     /// The canonical one at this height.
     Number(u64),
 }
 
-/// The endpoints of one chain, asked as the ingestor asks them: every header is held against its
-/// own hash, and a connection that is not up yet is waited for.
+/// The endpoints of one chain, used as by the ingestor: every header is checked against its own
+/// hash, and a connection that is not up yet is awaited.
 pub struct Inquiry {
     node: Node,
     /// Keeps the WebSockets up.
@@ -89,7 +89,7 @@ impl Inquiry {
     /// Connects to the endpoints of `chain`; must be called within a runtime.
     ///
     /// # Errors
-    /// If the metrics, which nobody reads here, cannot be made.
+    /// If the metrics, which are not exported here, cannot be created.
     pub fn open(chain: &ChainConfig) -> Result<Self, prometheus::Error> {
         let metrics = Metrics::register(&Registry::new())?;
         let metrics = ChainMetrics::new(&metrics, &chain.profile.name);
@@ -121,8 +121,8 @@ impl Inquiry {
         asked.await.map_err(|error| InquiryError::Unanswered(error.to_string()))
     }
 
-    /// The canonical blocks at `numbers`, ascending, each on its parent. All in memory: ask for a
-    /// few dozen at once.
+    /// The canonical blocks at `numbers`, ascending, each the parent of the next. All are held in
+    /// memory: request a few dozen at once.
     ///
     /// # Errors
     /// See [`InquiryError`].
@@ -137,7 +137,7 @@ impl Inquiry {
             if rest.is_empty() {
                 break;
             }
-            // As many as one message asks for. An endpoint may have fallen behind the others.
+            // At most as many as one message covers. An endpoint may have fallen behind the others.
             let found = persist(async || match self.node.by_numbers(rest.clone()).await {
                 Ok(found) if found.is_empty() => Err(NodeError::Unknown),
                 other => other,
@@ -170,7 +170,7 @@ impl Inquiry {
     }
 }
 
-/// Asks until there is an answer, for a while; then the last failure counts.
+/// Retries for a while until there is an answer; then returns the last failure.
 async fn persist<T>(ask: impl AsyncFn() -> Result<T, NodeError>) -> Result<T, NodeError> {
     let deadline = Instant::now() + PATIENCE;
     let mut waits = ExponentialBuilder::new()

@@ -1,8 +1,9 @@
 //! From a node to the publisher: endpoints, the chain task, metrics and status.
 //!
-//! Follow a block: [`rpc`] hears its head, `chain::session` lets the canonical chain decide, `node`
-//! fetches and checks its logs, `chain::queue` holds it until its turn, and `chain::write` hands it
-//! to the publish step. One task a chain; two chains share nothing but Redis (G9).
+//! The path of a block: `rpc` receives its head, `chain::session` has the canonical chain decide,
+//! `node` fetches and checks its logs, `chain::queue` holds it until its turn, and
+//! `chain::session::lane` hands it to the publish step. One task per chain; chains share nothing
+//! but Redis (G9).
 
 mod chain;
 pub mod config;
@@ -28,10 +29,10 @@ use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info_span};
 
-/// A chain whose task ended unexpectedly is started again after this long.
+/// A chain whose task ended unexpectedly is restarted after this long.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
-/// Ingests `chains` until `cancel`: a supervised task each, started again if it panics.
+/// Ingests `chains` until `cancel`: one supervised task each, restarted if it panics.
 pub async fn run(
     chains: Vec<ChainConfig>,
     options: Options,
@@ -62,8 +63,8 @@ pub async fn run(
     supervise(&chains, start, ended, &cancel).await;
 }
 
-/// Keeps one task for each of `chains` running until `cancel`; `ended` is told of each that panics
-/// or ends by itself, and no other task notices.
+/// Keeps one task for each of `chains` running until `cancel`. `ended` is called for each that
+/// panics or ends on its own; other tasks are not affected.
 async fn supervise<C, F>(
     chains: &[C],
     start: impl Fn(&C) -> F,

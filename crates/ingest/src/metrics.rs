@@ -1,5 +1,5 @@
 //! Every metric of the service. Labels: `chain` is the chain's name, `endpoint` the position of an
-//! endpoint in its list (never its address), the rest are short fixed words.
+//! endpoint in its list (never its address); all others are short fixed words.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use prometheus::{
 
 use crate::rpc::BreakerState;
 
-/// 1 ms to 10 s, fine enough to tell 3 ms from 4.
+/// 1 ms to 10 s, fine enough to distinguish 3 ms from 4.
 const LATENCY_BUCKETS: [f64; 24] = [
     0.001, 0.002, 0.003, 0.004, 0.005, 0.0065, 0.008, 0.01, 0.0125, 0.015, 0.02, 0.03, 0.04, 0.05,
     0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0,
@@ -29,7 +29,7 @@ macro_rules! metrics {
             /// Registers every metric.
             ///
             /// # Errors
-            /// If a name is registered already.
+            /// If a name is already registered.
             pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
                 Ok(Self { $($field: {
                     let metric = metrics!(@new $type, $name, $help, [$($label),*] $(, $buckets)?)?;
@@ -92,19 +92,19 @@ metrics! {
     restarts: counter("ethhook_chain_restarts_total", "Chain tasks that were restarted, by cause.", ["chain", "cause"]);
 }
 
-/// What is known of one endpoint, for a person.
+/// The state of one endpoint, for display.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EndpointState {
-    /// Whether it is asked.
+    /// Whether it is in use.
     pub breaker: BreakerState,
     /// Whether it is subscribed to `newHeads`; none if it has no WebSocket.
     pub subscribed: Option<bool>,
-    /// Its answers that failed a check, since the process started.
+    /// Answers of it that failed a check, since the process started.
     pub failed_checks: u64,
 }
 
 impl Metrics {
-    /// The state of the endpoints of `chain`, by their position; `sockets` says which have one.
+    /// The state of the endpoints of `chain`, by position; `sockets` says which have a WebSocket.
     #[must_use]
     pub fn endpoints(&self, chain: &str, sockets: &[bool]) -> Vec<EndpointState> {
         let state = |(position, has_socket): (usize, &bool)| {
@@ -162,7 +162,7 @@ pub(crate) struct ChainMetrics {
 impl ChainMetrics {
     pub(crate) fn new(all: &Metrics, chain: &str) -> Self {
         let l = &[chain];
-        // An alert is to see it rise from 0, not appear.
+        // Initialized, so that alerts see an increase from 0 and not a new series.
         let out_of_memory = FailureKind::OutOfMemory.as_str();
         all.redis_errors.with_label_values(&[chain, out_of_memory]).inc_by(0);
         Self {
@@ -193,7 +193,8 @@ impl ChainMetrics {
         }
     }
 
-    /// A block was `added`, `removed`, `skipped` as wanted no longer, or `refused` by a check.
+    /// Counts a block as `added`, `removed`, `skipped` because no longer wanted, or `refused` by a
+    /// check.
     pub(crate) fn block(&self, outcome: &str) {
         self.all.blocks.with_label_values(&[&self.chain, outcome]).inc();
     }
@@ -206,23 +207,23 @@ impl ChainMetrics {
         self.all.lost_unread.with_label_values(&[&self.chain, group]).inc_by(entries);
     }
 
-    /// Shows how far a group is behind and whether it counts as idle.
+    /// Exports a group's lag and whether it counts as idle.
     pub(crate) fn group(&self, lag: &GroupLag, is_idle: bool) {
         let labels = [self.chain.as_str(), &lag.group];
-        // Far below 2^53: exact.
+        // Far below 2^53, so exact.
         #[allow(clippy::cast_precision_loss, reason = "a metric")]
         let entries = lag.entries.map_or(f64::NAN, |entries| entries as f64);
         self.all.group_entries.with_label_values(&labels).set(entries);
         self.all.group_seconds.with_label_values(&labels).set(lag.waiting.as_secs_f64());
         self.all.group_idle.with_label_values(&labels).set(is_idle.into());
-        // An alert is to see it rise from 0, not appear.
+        // Initialized, so that alerts see an increase from 0 and not a new series.
         self.lost_unread(&lag.group, 0);
     }
 
-    /// A group that is no longer there shows nothing.
+    /// Removes the metrics of a group that no longer exists.
     pub(crate) fn group_gone(&self, group: &str) {
         let labels = [self.chain.as_str(), group];
-        // An error says only that there was nothing to show.
+        // An error only means that there was no such series.
         self.all.group_entries.remove_label_values(&labels).ok();
         self.all.group_seconds.remove_label_values(&labels).ok();
         self.all.group_idle.remove_label_values(&labels).ok();
@@ -234,7 +235,7 @@ impl ChainMetrics {
 
     pub(crate) fn endpoint(&self, position: usize) -> EndpointMetrics {
         let label = position.to_string();
-        // An alert is to see them rise from 0, not appear.
+        // Initialized, so that alerts see an increase from 0 and not a new series.
         for check in Check::ALL {
             let labels = [self.chain.as_str(), &label, check.as_str()];
             self.all.checks_failed.with_label_values(&labels).inc_by(0);
@@ -258,7 +259,7 @@ pub(crate) struct EndpointMetrics {
     all: Metrics,
     chain: String,
     label: String,
-    /// Its place in the list: its name in logs.
+    /// Its position in the list, which is its name in logs.
     pub(crate) position: usize,
     pub(crate) reconnects: IntCounter,
     pub(crate) heads_dropped: IntCounter,
@@ -267,7 +268,7 @@ pub(crate) struct EndpointMetrics {
 }
 
 impl EndpointMetrics {
-    /// A message of so many `calls` was answered, or not.
+    /// Counts a message of `calls` calls, answered or not.
     pub(crate) fn request(&self, method: &str, calls: u32, outcome: &str, took: Duration) {
         let labels = [self.chain.as_str(), &self.label, method];
         let requests = &self.all.rpc_requests;

@@ -1,8 +1,8 @@
-//! What the chain asks of a node, whichever endpoint answers.
+//! The chain's requests to a node, whichever endpoint answers.
 //!
-//! Endpoints are asked in the order of the configuration, much slower ones last; one that fails,
-//! lags, lies or is slower than it tends to be is followed by the next. Every header is held against its own
-//! hash and every block against its header before it leaves this module (G6).
+//! Endpoints are asked in the order of the configuration, much slower ones last. If one fails, lags, gives a false
+//! answer or is slower than usual, the next is asked. Every header is checked against its own hash, and every block
+//! against its header, before it leaves this module (G6).
 
 mod blocks;
 
@@ -31,45 +31,46 @@ use crate::rpc::{
     About, Attempt, Endpoint, Head, INVALID_PARAMS, REQUEST_TIMEOUT, RpcError, Socket, connect,
 };
 
-/// The next endpoint is not asked before this long.
+/// The least wait before the next endpoint is asked as well.
 const LEAST_PATIENCE: Duration = Duration::from_millis(50);
-/// How long the others are waited for where one endpoint has answered, or will be asked again.
+/// How long to wait for other endpoints if one has answered, or will be asked again.
 const OTHERS_PATIENCE: Duration = Duration::from_secs(1);
-/// How many times slower than the fastest, and how much, an endpoint may be and keep its place.
+/// An endpoint slower than the fastest by this factor plus `NOTICEABLE` loses its place in the
+/// order.
 const MUCH_SLOWER: u32 = 2;
 const NOTICEABLE: Duration = Duration::from_millis(10);
-/// How long an endpoint is set aside that failed a check which another passed.
+/// How long an endpoint is set aside after failing a check that another endpoint passed.
 const LIAR_WAIT: Duration = Duration::from_secs(30);
 
-/// Errors in a row after which a node that answers them counts as one without a finalized block.
+/// After this many errors in a row, one more means that the node has no finalized block.
 const REFUSED_TAGS: u32 = 2;
 
-/// Why no endpoint gave what was asked for.
+/// Why no endpoint gave the requested data.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum NodeError {
-    /// The last endpoint's fault.
+    /// The failure of an endpoint.
     #[error(transparent)]
     Rpc(#[from] RpcError),
     /// An answer failed a check.
     #[error(transparent)]
     Check(#[from] Failure),
-    /// No endpoint has it, yet or any more.
+    /// No endpoint has it: not yet, or no longer.
     #[error("no endpoint has it")]
     Unknown,
 }
 
 impl NodeError {
-    /// Whether the answer contradicted itself or the block.
+    /// Whether the answer contradicts itself or the block.
     fn is_lie(&self) -> bool {
         matches!(self, Self::Check(f) if !matches!(f.check, Check::Empty | Check::Unprovable))
     }
 
-    /// Whether the endpoint's URL is another chain's, which only an operator can mend.
+    /// Whether the endpoint's URL is for another chain, which only an operator can correct.
     pub(crate) fn is_wrong_chain(&self) -> bool {
         matches!(self, Self::Rpc(error) if error.is_wrong_chain())
     }
 
-    /// Of what several endpoints said, the part that a person should read.
+    /// Of two endpoints' failures, the one that tells a person more.
     fn or_more_telling(self, other: Self) -> Self {
         let weight = |error: &Self| match error {
             Self::Rpc(RpcError::SetAside(_)) if !error.is_wrong_chain() => 0,
@@ -85,15 +86,15 @@ impl NodeError {
 pub(crate) struct Node {
     profile: Profile,
     fetch: Fetch,
-    /// Whether a block may hold a log that anybody wants.
+    /// Whether a block may contain a wanted log.
     wanted: BloomTest,
     endpoints: Vec<Endpoint>,
-    /// Errors in a row in place of the finalized block.
+    /// Errors in a row in answer to requests for the finalized block.
     refused_tags: AtomicU32,
 }
 
 impl Node {
-    /// The node, and the tasks that keep the WebSockets of its endpoints up.
+    /// The node, and the tasks that keep its endpoints' WebSockets connected.
     pub(crate) fn new(
         config: &ChainConfig,
         heads: &mpsc::Sender<Head>,
@@ -113,7 +114,7 @@ impl Node {
         )
     }
 
-    /// The block that the node calls `latest`.
+    /// The node's `latest` block.
     pub(crate) async fn latest(&self) -> Result<Header, NodeError> {
         self.first(LEAST_PATIENCE, async |attempt| {
             let header =
@@ -123,8 +124,8 @@ impl Node {
         .await
     }
 
-    /// The block that the node calls `finalized`; none where there is no such tag, or no such block. One error says
-    /// nothing, but some nodes answer so for good.
+    /// The node's `finalized` block; none if there is no such tag, or no such block. A single error proves nothing,
+    /// but some nodes always answer with one.
     pub(crate) async fn finalized(&self) -> Result<Option<Header>, NodeError> {
         let asked = self
             .first(LEAST_PATIENCE, async |attempt| {
@@ -148,8 +149,8 @@ impl Node {
         }
     }
 
-    /// The highest block that any endpoint calls `latest`. Once one has answered, the others are not
-    /// waited for much longer.
+    /// The highest block that any endpoint calls `latest`. Once one has answered, the others are
+    /// given only a little more time.
     pub(crate) async fn highest_latest(&self) -> Result<Header, NodeError> {
         let ask = async |endpoint| {
             let attempt = Attempt::with(endpoint);
@@ -174,10 +175,11 @@ impl Node {
         highest.ok_or(failure)
     }
 
-    /// Whether any endpoint has `block`, a final one, at its height. One that has another there lies then.
+    /// Whether any endpoint has the final block `block` at its height. If so, one that has another block there gave a
+    /// false answer.
     ///
     /// # Errors
-    /// If none has any block there: one that is behind says nothing.
+    /// If none has any block at that height: an endpoint that is behind proves nothing.
     pub(crate) async fn anyone_holds(&self, block: &BlockRef) -> Result<bool, NodeError> {
         let params = json!([Quantity(block.number), false]);
         let ask = async |endpoint| {
@@ -206,11 +208,11 @@ impl Node {
         Ok(is_held)
     }
 
-    /// The hash of block 0; none where the node has forgotten it.
+    /// The hash of block 0; none if the node no longer has it.
     pub(crate) async fn genesis_hash(&self) -> Result<Option<B256>, NodeError> {
         let asked = self
             .first(LEAST_PATIENCE, async |attempt| {
-                // The genesis of some chains is not hashed as other headers are.
+                // On some chains, the genesis hash is not computed as for other headers.
                 let params = json!(["0x0", false]);
                 let header = attempt.call::<BareBlock>("eth_getBlockByNumber", &params).await?;
                 Ok(header.map(|block| block.hash))
@@ -243,8 +245,8 @@ impl Node {
         .await
     }
 
-    /// The blocks from the first of `numbers` on, in order: as many as one message asks for, up to
-    /// the first that is not there.
+    /// The blocks from the start of `numbers` on, in order: as many as one message covers, up to
+    /// the first that the node does not have.
     pub(crate) async fn by_numbers(
         &self,
         numbers: RangeInclusive<u64>,
@@ -260,7 +262,7 @@ impl Node {
         }
     }
 
-    /// One or more headers of an endpoint.
+    /// One or more headers from an endpoint.
     async fn headers(
         &self,
         attempt: &Attempt<'_>,
@@ -272,7 +274,7 @@ impl Node {
                 numbers.clone().take(blocks).map(|n| json!([Quantity(n), false])).collect();
             match attempt.call_each::<Header>(About::Headers, &params).await {
                 Ok(items) => break items,
-                // A batch that was too large: the next one is smaller.
+                // The batch was too large: the next one is smaller.
                 Err(error) if params.len() > 1 && error.may_be_of_size() => {}
                 Err(error) => return Err(error.into()),
             }
@@ -286,7 +288,7 @@ impl Node {
                     .ok_or(NodeError::Unknown)
                     .and_then(|header| self.sealed(attempt.endpoint(), header)),
                 Err(error) => {
-                    // Some answer the first few of a batch.
+                    // Some providers answer only the first calls of a batch.
                     if error.may_be_of_size() {
                         attempt.endpoint().was_too_much(About::Headers, asked);
                     }
@@ -296,22 +298,22 @@ impl Node {
             match checked {
                 Ok(header) => headers.push(header),
                 Err(error) if headers.is_empty() => return Err(error),
-                Err(_) => break, // what came before it is of use; it is asked for again
+                Err(_) => break, // keeps those before it; the rest is requested again
             }
         }
         Ok(headers)
     }
 
-    /// Makes the sockets subscribe anew.
+    /// Makes all WebSockets reconnect and subscribe again.
     pub(crate) fn resubscribe(&self) {
         self.endpoints.iter().for_each(Endpoint::resubscribe);
     }
 
-    /// The answer of the best endpoint that has one. The next is asked when one fails, and, without
-    /// giving up on it, when it is slower than it tends to be and than `least_patience` (a hedge). How
-    /// long our own rate holds a request back does not count.
+    /// The answer of the best endpoint that has one. The next endpoint is asked if one fails, and
+    /// in addition (a hedge) if one takes longer than usual and than `least_patience`. Time during
+    /// which our own rate limit holds a request back does not count.
     ///
-    /// An endpoint that failed a check is set aside only if another passed it: where every one fails
+    /// An endpoint that failed a check is set aside only if another passed it: if every one fails
     /// the same check, the check is suspect, and the chain waits (G6).
     async fn first<'a, T, F>(
         &'a self,
@@ -322,10 +324,11 @@ impl Node {
         F: Future<Output = Result<T, NodeError>> + 'a,
     {
         let mut rest = self.by_preference().into_iter();
-        // Few, so that polling all of them costs less than `FuturesUnordered`, which wakes its task once
-        // more for each that has no answer yet.
+        // Polling these few is cheaper than `FuturesUnordered`, which wakes its task once more for each that has no
+        // answer yet.
         let mut running = Vec::new();
-        // The attempt that the next endpoint waits for; none: it waits no longer.
+        // The attempt whose answer is awaited before the next endpoint is asked; none to ask it at
+        // once.
         let mut newest: Option<Attempt<'_>> = None;
         let patience = |attempt: &Attempt<'_>| attempt.endpoint().patience().max(least_patience);
         let (mut liars, mut failure) = (Vec::new(), NodeError::Rpc(RpcError::SetAside(None)));
@@ -361,7 +364,8 @@ impl Node {
                     let slow = newest.take_if(|newest| newest.left_of(patience(newest)).is_zero());
                     if let Some(slow) = slow {
                         slow.endpoint().was_slow(patience(&slow));
-                        // What several blocks take says nothing of when one is late.
+                        // The time for several blocks says nothing about when an answer about one
+                        // is late.
                         if least_patience < SPAN_PATIENCE {
                             slow.endpoint().note_latency(patience(&slow));
                         }
@@ -371,8 +375,8 @@ impl Node {
         }
     }
 
-    /// The endpoints as configured, but those that answer much slower than the fastest go behind, and
-    /// last those that are set aside.
+    /// The endpoints in the configured order, except that those much slower than the fastest come
+    /// later, and those that are set aside last.
     fn by_preference(&self) -> Vec<&Endpoint> {
         let medians: Vec<_> = self.endpoints.iter().map(Endpoint::usual_latency).collect();
         let fastest = medians.iter().flatten().min().copied().unwrap_or_default();
@@ -405,7 +409,7 @@ struct BareBlock {
     hash: B256,
 }
 
-/// Counts a lie.
+/// Logs and counts a false answer.
 fn lie(endpoint: &Endpoint, failure: Failure) -> NodeError {
     warn!(
         endpoint = endpoint.metrics.position,

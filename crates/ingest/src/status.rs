@@ -1,4 +1,4 @@
-//! What a chain says of itself, for `/ready`, the progress lines, the page and `status`.
+//! The status that each chain reports, for `/ready`, the progress lines, the page and `status`.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,15 +9,15 @@ use tracing::{info, warn};
 
 use crate::config::ChainConfig;
 
-/// The state of one chain, as its task last wrote it.
+/// The status of one chain, as last written by its task.
 #[derive(Debug, Clone, Default)]
 pub struct ChainStatus {
-    /// Newest height any endpoint showed.
+    /// Height of the newest head that any endpoint reported.
     pub head: Option<u64>,
     /// Height of the newest published block.
     pub tip: Option<u64>,
-    /// How far the tip is behind the newest block that should be in the stream: the head less
-    /// confirmations, up to the end block.
+    /// How far the tip is behind the newest block that should be in the stream: the head minus
+    /// confirmations, but not above the end block.
     pub lag: Option<Lag>,
     /// When an endpoint last answered.
     pub last_answer: Option<Instant>,
@@ -27,24 +27,25 @@ pub struct ChainStatus {
     pub removed: u64,
     /// Reorgs followed by this process.
     pub reorgs: u64,
-    /// Entries that the byte cap took from consumer groups in this process' time.
+    /// Entries removed by the byte cap before consumer groups had read them, since this process
+    /// started.
     pub lost_unread: u64,
-    /// The tip is where the head (less confirmations, up to the end block) is.
+    /// Whether the tip is at the head (minus confirmations, not above the end block).
     pub at_head: bool,
-    /// Why the chain stands still; none if it does not.
+    /// Why the chain is stopped; none if it is not.
     pub standstill: Option<Standstill>,
 }
 
-/// How far a chain is behind.
+/// How far a chain is behind its head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lag {
     /// Blocks.
     pub blocks: u64,
-    /// Seconds of block time.
+    /// Difference in block time, in seconds.
     pub seconds: u64,
 }
 
-/// Why a chain stands still.
+/// Why a chain is stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standstill {
     /// One line for a person.
@@ -53,35 +54,35 @@ pub struct Standstill {
     pub needs: Needs,
 }
 
-/// What a chain that stands still waits for.
+/// What a stopped chain waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
-    /// Somebody else's turn to end: another instance has the chain, or this one holds all it may.
+    /// Its turn: another instance has the chain, or this one already holds as many as it may.
     Turn,
-    /// What went wrong elsewhere to be over.
+    /// The end of a temporary failure.
     Time,
-    /// Redis to have room again.
+    /// Free memory in Redis.
     Room,
-    /// A person to do what the line says.
+    /// An operator, who must do what the line says.
     Operator,
 }
 
 /// Why a chain does not count as ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unready {
-    /// It stands still.
+    /// It is stopped.
     StandsStill(Standstill),
-    /// No endpoint has shown a head since the start.
+    /// No endpoint has reported a head since the start.
     NoHead,
-    /// No endpoint has answered for so long; none: since the start.
+    /// No endpoint has answered for this long; none if not since the start.
     NoAnswer(Option<Duration>),
-    /// It has not begun.
+    /// It has not published anything yet.
     NothingPublished,
-    /// It is too far behind.
+    /// Its lag is too large.
     Behind {
-        /// How far.
+        /// The lag.
         lag: Lag,
-        /// The newest height that any endpoint showed.
+        /// The height of the newest head that any endpoint reported.
         head: u64,
     },
 }
@@ -112,25 +113,25 @@ pub struct NotReady {
     pub why: String,
 }
 
-/// The states of all chains, shared between their tasks and the servers.
+/// The status of all chains, shared between their tasks and the servers.
 #[derive(Debug, Clone)]
 pub struct StatusBoard {
     chains: Arc<Mutex<Vec<(String, ChainStatus)>>>,
 }
 
 impl StatusBoard {
-    /// A board of these chains, none of which is ready yet.
+    /// A board for these chains, none of which is ready yet.
     pub fn new<'a>(chains: impl IntoIterator<Item = &'a ChainConfig>) -> Self {
         let unknown = |chain: &ChainConfig| (chain.profile.name.clone(), ChainStatus::default());
         Self { chains: Arc::new(Mutex::new(chains.into_iter().map(unknown).collect())) }
     }
 
-    /// The place of `chain`, where what is said of one that is not on the board is lost.
+    /// The entry of `chain`; updates for a chain that is not on the board are discarded.
     pub(crate) fn chain(&self, chain: &str) -> ChainBoard {
         ChainBoard { board: self.clone(), chain: chain.to_owned() }
     }
 
-    /// All states, in the order in which the chains were given.
+    /// The status of all chains, in the order in which they were given.
     #[must_use]
     pub fn snapshot(&self) -> Vec<(String, ChainStatus)> {
         self.chains.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -148,7 +149,7 @@ impl StatusBoard {
     }
 }
 
-/// One chain's place on the board.
+/// One chain's entry on the board.
 #[derive(Debug, Clone)]
 pub(crate) struct ChainBoard {
     board: StatusBoard,
@@ -163,7 +164,7 @@ impl ChainBoard {
         }
     }
 
-    /// Says why the chain stands still, once for each new reason.
+    /// Records why the chain is stopped, and logs each new reason once.
     pub(crate) fn stand_still(&self, why: String, needs: Needs) {
         self.update(|status| {
             if status.standstill.as_ref().is_none_or(|standstill| standstill.why != why) {

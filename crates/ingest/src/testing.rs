@@ -1,4 +1,4 @@
-//! What tests of this crate share: the chain `local`, and simulated nodes of it.
+//! Shared by tests of this crate: the chain `local`, and simulated nodes that serve it.
 
 use alloy_primitives::{Address, B256, Bytes};
 use ethhook_domain::block::Seal;
@@ -12,11 +12,11 @@ use crate::config::{ChainConfig, EndpointConfig, Fetch, StartBlock};
 use crate::metrics::ChainMetrics;
 use crate::rpc::Head;
 
-/// Its chain id.
+/// Chain id of `local`.
 pub(crate) const LOCAL: u64 = 31_337;
 
 impl ChainConfig {
-    /// The chain `local` by these endpoints, from block 1 on.
+    /// The chain `local` with these endpoints, from block 1 on.
     pub(crate) fn local(endpoints: impl IntoIterator<Item = EndpointConfig>) -> Self {
         let profile = Profile::built_in().into_iter().find(|profile| profile.name == "local");
         Self {
@@ -35,18 +35,18 @@ impl ChainConfig {
 }
 
 impl EndpointConfig {
-    /// One that is asked at `url`, without a WebSocket.
+    /// An endpoint at `url`, without a WebSocket.
     pub(crate) fn http(url: impl Into<String>) -> Self {
         Self { http: Some(Secret::new(url)), ws: None }
     }
 
-    /// One that is asked over HTTP.
+    /// An endpoint that uses `node` over HTTP.
     pub(crate) fn of(node: &RunningNode) -> Self {
         Self::http(node.http_url(LOCAL))
     }
 }
 
-/// The header of a block, of which no check is made.
+/// The header of a block, for tests that do not check it.
 pub(crate) fn header(number: u64, hash: B256, parent_hash: B256) -> Header {
     Header {
         block: BlockRef { number, hash, parent_hash, timestamp: number },
@@ -58,7 +58,7 @@ pub(crate) fn header(number: u64, hash: B256, parent_hash: B256) -> Header {
     }
 }
 
-/// A log, of which no check is made.
+/// A log, for tests that do not check it.
 pub(crate) fn log() -> Log {
     Log {
         address: Address::ZERO,
@@ -73,7 +73,7 @@ pub(crate) fn log() -> Log {
     }
 }
 
-/// The chain `local` with so many blocks.
+/// The chain `local` with `count` blocks.
 pub(crate) fn mined(count: u64) -> ManualChain {
     let chain = simulator::Chain::manual(ManualSpec::new(LOCAL));
     chain.mine(count);
@@ -86,7 +86,7 @@ pub(crate) async fn serve(chain: impl Into<simulator::Chain>) -> RunningNode {
     simulator::Node::bind(local, [chain.into()]).await.unwrap().spawn()
 }
 
-/// Where heads go that nobody reads, and metrics that nobody scrapes.
+/// A channel for heads that nobody reads, and metrics that nobody scrapes.
 pub(crate) fn unread() -> (mpsc::Sender<Head>, ChainMetrics) {
     let metrics = Metrics::register(&Registry::new()).unwrap();
     (mpsc::channel(1).0, ChainMetrics::new(&metrics, "local"))

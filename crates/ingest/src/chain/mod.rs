@@ -1,8 +1,8 @@
 //! One chain: from its endpoints' heads to its stream.
 //!
-//! [`Chain::run`] opens a session on what Redis holds, drives it until it ends, and opens the next:
-//! the chain is the log, so whatever happened to Redis, the lease or the process, the cursor says
-//! where to go on (G4).
+//! [`Chain::run`] opens a session on what Redis holds, drives it until it ends, and opens the next
+//! one. The stream is the log: whatever happened to Redis, the lease or the process, the cursor
+//! says where to continue (G4).
 
 mod open;
 mod queue;
@@ -25,36 +25,37 @@ use crate::rpc::Head;
 use crate::status::{ChainBoard, Needs};
 use crate::{Metrics, StatusBoard};
 
-/// Heads that may wait for the chain: more are known by the gap they leave.
+/// Heads that may be queued for the chain; dropped ones are noticed by the gap that they leave.
 const MAX_HEADS: usize = 64;
 
 /// Waits between two sessions.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// The wait behind a session that lasted so long, the last one having been `wait`: not a hot loop, whatever
-/// the cause turns out to be.
+/// The wait after a session that lasted this long, when the last wait was `wait`. Prevents a hot loop, whatever the
+/// cause.
 fn wait_after(wait: Duration, lasted: Duration) -> Duration {
     if lasted > LONGEST_WAIT { FIRST_WAIT } else { (2 * wait).min(LONGEST_WAIT) }
 }
 
 /// Why a session ended.
 enum End {
-    /// The process stops.
+    /// The process is stopping.
     Cancelled,
-    /// Redis does not hold what we believed: it was rolled back, wiped, or taken over.
+    /// Redis does not hold what we believed: it was rolled back or wiped, or another writer took
+    /// over.
     Reopen(&'static str),
-    /// Redis refused what should have been fine; why.
+    /// Redis refused a step that should have been valid; why.
     Refused(String),
-    /// The node's chain shares no block with ours: whether it is the same chain at all is looked at first.
+    /// The node's chain shares no block with ours: first check whether it is the same chain at all.
     Replaced,
-    /// An alarm is latched in the cursor: the chain goes on when an operator has cleared it.
+    /// An alarm is latched in the cursor: the chain continues when an operator has cleared it.
     Alarm,
-    /// Somebody wrote under our own `INSTANCE_ID` and a later epoch.
+    /// Another process wrote with our own `INSTANCE_ID` and a later epoch.
     Namesake,
 }
 
-/// One chain's task: everything it needs, and nothing that another chain shares but Redis.
+/// One chain's task with all its state; it shares nothing but Redis with other chains.
 pub(crate) struct Chain {
     config: ChainConfig,
     options: Options,
@@ -62,14 +63,15 @@ pub(crate) struct Chain {
     node: Arc<Node>,
     metrics: ChainMetrics,
     status: ChainBoard,
-    /// The start that this process resolved or found: a Redis that was wiped starts there again, one that was
-    /// reset does not.
+    /// The start block that this process resolved or found in a cursor: after a wipe of Redis the stream starts there
+    /// again, after a reset it does not.
     resolved_start: Option<u64>,
-    /// When the chain was last reset, as far as is known.
+    /// When the chain was last reset, as far as known.
     last_reset: Option<String>,
-    /// The last session ended because another branch replaced all of it; its genesis was looked at since.
+    /// The last session ended because another branch replaced all of its blocks; since then the genesis block was
+    /// checked.
     may_be_replaced: bool,
-    /// A place among the chains that this process may hold, taken before the lease.
+    /// Slots for chains that this process may hold; one is taken before the lease.
     places: Arc<Semaphore>,
 }
 
@@ -111,7 +113,7 @@ impl Chain {
         let sessions = chain.sessions(&mut heads, &cancel);
         tokio::select! {
             () = sessions => {}
-            // A socket's task never ends by itself.
+            // A socket's task never ends on its own.
             Some(ended) = sockets.join_next() => error!(?ended, "a WebSocket task ended: the chain restarts"),
         }
     }
@@ -147,7 +149,7 @@ impl Chain {
                     "refused"
                 }
                 End::Namesake => {
-                    // Once may be a request of our own that came late; twice is another process.
+                    // Once may be our own request arriving late; twice is another process.
                     let window = 3 * self.options.lease_ttl;
                     if last_namesake.is_some_and(|at| at.elapsed() < window) {
                         let why = format!(
@@ -175,7 +177,7 @@ impl Chain {
         }
     }
 
-    /// Waits until nobody holds the lease in our name any more.
+    /// Waits until the lease is no longer held under our own name.
     async fn lease_runs_out(&self) {
         loop {
             tokio::time::sleep(self.options.lease_ttl / 3).await;

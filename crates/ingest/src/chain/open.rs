@@ -1,4 +1,4 @@
-//! Opening a session: lease, cursor and the published window, or the reason why not.
+//! Opens a session: lease, cursor and the published window, or the reason why that is not possible.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,15 +14,15 @@ use crate::config::StartBlock;
 use crate::node::NodeError;
 use crate::status::Needs;
 
-/// How often a chain that only an operator can free looks whether it was.
+/// How often a chain that waits for an operator checks whether it may continue.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
-/// All that a session starts from.
+/// The starting state of a session.
 pub(super) struct Opened {
     pub(super) publisher: Publisher,
     pub(super) canonical: CanonicalChain,
     pub(super) published: Vec<PublishedBlock>,
-    /// Given back when the session ends, so that another chain can be opened in its place.
+    /// Released when the session ends, so that another chain can be opened instead.
     pub(super) _place: OwnedSemaphorePermit,
 }
 
@@ -30,12 +30,12 @@ pub(super) struct Opened {
 struct NotYet {
     why: String,
     needs: Needs,
-    /// When to try again; none: later each time.
+    /// When to try again; none for a growing backoff.
     again_in: Option<Duration>,
 }
 
 impl NotYet {
-    /// What goes by itself, if it `passes`, else what waits for an operator.
+    /// A reason that is over in time if it `passes`, or that needs an operator.
     fn because(why: impl ToString, passes: bool) -> Self {
         let (needs, again_in) =
             if passes { (Needs::Time, None) } else { (Needs::Operator, Some(LOOK_AGAIN)) };
@@ -44,8 +44,8 @@ impl NotYet {
 }
 
 impl Chain {
-    /// Tries until a session is open. After a refusal, only a step that is taken shows that the
-    /// trouble is over.
+    /// Tries until a session is open. After a refusal the reported standstill is kept, because only
+    /// a successful step shows that the trouble is over.
     pub(super) async fn open(&mut self, after_refusal: bool) -> Opened {
         let mut backoff = ExponentialBuilder::new()
             .with_min_delay(Duration::from_millis(100))
@@ -79,13 +79,13 @@ impl Chain {
     async fn try_open(&mut self, place: OwnedSemaphorePermit) -> Result<Opened, NotYet> {
         let held = self.streams.cursor(self.id()).await.map_err(|error| self.not_read(&error))?;
         if let Some(cursor) = &held {
-            // Whoever stands by may be the first to find Redis wiped.
+            // A standby may be the first to find Redis wiped.
             self.resolved_start = Some(cursor.start_number);
         }
         self.look_for_reset().await?;
         self.tell_of_loss(held.as_ref());
         self.metrics.alarm.set(held.as_ref().is_some_and(|held| !held.alarm.is_empty()).into());
-        // Before the node is asked anything: one that stands by looks here again and again.
+        // Checked before asking the node anything, because a standby comes here again and again.
         let holder = self.streams.lease_holder(self.id()).await;
         match holder.map_err(|error| self.not_read(&error))? {
             Some(other) if other.owner != self.options.instance_id => {
@@ -117,7 +117,7 @@ impl Chain {
         let canonical = CanonicalChain::new(
             cursor.start_number,
             base.into_iter().chain(published.iter().map(|p| p.block)),
-            // An operator may have let finality go back below the first block.
+            // An operator may have moved finality back to below the first block.
             cursor.finalized().is_some_and(|number| number >= cursor.start_number)
                 || base.is_some(),
         );
@@ -126,7 +126,7 @@ impl Chain {
         Ok(Opened { publisher, canonical, published, _place: place })
     }
 
-    /// Forgets what was before an operator's reset.
+    /// After an operator's reset, forgets the state from before.
     async fn look_for_reset(&mut self) -> Result<(), NotYet> {
         let reset = self.streams.last_reset(self.id()).await;
         let reset = reset.map_err(|error| self.not_read(&error))?;
@@ -138,7 +138,7 @@ impl Chain {
         Ok(())
     }
 
-    /// Says aloud, and counts, what Redis has lost of what it had acknowledged to this process.
+    /// Logs and counts a loss of steps that Redis had acknowledged to this process.
     fn tell_of_loss(&self, held: Option<&Cursor>) {
         let Some(acknowledged) = self.streams.last_seq(self.id()) else { return };
         match held {
@@ -160,11 +160,11 @@ impl Chain {
                 );
             }
         }
-        // Once is enough, however long it takes until a session is open again.
+        // Once is enough, however long it takes to open the next session.
         self.streams.forget_seq(self.id());
     }
 
-    /// What must hold of a cursor before we go on from it.
+    /// Checks that the chain may continue from this cursor.
     fn check_held(
         &self,
         cursor: &Cursor,
@@ -186,7 +186,7 @@ impl Chain {
         Ok(())
     }
 
-    /// Where the stream begins; resolved once and kept.
+    /// The stream's first block; resolved once and kept.
     async fn resolve_start(&mut self) -> Result<u64, NotYet> {
         let start = match (self.resolved_start, self.config.start) {
             (Some(start), _) => {
@@ -231,9 +231,9 @@ impl Chain {
     }
 }
 
-/// The block that the published window stands on, where that is neither the first nor the finalized
-/// one: the last that an operator skipped, or a finalized one that retention took. It can no more be
-/// taken back than a finalized block.
+/// The block below the published window, if the window begins with neither the first nor the
+/// finalized block: the last block that an operator skipped, or a finalized one that retention
+/// removed. Like a finalized block, it can no longer be taken back.
 fn base(cursor: &Cursor, first: Option<BlockRef>) -> Option<BlockRef> {
     let (number, hash) = match first {
         None => (cursor.number, cursor.hash?),
@@ -241,7 +241,7 @@ fn base(cursor: &Cursor, first: Option<BlockRef>) -> Option<BlockRef> {
         Some(first) if cursor.finalized_hash == Some(first.hash) => return None,
         Some(first) => (first.number.checked_sub(1)?, first.parent_hash),
     };
-    // Nothing is ever asked of its parent and time.
+    // Its parent and time are never used.
     Some(BlockRef { number, hash, parent_hash: B256::ZERO, timestamp: 0 })
 }
 
@@ -268,7 +268,7 @@ mod tests {
         let mut config = ChainConfig::local([EndpointConfig::of(&node)]);
         config.start = StartBlock::Latest;
         let (mut one, mut two) = (Scene::of(config.clone()).await, Scene::of(config).await);
-        // Another process, with a memory of its own.
+        // As in another process, which has its own memory.
         let redis = RedisConfig::new(Secret::new(one.redis.url()));
         two.chain.streams = Streams::new(redis).unwrap();
         two.chain.options.instance_id = "two".into();

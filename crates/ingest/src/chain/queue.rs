@@ -1,4 +1,4 @@
-//! What the chain wants published and is not yet: steps in their order, blocks fetched ahead.
+//! Steps that are not yet published, in order, and blocks fetched ahead.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -12,25 +12,26 @@ use futures_util::future::AbortHandle;
 
 use crate::node::Plan;
 
-/// Fetches under way at once, a message each.
+/// Fetches under way at once, one message each.
 const FETCHES_AT_ONCE: usize = 8;
-/// Where messages are about several blocks each: as far as so many full ones reach, blocks are looked at for the
-/// next one.
+/// With messages for several blocks, blocks are considered for fetching as far ahead as this many full messages
+/// reach.
 const SPANS_AHEAD: usize = 4;
-/// Logs that may wait in memory for their turn, those counted that fetches under way may bring; the
-/// block that passes it is the last one fetched.
+/// Logs that may wait in memory for their turn, including those expected from fetches under way;
+/// the block that exceeds this is the last one fetched.
 const MAX_WAITING_LOGS: usize = 10_000;
-/// Headers that may wait, beyond those held back by confirmations.
+/// Headers that may wait, in addition to those held back by confirmations.
 const MAX_WAITING_BLOCKS: usize = 512;
 
 /// One block on its way into the stream.
 struct Pending {
     header: Header,
-    /// When its head came; none while catching up.
+    /// When its head arrived; none while catching up.
     heard: Option<Instant>,
-    /// Fetches that failed.
+    /// Failed fetches.
     attempts: u32,
-    /// It failed a check, maybe for what stood beside it: it is fetched by its hash.
+    /// It failed a check, perhaps because of other blocks in the message: it is fetched separately,
+    /// by its hash.
     alone: bool,
     body: Slot,
 }
@@ -47,21 +48,21 @@ impl Pending {
     }
 }
 
-/// A fetch under way; it ends when no block is left that waits for it.
+/// A fetch under way; it is aborted when no block waits for it any more.
 struct Fetch(AbortHandle);
 
 impl Drop for Fetch {
     fn drop(&mut self) {
-        self.0.abort(); // of no effect on one that is done
+        self.0.abort(); // no effect if it is finished
     }
 }
 
 /// Which blocks may be fetched now, and how.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Up to this height.
+    /// The highest block that may be fetched.
     pub(super) up_to: u64,
-    /// Up to this one several together.
+    /// The highest block that may be fetched together with others.
     pub(super) together: u64,
     pub(super) plan: Plan,
 }
@@ -76,7 +77,7 @@ pub(super) enum Next {
     Undo(BlockRef),
     Add {
         block: BlockRef,
-        /// When its head came; none while catching up.
+        /// When its head arrived; none while catching up.
         heard: Option<Instant>,
         body: Verified,
     },
@@ -87,7 +88,7 @@ pub(super) struct Queue {
     items: VecDeque<Item>,
     waiting_logs: usize,
     fetches: Vec<Weak<Fetch>>,
-    /// What a fetch under way may bring: as many logs as the largest block of late had.
+    /// Logs expected from a fetch under way: as many as in the largest recent block.
     usual_logs: usize,
 }
 
@@ -96,14 +97,14 @@ impl Queue {
         self.items.len()
     }
 
-    /// Headers that may be asked for now. `held_back`: how many wait for confirmations.
+    /// How many more headers may be requested now; `held_back` is how many wait for confirmations.
     pub(super) fn room(&self, held_back: u64) -> u64 {
         (MAX_WAITING_BLOCKS as u64 + held_back).saturating_sub(self.items.len() as u64)
     }
 
-    /// Follows a change of the chain: blocks that wait and are wanted no longer leave from the end,
-    /// those beyond them are to be taken back. A new block that its header tells all of (`told_by`)
-    /// is ready at once. Returns how many left.
+    /// Follows a change of the chain: orphaned blocks that still wait are dropped from the end; for
+    /// those already published, an undo step is added. A new block whose logs follow from its
+    /// header (`told_by`) is ready at once. Returns how many were dropped.
     pub(super) fn follow(
         &mut self,
         change: Change,
@@ -133,10 +134,11 @@ impl Queue {
         dropped
     }
 
-    /// The blocks to fetch with the next message, none if there are none; register the fetch.
+    /// The blocks to fetch with the next message, empty if there are none. The caller then passes
+    /// them to `fetching`.
     ///
-    /// Where publishing is the slower side, each step makes room for one block more. Fewer than one
-    /// message could ask for wait for the others then, unless theirs is the next turn.
+    /// If publishing is the bottleneck, each step makes room for only one more block. Then fewer
+    /// blocks than one message could cover wait for more, unless the first of them is next in turn.
     pub(super) fn next_fetch(&mut self, limits: &Limits, now: Instant) -> Vec<Header> {
         if self.is_busy() {
             return Vec::new();
@@ -169,7 +171,7 @@ impl Queue {
         if is_next_turn { chosen } else { Vec::new() }
     }
 
-    /// The fetch of the blocks that `next_fetch` gave is on its way.
+    /// Records that the blocks returned by `next_fetch` are being fetched.
     pub(super) fn fetching(&mut self, hashes: &[B256], abort: AbortHandle) {
         let fetch = Arc::new(Fetch(abort));
         self.fetches.retain(|fetch| fetch.strong_count() > 0);
@@ -181,7 +183,7 @@ impl Queue {
         }
     }
 
-    /// A fetch came back with the block's logs; another may have brought them before.
+    /// A fetch brought the block's logs; another fetch may have done so before.
     pub(super) fn fetched(&mut self, hash: B256, verified: Verified) {
         let logs = verified.logs.len();
         if let Some(pending) = self.find(hash).filter(|pending| !pending.is_here()) {
@@ -191,8 +193,8 @@ impl Queue {
         }
     }
 
-    /// A fetch failed: again, after a wait that grows with `attempts` up to two seconds, and from
-    /// now on `alone` if so. Returns how often it has failed by now.
+    /// A fetch failed: it is repeated after a wait that grows with `attempts` up to two seconds,
+    /// and from now on separately if `alone`. Returns the number of failures so far.
     pub(super) fn failed(&mut self, hash: B256, alone: bool, now: Instant) -> Option<u32> {
         let pending = self.find(hash).filter(|pending| !pending.is_here())?;
         pending.attempts += 1;
@@ -203,7 +205,7 @@ impl Queue {
         Some(attempts)
     }
 
-    /// Whether a block up to height `up_to` waits to be fetched, and could be.
+    /// Whether a block up to height `up_to` waits to be fetched, and could be fetched now.
     pub(super) fn wants_fetch(&self, up_to: u64) -> bool {
         let wanted = |pending: &Pending| {
             matches!(pending.body, Slot::Wanted { .. }) && pending.header.block.number <= up_to
@@ -211,7 +213,7 @@ impl Queue {
         !self.is_busy() && self.to_fetch(1).any(wanted)
     }
 
-    /// When the earliest fetch that is postponed beyond `now` is due, if it could start then.
+    /// When the earliest postponed fetch after `now` is due, if it could start then.
     pub(super) fn next_due(&self, limits: &Limits, now: Instant) -> Option<Instant> {
         if self.is_busy() {
             return None;
@@ -226,12 +228,12 @@ impl Queue {
             .min()
     }
 
-    /// Whether a published block is to be taken back before anything else.
+    /// Whether the next step takes a published block back.
     pub(super) fn undo_is_next(&self) -> bool {
         matches!(self.items.front(), Some(Item::Undo(_)))
     }
 
-    /// Whether a step up to height `up_to` waits, ready or not.
+    /// Whether a step up to height `up_to` is waiting, ready or not.
     pub(super) fn wants_any(&self, up_to: u64) -> bool {
         match self.items.front() {
             Some(Item::Undo(_)) => true,
@@ -240,7 +242,7 @@ impl Queue {
         }
     }
 
-    /// The step whose turn it is, if it is ready.
+    /// The next step in turn, if it is ready.
     pub(super) fn pop_ready(&mut self, up_to: u64) -> Option<Next> {
         match self.items.pop_front()? {
             Item::Undo(block) => Some(Next::Undo(block)),
@@ -259,7 +261,7 @@ impl Queue {
         }
     }
 
-    /// Fetches under way.
+    /// Number of fetches under way.
     fn under_way(&self) -> usize {
         self.fetches.iter().filter(|fetch| fetch.strong_count() > 0).count()
     }
@@ -268,8 +270,8 @@ impl Queue {
         self.under_way() >= FETCHES_AT_ONCE
     }
 
-    /// The blocks from the front that may be fetched now, `at_once` with one message. The block
-    /// whose turn is next is fetched however much waits behind it: only it can make room.
+    /// The blocks from the front that may be fetched now, with `at_once` blocks per message. The
+    /// block whose turn is next is fetched however many logs wait: only it can make room.
     fn to_fetch(&self, at_once: usize) -> impl Iterator<Item = &Pending> {
         let expected = self.waiting_logs + self.under_way() * self.usual_logs;
         let ahead = if expected >= MAX_WAITING_LOGS {
@@ -311,7 +313,7 @@ mod tests {
         testing::header(number, keccak256(name), B256::ZERO)
     }
 
-    /// `-4a +4b`: what is orphaned first, then what is new.
+    /// `-4a +4b`: orphaned blocks first, then new ones.
     fn follow(queue: &mut Queue, steps: &str) -> usize {
         let mut change = Change::default();
         for step in steps.split_whitespace() {
@@ -398,12 +400,12 @@ mod tests {
         // 3a was published; 4a is being fetched, 5a waits.
         assert_eq!(follow(&mut queue, "-5a -4a -3a +3b +4b"), 2);
         assert_eq!(pop(&mut queue, 9), "-3");
-        arrive(&mut queue, "4a"); // too late, and not waited for
+        arrive(&mut queue, "4a"); // too late: dropped
         assert_eq!(
             (fetch(&mut queue, 9), fetch(&mut queue, 9), fetch(&mut queue, 9)),
             (Some(3), Some(4), None)
         );
-        // Back again: the branch that never was published leaves, the first one is fetched anew.
+        // Back to the first branch: the unpublished one is dropped, and the first is fetched again.
         assert_eq!(follow(&mut queue, "-4b -3b +3a"), 2);
         assert_eq!((fetch(&mut queue, 9), queue.len()), (Some(3), 1));
     }
@@ -429,7 +431,7 @@ mod tests {
         assert_eq!(queue.room(0), 0);
         let fetched = std::iter::from_fn(|| fetch(&mut queue, 999)).count();
         assert_eq!(fetched, FETCHES_AT_ONCE);
-        // Logs that wait stop it, too, once there are enough of them.
+        // Enough waiting logs stop fetching, too.
         let logs = vec![log(); MAX_WAITING_LOGS];
         queue.fetched(keccak256("1a"), Verified { logs, proof: Proof::Bloom, unhashed: false });
         assert_eq!(fetch(&mut queue, 999), None);
@@ -466,7 +468,7 @@ mod tests {
             assert_eq!(queue.next_due(&one_by_one(0), now), None, "not before it may be published");
             assert!(queue.next_fetch(&one_by_one(9), now).is_empty());
             assert_eq!(queue.next_fetch(&one_by_one(9), due).len(), 1);
-            // As if the time had come.
+            // Makes it due now.
             queue.find(keccak256("1a")).unwrap().body = Slot::Wanted { not_before: None };
         }
         assert_eq!(queue.failed(keccak256("9z"), false, now), None);
@@ -484,11 +486,12 @@ mod tests {
         queue.follow(Change { undo: Vec::new(), new }, None, known);
         let plan = Plan { blocks: 5, in_a_row: true };
         let limits = Limits { up_to: 12, together: 9, plan };
-        // Block 4 need not be fetched, which ends a row.
+        // Block 4 need not be fetched, and so ends a range.
         assert_eq!(fetch_together(&mut queue, &limits), [1, 2, 3]);
         assert_eq!(fetch_together(&mut queue, &limits), [5, 6, 7, 8, 9]);
         assert_eq!(fetch_together(&mut queue, &limits), [10]);
-        // One that failed a check is fetched alone, and what failed with it together again.
+        // A block that failed a check is fetched separately; those that failed with it are fetched
+        // together again.
         let now = Instant::now();
         queue.failed(keccak256("2a"), true, now);
         queue.failed(keccak256("1a"), false, now);
@@ -500,7 +503,7 @@ mod tests {
             queue.fetching(&hashes, AbortHandle::new_pair().0);
             headers.iter().map(|header| header.block.number).collect::<Vec<_>>()
         };
-        // A batch may hold what does not follow each other.
+        // A batch may contain blocks that are not consecutive.
         assert_eq!(next(&mut queue, Plan { blocks: 5, in_a_row: false }), [1, 3]);
         assert_eq!(next(&mut queue, plan), [2]);
     }
@@ -528,10 +531,10 @@ mod tests {
             }
             (21..=40).for_each(|number| arrive(&mut queue, &format!("{number}a")));
             (21..=40).for_each(|_| _ = pop(&mut queue, 99));
-            // All that is known; more may come, but it is their turn.
+            // These are all known blocks; more may come, but these are next in turn.
             follow(&mut queue, "+41a +42a");
             assert_eq!(fetch_together(&mut queue, &limits), [41, 42]);
-            // No more may join them.
+            // No other block may join them.
             follow(&mut queue, "+43a +44a");
             let limits = Limits { together: 44, ..limits };
             assert_eq!(fetch_together(&mut queue, &limits), [43, 44]);

@@ -1,7 +1,7 @@
-//! The logs of blocks: of one by its hash, or of several with one message (ADR 11).
+//! Fetches the logs of blocks: of one by its hash, or of several with one message (ADR 11).
 //!
-//! Whatever the way, each block is held against its own header; one that fails among others is asked
-//! for alone by whoever wants it.
+//! Either way, each block is checked against its own header; the caller requests a block that
+//! failed among others again, separately.
 
 use std::time::Duration;
 
@@ -16,30 +16,30 @@ use super::{LEAST_PATIENCE, Node, NodeError, OTHERS_PATIENCE, lie};
 use crate::config::Fetch;
 use crate::rpc::{About, Attempt, Endpoint, INVALID_PARAMS, RpcError};
 
-/// Between the two askings of one endpoint for blocks that it says are empty.
+/// Wait before asking an endpoint again about blocks that it says are empty.
 const SECOND_ASKING: Duration = Duration::from_millis(500);
-/// Another endpoint is not asked for several blocks before this long: their answer takes its time.
+/// The least wait before another endpoint is asked for several blocks: such an answer takes time.
 pub(super) const SPAN_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How many blocks to fetch with one message, and whether they must follow each other.
+/// How many blocks to fetch with one message, and whether they must be consecutive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Plan {
     /// 1: one block at a time.
     pub(crate) blocks: usize,
-    /// One range holds them all.
+    /// They are fetched as one range.
     pub(crate) in_a_row: bool,
 }
 
-/// What became of one block of several.
+/// The result for one block of several.
 pub(crate) type Outcome = Result<Verified, NodeError>;
 
 impl Node {
-    /// What need not be asked about `header`'s block, for the header tells it.
+    /// The logs of `header`'s block, if the header alone proves them.
     pub(crate) fn told_by(&self, header: &Header) -> Option<Verified> {
         verify::without_fetching(&self.profile, header, &self.wanted)
     }
 
-    /// How blocks that are not at the head are best fetched now.
+    /// The best way at the moment to fetch blocks that are not at the head.
     pub(crate) fn plan(&self) -> Plan {
         let preferred = self.by_preference();
         let Some(endpoint) = preferred.first() else { return Plan { blocks: 1, in_a_row: false } };
@@ -47,7 +47,7 @@ impl Node {
         Plan { blocks: endpoint.blocks_at_once(about), in_a_row: about == About::Logs }
     }
 
-    /// The logs of `header`'s block, checked; one request.
+    /// The checked logs of `header`'s block, by one request.
     pub(crate) async fn block(&self, header: &Header) -> Outcome {
         let (answerer, verified) = self
             .first(LEAST_PATIENCE, async |attempt| {
@@ -60,10 +60,11 @@ impl Node {
         Ok(verified)
     }
 
-    /// The logs of the blocks of `headers`, as [`Node::plan`] would have them, in their order.
+    /// The checked logs of the blocks of `headers`, in their order, fetched as [`Node::plan`]
+    /// proposes.
     ///
     /// # Errors
-    /// If none of them could be had.
+    /// If none of them could be fetched.
     pub(crate) async fn blocks(&self, headers: &[Header]) -> Result<Vec<Outcome>, NodeError> {
         if let [header] = headers {
             return Ok(vec![self.block(header).await]);
@@ -89,7 +90,8 @@ impl Node {
         Ok(outcomes)
     }
 
-    /// An empty answer proves nothing by itself: another endpoint is asked, or the same one again.
+    /// Confirms that a block is empty. One empty answer proves nothing: another endpoint is asked,
+    /// or the same one again.
     async fn is_empty_again(
         &self,
         answerer: &Endpoint,
@@ -127,8 +129,8 @@ impl Node {
         self.endpoints.iter().filter(move |other| !std::ptr::eq(*other, answerer))
     }
 
-    /// The way to so many blocks that an endpoint offers and the operator allows; the cheaper where
-    /// both would do, and receipts, which prove more, where they cost the same.
+    /// How to fetch this many blocks, from what the endpoint offers and the operator allows: the
+    /// cheaper way if both would do, and at the same cost receipts, which prove more.
     fn way(&self, endpoint: &Endpoint, blocks: usize) -> About {
         let receipts_of_all = endpoint.units_of(About::Receipts).saturating_mul(blocks as u64);
         match self.fetch {
@@ -161,11 +163,11 @@ impl Node {
         }
     }
 
-    /// One message after another, each about as many blocks as the endpoint takes at once: one that
-    /// was too large is asked again in smaller parts.
+    /// Fetches blocks by several messages, each for about as many blocks as the endpoint takes at
+    /// once; if one was too large, it is repeated in smaller parts.
     ///
     /// # Errors
-    /// If none could be had; where some could, the others have the error as their outcome.
+    /// If none could be fetched. If some could, the others have the error as their outcome.
     async fn in_parts<'a, F>(
         attempt: &Attempt<'_>,
         about: About,
@@ -185,10 +187,10 @@ impl Node {
                     outcomes.extend(more);
                     rest = others;
                 }
-                // The endpoint takes fewer from now on.
+                // From now on, the endpoint is asked about fewer blocks at once.
                 Err(NodeError::Rpc(error)) if blocks > 1 && error.may_be_of_size() => {}
                 Err(error) if outcomes.is_empty() => return Err(error),
-                // What came before it is of use; the rest is asked for again.
+                // Keeps the results so far; the rest is requested again.
                 Err(error) => {
                     outcomes.extend(rest.iter().map(|_| Err(error.clone())));
                     break;
@@ -198,7 +200,7 @@ impl Node {
         Ok(outcomes)
     }
 
-    /// The logs of blocks that follow each other, as one range.
+    /// The logs of consecutive blocks, as one range.
     async fn range(
         &self,
         attempt: &Attempt<'_>,
@@ -251,7 +253,7 @@ impl Node {
         judged(endpoint, verify::verify(&self.profile, header, body))
     }
 
-    /// The logs of one block by the best way that the endpoint offers.
+    /// The logs of one block, in the best way that the endpoint offers.
     async fn body(&self, attempt: &Attempt<'_>, header: &Header) -> Result<Body, NodeError> {
         if self.way(attempt.endpoint(), 1) == About::Receipts {
             match self.receipts_of(attempt, header).await {
@@ -265,7 +267,7 @@ impl Node {
         }
         let params = json!([{ "blockHash": header.block.hash }]);
         match attempt.call_span::<Vec<Log>>(About::Logs, 1, &params).await {
-            // More logs than the provider answers with, but their receipts are not counted.
+            // More logs than the provider puts in an answer; for receipts it has no such limit.
             Err(error)
                 if error.is_too_large()
                     && self.fetch == Fetch::Auto
@@ -289,7 +291,8 @@ impl Node {
             async |params| attempt.call_span::<Vec<Receipt>>(About::Receipts, 1, &params).await;
         let mut answer = ask(json!([block.hash])).await;
         if let Err(RpcError::Answer { code: INVALID_PARAMS, .. }) = answer {
-            // Some take a number only; the receipts' own hashes tell which block they are of.
+            // Some nodes only accept a number; the hashes in the receipts show which block they are
+            // of.
             answer = ask(json!([Quantity(block.number)])).await;
         }
         answer?.map(Body::Receipts).ok_or(NodeError::Unknown)
@@ -304,13 +307,13 @@ impl Node {
     }
 }
 
-/// Whether it is empty and no more than an answer says so.
+/// Whether the block is empty according to an answer, without proof.
 fn is_unproven(verified: &Verified) -> bool {
     verified.logs.is_empty() && verified.proof != Proof::ReceiptsRoot
 }
 
-/// Counts a failed check. A node that has not caught up, or does not offer what a proof needs, is
-/// not a liar.
+/// Counts a failed check. It is not a false answer if the node has not caught up, or does not offer
+/// what the proof needs.
 fn judged(endpoint: &Endpoint, result: Result<Verified, Failure>) -> Outcome {
     result.map_err(|failure| {
         if matches!(failure.check, Check::Empty | Check::Unprovable) {
@@ -333,7 +336,7 @@ mod tests {
 
     const LOGS: &str = About::Logs.method();
 
-    /// A chain without logs behind three endpoints, none of which need be believed that there are none.
+    /// A chain without logs behind three endpoints; no single one of them is believed that there are none.
     struct Scene {
         views: [Chain; 3],
         node: Node,
@@ -356,7 +359,7 @@ mod tests {
             Self { views, node, _nodes: nodes }
         }
 
-        /// How often each endpoint was asked since this was last looked at.
+        /// How often each endpoint was asked since the last call of this.
         fn asked(&self, method: &str) -> [u64; 3] {
             self.views.each_ref().map(|view| {
                 let asked = view.stats().requests(method);
@@ -409,7 +412,7 @@ mod tests {
         assert_eq!(scene.asked("eth_getBlockByNumber"), [1, 1, 1]);
         assert!(scene.node.anyone_holds(&highest.block).await.unwrap());
         assert_eq!(scene.asked("eth_getBlockByNumber"), [1, 1, 1]);
-        // Nobody knows yet what it usually takes: it is waited for.
+        // Its usual latency is not known yet, so its answer is awaited.
         let slow = Fault::Delay(Duration::from_millis(30));
         scene.views[0].faults().push("eth_getBlockByNumber", slow, 1);
         scene.node.latest().await.unwrap();
@@ -434,7 +437,7 @@ mod tests {
         assert_eq!(ask(&scene).await, (None, 1, 0), "where the operator wants logs");
         scene.node.fetch = Fetch::Auto;
         assert_eq!(ask(&scene).await, (Some(Proof::ReceiptsRoot), 1, 0));
-        // Any other refusal is one, and receipts are not asked for.
+        // Any other refusal is final, and receipts are not requested.
         let unknown = Fault::Error(-32000, "unknown block".to_owned());
         scene.views[0].faults().push(LOGS, unknown, 1);
         let refused = scene.node.block(&headers[0]).await.unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! One attempt to get an answer from an endpoint: its requests, and how long the endpoint has been taking.
+//! One attempt with an endpoint: its requests, and the time that the endpoint takes.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,10 +15,10 @@ use super::breaker::Breaker;
 use super::endpoint::{About, Endpoint};
 use super::{Answer, MAX_ANSWER_BYTES, MAX_SPAN_BYTES, REQUEST_TIMEOUT, RpcError, decode, encode};
 
-/// Measures what an endpoint takes, and stands still while our own rate holds a request back.
+/// Measures the time that an endpoint takes; stopped while our own rate limit holds a request back.
 struct Watch {
     taken: Duration,
-    /// Since when it runs; none: it stands still.
+    /// When it was last started; none while stopped.
     running: Option<Instant>,
 }
 
@@ -37,7 +37,7 @@ impl Watch {
     }
 }
 
-/// A request that the breaker let through and nobody has told the outcome of.
+/// A request that the breaker admitted; if dropped, its outcome is reported as unknown.
 struct Admitted<'a>(&'a Endpoint);
 
 impl Admitted<'_> {
@@ -52,19 +52,19 @@ impl Drop for Admitted<'_> {
     }
 }
 
-/// One attempt with an endpoint: one request or several, one after the other.
+/// One attempt with an endpoint: one or more requests in sequence.
 #[derive(Clone)]
 pub(crate) struct Attempt<'a> {
     endpoint: &'a Endpoint,
     watch: Arc<Mutex<Watch>>,
 }
 
-/// What goes out at once.
+/// A single message: one call or a batch.
 struct Message {
     method: &'static str,
     first_id: u64,
     calls: usize,
-    /// How many blocks it asks about, if about any.
+    /// How many blocks it is about; 1 for other calls.
     blocks: usize,
     text: String,
 }
@@ -74,7 +74,7 @@ impl Message {
         u32::try_from(self.calls).unwrap_or(u32::MAX)
     }
 
-    /// An answer about several blocks that is larger is asked for in parts.
+    /// Maximum size of the answer; a larger one about several blocks is requested in parts instead.
     fn max_bytes(&self) -> usize {
         if self.blocks > 1 { MAX_SPAN_BYTES } else { MAX_ANSWER_BYTES }
     }
@@ -90,8 +90,7 @@ impl<'a> Attempt<'a> {
         self.endpoint
     }
 
-    /// What is left of so much patience with the endpoint: all of it, as long as our own rate holds the
-    /// request back.
+    /// What is left of `patience`; all of it while our own rate limit holds the request back.
     pub(crate) fn left_of(&self, patience: Duration) -> Duration {
         let watch = self.watch();
         if watch.running.is_none() { patience } else { patience.saturating_sub(watch.taken()) }
@@ -101,7 +100,7 @@ impl<'a> Attempt<'a> {
         self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks the endpoint, if its breaker lets it; `null` is none.
+    /// Sends a call if the breaker admits it; `null` becomes none.
     pub(crate) async fn call<T: DeserializeOwned>(
         &self,
         method: &'static str,
@@ -112,17 +111,17 @@ impl<'a> Attempt<'a> {
         self.ask(message, |body| decode(body, id)).await
     }
 
-    /// Asks for the same of several blocks with one message, a call each; the answers come in the
-    /// order of `params`.
+    /// Sends one message with a call for each of several blocks; the results are in the order of
+    /// `params`.
     ///
     /// # Errors
-    /// If there is no answer to any of them.
+    /// If there is no result for any of them.
     pub(crate) async fn call_each<T: DeserializeOwned>(
         &self,
         about: About,
         params: &[impl Serialize],
     ) -> Result<Vec<Item<T>>, RpcError> {
-        // Some providers take no batch at all.
+        // Some providers do not support batches.
         if let [params] = params {
             return self.call_span(about, 1, params).await.map(|answer| vec![Ok(answer)]);
         }
@@ -132,7 +131,7 @@ impl<'a> Attempt<'a> {
         let message = Message { method, first_id, calls, blocks: calls, text };
         let read = |body: &str| batch::decode(body, first_id, calls);
         let items = self.ask_span(about, message, read).await?;
-        // Some refuse single calls of a batch.
+        // Some providers refuse single calls of a batch.
         let limit = items.iter().find_map(|item| match item {
             Err(error @ RpcError::RateLimited(wait)) => Some((error, *wait)),
             _ => None,
@@ -143,7 +142,7 @@ impl<'a> Attempt<'a> {
         Ok(items)
     }
 
-    /// Asks one call about `blocks` blocks, 1 or more.
+    /// Sends one call about `blocks` blocks, at least 1.
     pub(crate) async fn call_span<T: DeserializeOwned>(
         &self,
         about: About,
@@ -161,7 +160,7 @@ impl<'a> Attempt<'a> {
         Ok(Message { method, first_id: id, calls: 1, blocks: 1, text })
     }
 
-    /// Learns from what becomes of the message how many blocks may be asked about at once.
+    /// Sends a message, and learns from its outcome how many blocks to ask about at once.
     async fn ask_span<T>(
         &self,
         about: About,
@@ -214,7 +213,7 @@ impl<'a> Attempt<'a> {
         result
     }
 
-    /// Whether the breaker lets a request through. Unless it is told what became of it, that is unknown.
+    /// Asks the breaker to admit a request, whose outcome is unknown unless `told` is called.
     fn admitted(&self) -> Result<Admitted<'a>, RpcError> {
         self.endpoint
             .with_breaker(|b| b.admit(Instant::now()).map_err(|_| b.cause()))
@@ -222,14 +221,15 @@ impl<'a> Attempt<'a> {
         Ok(Admitted(self.endpoint))
     }
 
-    /// Leaves the endpoint alone for as long as it asks.
+    /// Sets the endpoint aside for as long as it asks.
     fn be_patient(&self, method: &str, error: &RpcError, wait: Option<Duration>) {
         let wait = wait.unwrap_or(Duration::from_secs(1));
         warn!(endpoint = self.endpoint.metrics.position, method, %error, ?wait, "endpoint set aside");
         self.endpoint.set_aside(wait, Some(error.clone()));
     }
 
-    /// An HTTP address is asked once which chain it serves; a WebSocket is at every connect.
+    /// Checks once which chain an HTTP address serves; a WebSocket is checked each time it
+    /// connects.
     async fn check_chain(&self) -> Result<(), RpcError> {
         if self.endpoint.http.is_none() || self.endpoint.chain_checked.load(Ordering::Relaxed) {
             return Ok(());
@@ -263,14 +263,15 @@ impl<'a> Attempt<'a> {
         self.endpoint.unanswered.store(0, Ordering::Relaxed);
         let outcome = result.as_ref().map_or_else(RpcError::outcome, |_| "ok");
         self.endpoint.metrics.request(method, calls, outcome, started.elapsed());
-        // What several blocks take says nothing of when one is late, nor does what fails at once.
+        // Answers about several blocks say nothing about when one is late, and neither do immediate
+        // failures.
         if is_single && matches!(result, Ok(_) | Err(RpcError::Timeout(_))) {
             self.endpoint.note_latency(started.elapsed());
         }
         result
     }
 
-    /// Waits until the operator's rate and budget allow `calls`, which then count as spent.
+    /// Waits until the operator's rate limit and budget allow `calls`, and records their cost.
     async fn wait_for_leave(&self, method: &'static str, calls: u32) {
         let price = self.endpoint.prices.of_call(method);
         self.watch().hold();

@@ -1,4 +1,4 @@
-//! User and password in a provider's address: neither client sends them by itself.
+//! User and password from a provider's address: neither client sends them on its own.
 
 use data_encoding::BASE64;
 use ethhook_domain::Secret;
@@ -6,8 +6,7 @@ use hyper::header::HeaderValue;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-/// What an `Authorization` header says for `user:password@` in an address (RFC 7617); none if there is no
-/// user.
+/// The `Authorization` header for `user:password@` in an address (RFC 7617); none if there is no user.
 pub(super) fn basic_auth(address: &Secret) -> Option<HeaderValue> {
     let url = Url::parse(address.reveal()).ok()?;
     if url.username().is_empty() && url.password().is_none() {

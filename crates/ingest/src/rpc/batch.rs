@@ -1,5 +1,5 @@
-//! Several calls of one method in one message: an array of requests, and an array of answers in
-//! whatever order (JSON-RPC 2.0, section 6).
+//! Several calls of one method in one message: an array of requests, and an array of answers in any
+//! order (JSON-RPC 2.0, section 6).
 
 use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -7,13 +7,13 @@ use serde_json::value::RawValue;
 
 use super::{Request, Response, RpcError, parse};
 
-/// What became of one call of a batch.
+/// The result of one call of a batch.
 pub(crate) type Item<T> = Result<Option<T>, RpcError>;
 
-/// An item and the id it bears.
+/// An item and its id.
 type Answered<T> = (Option<u64>, Item<T>);
 
-/// The calls as text, numbered from `first_id`.
+/// The calls as JSON, with ids counting up from `first_id`.
 pub(super) fn encode(
     first_id: u64,
     method: &str,
@@ -26,10 +26,10 @@ pub(super) fn encode(
     serde_json::to_string(&calls).map_err(|error| RpcError::Invalid(error.to_string()))
 }
 
-/// The answers in the order of the calls.
+/// The results in the order of the calls.
 ///
 /// # Errors
-/// If the batch was refused as a whole, or the answer is none.
+/// If the batch was refused as a whole, or the answer is not one.
 pub(super) fn decode<T: DeserializeOwned>(
     body: &str,
     first_id: u64,
@@ -53,7 +53,8 @@ pub(super) fn decode<T: DeserializeOwned>(
     Ok(items)
 }
 
-/// The answers as they come: in one pass where each is of the expected shape, else each by itself.
+/// The answers in their order of arrival: parsed in one pass if each has the expected shape,
+/// otherwise one by one.
 fn answers<T: DeserializeOwned>(body: &str) -> Result<Vec<Answered<T>>, RpcError> {
     if let Ok(responses) = parse::<Vec<Response<T>>>(body) {
         return Ok(responses.into_iter().map(|r| (r.id, r.into_result())).collect());

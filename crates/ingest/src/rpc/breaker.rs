@@ -1,7 +1,7 @@
-//! The circuit breaker of one endpoint, as a value that is told the time.
+//! The circuit breaker of one endpoint, as a pure value to which the time is passed.
 //!
-//! Closed: traffic flows. Open: nothing is asked until a wait is over. Half-open: one probe is on
-//! its way; its success closes the breaker, its failure opens it again for twice as long.
+//! Closed: requests are sent. Open: no request is sent until a wait is over. Half-open: one probe
+//! is under way; its success closes the breaker, its failure opens it again for twice as long.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -10,27 +10,27 @@ use serde::{Deserialize, Serialize};
 
 use super::RpcError;
 
-/// So many failures in a row open the breaker.
+/// This many failures in a row open the breaker.
 const FAILURES: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// The longest that a provider may ask us to be patient.
+/// Upper bound for how long a provider can ask us to wait.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(600);
 
-/// Whether an endpoint is asked; the values are those of the metric `ethhook_breaker_state`.
+/// Whether an endpoint is used; the values are those of the metric `ethhook_breaker_state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// It is asked.
+    /// It is used.
     Closed = 0,
-    /// It is being tried again.
+    /// It is being probed.
     HalfOpen = 1,
     /// It is set aside.
     Open = 2,
 }
 
 impl State {
-    /// The state that the metric shows as `value`.
+    /// The state for the metric's `value`.
     pub(crate) fn shown_as(value: i64) -> Self {
         match value {
             0 => Self::Closed,
@@ -53,11 +53,11 @@ impl fmt::Display for State {
 #[derive(Debug)]
 pub(crate) struct Breaker {
     state: State,
-    /// Failures in a row; none while it is open for another reason.
+    /// Failures in a row; 0 while it is open for another reason.
     failures: u32,
     wait: Duration,
     until: Option<Instant>,
-    /// What it failed with last; none while it is set aside for an answer that failed a check.
+    /// The last failure; none while it is set aside for an answer that failed a check.
     cause: Option<Box<RpcError>>,
 }
 
@@ -72,18 +72,18 @@ impl Breaker {
         self.state
     }
 
-    /// Why it is open.
+    /// Why it is open; none for an answer that failed a check.
     pub(crate) fn cause(&self) -> Option<Box<RpcError>> {
         self.cause.clone()
     }
 
-    /// Whether nothing may be asked now.
+    /// Whether no request may be sent now.
     pub(crate) fn is_open(&self, now: Instant) -> bool {
         self.state != State::Closed && self.until.is_some_and(|until| now < until)
     }
 
-    /// Whether a request may go out now; if not, how long to wait. What becomes of it is to be told:
-    /// success, failure, or that it is not known.
+    /// Whether a request may be sent now; if not, how long to wait. The caller must report its
+    /// outcome: success, failure or unknown.
     pub(crate) fn admit(&mut self, now: Instant) -> Result<(), Duration> {
         let until = match (self.state, self.until) {
             (State::Closed, _) | (_, None) => return Ok(()),
@@ -97,29 +97,29 @@ impl Breaker {
         Ok(())
     }
 
-    /// Nobody will tell what became of a request: it was given up, or never sent. If it was the probe,
-    /// another one is let through soon.
+    /// The outcome of a request will not be known: it was abandoned, or never sent. If it was the
+    /// probe, another one is admitted soon.
     pub(crate) fn unknown(&mut self, now: Instant) {
         if self.state == State::HalfOpen {
             self.until = Some(now + FIRST_WAIT);
         }
     }
 
-    /// A new connection mends what failed, but not what it was set aside for.
+    /// A new connection clears failures, but not an endpoint being set aside for another reason.
     pub(crate) fn connected(&mut self) {
         if self.failures > 0 {
             *self = Self::default();
         }
     }
 
-    /// An answer to a request that went out before the breaker opened does not close it.
+    /// Does not close an open breaker: the request was sent before it opened.
     pub(crate) fn success(&mut self) {
         if self.state != State::Open {
             *self = Self::default();
         }
     }
 
-    /// `jitter` in 0..1 spreads the waits of many by up to a half.
+    /// `jitter` in 0..1 lengthens the wait by up to a half, to spread those of several endpoints.
     pub(crate) fn failure(&mut self, now: Instant, jitter: f64, cause: RpcError) {
         self.cause = Some(Box::new(cause));
         match self.state {
@@ -138,7 +138,8 @@ impl Breaker {
         }
     }
 
-    /// Opens at once: the endpoint lied, or asked by `cause` for patience of at least `wait`.
+    /// Opens at once: an answer failed a check, or by `cause` the endpoint asked us to wait. Lasts
+    /// at least `wait`.
     pub(crate) fn set_aside(&mut self, now: Instant, wait: Duration, cause: Option<RpcError>) {
         self.state = State::Open;
         self.failures = 0;

@@ -1,25 +1,24 @@
-//! What calls cost at providers that are known, in their own units.
+//! What calls cost at known providers, in their own units.
 //!
-//! Figures are those that the providers publish (seen in November 2026); a batch costs what its calls
-//! cost. What a subscription pushes is not counted.
-//! - Alchemy, compute units: <https://www.alchemy.com/docs/reference/compute-unit-costs>. There a
-//!   call may weigh more against the rate limit ("throughput CU") than it is billed.
+//! The figures are those that the providers publish (as of November 2026); a batch costs as much as its calls.
+//! Messages that a subscription pushes are not counted.
+//! - Alchemy, compute units: <https://www.alchemy.com/docs/reference/compute-unit-costs>. A call may count more
+//!   against the rate limit ("throughput CU") than is billed for it.
 //! - Infura, credits: <https://docs.metamask.io/services/get-started/pricing/credit-cost>.
-//! - QuickNode, API credits: <https://www.quicknode.com/api-credits>, 20 a call on the built-in chains.
-//! - Ankr, API credits: <https://www.ankr.com/docs/rpc-service/pricing>, 200 a call on EVM chains.
-//! - Moralis, compute units: <https://docs.moralis.com/rpc-nodes/pricing>, of an archive where it has
-//!   two prices.
+//! - QuickNode, API credits: <https://www.quicknode.com/api-credits>, 20 per call on the built-in chains.
+//! - Ankr, API credits: <https://www.ankr.com/docs/rpc-service/pricing>, 200 per call on EVM chains.
+//! - Moralis, compute units: <https://docs.moralis.com/rpc-nodes/pricing>, the archive price where there are two.
 
 use url::Url;
 
 use crate::config::EndpointConfig;
 
-/// What one call costs.
+/// The price of one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Price {
-    /// As it is billed.
+    /// Units billed.
     pub(super) units: u32,
-    /// As it counts against a rate limit.
+    /// Units counted against the rate limit.
     pub(super) throughput: u32,
 }
 
@@ -29,7 +28,7 @@ type Exceptions = &'static [(&'static str, u32, u32)];
 /// The prices of one provider.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Prices {
-    /// Its hosts end so.
+    /// Suffixes of its host names.
     hosts: &'static [&'static str],
     usual: u32,
     exceptions: Exceptions,
@@ -59,11 +58,11 @@ const KNOWN: &[Prices] = &[
     Prices { hosts: &["moralis-nodes.com"], usual: 12, exceptions: &[("eth_chainId", 3, 3)] },
 ];
 
-/// Any other provider, a node of one's own among them: a call is a unit.
+/// Any other provider, including your own node: each call is one unit.
 const UNKNOWN: Prices = Prices { hosts: &[], usual: 1, exceptions: &[] };
 
 impl Prices {
-    /// Those of the provider whose address requests go to.
+    /// The prices of the provider to whose address requests are sent.
     pub(super) fn of(config: &EndpointConfig) -> Self {
         let url = config.http.as_ref().or(config.ws.as_ref());
         let url = url.and_then(|url| Url::parse(url.reveal()).ok());

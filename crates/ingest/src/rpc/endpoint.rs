@@ -1,4 +1,4 @@
-//! One provider: its two transports, its breaker, and what it was found to offer.
+//! One provider: its two transports, its breaker, and what it has been found to offer.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,19 +18,19 @@ use super::{BreakerState, REQUEST_TIMEOUT, RpcError};
 use crate::config::ChainConfig;
 use crate::metrics::{ChainMetrics, EndpointMetrics};
 
-/// Answers in a row that were not waited for, from which on each counts as a failure.
+/// From this many slow answers in a row on, each counts as a failure.
 const UNANSWERED: u32 = 3;
-/// How long a refusal of `eth_getBlockReceipts` is believed.
+/// How long a refusal of `eth_getBlockReceipts` is remembered.
 const RECEIPTS_AGAIN: Duration = Duration::from_secs(60);
 
-/// What a message about several blocks asks for.
+/// The content of a message about several blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum About {
     /// A batch of headers.
     Headers,
-    /// A batch of calls for one block's receipts each.
+    /// A batch of calls, each for one block's receipts.
     Receipts,
-    /// The logs of a range, one call.
+    /// The logs of a range, in one call.
     Logs,
 }
 
@@ -51,23 +51,23 @@ pub(crate) struct Endpoint {
     breaker: Arc<Mutex<Breaker>>,
     latency: Mutex<Latency>,
     pub(super) prices: Prices,
-    /// Holds requests to the operator's rate; none: no limit.
+    /// The operator's limit of requests; none for no limit.
     pub(super) requests: Option<Throttle>,
-    /// Holds what they cost to the operator's budget; none: no limit.
+    /// The operator's limit of cost; none for no limit.
     pub(super) units: Option<Throttle>,
-    /// How much is asked for at once, by [`About`].
+    /// How many blocks to ask about at once, indexed by [`About`].
     spans: [Mutex<Span>; 3],
     pub(super) next_id: AtomicU64,
     pub(super) chain_checked: AtomicBool,
     /// When `eth_getBlockReceipts` was last refused as unknown.
     receipts_refused: Mutex<Option<Instant>>,
-    /// Answers in a row that were not waited for.
+    /// Answers in a row that took too long to wait for.
     pub(super) unanswered: AtomicU32,
     pub(super) redaction: Redaction,
     pub(crate) metrics: EndpointMetrics,
 }
 
-/// Keeps an endpoint's WebSocket up; owned by the chain's task.
+/// Keeps an endpoint's WebSocket connected; owned by the chain's task.
 pub(crate) struct Socket(Connection);
 
 impl Socket {
@@ -76,7 +76,7 @@ impl Socket {
     }
 }
 
-/// The endpoints of a chain in their order, and the tasks of those that have a WebSocket address.
+/// The endpoints of a chain in their order, and the sockets of those with a WebSocket address.
 pub(crate) fn connect(
     config: &ChainConfig,
     heads: &mpsc::Sender<Head>,
@@ -126,44 +126,44 @@ impl Endpoint {
         (endpoint, socket)
     }
 
-    /// How many blocks to ask about at once now; 1: one at a time.
+    /// How many blocks to ask about at once now; 1 means block by block.
     pub(crate) fn blocks_at_once(&self, about: About) -> usize {
         let blocks = self.with_span(about, |span| span.blocks(Instant::now()));
         if about == About::Logs {
-            return blocks; // one call, however many
+            return blocks; // one call, however many blocks
         }
-        // No more than a second's budget in one message: what is more urgent must get through.
+        // A message costs at most a second's budget, so that more urgent ones get through.
         let price = self.prices.of_call(about.method()).throughput.max(1);
         let in_budget = self.units.as_ref().map_or(u32::MAX, |t| t.per_second() / price);
         let in_rate = self.requests.as_ref().map_or(u32::MAX, Throttle::per_second);
         blocks.min(in_budget.min(in_rate).max(1) as usize)
     }
 
-    /// What a call is billed, in the provider's units.
+    /// The cost of a call, in the provider's billing units.
     pub(crate) fn units_of(&self, about: About) -> u64 {
         self.prices.of_call(about.method()).units.into()
     }
 
-    /// So many blocks at once were answered in part.
+    /// Only part of a message about this many blocks was answered.
     pub(crate) fn was_too_much(&self, about: About, blocks: usize) {
         self.with_span(about, |span| span.refused(blocks, None, Instant::now()));
     }
 
-    /// Nothing is asked of it for a while: it asked for patience by `cause`, or lied.
+    /// Sets it aside for a while: by `cause` it asked us to wait, or an answer failed a check.
     pub(crate) fn set_aside(&self, wait: Duration, cause: Option<RpcError>) {
         self.with_breaker(|b| b.set_aside(Instant::now(), wait, cause));
     }
 
-    /// How long an answer may take before another endpoint is asked as well: what 95 of 100 of its
-    /// last ones took; without limit while there are few.
+    /// How long to wait for an answer before another endpoint is asked as well: the 95th percentile
+    /// of its last answers; with too few of them, as long as a request may take.
     pub(crate) fn patience(&self) -> Duration {
         self.with_latency(|latency| latency.percentile(95)).unwrap_or(REQUEST_TIMEOUT)
     }
 
-    /// An answer was not waited for longer than this.
+    /// Another endpoint was asked, because an answer took longer than this.
     pub(crate) fn was_slow(&self, waited: Duration) {
         self.metrics.hedges.inc();
-        // One that never answers any more would otherwise never be found out.
+        // Otherwise an endpoint that never answers again would not be noticed.
         if self.unanswered.fetch_add(1, Ordering::Relaxed) + 1 >= UNANSWERED {
             let jitter = rand::random();
             let cause = RpcError::Timeout(waited);
@@ -171,17 +171,17 @@ impl Endpoint {
         }
     }
 
-    /// What an answer about one block took, or would have taken at least.
+    /// Records the time of an answer about one block, or a lower bound for it.
     pub(crate) fn note_latency(&self, took: Duration) {
         self.with_latency(|latency| latency.note(took));
     }
 
-    /// Whether nothing may be asked of it now.
+    /// Whether no request may be sent to it now.
     pub(crate) fn is_set_aside(&self) -> bool {
         self.with_breaker(|b| b.is_open(Instant::now()))
     }
 
-    /// The median of the last answers' durations; none while there are few.
+    /// The median duration of the last answers; none while there are few.
     pub(crate) fn usual_latency(&self) -> Option<Duration> {
         self.with_latency(|latency| latency.percentile(50))
     }
@@ -194,15 +194,15 @@ impl Endpoint {
         act(&mut self.latency.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Makes a new subscription: this one has fallen silent.
+    /// Reconnects and subscribes again, because the subscription has fallen silent.
     pub(crate) fn resubscribe(&self) {
         if let Some(ws) = &self.ws {
             ws.reconnect();
         }
     }
 
-    /// Whether to ask for receipts: a refusal is remembered, but not for ever, for one bad node
-    /// behind a load balancer may have spoken for all.
+    /// Whether to ask for receipts: a refusal is remembered only for a while, because it may have
+    /// come from one bad node behind a load balancer.
     pub(crate) fn offers_receipts(&self) -> bool {
         let refused = self.receipts_refused.lock().unwrap_or_else(PoisonError::into_inner);
         refused.is_none_or(|at| at.elapsed() > RECEIPTS_AGAIN)
@@ -228,7 +228,7 @@ impl Endpoint {
 
 #[cfg(test)]
 impl Endpoint {
-    /// Costs what the provider at `url` costs.
+    /// Uses the prices of the provider at `url`.
     pub(crate) fn cost_as(&mut self, url: &str) {
         self.prices = Prices::of(&crate::EndpointConfig::http(url));
     }
@@ -253,7 +253,8 @@ mod tests {
 
     #[test]
     fn g7_one_message_asks_for_no_more_than_a_second_may_cost() {
-        // There a call for receipts weighs 500, one for a header 20, and a range of logs is one call.
+        // At Alchemy, a call for receipts costs 500, one for a header 20, and a range of logs is
+        // one call.
         let alchemy = EndpointConfig::http("https://eth-mainnet.g.alchemy.com/v2/KEY");
         let at_once = |rate, budget| {
             let mut config = ChainConfig::local([alchemy.clone()]);
@@ -283,7 +284,7 @@ mod tests {
         assert!(ask().await.is_err());
         let why = ask().await.unwrap_err().to_string();
         assert_eq!(why, "rate limited (set aside for a while)");
-        // Of itself it would be asked again after a second.
+        // The breaker's own wait would be one second.
         let left = endpoint.with_breaker(|b| b.admit(Instant::now())).unwrap_err();
         assert!(left > Duration::from_secs(200), "{left:?}");
     }
@@ -297,7 +298,7 @@ mod tests {
         let none: [(); 0] = [];
         let answer = Attempt::with(&endpoint).call::<String>("eth_blockNumber", &none).await;
         assert_eq!(answer.unwrap().as_deref(), Some("0x0"));
-        // From the third in a row on each is a failure, and five of these are too many.
+        // From the third in a row on, each counts as a failure, and five of these open the breaker.
         for _ in 0..6 {
             endpoint.was_slow(Duration::from_millis(250));
             assert!(!endpoint.is_set_aside());

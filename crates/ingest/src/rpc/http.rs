@@ -15,7 +15,7 @@ use hyper_util::rt::TokioExecutor;
 use super::basic_auth::basic_auth;
 use super::{Answer, CONNECT_TIMEOUT, RpcError, text};
 
-/// Idle connections are kept for the next block, and no longer than proxies tend to.
+/// Idle connections are kept for the next block, but no longer than proxies usually keep them.
 const IDLE: Duration = Duration::from_secs(50);
 
 pub(crate) struct HttpClient {
@@ -42,8 +42,8 @@ impl HttpClient {
         Self { authorization: basic_auth(&url), url, client }
     }
 
-    /// Posts `body` and returns the answer's body of at most `max_bytes`; the caller sets the time
-    /// limit.
+    /// Posts `body` and returns the answer's body, at most `max_bytes`; the caller sets the
+    /// timeout.
     pub(crate) async fn post(&self, body: String, max_bytes: usize) -> Answer {
         let mut request = Request::post(self.url.reveal())
             .header(CONTENT_TYPE, "application/json")
@@ -75,7 +75,7 @@ impl HttpClient {
                 }
             })?;
         let body = body.to_bytes();
-        // Some providers send JSON-RPC errors with a status of their own.
+        // Some providers send JSON-RPC errors with an error status.
         if !status.is_success() && !body.trim_ascii_start().starts_with(b"{") {
             return Err(RpcError::Status(status.as_u16()));
         }
@@ -83,7 +83,7 @@ impl HttpClient {
     }
 }
 
-/// The innermost cause, which names no address.
+/// The innermost cause, which contains no address.
 fn reason(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {

@@ -1,11 +1,11 @@
-//! How fast an endpoint has been answering lately.
+//! How fast an endpoint has answered recently.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Answers that are remembered: enough for a 95th percentile, few enough to follow a change.
+/// Number of answers kept: enough for a 95th percentile, few enough to follow a change.
 const REMEMBERED: usize = 64;
-/// Fewer answers than this say nothing.
+/// Fewer answers than this are not meaningful.
 const MEANINGFUL: usize = 8;
 
 /// The durations of the last answers.

@@ -1,7 +1,7 @@
 //! JSON-RPC 2.0 to one provider, over HTTP or a WebSocket.
 //!
-//! An answer is raw JSON until the caller knows what it should be; whatever is wrong with it ends in
-//! an [`RpcError`], whose text never holds the provider's address (G11).
+//! An answer is raw JSON until the caller knows what it should be. Whatever is wrong with it
+//! becomes an [`RpcError`], whose text never contains the provider's address (G11).
 
 mod attempt;
 mod basic_auth;
@@ -34,17 +34,17 @@ pub(crate) use endpoint::{About, Endpoint, Socket, connect};
 pub(crate) use redaction::Redaction;
 pub(crate) use ws::{Frame, Head, read_frame};
 
-/// Longest time from request to answer.
+/// Timeout of a request.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// Longest time to a connection, TLS and upgrade included.
+/// Timeout of a connection attempt, including TLS and upgrade.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Largest answer: the receipts of a block with 100,000 logs, with room to spare.
+/// Largest answer accepted: enough for the receipts of a block with 100,000 logs.
 pub(crate) const MAX_ANSWER_BYTES: usize = 128 << 20;
-/// Largest answer about several blocks, over HTTP: what is larger is asked for in parts.
+/// Largest answer about several blocks accepted over HTTP: a larger one is requested in parts.
 pub(crate) const MAX_SPAN_BYTES: usize = 8 << 20;
 
-/// The code by which a node says that it does not know such a parameter, as a tag or a hash in a number's place
-/// (JSON-RPC 2.0, "Error object").
+/// The code for an unknown parameter, such as a tag or a hash where the node expects a number (JSON-RPC 2.0, "Error
+/// object").
 pub(crate) const INVALID_PARAMS: i64 = -32602;
 
 /// Why a request has no answer.
@@ -53,33 +53,34 @@ pub(crate) enum RpcError {
     /// No answer in time.
     #[error("no answer within {} s", (.0.as_secs_f64() * 1e3).round() / 1e3)]
     Timeout(Duration),
-    /// The connection could not be made or broke.
+    /// The connection failed or broke.
     #[error("connection failed: {0}")]
     Connection(String),
-    /// An HTTP status other than 200 without a JSON-RPC error in it.
+    /// An HTTP status other than 200 without a JSON-RPC error in the body.
     #[error("HTTP status {0}")]
     Status(u16),
-    /// The provider asks for patience: 429, or -32005.
+    /// The provider asks us to wait: 429, or -32005.
     #[error("rate limited")]
     RateLimited(Option<Duration>),
-    /// The provider does not offer this method: -32601, or -32001.
+    /// The provider does not support this method: -32601, or -32001.
     #[error("method not offered: {0}")]
     NotOffered(String),
-    /// Any other error answer.
+    /// Any other error in an answer.
     #[error("error {code}: {message}")]
     Answer {
         /// JSON-RPC error code.
         code: i64,
-        /// The provider's words, as a line.
+        /// The provider's message, on one line.
         message: String,
     },
-    /// Not JSON, not JSON-RPC, another id, or not of the expected shape.
+    /// Not JSON, not JSON-RPC, the wrong id, or not of the expected shape.
     #[error("invalid answer: {0}")]
     Invalid(String),
-    /// Over so many bytes.
+    /// The answer is larger than this many bytes.
     #[error("answer over {} MiB", .0 >> 20)]
     TooLarge(usize),
-    /// The endpoint is set aside, for what it failed with last; none: an answer of it failed a check.
+    /// The endpoint is set aside, because of this last failure; none if an answer of it failed a
+    /// check.
     #[error("{} (set aside for a while)", .0.as_ref().map_or("an answer failed a check".to_owned(), ToString::to_string))]
     SetAside(Option<Box<RpcError>>),
     /// The endpoint serves another chain.
@@ -88,9 +89,9 @@ pub(crate) enum RpcError {
          or mend chain_id"
     )]
     WrongChain {
-        /// As configured.
+        /// The configured id.
         wanted: u64,
-        /// As the endpoint says.
+        /// The endpoint's id.
         got: u64,
     },
 }
@@ -112,7 +113,7 @@ impl RpcError {
         }
     }
 
-    /// Whether the endpoint's URL is another chain's, which only an operator can mend.
+    /// Whether the endpoint's URL is for another chain, which only an operator can correct.
     pub(crate) fn is_wrong_chain(&self) -> bool {
         match self {
             Self::WrongChain { .. } => true,
@@ -121,8 +122,8 @@ impl RpcError {
         }
     }
 
-    /// Whether it speaks against the endpoint: an error answer to one request does not, nor does
-    /// an answer that is larger than we wanted it.
+    /// Whether this counts against the endpoint: an error answer to one request does not, nor does
+    /// an answer larger than we accept.
     pub(crate) fn is_endpoint_failure(&self) -> bool {
         !matches!(
             self,
@@ -133,9 +134,9 @@ impl RpcError {
         )
     }
 
-    /// Whether less of it may be answered, if a message asked about several blocks at once.
-    /// Providers refuse what is too wide, or any batch, by any code or status, or do not get ready in time;
-    /// some answer a batch as if it were one call.
+    /// Whether a smaller request may succeed, if the message was about several blocks. Providers refuse too many
+    /// blocks, or any batch, with any code or status, or by not answering in time; some answer a batch as if it were
+    /// one call.
     pub(crate) fn may_be_of_size(&self) -> bool {
         matches!(
             self,
@@ -148,7 +149,7 @@ impl RpcError {
         )
     }
 
-    /// Whether the answer to a question about one block is too large, by our bounds or by the provider's words.
+    /// Whether the answer to a request about one block is too large, by our limit or according to the provider.
     pub(crate) fn is_too_large(&self) -> bool {
         match self {
             Self::TooLarge(_) => true,
@@ -157,8 +158,8 @@ impl RpcError {
         }
     }
 
-    /// How many blocks the provider says it would take: several name a range that would do, as in
-    /// `this block range should work: [0x10, 0x1f]`, or a number, as in `up to a 500 block range`.
+    /// How many blocks the provider says it would accept: several name a range, as in `this block
+    /// range should work: [0x10, 0x1f]`, or a number, as in `up to a 500 block range`.
     pub(crate) fn suggested_blocks(&self) -> Option<u64> {
         let Self::Answer { message, .. } = self else { return None };
         let bounds = message.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
@@ -182,7 +183,7 @@ struct Request<'a, P> {
     params: P,
 }
 
-/// One request as text.
+/// One request as JSON.
 fn encode(id: u64, method: &str, params: &impl Serialize) -> Result<String, RpcError> {
     serde_json::to_string(&Request { jsonrpc: "2.0", id, method, params })
         .map_err(|error| RpcError::Invalid(error.to_string()))
@@ -222,8 +223,8 @@ impl ErrorObject {
     }
 }
 
-/// The first words of a text that may be long. It is cut again, shorter, once the keys in it are cut
-/// out ([`Redaction`]): first, and half of a key might be left.
+/// The beginning of a text that may be long. It is cut again, shorter, after the keys in it are
+/// redacted ([`Redaction`]); the other way round, half of a key might remain.
 fn beginning(said: &str) -> String {
     const CHARS: usize = 4_096;
     let mut rest = said.chars().filter(|c| !c.is_control());
@@ -234,8 +235,8 @@ fn beginning(said: &str) -> String {
     text
 }
 
-/// Whether -32005, which means patience, is about too much at once: `query returned more than 10000
-/// results`, `block range too wide`.
+/// Whether -32005, which usually means rate limiting, is about too many blocks or results at once:
+/// `query returned more than 10000 results`, `block range too wide`.
 fn speaks_of_size(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
     ["range", "results", "logs", "blocks", "response size"]
@@ -244,14 +245,14 @@ fn speaks_of_size(message: &str) -> bool {
 }
 
 impl<T> Response<T> {
-    /// What was asked for: none for `null`.
+    /// The result: none for `null`.
     fn into_result(self) -> Result<Option<T>, RpcError> {
         self.error.map_or(Ok(self.result), |error| Err(error.into_error()))
     }
 }
 
-/// The answer to request `id` in `body`: none for `null`. One pass over the text: the receipts of a
-/// block are half a megabyte, and reading them is most of what catching up costs.
+/// The result in `body` for request `id`: none for `null`. One pass over the text, because the
+/// receipts of a block are half a megabyte, and parsing them is most of the cost of catching up.
 pub(crate) fn decode<T: DeserializeOwned>(body: &str, id: u64) -> Result<Option<T>, RpcError> {
     let response: Response<T> = parse(body)?;
     if response.error.is_none() && response.id != Some(id) {
@@ -260,11 +261,12 @@ pub(crate) fn decode<T: DeserializeOwned>(body: &str, id: u64) -> Result<Option<
     response.into_result()
 }
 
-/// The id of the answer in `body`, or of the first of a batch, read no further than it stands: most
-/// nodes put it first. None for a notification, and for what is no answer at all.
+/// The id of the answer in `body`, or of the first answer of a batch, without parsing further than
+/// that: most nodes put it first. None for a notification, and for anything that is not an answer.
 fn answered_id(body: &str) -> Option<u64> {
     let mut id = None;
-    // It ends with an error as soon as the id is found: the rest is for the one who asked.
+    // Parsing stops with an error as soon as the id is found: the caller of the request parses the
+    // rest.
     serde_json::Deserializer::from_str(body).deserialize_any(IdVisitor(&mut id)).ok();
     id
 }
@@ -303,14 +305,14 @@ impl<'de> DeserializeSeed<'de> for IdVisitor<'_> {
     }
 }
 
-/// Looks through `bytes` for what is no UTF-8: once, and not again string by string.
+/// Checks `bytes` for invalid UTF-8 once, instead of again for each string.
 pub(crate) fn text(bytes: Bytes) -> Answer {
     Utf8Bytes::try_from(bytes).map_err(|error| {
         RpcError::Invalid(format!("no text: byte {} is not UTF-8", error.valid_up_to()))
     })
 }
 
-/// `serde_json`'s own words quote what they found, which may be a key; the place is enough.
+/// `serde_json`'s own message quotes what it found, which may be a key; the position is enough.
 fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, RpcError> {
     serde_json::from_str(text).map_err(|error| {
         let what = if text.trim_ascii_start().starts_with('<') { "HTML, " } else { "" };
@@ -324,7 +326,7 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, RpcError> {
     })
 }
 
-/// An answer on its way to the one who asked.
+/// The text of an answer, before it is parsed.
 type Answer = Result<Utf8Bytes, RpcError>;
 
 #[cfg(test)]

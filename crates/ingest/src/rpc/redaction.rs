@@ -1,4 +1,4 @@
-//! Keeps an endpoint's key out of what its provider says: some repeat the URL, or the key alone, in
+//! Removes an endpoint's key from its provider's messages: some repeat the URL, or only the key, in
 //! their errors (G11).
 
 use ethhook_domain::Secret;
@@ -13,7 +13,7 @@ const SHORTEST_KEY: usize = 6;
 /// Some providers give each customer a host; shorter labels are names such as `eth-mainnet`.
 const SHORTEST_KEY_IN_HOST: usize = 20;
 const REDACTED: &str = "<redacted>";
-/// So much of what a provider says is shown.
+/// At most this much of a provider's message is shown.
 const SHOWN_CHARS: usize = 200;
 
 /// The parts of an endpoint's addresses that may be secret.
@@ -33,17 +33,17 @@ impl Redaction {
             parts.push(url.username().to_owned());
             parts.extend(url.password().map(str::to_owned));
         }
-        // Who repeats one may have decoded it.
+        // A provider that repeats a part may have decoded it.
         let decoded = parts.iter().map(|part| percent_decode_str(part).decode_utf8_lossy().into());
         let decoded: Vec<String> = decoded.collect();
         parts.extend(decoded);
         parts.retain(|part| part.len() >= SHORTEST_KEY);
-        // A part that holds another goes first.
+        // A part that contains another one must be replaced first.
         parts.sort_by_key(|part| std::cmp::Reverse(part.len()));
         Self(parts.into_iter().map(Secret::new).collect())
     }
 
-    /// `text` without them, and without any URL; its beginning, if it is long.
+    /// `text` without these parts and without any URL; only its beginning, if it is long.
     pub(crate) fn clean(&self, text: String) -> String {
         let text = self.0.iter().fold(text, |text, secret| text.replace(secret.reveal(), REDACTED));
         let words = text.split(' ').map(|w| if w.contains("://") { "<url>" } else { w });
@@ -100,7 +100,7 @@ mod tests {
             ws: None,
         };
         let redaction = Redaction::of(&config);
-        // However long the text before it is; as it stands in the URL, and decoded.
+        // However long the text before the key is; with the key as in the URL, and decoded.
         for before in 150..260 {
             for key in ["p%40ss-s3cretkey-s3cretkey", "p@ss-s3cretkey-s3cretkey"] {
                 let said = format!("{} {key} {key}", "x".repeat(before));

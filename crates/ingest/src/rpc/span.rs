@@ -1,14 +1,15 @@
-//! How many blocks one message asks an endpoint about: found out, not assumed.
+//! How many blocks to ask an endpoint about with one message: found by trying, not assumed.
 
 use std::time::{Duration, Instant};
 
-/// Bytes that an answer about several blocks should not exceed by much.
+/// Target size of an answer about several blocks, not to be exceeded by much.
 const AIM_BYTES: usize = 1 << 20;
-/// How long a refusal of even two blocks is believed.
+/// After a refusal of even two blocks, how long to ask for one block at a time.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// It doubles until the first refusal; after one it halves, or goes by what the provider says, and
-/// then grows block by block. What the last answers weighed bounds it, too.
+/// The number of blocks. It doubles until the first refusal; each refusal halves it, or sets it to
+/// what the provider suggests; after that it grows by one block at a time. The size of the last
+/// answers limits it, too.
 #[derive(Debug)]
 pub(super) struct Span {
     most: usize,
@@ -23,7 +24,7 @@ impl Span {
         Self { most, blocks: first, refused: None, bytes_per_block: 0 }
     }
 
-    /// How many blocks to ask about now; 1: one block at a time.
+    /// How many blocks to ask about now; 1 means block by block.
     pub(super) fn blocks(&self, now: Instant) -> usize {
         let again = self.refused.is_some_and(|at| now.duration_since(at) > AGAIN);
         let blocks = if again { self.blocks.max(2) } else { self.blocks };
@@ -31,10 +32,10 @@ impl Span {
         blocks.min(fitting).clamp(1, self.most)
     }
 
-    /// An answer about so many `blocks` came, of so many `bytes`.
+    /// An answer about `blocks` blocks arrived, of `bytes` bytes.
     pub(super) fn took(&mut self, blocks: usize, bytes: usize) {
         let weight = bytes / blocks.max(1);
-        // Up at once, down slowly: one light answer says little.
+        // Rises at once and falls slowly: one small answer proves little.
         self.bytes_per_block = weight.max((7 * self.bytes_per_block + weight) / 8);
         let alone = self.refused.is_some() && blocks == 1;
         if blocks >= self.blocks && !alone {
@@ -43,7 +44,7 @@ impl Span {
         }
     }
 
-    /// So many `blocks` were too many; the provider may have said how many would not be.
+    /// A message about `blocks` blocks was too large; the provider may have suggested a number.
     pub(super) fn refused(&mut self, blocks: usize, suggested: Option<u64>, now: Instant) {
         let suggested = suggested.and_then(|most| usize::try_from(most).ok());
         let smaller = suggested.filter(|most| (1..blocks).contains(most)).unwrap_or(blocks / 2);
@@ -56,7 +57,7 @@ impl Span {
 mod tests {
     use super::*;
 
-    /// What a provider that takes `limit` blocks makes of it.
+    /// Simulates a request to a provider that accepts `limit` blocks.
     fn ask(span: &mut Span, limit: usize, now: Instant) -> usize {
         let blocks = span.blocks(now);
         if blocks > limit {

@@ -1,10 +1,11 @@
-//! Keeps what is sent to an endpoint to what the operator allows.
+//! Limits what is sent to an endpoint to what the operator allows.
 
 use std::num::NonZeroU32;
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
-/// A bucket that holds what a second brings: requests, or the compute units that they cost.
+/// A token bucket with a capacity of one second's allowance: of requests, or of the compute units
+/// that they cost.
 pub(super) struct Throttle {
     limiter: DefaultDirectRateLimiter,
     per_second: NonZeroU32,
@@ -19,11 +20,11 @@ impl Throttle {
         self.per_second.get()
     }
 
-    /// Waits until `units` may be spent. More than a bucket holds are taken bucket by bucket.
+    /// Waits until `units` may be spent. More than the bucket's capacity is taken in several parts.
     pub(super) async fn take(&self, units: u32) {
         let mut left = units;
         while let Some(part) = NonZeroU32::new(left.min(self.per_second.get())) {
-            // A part is never more than the bucket holds, which is the only error there is.
+            // A part never exceeds the capacity, which would be the only possible error.
             self.limiter.until_n_ready(part).await.ok();
             left -= part.get();
         }

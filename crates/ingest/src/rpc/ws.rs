@@ -1,11 +1,11 @@
-//! One WebSocket to one provider: heads come in by subscription, and requests go out where the
+//! One WebSocket to one provider: it receives heads by subscription, and carries requests if the
 //! endpoint has no HTTP address.
 //!
 //! 1. Connect, ask `eth_chainId` and subscribe to `newHeads`, all within [`CONNECT_TIMEOUT`].
-//! 2. Serve: the reader never waits for an answer; requests are matched by id; a head goes to the
-//!    chain's queue, and is dropped when that is full, for the next one makes the gap known.
-//! 3. On any fault all that is pending fails at once and step 1 comes again, after a wait that grows
-//!    from 1 to 60 seconds while it keeps failing. The gap is the chain's to fill.
+//! 2. Serve: the reader never waits for an answer; answers are matched to requests by id. A head
+//!   goes to the chain's queue, or is dropped if that is full: the next head reveals the gap.
+//! 3. On any failure, all pending requests fail at once, and step 1 is repeated after a wait that
+//!   grows from 1 to 60 seconds while it keeps failing. The chain fills the gap.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -38,31 +38,32 @@ use super::{
 };
 use crate::metrics::EndpointMetrics;
 
-/// Requests that may wait for the socket, and for their answers.
+/// Requests that may wait to be sent, and as many that may wait for their answers.
 const MAX_PENDING: usize = 256;
-/// Silence after which a ping is sent, and after twice of which the connection is dead.
+/// A ping is sent after this much silence; after twice as much, the connection counts as dead.
 const PING_AFTER: Duration = Duration::from_secs(15);
-/// Read at once at most: this much is cleared before each read, whatever comes (the default is twice as much).
+/// Size of the read buffer: all of it is zeroed before each read, however little arrives (the default is twice as
+/// much).
 const READ_BYTES: usize = 64 << 10;
-/// Between two connections.
+/// Longest wait between two connections.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// The ids of the handshake; requests begin above.
+/// The ids of the handshake; those of requests are higher.
 const CHAIN_ID: u64 = 1;
 const SUBSCRIBE: u64 = 2;
 pub(super) const FIRST_REQUEST: u64 = 16;
 
-/// A head as a subscription told of it.
+/// A head reported by a subscription.
 #[derive(Debug)]
 pub(crate) enum Head {
-    /// A complete header, whose hash its fields do not contradict.
+    /// A complete header whose fields do not contradict its hash.
     Header(Box<Header>),
     /// Only the height could be used.
     Number(u64),
-    /// The subscription is new: heads may have been missed.
+    /// A new subscription has begun: heads may have been missed.
     Subscribed,
 }
 
-/// One call, or a batch of so many, numbered from `id`.
+/// One call, or a batch of `calls` calls numbered from `id`.
 pub(super) struct Command {
     id: u64,
     calls: u64,
@@ -70,7 +71,7 @@ pub(super) struct Command {
     reply: oneshot::Sender<Answer>,
 }
 
-/// Who waits for which answers, by the number of the first.
+/// Requests waiting for answers: by the first id, the number of calls and where to send the answer.
 #[derive(Default)]
 struct Pending(BTreeMap<u64, (u64, oneshot::Sender<Answer>)>);
 
@@ -80,14 +81,14 @@ impl Pending {
         command.text
     }
 
-    /// The one who waits for the answer `id`, alone or in a batch.
+    /// The request waiting for the answer `id`, alone or in a batch.
     fn take(&mut self, id: u64) -> Option<oneshot::Sender<Answer>> {
         let (&first, &(calls, _)) = self.0.range(..=id).next_back()?;
         (id - first < calls).then(|| self.0.remove(&first).map(|(_, reply)| reply))?
     }
 
-    /// The one who waits for the largest batch, of two the first: a refusal of all of it bears no number,
-    /// and what is refused is mostly too large.
+    /// The largest waiting batch, of several the first: the refusal of a whole batch has no id, and a refused batch
+    /// is usually too large.
     fn take_batch(&mut self) -> Option<oneshot::Sender<Answer>> {
         let batches = self.0.iter().filter(|(_, (calls, _))| *calls > 1);
         let first = batches.max_by_key(|(first, (calls, _))| (*calls, Reverse(**first)));
@@ -102,18 +103,18 @@ pub(super) struct WsClient {
     reconnect: Arc<Notify>,
 }
 
-/// The connection's own side: what its task needs.
+/// The connection's side: everything its task needs.
 pub(super) struct Connection {
     pub(super) url: Secret,
     pub(super) chain_id: u64,
     pub(super) heads: mpsc::Sender<Head>,
     pub(super) metrics: EndpointMetrics,
     redaction: Redaction,
-    /// The endpoint's, where this socket is its only address.
+    /// The endpoint's breaker, if this socket is its only address.
     breaker: Option<Arc<Mutex<Breaker>>>,
-    /// Since it connected it gave an answer or a head.
+    /// Whether an answer or a head arrived since it connected.
     served: bool,
-    /// What the last connection failed with.
+    /// The error that ended the last connection.
     failed_with: Option<RpcError>,
     commands: mpsc::Receiver<Command>,
     reconnect: Arc<Notify>,
@@ -128,7 +129,7 @@ impl WsClient {
         redaction: Redaction,
         breaker: Option<Arc<Mutex<Breaker>>>,
     ) -> (Self, Connection) {
-        // One for each request that may be pending: a full queue means a dead socket.
+        // Room for every request that may be pending: a full queue means a dead socket.
         let (sender, commands) = mpsc::channel(MAX_PENDING);
         let reconnect = Arc::new(Notify::new());
         let client = Self { commands: sender, reconnect: Arc::clone(&reconnect) };
@@ -149,7 +150,7 @@ impl WsClient {
         )
     }
 
-    /// Sends a request, or a batch of `calls` numbered from `id`; the caller sets the time limit.
+    /// Sends a request, or a batch of `calls` numbered from `id`; the caller sets the timeout.
     pub(super) async fn request(&self, id: u64, calls: u64, text: String) -> Answer {
         let (reply, answer) = oneshot::channel();
         self.commands
@@ -158,13 +159,13 @@ impl WsClient {
         answer.await.unwrap_or_else(|_| Err(RpcError::Connection("the WebSocket closed".into())))
     }
 
-    /// Drops the connection and makes a new one: its subscription has fallen silent.
+    /// Drops the connection and makes a new one, because its subscription has fallen silent.
     pub(super) fn reconnect(&self) {
-        self.reconnect.notify_waiters(); // one that is being made already needs no reminder
+        self.reconnect.notify_waiters(); // not needed if a new one is already being made
     }
 }
 
-/// The waits between connections.
+/// The growing waits between connections.
 struct Waits(ExponentialBackoff);
 
 impl Waits {
@@ -177,8 +178,8 @@ impl Waits {
         Self(growing.build())
     }
 
-    /// The wait after a connection that `served`, or did not: one that is made and closed again and
-    /// again is not well.
+    /// The wait after a connection that `served`, or did not: a connection that is accepted and
+    /// closed over and over is a failure.
     fn after(&mut self, served: bool) -> Duration {
         if served {
             *self = Self::new();
@@ -189,17 +190,17 @@ impl Waits {
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// What a frame is.
+/// The kind of a frame.
 #[derive(Debug)]
 pub(crate) enum Frame {
-    /// The answer to the request of this number, or to the batch that it begins.
+    /// The answer to the request with this id, or to the batch that begins with it.
     Answer(u64),
     Head(Head),
-    /// An error that bears no number: a whole batch is refused.
+    /// An error without an id: a whole batch is refused.
     Refusal,
 }
 
-/// A frame that bears no number.
+/// A frame without an id.
 #[derive(Deserialize)]
 struct Unnumbered<'a> {
     #[serde(borrow, default)]
@@ -220,7 +221,7 @@ struct BareHead {
 }
 
 impl Connection {
-    /// Keeps a connection up until dropped.
+    /// Keeps the connection up until dropped.
     pub(super) async fn run(mut self) {
         let mut waits = Waits::new();
         self.metrics.socket_up(false);
@@ -232,7 +233,7 @@ impl Connection {
                     self.note_health(None);
                     self.metrics.socket_up(true);
                     info!(endpoint = self.metrics.position, "subscribed to newHeads");
-                    // Full: the queue holds newer heads than this connection can know.
+                    // If the queue is full, it holds newer heads than this connection can know.
                     self.heads.try_send(Head::Subscribed).ok();
                     let error = self.serve(socket).await;
                     let error = self.redaction.apply(error);
@@ -254,7 +255,7 @@ impl Connection {
         }
     }
 
-    /// Where requests go over this socket, whether it connects is what the breaker should know.
+    /// If requests use this socket, reports to the breaker whether it connects.
     fn note_health(&self, failure: Option<&RpcError>) {
         if let Some(breaker) = &self.breaker {
             let mut breaker = breaker.lock().unwrap_or_else(PoisonError::into_inner);
@@ -266,7 +267,7 @@ impl Connection {
         }
     }
 
-    /// Waits, and fails at once whatever is asked meanwhile.
+    /// Waits; requests made in the meantime fail at once.
     async fn refuse_for(&mut self, wait: Duration) {
         let over = tokio::time::sleep(wait);
         tokio::pin!(over);
@@ -275,7 +276,7 @@ impl Connection {
                 () = &mut over => return,
                 Some(command) = self.commands.recv() => {
                     let error = RpcError::SetAside(self.failed_with.clone().map(Box::new));
-                    command.reply.send(Err(error)).ok(); // the asker may have given up
+                    command.reply.send(Err(error)).ok(); // the caller may have given up
                 }
             }
         }
@@ -315,7 +316,7 @@ impl Connection {
                         .ok_or_else(|| RpcError::Invalid("no subscription id".into()))?;
                     subscribed = true;
                 }
-                // A head that overtook the answer: the first poll makes up for it.
+                // A head that arrived before the answer is ignored: the first poll makes up for it.
                 _ => {}
             }
         }
@@ -331,7 +332,7 @@ impl Connection {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let error = loop {
             tokio::select! {
-                // Reading first: an answer that is here must not wait behind new requests.
+                // Reads first: an available answer must not wait behind new requests.
                 biased;
                 message = socket.next() => {
                     last_frame = Instant::now();
@@ -348,7 +349,7 @@ impl Connection {
                     }
                 }
                 Some(command) = self.commands.recv() => {
-                    // Those whose asker gave up make room.
+                    // Makes room by dropping requests whose callers gave up.
                     if pending.0.len() >= MAX_PENDING {
                         pending.0.retain(|_, (_, reply)| !reply.is_closed());
                     }
@@ -373,7 +374,7 @@ impl Connection {
             }
         };
         for (_, reply) in pending.0.into_values() {
-            reply.send(Err(error.clone())).ok(); // the asker may have given up
+            reply.send(Err(error.clone())).ok(); // the caller may have given up
         }
         error
     }
@@ -397,13 +398,13 @@ impl Connection {
                 let batch = pending.take_batch();
                 let asked =
                     batch.ok_or_else(|| RpcError::Invalid("a refusal of nothing".into()))?;
-                asked.send(Ok(frame)).ok(); // the asker may have given up
+                asked.send(Ok(frame)).ok(); // the caller may have given up
                 Ok(())
             }
         }
     }
 
-    /// Gives an answer to the one who asked.
+    /// Passes an answer to the request that waits for it.
     fn hand_on(
         &mut self,
         id: u64,
@@ -414,16 +415,17 @@ impl Connection {
         match pending.take(id) {
             Some(reply) => {
                 self.served = true;
-                reply.send(Ok(frame)).ok(); // the asker may have given up
+                reply.send(Ok(frame)).ok(); // the caller may have given up
                 Ok(())
             }
-            None if id <= highest_id => Ok(()), // its asker gave up long ago
+            None if id <= highest_id => Ok(()), // its caller gave up long ago
             None => Err(RpcError::Invalid("an answer to a question never asked".into())),
         }
     }
 }
 
-/// Sorts a frame. An answer is read only as far as its number: the rest is for the one who asked.
+/// Classifies a frame. An answer is parsed only as far as its id; the caller of the request parses
+/// the rest.
 pub(crate) fn read_frame(frame: &str) -> Result<Frame, RpcError> {
     if let Some(id) = answered_id(frame) {
         return Ok(Frame::Answer(id));
@@ -440,12 +442,12 @@ fn read_head(json: &str) -> Result<Head, RpcError> {
         Ok(header) if header.seal != ethhook_domain::block::Seal::Differs => {
             Ok(Head::Header(Box::new(header)))
         }
-        // Some subscriptions leave fields out: the block itself is asked for.
+        // Some subscriptions leave fields out; the block itself is then requested.
         _ => Ok(Head::Number(parse::<BareHead>(json)?.number.0)),
     }
 }
 
-/// The frame itself; of a batch, its first answer.
+/// The frame itself, or the first answer of a batch.
 fn first_of(frame: &str) -> Result<Unnumbered<'_>, RpcError> {
     if !frame.trim_ascii_start().starts_with('[') {
         return parse(frame);
@@ -475,7 +477,7 @@ async fn next_frame(socket: &mut Socket) -> Answer {
     }
 }
 
-/// The fault without the URL, which some of the library's texts hold.
+/// The error without the URL, which some of the library's messages contain.
 fn describe(error: Error) -> RpcError {
     match error {
         Error::Io(io) => RpcError::Connection(io.kind().to_string()),
@@ -501,7 +503,7 @@ mod tests {
     #[test]
     fn connections_wait_longer_each_time_until_one_has_served() {
         let (mut waits, seconds) = (Waits::new(), Duration::from_secs);
-        // With up to as much again, so that not all come at once.
+        // Up to twice as long at random, so that not all connect at once.
         for least in [1, 2, 4, 8, 16] {
             let wait = waits.after(false);
             assert!(wait >= seconds(least) && wait <= seconds(2 * least), "{least}: {wait:?}");
