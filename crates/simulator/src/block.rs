@@ -1,4 +1,4 @@
-//! A block, simulated or recorded, and how a node shows it.
+//! A block, simulated or recorded, and its JSON as a node returns it.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::json::{Object, push_array, push_hash};
 use crate::recorded::Recording;
 use crate::seed::{Bits, mix};
 
-/// `sha256("")`, the hash of no requests (EIP-7685).
+/// `sha256("")`, the hash of an empty list of requests (EIP-7685).
 const EMPTY_REQUESTS_HASH: B256 =
     b256!("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
 
@@ -30,31 +30,31 @@ enum Content {
     Simulated {
         header: Box<Header>,
         body: Arc<Body>,
-        /// Transaction hashes follow from it.
+        /// Determines the transaction hashes.
         salt: u64,
     },
     Recorded(Recording),
 }
 
-/// What one simulated block is made from.
+/// The inputs of one simulated block.
 pub(crate) struct Draft {
     pub(crate) number: u64,
     pub(crate) parent_hash: B256,
     /// Unix seconds.
     pub(crate) timestamp: u64,
     pub(crate) body: Arc<Body>,
-    /// Transaction hashes follow from it: equal salts mean the same transactions.
+    /// Determines the transaction hashes: equal salts mean the same transactions.
     pub(crate) salt: u64,
-    /// Makes blocks differ that are equal in everything else.
+    /// Distinguishes blocks that are equal in everything else.
     pub(crate) nonce: u64,
 }
 
-/// Which logs an `eth_getLogs` asks for.
+/// The filter of an `eth_getLogs`.
 #[derive(Debug, Default)]
 pub(crate) struct LogFilter {
-    /// Any of these; empty: whichever.
+    /// Any of these; empty for all.
     pub(crate) addresses: Vec<Address>,
-    /// By position, any of these; empty: whichever.
+    /// By position, any of these; empty for all.
     pub(crate) topics: Vec<Vec<B256>>,
 }
 
@@ -77,7 +77,7 @@ impl Block {
         Self::with_hash(draft, header, hash)
     }
 
-    /// A block whose hash is known from before, so that it need not be hashed again.
+    /// A block whose hash is already known, so that it need not be computed again.
     pub(crate) fn known(draft: Draft, hash: B256) -> Self {
         let header = header(&draft);
         Self::with_hash(draft, header, hash)
@@ -159,7 +159,7 @@ impl Block {
         logs
     }
 
-    /// The transactions of a simulated block, to be mined again in another.
+    /// The transactions of a simulated block, to be mined again in another block.
     pub(crate) fn transactions(&self) -> Option<(Arc<Body>, u64)> {
         match &self.content {
             Content::Simulated { body, salt, .. } => Some((Arc::clone(body), *salt)),
@@ -167,7 +167,7 @@ impl Block {
         }
     }
 
-    /// The header's fields, as `newHeads` sends them.
+    /// The header's fields as `newHeads` sends them.
     pub(crate) fn head_json(&self) -> String {
         match &self.content {
             Content::Simulated { header, .. } => {
@@ -181,7 +181,7 @@ impl Block {
         }
     }
 
-    /// The whole block, with whole transactions or only their hashes.
+    /// The whole block, with full transactions or only their hashes.
     pub(crate) fn block_json(&self, full: bool) -> String {
         let (header, body, salt) = match &self.content {
             Content::Simulated { header, body, salt } => (header, body, *salt),
@@ -205,7 +205,7 @@ impl Block {
         out
     }
 
-    /// The answer of `eth_getBlockReceipts`; none where receipts were not recorded.
+    /// The answer of `eth_getBlockReceipts`; none if receipts were not recorded.
     pub(crate) fn receipts_json(&self) -> Option<String> {
         let (body, salt) = match &self.content {
             Content::Simulated { body, salt, .. } => (body, *salt),
@@ -221,8 +221,8 @@ impl Block {
         Some(out)
     }
 
-    /// Appends the logs that pass, separated by commas, and says how many they are; none where
-    /// logs were not recorded.
+    /// Appends the logs that pass, separated by commas, and returns their number; none if logs were
+    /// not recorded.
     pub(crate) fn write_logs(&self, filter: &LogFilter, out: &mut String) -> Option<usize> {
         let (body, salt) = match &self.content {
             Content::Simulated { body, salt, .. } => (body, *salt),
@@ -308,7 +308,7 @@ impl Block {
         object.close();
     }
 
-    /// A transaction as geth shows it; its signature is made up.
+    /// A transaction in geth's format; its signature is made up.
     fn write_transaction(
         &self,
         out: &mut String,
@@ -356,13 +356,13 @@ impl Block {
     }
 }
 
-/// A transaction's hash: made up, as nothing in a header or receipt proves it.
+/// A transaction's hash. It is made up, as no header or receipt proves it.
 fn transaction_hash(salt: u64, index: usize) -> B256 {
     Bits::of(&[salt, index as u64]).hash()
 }
 
-/// A header as Ethereum's since Prague. Its `transactionsRoot` is not the true root of the
-/// transactions (they have no signatures): the empty root where there are none, else made up.
+/// A header in Ethereum's format since Prague. Its `transactionsRoot` is not the true root, since
+/// the transactions have no signatures: it is made up, or the empty root if there are none.
 fn header(draft: &Draft) -> Header {
     let mut bits = Bits::of(&[draft.salt, 3]);
     let transactions_root =

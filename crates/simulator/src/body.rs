@@ -1,9 +1,9 @@
-//! What a simulated block contains: transactions, their receipts and logs, and the roots that the
+//! The content of a simulated block: transactions, their receipts and logs, and the roots that the
 //! header takes from them.
 //!
 //! Neither `receiptsRoot` nor the bloom depends on the block's number or on transaction hashes, so
-//! one body may serve many blocks: a chain keeps a few of them ([`Pool`]), and its history costs
-//! one header hash a block.
+//! one body can be used in many blocks: a chain keeps a few bodies ([`Pool`]), and its history
+//! costs one header hash per block.
 
 use std::sync::{Arc, OnceLock};
 
@@ -16,15 +16,15 @@ use crate::events::Contracts;
 use crate::limits::BODIES;
 use crate::seed::{Bits, mix};
 
-/// Chains whose blocks hold transactions that others do not know.
+/// Kinds of chains, by their special transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
     Ethereum,
-    /// Every block opens with a deposit.
+    /// Every block starts with a deposit.
     OpStack,
-    /// Every block opens with an internal transaction.
+    /// Every block starts with an internal transaction.
     Arbitrum,
-    /// Blocks may end with a state-sync transaction, which since PIP-74 counts in all roots.
+    /// Blocks may end with a state-sync transaction, which since PIP-74 is covered by all roots.
     Polygon,
 }
 
@@ -70,7 +70,7 @@ impl Kind {
         }
     }
 
-    /// One that users send, most often of the usual type.
+    /// The kind of a user's transaction, most often the usual one.
     fn of_a_user(bits: &mut Bits, family: Family) -> Self {
         match bits.below(20) {
             0..=3 => Self::Legacy,
@@ -100,7 +100,7 @@ pub(crate) struct Transaction {
     pub(crate) logs: Vec<Log>,
 }
 
-/// Transactions with their receipts, and what the header takes from them.
+/// Transactions with their receipts, and the header fields that follow from them.
 #[derive(Debug)]
 pub(crate) struct Body {
     pub(crate) transactions: Vec<Transaction>,
@@ -117,16 +117,16 @@ impl Body {
         Self::new(Vec::new())
     }
 
-    /// A body with exactly `events` logs, 1 to 3 a transaction, among transactions that emit none:
-    /// plain transfers, failed ones, and those with which a chain of this family opens its blocks.
-    /// Without events it is empty.
+    /// A body with exactly `events` logs, 1 to 3 per transaction, between transactions that emit
+    /// none: plain transfers, failed ones, and those with which a chain of this family starts its
+    /// blocks. Without events it is empty.
     pub(crate) fn generated(mut bits: Bits, events: usize, family: Family) -> Self {
         if events == 0 {
             return Self::empty();
         }
         let contracts = Contracts::of(&mut bits);
         let mut transactions: Vec<Transaction> = opening(&mut bits, family).into_iter().collect();
-        // A state-sync transaction takes some of the logs: it stands for them at the end.
+        // A state-sync transaction at the end holds some of the logs.
         let synced = if family == Family::Polygon { bits.below(4).min(events as u64) } else { 0 };
         let mut left = events - to_index(synced);
         while left > 0 {
@@ -143,7 +143,7 @@ impl Body {
         Self::new(transactions)
     }
 
-    /// A body whose transactions have these logs, one each and no others.
+    /// A body of only these transactions, given by their logs.
     pub(crate) fn with_logs(mut bits: Bits, transactions: Vec<Vec<Log>>, family: Family) -> Self {
         let make = |logs| transaction(&mut bits, logs, family);
         Self::new(transactions.into_iter().map(make).collect())
@@ -169,8 +169,8 @@ impl Body {
 }
 
 impl Transaction {
-    /// The receipt as a value of the trie. Written for each type as its specification has it, by
-    /// other means than the ingestor's check, so that the one proves the other.
+    /// The receipt as a value of the trie. Written for each type according to its specification,
+    /// independently of the ingestor's check, so that each confirms the other.
     fn encode_receipt(&self, out: &mut Vec<u8>) {
         if self.kind != Kind::Legacy {
             out.push(self.kind.number());
@@ -203,7 +203,7 @@ fn transaction(bits: &mut Bits, logs: Vec<Log>, family: Family) -> Transaction {
         kind,
         from: bits.address(),
         to: logs.first().map_or_else(|| bits.address(), |log| log.address),
-        // Only a transaction without logs may have failed.
+        // Only transactions without logs can have failed.
         succeeded: !logs.is_empty() || bits.below(4) != 0,
         gas_used,
         cumulative_gas_used: 0,
@@ -212,7 +212,7 @@ fn transaction(bits: &mut Bits, logs: Vec<Log>, family: Family) -> Transaction {
     }
 }
 
-/// What the chain itself puts first into each of its blocks.
+/// The transaction with which the chain itself starts each block.
 fn opening(bits: &mut Bits, family: Family) -> Option<Transaction> {
     match family {
         Family::OpStack => {
@@ -223,7 +223,7 @@ fn opening(bits: &mut Bits, family: Family) -> Option<Transaction> {
     }
 }
 
-/// A transaction of the chain itself, from nobody.
+/// A transaction of the chain itself, without a sender.
 fn system(kind: Kind, gas_used: u64, logs: Vec<Log>) -> Transaction {
     Transaction {
         kind,
@@ -241,7 +241,7 @@ pub(crate) fn to_index(small: u64) -> usize {
     usize::try_from(small).unwrap_or_default()
 }
 
-/// The bodies of one chain, each made when it is first wanted.
+/// The bodies of one chain, each generated when first needed.
 #[derive(Debug)]
 pub(crate) struct Pool {
     seed: u64,
@@ -253,7 +253,8 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Bodies of `events` logs; every so many blocks (0: never) one without transactions.
+    /// Bodies of `events` logs, except that every `empty_every`th block (0: none) has no
+    /// transactions.
     pub(crate) fn new(seed: u64, chain_id: u64, events: usize, empty_every: u64) -> Self {
         Self {
             seed,
@@ -265,7 +266,7 @@ impl Pool {
         }
     }
 
-    /// The body of the block at this height that `salt` stands for. The genesis has none.
+    /// The body for this height and `salt`. The genesis is empty.
     pub(crate) fn pick(&self, number: u64, salt: u64) -> Arc<Body> {
         let asked = self.empty_every > 0 && number.is_multiple_of(self.empty_every);
         if number == 0 || asked {

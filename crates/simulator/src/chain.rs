@@ -1,5 +1,5 @@
-//! One chain of a node: its blocks, whichever kind they are of, and each view of them: who listens
-//! for heads, which faults are armed, and what was asked.
+//! One chain of a node: its blocks, of whichever kind, and its views, each with its subscribers,
+//! faults and counters.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
@@ -24,13 +24,13 @@ use crate::scheduled::{ChainSpec, Scheduled, SpecError};
 
 /// Where a chain's blocks come from.
 pub(crate) trait Source: Send + Sync {
-    /// The heights behind the tags.
+    /// The heights that the tags stand for.
     fn tips(&self) -> Tips;
     /// The canonical block at a height.
     fn at(&self, number: u64) -> Option<Arc<Block>>;
-    /// A block by hash, canonical or orphaned not too long ago.
+    /// A block by hash, canonical or recently orphaned.
     fn by_hash(&self, hash: &B256) -> Option<Arc<Block>>;
-    /// Moves the chain on to `now`, unix microseconds.
+    /// Advances the chain to `now`, unix microseconds.
     fn advance(&self, now: u64) -> Advance;
 }
 
@@ -44,11 +44,11 @@ pub(crate) struct Tips {
 pub(crate) struct Advance {
     /// Blocks that became canonical, in the order in which a node announces them.
     pub(crate) announce: Vec<Arc<Block>>,
-    /// When there is more, unix microseconds; none: never by itself.
+    /// When the chain advances next, unix microseconds; none if never on its own.
     pub(crate) next: Option<u64>,
 }
 
-/// What a chain was asked, for tests that count.
+/// Counters of requests and answers, for tests.
 #[derive(Debug, Default)]
 pub struct Stats {
     requests: Mutex<BTreeMap<String, u64>>,
@@ -59,7 +59,7 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Calls of this method, each call of a batch counted. `sim_` methods are never counted.
+    /// Calls of this method, counting each call of a batch. `sim_` methods are not counted.
     #[must_use]
     pub fn requests(&self, method: &str) -> u64 {
         lock(&self.requests).get(method).copied().unwrap_or_default()
@@ -77,25 +77,25 @@ impl Stats {
         lock(&self.requests).clone()
     }
 
-    /// Bytes of answers and announcements, without what HTTP and WebSocket add.
+    /// Bytes of answers and announcements, without the overhead of HTTP and WebSocket.
     #[must_use]
     pub fn bytes_sent(&self) -> u64 {
         self.bytes_sent.load(Ordering::Relaxed)
     }
 
-    /// HTTP bodies and WebSocket messages that held calls, each a batch or one call.
+    /// HTTP bodies and WebSocket messages with calls, each one call or a batch.
     #[must_use]
     pub fn messages(&self) -> u64 {
         self.messages.load(Ordering::Relaxed)
     }
 
-    /// Announcements sent, one a block and subscription.
+    /// Announcements sent, one for each block and subscription.
     #[must_use]
     pub fn heads_sent(&self) -> u64 {
         self.heads_sent.load(Ordering::Relaxed)
     }
 
-    /// How often each kind of fault took effect, armed or drawn; see [`crate::Fault::kind`] and
+    /// How often each kind of fault took effect, armed or random; see [`crate::Fault::kind`] and
     /// [`crate::HeadFault::kind`].
     #[must_use]
     pub fn faults_played(&self) -> BTreeMap<&'static str, u64> {
@@ -139,14 +139,14 @@ impl Stats {
     }
 }
 
-/// The last blocks announced, and when.
+/// When the last blocks were announced.
 #[derive(Default)]
 struct SentTimes {
     at: HashMap<B256, u64>,
     order: VecDeque<B256>,
 }
 
-/// The two ways to a node.
+/// The two transports of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     /// One request, one answer.
@@ -155,24 +155,24 @@ pub enum Transport {
     WebSocket,
 }
 
-/// What subscriptions are told.
+/// What is sent to subscriptions.
 #[derive(Debug, Clone)]
 pub(crate) enum Heard {
     Head(Arc<str>),
-    /// All of them are to be forgotten.
+    /// All subscriptions are dropped silently.
     Deaf,
 }
 
-/// What ends sockets.
+/// What closes sockets.
 #[derive(Debug, Default)]
 pub(crate) struct Door {
-    /// So often all were cut.
+    /// How many times all sockets were cut.
     pub(crate) cuts: u64,
     pub(crate) idle_limit: Option<Duration>,
 }
 
-/// A handle to one chain as an endpoint shows it; clones are the same. [`Chain::view`] gives
-/// another endpoint's.
+/// A handle to one chain as seen through one endpoint; clones are the same handle. [`Chain::view`]
+/// creates another endpoint's.
 #[derive(Clone)]
 pub struct Chain {
     inner: Arc<Inner>,
@@ -184,7 +184,7 @@ struct Blocks {
     source: Box<dyn Source>,
     rendered: Mutex<VecDeque<(B256, Arc<str>)>>,
     views: Mutex<Vec<Weak<Inner>>>,
-    /// Held while the chain moves on, so that heads of one clock are announced in their order.
+    /// Locked while the chain advances, so that heads are announced in order.
     clock: Mutex<Clock>,
 }
 
@@ -195,7 +195,7 @@ enum Clock {
     Stopped,
 }
 
-/// Of one view.
+/// The state of one view.
 struct Inner {
     blocks: Arc<Blocks>,
     faults: Faults,
@@ -205,7 +205,7 @@ struct Inner {
     muted: AtomicBool,
     http_lag: AtomicU64,
     ws_lag: AtomicU64,
-    /// Until the next head, on top.
+    /// An additional lag of HTTP until the next head.
     http_behind: AtomicU64,
     finalized: Mutex<Option<FinalizedLie>>,
     range_limits: Mutex<RangeLimits>,
@@ -256,18 +256,18 @@ impl Chain {
         Self { inner }
     }
 
-    /// The same blocks through another endpoint, for another [`crate::Node`]: with faults,
-    /// counters, sockets, heights and limits of its own, all as on the first day.
+    /// The same blocks through another endpoint, for another [`crate::Node`]: with its own faults,
+    /// counters, sockets, heights and limits, all in their initial state.
     #[must_use]
     pub fn view(&self) -> Self {
         Self::of(Arc::clone(&self.inner.blocks))
     }
 
-    /// A chain whose height follows the clock. Computes its history, about 2 µs a block, so call
-    /// it where blocking does no harm.
+    /// A chain whose height follows the clock. Computing its history takes about 2 µs per block and
+    /// blocks the thread.
     ///
     /// # Errors
-    /// [`SpecError`] if there is no such chain.
+    /// [`SpecError`] if such a chain is impossible.
     pub fn scheduled(spec: ChainSpec) -> Result<Self, SpecError> {
         let chain_id = spec.chain_id;
         Ok(Self::new(chain_id, Scheduled::new(spec, unix_micros())?))
@@ -280,7 +280,7 @@ impl Chain {
     }
 
     /// A chain of the recorded blocks in a folder; see [`crate::recorded`] for their format.
-    /// Reads all of it, so call it where blocking does no harm.
+    /// Reading them blocks the thread.
     ///
     /// # Errors
     /// [`RecordedError`] names the file that cannot be served.
@@ -288,8 +288,8 @@ impl Chain {
         RecordedChain::load(folder.as_ref())
     }
 
-    /// Stops the clock of this chain, in every view and for good: what it is now it stays. For a
-    /// comparison that takes longer than a block.
+    /// Stops the clock of this chain permanently, in every view. For a comparison that takes longer
+    /// than a block.
     pub fn stop_clock(&self) {
         *lock(&self.inner.blocks.clock) = Clock::Stopped;
     }
@@ -306,7 +306,7 @@ impl Chain {
         self.inner.blocks.source.tips().head
     }
 
-    /// Height behind the `finalized` tag, if the node knows one.
+    /// The height of the `finalized` tag, if the node knows one.
     #[must_use]
     pub fn finalized_number(&self) -> Option<u64> {
         self.inner.blocks.source.tips().finalized
@@ -318,7 +318,7 @@ impl Chain {
         self.inner.blocks.source.at(number)
     }
 
-    /// A block by hash, canonical or orphaned not too long ago.
+    /// A block by hash, canonical or recently orphaned.
     #[must_use]
     pub fn block_by_hash(&self, hash: B256) -> Option<Arc<Block>> {
         self.inner.blocks.source.by_hash(&hash)
@@ -331,41 +331,41 @@ impl Chain {
         block.inspect(|block| self.hear(block)).is_some()
     }
 
-    /// When the block was last announced here, unix microseconds: the moment before the first
-    /// subscription was given it.
+    /// When the block was last announced here, unix microseconds: just before it was sent to the
+    /// first subscription.
     #[must_use]
     pub fn sent_at(&self, hash: B256) -> Option<u64> {
         lock(&self.inner.sent).at.get(&hash).copied()
     }
 
-    /// What goes wrong, on request.
+    /// The faults that can be armed.
     #[must_use]
     pub fn faults(&self) -> &Faults {
         &self.inner.faults
     }
 
-    /// What was asked.
+    /// The counters.
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.inner.stats
     }
 
-    /// Open subscriptions see nothing, and new ones are accepted but see nothing either.
+    /// While muted, subscriptions, including new ones, receive nothing.
     pub fn set_muted(&self, muted: bool) {
         self.inner.muted.store(muted, Ordering::Relaxed);
     }
 
-    /// Cuts every WebSocket of this chain, without a farewell.
+    /// Cuts every WebSocket of this chain, without a close frame.
     pub fn cut_sockets(&self) {
         self.inner.door.send_modify(|door| door.cuts += 1);
     }
 
-    /// Cuts WebSockets on which nothing passes for so long; at first never.
+    /// Cuts WebSockets that are idle for this long; initially none.
     pub fn set_idle_limit(&self, limit: Option<Duration>) {
         self.inner.door.send_modify(|door| door.idle_limit = limit);
     }
 
-    /// Stays so many blocks behind on this way: what is above is unknown there, and heads come so
+    /// Makes this transport lag by `blocks`: higher blocks are unknown there, and heads come that
     /// much later. 0 ends it.
     pub fn set_lag(&self, transport: Transport, blocks: u64) {
         let lag = match transport {
@@ -375,21 +375,21 @@ impl Chain {
         lag.store(blocks, Ordering::Relaxed);
     }
 
-    /// What the tag `finalized` stands for here, if not for the true height.
+    /// What the tag `finalized` stands for in this view, if not the true height.
     pub fn set_finalized_lie(&self, lie: Option<FinalizedLie>) {
         *lock(&self.inner.finalized) = lie;
     }
 
-    /// From now on, calls and heads go wrong at random but by the mischief's seed, beside what is
-    /// armed in [`Chain::faults`]. [`Stats::faults_played`] counts it.
+    /// From now on, calls and heads fail at random according to the mischief's seed, in addition to
+    /// the faults armed in [`Chain::faults`]. [`Stats::faults_played`] counts them.
     pub fn misbehave(&self, mischief: Mischief) {
         let finalized = self.finalized_number().unwrap_or_default();
         self.inner.faults.draw_from(Playing::new(mischief, self.chain_id(), finalized));
     }
 
-    /// Ends all that is wrong with this view: mischief, armed faults, heads that were to come late,
-    /// mute, lag, a false `finalized`, the idle limit. What has died stays dead: subscriptions that
-    /// hear nothing must be made anew.
+    /// Ends everything that is wrong with this view: mischief, armed faults, delayed heads, muting,
+    /// lag, a false `finalized`, the idle limit. Subscriptions that have died stay dead and must be
+    /// made again.
     pub fn behave(&self) {
         self.inner.faults.clear();
         self.set_muted(false);
@@ -406,17 +406,17 @@ impl Chain {
         self.inner.door.receiver_count()
     }
 
-    /// How much one `eth_getLogs` by range may ask for: at first 1,000 blocks and 20,000 logs.
+    /// The limits of one `eth_getLogs` by range: initially 1,000 blocks and 20,000 logs.
     pub fn set_range_limits(&self, limits: RangeLimits) {
         *lock(&self.inner.range_limits) = limits;
     }
 
-    /// How many calls one batch may hold: at first as many as with geth.
+    /// How many calls one batch may contain: initially as many as in geth.
     pub fn set_batch_limit(&self, calls: usize) {
         self.inner.batch_limit.store(calls, Ordering::Relaxed);
     }
 
-    /// What becomes of a batch that holds more.
+    /// How a larger batch is refused.
     pub fn set_batch_refusal(&self, refusal: BatchRefusal) {
         *lock(&self.inner.batch_refusal) = refusal;
     }
@@ -449,7 +449,7 @@ impl Chain {
         self.inner.door.subscribe()
     }
 
-    /// From where calls that come this way see the chain.
+    /// How calls over this transport see the chain.
     pub(crate) fn vantage(&self, is_websocket: bool) -> Vantage {
         let load = |lag: &AtomicU64| lag.load(Ordering::Relaxed);
         let behind = if is_websocket {
@@ -460,7 +460,7 @@ impl Chain {
         Vantage { behind, finalized: *lock(&self.inner.finalized) }
     }
 
-    /// Announces a new head through every view.
+    /// Announces a new head in every view.
     pub(crate) fn send_head(&self, block: &Block) {
         let views: Vec<_> =
             lock(&self.inner.blocks.views).iter().filter_map(Weak::upgrade).collect();
@@ -469,7 +469,7 @@ impl Chain {
         }
     }
 
-    /// Announces a head through this view, as its faults have it.
+    /// Announces a head in this view, subject to its faults.
     fn hear(&self, block: &Block) {
         let below = |depth: u64| self.block(block.number().checked_sub(depth)?);
         let told = match self.inner.ws_lag.load(Ordering::Relaxed) {
@@ -485,11 +485,11 @@ impl Chain {
             self.cut_sockets();
         }
         if told.deaf {
-            // An error only says that nobody listens; so below.
+            // An error only means that there are no subscribers; the same below.
             let _ = self.inner.heads.send(Heard::Deaf);
         }
-        // Everything that the subscriber will ask for is made ready before the time is taken: what
-        // is measured from it is the client's time, not the simulator's.
+        // Everything that the subscriber will ask for is prepared before the time is taken, so that
+        // measurements from it contain the client's time only.
         if self.inner.heads.receiver_count() > 0 {
             self.receipts_json(block);
         }
@@ -511,7 +511,7 @@ impl Chain {
         }
     }
 
-    /// The answer of `eth_getBlockReceipts`, rendered once for the blocks asked for last.
+    /// The answer of `eth_getBlockReceipts`, cached for the last blocks requested.
     pub(crate) fn receipts_json(&self, block: &Block) -> Option<Arc<str>> {
         let found =
             |(hash, json): &(B256, Arc<str>)| (*hash == block.hash()).then(|| Arc::clone(json));
@@ -529,15 +529,16 @@ impl Chain {
         Some(json)
     }
 
-    /// Moves the chain on to now, and says when there is more. Every node of the chain does it.
+    /// Advances the chain to the current time and returns when it advances next. Every node of the
+    /// chain does this.
     fn advance(&self) -> Option<u64> {
         let clock = lock(&self.inner.blocks.clock);
         if *clock == Clock::Stopped {
             return None;
         }
         let step = self.inner.blocks.source.advance(unix_micros());
-        // After a pause of the machine only the last blocks are announced, as a node does that
-        // imports many at once.
+        // After a pause of the machine only the last blocks are announced, like a node that imports
+        // many at once.
         let skipped = step.announce.len().saturating_sub(HEADS_QUEUED / 2);
         for block in step.announce.iter().skip(skipped) {
             self.send_head(block);
@@ -545,7 +546,7 @@ impl Chain {
         step.next
     }
 
-    /// Moves the chain with the clock; never ends.
+    /// Advances the chain with the clock; never returns.
     pub(crate) async fn follow_clock(self) {
         loop {
             match self.advance() {
@@ -564,7 +565,7 @@ pub(crate) fn unix_micros() -> u64 {
     u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// A panic while a lock was held leaves plain data behind, which is still as good as it was.
+/// A panic while a lock was held leaves plain data behind, which is still valid.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,11 +1,11 @@
-//! The events of simulated blocks: those of tokens, as most of a real chain's are.
+//! The events of simulated blocks: token events, as most events of a real chain are.
 
 use alloy_primitives::{Address, B256, Bytes, Log, U256, b256};
 
 use crate::body::to_index;
 use crate::seed::Bits;
 
-/// ERC-20 and ERC-721 name it alike; the third argument is indexed only in ERC-721.
+/// ERC-20 and ERC-721 have the same signature; the third argument is indexed only in ERC-721.
 const TRANSFER: B256 = b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
 const APPROVAL: B256 = b256!("8c5be1e5ebec7d5bd14f71427d1e84f3dd0314c0f7b2291e5b200ac8c7c3b925");
 const APPROVAL_FOR_ALL: B256 =
@@ -17,7 +17,7 @@ const TRANSFER_BATCH: B256 =
 const CONSECUTIVE_TRANSFER: B256 =
     b256!("deaa91b6123d068f5821d0fb0678463d1a8a6079fe8af5de3ce5e896dcf9133d");
 
-/// The contracts whose events one block holds.
+/// The contracts whose events occur in one block.
 pub(crate) struct Contracts {
     erc20: Vec<Address>,
     erc721: Vec<Address>,
@@ -30,7 +30,7 @@ impl Contracts {
         Self { erc20: some(24), erc721: some(6), erc1155: some(4) }
     }
 
-    /// One event: four of five are ERC-20's.
+    /// One event: four in five are of ERC-20.
     pub(crate) fn log(&self, bits: &mut Bits) -> Log {
         match bits.below(100) {
             0..80 => erc20(bits, &self.erc20),
@@ -80,8 +80,8 @@ fn erc721(bits: &mut Bits, tokens: &[Address]) -> Log {
     Log::new_unchecked(token, vec![event, from, to, word(bits.below(10_000))], Bytes::new())
 }
 
-/// A `TransferSingle`, or one time in three a `TransferBatch` of up to 8 ids: its data are two
-/// arrays of one length, each behind its offset.
+/// A `TransferSingle`, or one time in three a `TransferBatch` of up to 8 ids, whose data are two
+/// arrays of the same length, preceded by their offsets.
 fn erc1155(bits: &mut Bits, tokens: &[Address]) -> Log {
     let token = one_of(bits, tokens);
     let parties = [account(bits), account(bits), account(bits)];

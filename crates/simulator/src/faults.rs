@@ -1,6 +1,5 @@
-//! What goes wrong, on request. A fault is armed for calls or heads, or drawn by a [`crate::Mischief`],
-//! and takes effect in one of two places: that of a call in [`Faults::answer`], that of a head in
-//! [`Faults::tell`].
+//! Faults on request. A fault is armed for calls or heads, or drawn by a [`crate::Mischief`], and takes effect in one
+//! of two places: [`Faults::answer`] for a call, [`Faults::tell`] for a head.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -16,7 +15,7 @@ use crate::methods::Vantage;
 use crate::mischief::Playing;
 use crate::rpc::RpcError;
 
-/// One thing that providers do wrong when they are asked.
+/// A fault of a provider in answering a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// The right answer, late.
@@ -27,94 +26,94 @@ pub enum Fault {
     Empty,
     /// A JSON-RPC error.
     Error(i64, String),
-    /// The connection is closed in place of an answer.
+    /// The connection is closed instead of an answer.
     Cut,
-    /// The connection is closed in the middle of the answer.
+    /// The connection is closed in the middle of an answer.
     CutMidAnswer,
-    /// The call is taken and never answered.
+    /// The call is accepted and never answered.
     NoAnswer,
     /// `eth_getBlockReceipts` without one of its receipts.
     DropReceipt,
     /// Receipts or logs without one of the logs.
     DropLog,
-    /// Receipts or logs with the data (or, where there is none, the address) of one log altered.
+    /// Receipts or logs with the data of one log altered (or its address, if it has no data).
     AlterLog,
-    /// Receipts or logs that say they are of another block.
+    /// Receipts or logs that name another block.
     ForeignLogs,
-    /// One of the logs says that it is of another block: of another fork, in a range.
+    /// One of the logs names another block: in a range, one of another fork.
     ForeignLog,
-    /// A range of logs without those of one of its blocks.
+    /// A range of logs without those of one block.
     DropBlock,
-    /// Logs that are numbered from 0 in each transaction. Needs two transactions that have any.
+    /// Logs numbered from 0 in each transaction. Needs two transactions with logs.
     LogIndexPerTransaction,
     /// The second log of the block has the index of the first.
     DoubledLogIndex,
-    /// `[]` from a node this many blocks behind, if it does not know the block: a right one says
-    /// null or gives an error.
+    /// `[]` from a node this many blocks behind, if it does not know the block: a correct one
+    /// answers null or an error.
     UnknownAsEmpty(u64),
-    /// A block whose header has another bloom.
+    /// A block with another bloom in its header.
     Bloom(BloomLie),
-    /// The right answer of a node this many blocks behind, as behind a balancer.
+    /// The correct answer of a node this many blocks behind, as behind a load balancer.
     Behind(u64),
     /// Another block for the tag `finalized`.
     Finalized(FinalizedLie),
-    /// `eth_subscribe` gives an id, and nothing is ever sent under it.
+    /// `eth_subscribe` returns an id, but nothing is ever sent for it.
     DeafSubscription,
-    /// The right answer with so many bytes of white space in it.
+    /// The correct answer padded with this many bytes of white space.
     Padded(usize),
     /// A page of HTML, as from a proxy.
     Html,
-    /// Half an answer: JSON that ends too soon.
+    /// Half an answer: truncated JSON.
     InvalidJson,
-    /// The right answer under another id.
+    /// The correct answer with another id.
     WrongId,
     /// An HTTP status, with `Retry-After` in seconds. On a WebSocket, which has no status, the
     /// error -32005.
     HttpStatus(u16, Option<u64>),
 }
 
-/// How the bloom of a header lies; its hash, which stays, does not follow from it then.
+/// How the bloom of a header is false; the hash is not changed, so it no longer matches the header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BloomLie {
-    /// All zeros, though there are logs.
+    /// All zeros, although there are logs.
     Zero,
     /// All ones.
     Ones,
-    /// Some bits, though there are no logs.
+    /// Some bits, although there are no logs.
     OnEmpty,
 }
 
 /// How a node is wrong about the finalized block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinalizedLie {
-    /// So many blocks below the true one.
+    /// This many blocks below the true one.
     Back(u64),
     /// It is the head.
     Latest,
-    /// This height, or the head where that is lower: a tag that stalls.
+    /// This height, or the head if that is lower: a tag that stalls.
     At(u64),
 }
 
-/// One thing that providers do wrong when they announce a block.
+/// A fault of a provider in announcing a block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeadFault {
     /// Not announced.
     Skip,
     /// Announced twice.
     Double,
-    /// Announced only after so many others.
+    /// Announced only after this many others.
     Late(u64),
-    /// After it the block so many below it is announced again: a head that goes back.
+    /// Followed by an announcement of the block this many below it: a head that goes back.
     Back(u64),
     /// The header lacks this field.
     MissingField(String),
     /// The header has another bloom.
     Bloom(BloomLie),
-    /// All subscriptions die in silence; the sockets stay, and new subscriptions work.
+    /// All subscriptions die silently; the sockets stay, and new subscriptions work.
     Deaf,
     /// All WebSockets are cut, and nothing is announced.
     Drop,
-    /// HTTP stays so many blocks behind until the next head.
+    /// HTTP lags by this many blocks until the next head.
     HttpBehind(u64),
 }
 
@@ -183,7 +182,7 @@ impl HeadFault {
     }
 }
 
-/// Which calls a fault is for.
+/// The calls that a fault applies to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum On {
     /// Every call.
@@ -209,35 +208,35 @@ impl On {
 
 type Answer = Result<String, RpcError>;
 
-/// What becomes of a call.
+/// The outcome of a call.
 pub(crate) enum Outcome {
     Answer(Answer),
     WrongId(Answer),
-    /// The first half goes out, then the connection is closed.
+    /// The first half is sent, then the connection is closed.
     Half(Answer),
-    /// What was subscribed to is to be forgotten.
+    /// All subscriptions are dropped silently.
     Deaf(Answer),
-    /// Goes out as it is, in place of the whole body or frame.
+    /// Sent as it is, instead of the whole body or frame.
     Body(String),
     Cut,
     Silence,
     Status(u16, Option<u64>),
 }
 
-/// What subscriptions are told at a new head, in this order: sockets are cut, or subscriptions die,
-/// or these heads are sent.
+/// What happens on a new head, in this order: sockets are cut, subscriptions die, these heads are
+/// sent.
 #[derive(Default)]
 pub(crate) struct Told {
     pub(crate) cut: bool,
     pub(crate) deaf: bool,
     pub(crate) http_behind: u64,
     pub(crate) heads: Vec<(B256, Arc<str>)>,
-    /// What was done to them, if anything.
+    /// The name of the fault, if any.
     pub(crate) fault: Option<&'static str>,
 }
 
 struct Armed<F> {
-    /// For heads always [`On::Any`].
+    /// Always [`On::Any`] for heads.
     on: On,
     fault: F,
     left: u32,
@@ -279,7 +278,7 @@ impl<F: Clone> Queue<F> {
     }
 }
 
-/// A head that is announced late: once the count of heads has come this far.
+/// A head that is announced late: once the count of heads has reached `due`.
 struct Held {
     due: u64,
     hash: B256,
@@ -292,7 +291,7 @@ struct Heads {
     held: VecDeque<Held>,
 }
 
-/// The faults of one chain, or of one view of it, that are still to come.
+/// The pending faults of one view of a chain.
 #[derive(Default)]
 pub struct Faults {
     calls: Mutex<Queue<Fault>>,
@@ -302,19 +301,19 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Arms a fault for the next `count` calls of a method. Of several that are armed for a call
-    /// the one armed first takes effect. One that finds nothing to alter (no log in the block)
-    /// stays armed.
+    /// Arms a fault for the next `count` calls of a method. Of several faults armed for a call, the
+    /// one armed first takes effect. A fault that finds nothing to alter (for instance no log in
+    /// the block) stays armed.
     pub fn push(&self, on: impl Into<On>, fault: Fault, count: u32) {
         lock(&self.calls).push(on.into(), fault, count);
     }
 
-    /// Arms a fault for the next `count` heads; else like [`Faults::push`].
+    /// Arms a fault for the next `count` heads; otherwise like [`Faults::push`].
     pub fn push_head(&self, fault: HeadFault, count: u32) {
         lock(&self.heads).push(On::Any, fault, count);
     }
 
-    /// Disarms all, ends the mischief, and forgets the heads that were to come late.
+    /// Disarms all faults, ends the mischief, and drops delayed heads.
     pub fn clear(&self) {
         *lock(&self.calls) = Queue::default();
         *lock(&self.heads) = Queue::default();
@@ -322,13 +321,13 @@ impl Faults {
         lock(&self.announced).held.clear();
     }
 
-    /// How many calls and heads will still go wrong, beside those that a mischief draws.
+    /// How many calls and heads will still fail, not counting random faults of a mischief.
     #[must_use]
     pub fn left(&self) -> u64 {
         lock(&self.calls).left() + lock(&self.heads).left()
     }
 
-    /// From now on, what is not armed is drawn.
+    /// From now on, calls and heads without an armed fault may get a random one.
     pub(crate) fn draw_from(&self, playing: Playing) {
         *lock(&self.mischief) = Some(playing);
     }
@@ -337,8 +336,8 @@ impl Faults {
         lock(&self.mischief).as_mut().and_then(draw)
     }
 
-    /// What the call is answered: `honest` is the right answer from where the node stands, or what
-    /// the next fault for this method makes of it. Also the name of that fault.
+    /// The outcome of a call: `honest` gives the correct answer for a vantage, and the next fault
+    /// for this method may change it. Also returns that fault's name.
     pub(crate) async fn answer(
         &self,
         method: &str,
@@ -363,8 +362,8 @@ impl Faults {
         (Outcome::Answer(honest(Vantage::default())), None)
     }
 
-    /// What is announced when `block` has become the head, `below` giving the canonical block that
-    /// many heights under it.
+    /// What is announced when `block` has become the head; `below` gives the canonical block that
+    /// many heights below it.
     pub(crate) fn tell(&self, block: &Block, below: impl Fn(u64) -> Option<Arc<Block>>) -> Told {
         let armed = lock(&self.heads).take("");
         let fault = match &armed {
@@ -389,7 +388,7 @@ impl Faults {
 }
 
 impl Heads {
-    /// None where the fault finds nothing to do.
+    /// None if the fault finds nothing to alter.
     fn play(
         &mut self,
         fault: &HeadFault,
@@ -432,7 +431,7 @@ impl Heads {
         Some(told)
     }
 
-    /// The late heads whose time has come.
+    /// The delayed heads that are due.
     fn due(&mut self) -> Vec<(B256, Arc<str>)> {
         let heard = self.heard;
         let (due, held): (VecDeque<Held>, _) =
@@ -442,7 +441,7 @@ impl Heads {
     }
 }
 
-/// What the fault makes of the call; none where it finds nothing to alter.
+/// The outcome of a call with this fault; none if it finds nothing to alter.
 async fn play(fault: &Fault, honest: &impl Fn(Vantage) -> Answer) -> Option<Outcome> {
     let right = || honest(Vantage::default());
     let altered = |alter: fn(&mut Value) -> bool| {
@@ -505,7 +504,8 @@ async fn play(fault: &Fault, honest: &impl Fn(Vantage) -> Answer) -> Option<Outc
 }
 
 impl BloomLie {
-    /// Alters a block or header; false where it says so already, or is for other blocks.
+    /// Alters a block or header; false if it already has this bloom, or the lie does not apply to
+    /// it.
     fn tell(self, block: &mut Value) -> bool {
         let Some(field) = block.get_mut("logsBloom") else { return false };
         let zero = format!("0x{}", "0".repeat(512));
@@ -543,7 +543,7 @@ fn alter_log(result: &mut Value) -> bool {
     other_digit(&mut log[field])
 }
 
-/// Every receipt and log names the same other block.
+/// Makes every receipt and log name the same other block.
 fn foreign_logs(result: &mut Value) -> bool {
     let Some(items) = result.as_array_mut() else { return false };
     let mut changed = false;
@@ -562,7 +562,7 @@ fn foreign_log(result: &mut Value) -> bool {
     logs.get_mut(middle).is_some_and(|log| other_digit(&mut log["blockHash"]))
 }
 
-/// Takes the logs of the middle log's block away, if others remain.
+/// Removes the logs of the middle log's block, if others remain.
 fn drop_block(result: &mut Value) -> bool {
     let Some(logs) = some_logs(result) else { return false };
     let dropped = logs[logs.len() / 2]["blockHash"].clone();

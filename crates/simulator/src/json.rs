@@ -1,5 +1,5 @@
-//! Writing JSON straight from binary values: about ten times cheaper than through a tree, and the
-//! node shares its machine with what it serves.
+//! Writes JSON directly from binary values: about ten times cheaper than via a tree, which matters
+//! because the node shares its machine with its client.
 
 use alloy_primitives::{Address, B256, Bloom, hex};
 
@@ -15,7 +15,7 @@ impl<'a> Object<'a> {
         Self { out, first: true }
     }
 
-    /// Writes the field's name and gives the place for its value.
+    /// Writes the field's name and returns the place for its value.
     pub(crate) fn field(&mut self, name: &str) -> &mut String {
         if !std::mem::take(&mut self.first) {
             self.out.push(',');

@@ -13,7 +13,7 @@ use crate::chain::{Advance, Chain, Source, Tips, lock};
 use crate::limits::{FINALITY_DEPTH, ORPHANS};
 use crate::seed::{Bits, mix};
 
-/// How a chain that is moved by hand starts.
+/// The initial state of a chain that is moved by hand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManualSpec {
     /// EIP-155 chain id.
@@ -22,16 +22,17 @@ pub struct ManualSpec {
     pub seed: u64,
     /// Logs in a block of [`ManualChain::mine`].
     pub events_per_block: usize,
-    /// Every so many heights [`ManualChain::mine`] makes a block without transactions; 0: never.
+    /// At every multiple of this height, [`ManualChain::mine`] makes a block without transactions;
+    /// 0: never.
     pub empty_every: u64,
     /// Time of block 0, unix seconds.
     pub genesis_time: u64,
-    /// Difference of timestamps of neighbours; nothing waits for it.
+    /// Difference between consecutive timestamps; nothing waits for it.
     pub block_time: Duration,
 }
 
 impl ManualSpec {
-    /// A chain of 5 events a block, 12 s apart, from a fixed time on.
+    /// A chain with 5 events per block and blocks 12 s apart, starting at a fixed time.
     #[must_use]
     pub fn new(chain_id: u64) -> Self {
         Self {
@@ -50,16 +51,16 @@ impl ManualSpec {
 pub enum Contents {
     /// Other transactions.
     Fresh,
-    /// The transactions of the old branch, block by block, mined again in blocks of other hashes.
+    /// The transactions of the old branch, block by block, mined again in blocks with other hashes.
     SameTransactions,
 }
 
-/// What the node says of finality.
+/// What the node reports about finality.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finality {
-    /// So many blocks below the head.
+    /// This many blocks below the head.
     Depth(u64),
-    /// At this height, or at the head where that is lower.
+    /// At this height, or at the head if that is lower.
     At(u64),
     /// The node knows no `safe` and no `finalized` block.
     Unknown,
@@ -71,7 +72,7 @@ struct State {
     canonical: Vec<Arc<Block>>,
     known: HashMap<B256, Arc<Block>>,
     orphaned_order: VecDeque<B256>,
-    /// The branch that the last reorg replaced; its first block says where it begins.
+    /// The branch that the last reorg replaced; its first block shows where it begins.
     replaced: Vec<Arc<Block>>,
     finality: Finality,
     announcing: bool,
@@ -107,7 +108,7 @@ impl State {
         self.push(body, salt)
     }
 
-    /// Takes the last `depth` blocks away, never the genesis.
+    /// Removes the last `depth` blocks, never the genesis.
     fn cut(&mut self, depth: u64) -> Vec<Arc<Block>> {
         let keep = self.head().saturating_sub(depth) + 1;
         let removed = self.canonical.split_off(usize::try_from(keep).unwrap_or(usize::MAX));
@@ -116,7 +117,7 @@ impl State {
         }
         while self.orphaned_order.len() > ORPHANS {
             let Some(hash) = self.orphaned_order.pop_front() else { break };
-            // It may have become canonical again since.
+            // It may be canonical again by now.
             let Some(number) = self.known.get(&hash).map(|block| block.number()) else { continue };
             let index = usize::try_from(number).unwrap_or(usize::MAX);
             if self.canonical.get(index).is_none_or(|block| block.hash() != hash) {
@@ -127,10 +128,10 @@ impl State {
     }
 }
 
-/// A chain that a test moves by hand. It starts with a genesis block and announces every block
-/// it gets, in order, until told otherwise.
+/// A chain that a test moves by hand. It starts with a genesis block and announces every new block,
+/// in order, unless this is switched off.
 ///
-/// A handle: clones move the same chain. Everything of [`Chain`] is there too.
+/// This is a handle: clones move the same chain. It dereferences to [`Chain`].
 #[derive(Clone)]
 pub struct ManualChain {
     chain: Chain,
@@ -158,7 +159,7 @@ impl ManualChain {
         Self { chain, state }
     }
 
-    /// Mines `count` blocks of the spec's number of events.
+    /// Mines `count` blocks with the number of events of the spec.
     pub fn mine(&self, count: u64) -> Vec<Arc<Block>> {
         self.extend(|state| (0..count).map(|_| state.mine()).collect())
     }
@@ -184,8 +185,8 @@ impl ManualChain {
         block
     }
 
-    /// Replaces the last `depth` blocks (all but the genesis, if it is more) by `new_len` others
-    /// and gives the new ones.
+    /// Replaces the last `depth` blocks (at most all but the genesis) by `new_len` others and
+    /// returns the new ones.
     pub fn reorg(&self, depth: u64, new_len: u64, contents: Contents) -> Vec<Arc<Block>> {
         self.extend(|state| {
             let old = state.cut(depth);
@@ -204,8 +205,8 @@ impl ManualChain {
         })
     }
 
-    /// Goes back to the branch that the last reorg replaced (A, B, A); a second call returns to
-    /// the other. Gives the blocks that are canonical again; none if there was no reorg.
+    /// Returns to the branch that the last reorg replaced (A, B, A); a second call switches back.
+    /// Returns the blocks that are canonical again; none if there was no reorg.
     pub fn switch_back(&self) -> Vec<Arc<Block>> {
         self.extend(|state| {
             let branch = std::mem::take(&mut state.replaced);
@@ -233,13 +234,13 @@ impl ManualChain {
         }
     }
 
-    /// Whether new blocks are announced by themselves. Where they are not,
-    /// [`Chain::announce`] does it late, twice, out of order or never.
+    /// Whether new blocks are announced automatically. If not, use [`Chain::announce`] to do it
+    /// late, twice, out of order or never.
     pub fn set_announcing(&self, announcing: bool) {
         lock(&self.state).announcing = announcing;
     }
 
-    /// What the node says of `safe` and `finalized` from now on.
+    /// Sets what the node reports for `safe` and `finalized` from now on.
     pub fn set_finality(&self, finality: Finality) {
         lock(&self.state).finality = finality;
     }

@@ -1,4 +1,4 @@
-//! The methods of the node. Each gives the JSON of its result or the error that geth gives.
+//! The methods of the node. Each returns the JSON of its result, or the same error as geth.
 
 use std::sync::Arc;
 
@@ -15,16 +15,16 @@ use crate::seed::Bits;
 
 type Answer = Result<String, RpcError>;
 
-/// From where a node sees its chain.
+/// The state in which a node sees its chain.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Vantage {
-    /// So many blocks behind the head; those above are unknown to it.
+    /// This many blocks behind the head; it does not know higher ones.
     pub(crate) behind: u64,
     pub(crate) finalized: Option<FinalizedLie>,
 }
 
 impl Vantage {
-    /// As seen by one who is `other` as well.
+    /// Combines two vantages.
     pub(crate) fn and(self, other: Self) -> Self {
         let behind = self.behind.saturating_add(other.behind);
         Self { behind, finalized: other.finalized.or(self.finalized) }
@@ -66,7 +66,7 @@ impl Seen<'_> {
         self.chain.block_by_hash(hash).filter(|block| self.knows(block))
     }
 
-    /// Who is not behind knows also a side chain that is longer.
+    /// A node that is not behind also knows a side chain that is longer.
     fn knows(&self, block: &Block) -> bool {
         self.from.behind == 0 || block.number() <= self.head_number()
     }
@@ -155,7 +155,7 @@ fn read_hash(value: &Value) -> Option<B256> {
     (text.len() == 66 && text.starts_with("0x")).then(|| text.parse().ok())?
 }
 
-/// The height that a tag or number stands for.
+/// The height for a tag or number.
 fn number_behind(seen: &Seen<'_>, text: &str, index: usize) -> Result<u64, RpcError> {
     let tips = seen.tips();
     let unknown = |tag: &str| RpcError::server(format!("{tag} block not found"));
@@ -311,7 +311,7 @@ fn subscribe(session: Option<&Session>, kind: &str) -> Answer {
     if subscriptions.len() >= SUBSCRIPTIONS_PER_SOCKET {
         return Err(RpcError::server("too many subscriptions"));
     }
-    // Ids need only differ on their socket, which the second number sees to.
+    // Ids need only be unique per socket, which the second number ensures.
     let mut bits = Bits::of(&[unix_micros(), session.next_subscription()]);
     let id = format!("{:#x}", U256::from_be_bytes(bits.hash().0) >> 128);
     subscriptions.insert(id.clone());

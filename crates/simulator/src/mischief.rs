@@ -1,4 +1,4 @@
-//! Faults drawn from a seed: alone or mixed, the same each time.
+//! Faults drawn from a seed, of one kind or mixed: the same on every run.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,16 +8,16 @@ use crate::faults::{BloomLie, Fault, FinalizedLie, HeadFault};
 use crate::limits::COUNTED_METHODS;
 use crate::seed::{Bits, mix};
 
-/// Bytes that no client should take in one answer: geth's own limit for a WebSocket frame was 15
+/// Bytes that no client should accept in one answer: geth's own limit for a WebSocket frame was 15
 /// MiB, common libraries have 16.
 const TOO_LONG: usize = 17 << 20;
 
-/// A node that does things wrong at random, but by a seed: whether and how the nth call of a
-/// method, or the nth head, goes wrong follows from the seed, the chain's id, the method and n alone,
-/// so that it does not matter in which order calls of several methods arrive.
+/// Random but reproducible faults of a node: whether and how the nth call of a method, or the nth
+/// head, fails depends only on the seed, the chain's id, the method and n. So it does not matter in
+/// which order calls of several methods arrive.
 ///
-/// What it draws may find nothing to alter (a bloom on an empty block, in one that is not), and
-/// then the node is honest.
+/// A drawn fault may find nothing to alter (such as the bloom lie for empty blocks, in a block that
+/// is not empty); the node then answers correctly.
 #[derive(Debug, Clone)]
 pub struct Mischief {
     seed: u64,
@@ -27,14 +27,14 @@ pub struct Mischief {
 }
 
 impl Mischief {
-    /// All kinds of faults; `per_mille` of 1,000 calls and heads are hit.
+    /// All kinds of faults; `per_mille` of 1,000 calls and heads are affected.
     #[must_use]
     pub fn mixed(seed: u64, per_mille: u32) -> Self {
         Self { seed, per_mille, calls: CALLS.iter().collect(), heads: HEADS.iter().collect() }
     }
 
-    /// One kind alone, hitting `per_mille` of the 1,000 calls or heads that it is for; none if no
-    /// kind has this name.
+    /// Only one kind, affecting `per_mille` of the 1,000 calls or heads that it applies to; none if
+    /// no kind has this name.
     #[must_use]
     pub fn alone(kind: &str, seed: u64, per_mille: u32) -> Option<Self> {
         let mut mischief = Self::mixed(seed, per_mille);
@@ -63,11 +63,12 @@ impl Mischief {
 #[derive(Debug)]
 struct CallTrick {
     kind: &'static str,
-    /// Out of the weights of all kinds that a call may meet. What holds a client up has less.
+    /// Relative to the sum of the weights of all kinds that apply to a call. Faults that delay a
+    /// client have less.
     weight: u64,
-    /// For these methods, or `finalized` for the block of that tag; none: for all calls.
+    /// The methods it applies to, or `finalized` for the block of that tag; empty for all calls.
     of: &'static [&'static str],
-    /// Also given: the finalized height when the mischief began.
+    /// Makes the fault; the second argument is the finalized height when the mischief began.
     make: fn(&mut Bits, u64) -> Fault,
 }
 
@@ -181,13 +182,13 @@ const FIELDS: [&str; 8] = [
     "gasUsed",
 ];
 
-/// A mischief under way.
+/// A mischief in progress.
 pub(crate) struct Playing {
     mischief: Mischief,
     chain_id: u64,
-    /// The height when it began.
+    /// The finalized height when it began.
     finalized: u64,
-    /// Calls by method (or `finalized`), and `head`s, so far.
+    /// Number of calls by method (or `finalized`), and of `head`s, so far.
     asked: BTreeMap<String, u64>,
 }
 
@@ -196,7 +197,7 @@ impl Playing {
         Self { mischief, chain_id, finalized, asked: BTreeMap::new() }
     }
 
-    /// What goes wrong with this call of `what`, a method or `finalized`.
+    /// The fault for this call of `what`, a method or `finalized`.
     pub(crate) fn for_call(&mut self, what: &str) -> Option<Fault> {
         let is_for = |trick: &&&'static CallTrick| trick.of.is_empty() || trick.of.contains(&what);
         let tricks: Vec<_> = self.mischief.calls.iter().filter(is_for).copied().collect();
@@ -205,14 +206,14 @@ impl Playing {
         Some((trick.make)(&mut bits, self.finalized))
     }
 
-    /// What goes wrong with this head.
+    /// The fault for this head.
     pub(crate) fn for_head(&mut self) -> Option<HeadFault> {
         let mut bits = self.hit("head")?;
         let trick = weighted(&mut bits, &self.mischief.heads, |trick| trick.weight)?;
         Some((trick.make)(&mut bits))
     }
 
-    /// What decides how it goes wrong, if it does.
+    /// The random bits that decide how it fails, if it does.
     fn hit(&mut self, what: &str) -> Option<Bits> {
         let full = self.asked.len() >= COUNTED_METHODS && !self.asked.contains_key(what);
         let what = if full { "other" } else { what };
@@ -224,7 +225,7 @@ impl Playing {
     }
 }
 
-/// One of `tricks`, each as often as its weight says.
+/// One of `tricks`, at random by weight.
 fn weighted<T>(
     bits: &mut Bits,
     tricks: &[&'static T],

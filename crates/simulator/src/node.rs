@@ -1,5 +1,5 @@
-//! The server: one port, HTTP and WebSocket, `/<chain_id>` for each chain and `/` for the first.
-//! What follows the chain id in the path is ignored, as a provider's key is.
+//! The server: one port for HTTP and WebSocket, `/<chain_id>` for each chain and `/` for the first.
+//! Anything after the chain id in the path is ignored, like a provider's key.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -31,14 +31,14 @@ use crate::limits::{CONNECTIONS, FLUSH_TIME, IDLE_TIMEOUT, REQUEST_BYTES};
 use crate::rpc::{self, Reply};
 use crate::socket;
 
-/// A node that listens, and serves once it is run.
+/// A node that listens; it serves once it is run.
 pub struct Node {
     listener: TcpListener,
     handle: NodeHandle,
     chains: Arc<[Chain]>,
 }
 
-/// Where a node is, and the switches of its door. Clones are of the same node.
+/// A node's address and controls. Clones are of the same node.
 #[derive(Clone)]
 pub struct NodeHandle {
     addr: SocketAddr,
@@ -72,7 +72,7 @@ impl NodeHandle {
         format!("ws://{}/{chain_id}", self.addr)
     }
 
-    /// Refuses new connections, as a node does that is down; open ones stay. Like
+    /// Refuses new connections, like a node that is down; open ones stay. Like
     /// [`NodeHandle::resume`] it takes effect within milliseconds, not before it returns.
     pub fn pause(&self) {
         self.open.send_replace(false);
@@ -83,19 +83,19 @@ impl NodeHandle {
         self.open.send_replace(true);
     }
 
-    /// Cuts every open connection, without a farewell.
+    /// Cuts every open connection, without a close frame.
     pub fn kill_connections(&self) {
         self.kills.send_modify(|times| *times += 1);
     }
 }
 
 impl Node {
-    /// Listens at `addr`; port 0 picks a free one. Chains of one kind go in as they are, of
-    /// several kinds each through `Chain::from`.
+    /// Listens on `addr`; port 0 picks a free one. Chains of different kinds must first be
+    /// converted by `Chain::from`.
     ///
     /// # Errors
-    /// What the system says of the address; [`io::ErrorKind::InvalidInput`] if there is no chain
-    /// or two have one id.
+    /// If `addr` cannot be bound; [`io::ErrorKind::InvalidInput`] if there is no chain, or two have
+    /// the same id.
     pub async fn bind<C: Into<Chain>>(
         addr: SocketAddr,
         chains: impl IntoIterator<Item = C>,
@@ -117,7 +117,7 @@ impl Node {
         Ok(Self { listener, handle, chains })
     }
 
-    /// The node's address and switches, to keep while it runs.
+    /// The node's address and controls, for use while it runs.
     #[must_use]
     pub fn handle(&self) -> NodeHandle {
         self.handle.clone()
@@ -141,7 +141,7 @@ impl Node {
         self.handle.ws_url(chain_id)
     }
 
-    /// Runs on the current runtime until what it gives is dropped: for tests.
+    /// Runs on the current runtime until the returned value is dropped: for tests.
     #[must_use]
     pub fn spawn(self) -> RunningNode {
         let handle = self.handle();
@@ -150,7 +150,7 @@ impl Node {
         RunningNode { handle, _task: task }
     }
 
-    /// Serves until cancelled, then cuts what is still open.
+    /// Serves until cancelled, then cuts open connections.
     pub async fn run(self, cancel: CancellationToken) {
         let Self { listener, handle, chains } = self;
         let mut listener = Some(listener);
@@ -181,7 +181,7 @@ impl Node {
             };
             match accepted {
                 Ok(stream) => {
-                    // Without a place the stream is dropped, and with it the connection.
+                    // Without a free slot the stream is dropped, which closes the connection.
                     let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
                     let chains = Arc::clone(&chains);
                     let mut kills = handle.kills.subscribe();
@@ -194,7 +194,7 @@ impl Node {
                     });
                 }
                 Err(error) => {
-                    // Out of file descriptors, most likely: accepting at once again would spin.
+                    // Most likely out of file descriptors: accepting again at once would spin.
                     tracing::warn!(%error, "the simulator cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
@@ -230,7 +230,7 @@ async fn listen_again(addr: SocketAddr, listener: Option<TcpListener>) -> Option
         return listener;
     }
     let mut last = None;
-    // The port may be taken for a moment by a client that was given it as its own.
+    // A client may briefly have this port as its own local port.
     for _ in 0..50 {
         match TcpListener::bind(addr).await {
             Ok(listener) => return Some(listener),
@@ -244,12 +244,12 @@ async fn listen_again(addr: SocketAddr, listener: Option<TcpListener>) -> Option
     None
 }
 
-/// A WebSocket that was asked for: the way to its bytes, and its chain.
+/// A requested WebSocket upgrade, and its chain.
 type Upgrade = Mutex<Option<(OnUpgrade, Chain)>>;
 
 async fn connection(stream: TcpStream, chains: &[Chain]) {
     let upgrade = Upgrade::default();
-    // Answers must not wait for the acknowledgement of the ones before.
+    // Answers must not wait for the acknowledgement of earlier ones.
     if stream.set_nodelay(true).is_err() {
         return;
     }
@@ -280,14 +280,14 @@ impl fmt::Display for CutHere {
 
 impl std::error::Error for CutHere {}
 
-/// What goes out; it fails where the connection is to be cut in the middle of it.
+/// The body of a response; it fails if the connection is to be cut in the middle of it.
 type Content = UnsyncBoxBody<Bytes, CutHere>;
 
 fn whole(bytes: Bytes) -> Content {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// Promises all of `text`, sends the first half, then cuts the connection.
+/// Announces the length of all of `text`, sends the first half, then cuts the connection.
 fn half(text: String) -> Response<Content> {
     let length = text.len();
     let first = Bytes::from(text).slice(..length / 2);

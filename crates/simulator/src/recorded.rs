@@ -1,10 +1,11 @@
-//! Blocks that others recorded, served word for word.
+//! Recorded blocks, served verbatim.
 //!
-//! A folder holds `*.json.gz` files, each a block: `{"chain_id", "block", "receipts"}` with the
-//! results of `eth_getBlockByNumber` and `eth_getBlockReceipts`, or `{"chain_id", "block", "logs"}`
-//! with the result of `eth_getLogs` by block hash. Files whose `block` is null are left out. Where
-//! receipts were not recorded, the node says that it does not offer `eth_getBlockReceipts`; where
-//! neither were, it does not know the block either when it is asked for its logs.
+//! A folder holds `*.json.gz` files, each with one block: `{"chain_id", "block", "receipts"}` with
+//! the results of `eth_getBlockByNumber` and `eth_getBlockReceipts`, or `{"chain_id", "block",
+//! "logs"}` with the result of `eth_getLogs` by block hash. Files whose `block` is null are
+//! skipped. For a block without recorded receipts, the node says that it does not support
+//! `eth_getBlockReceipts`; without logs as well, it answers requests for the logs as if the block
+//! were unknown.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
@@ -55,7 +56,7 @@ pub enum RecordedError {
         path: PathBuf,
         /// The file's chain id.
         found: u64,
-        /// The chain id of the files before.
+        /// The chain id of the files read before.
         expected: u64,
     },
 }
@@ -104,7 +105,7 @@ struct LogKey {
     topics: Vec<B256>,
 }
 
-/// What a block has that its header has not.
+/// Fields that a block has and its header does not.
 const NOT_IN_HEAD: [&str; 5] = ["transactions", "uncles", "withdrawals", "size", "totalDifficulty"];
 
 impl Recording {
@@ -191,7 +192,7 @@ fn read(path: &Path) -> Result<Option<(u64, Block)>, RecordedError> {
 
 struct State {
     blocks: HashMap<B256, Arc<Block>>,
-    /// One block a height, for heights that the head's ancestry does not reach.
+    /// One block per height, for heights that the head's ancestry does not cover.
     any: BTreeMap<u64, Arc<Block>>,
     canonical: BTreeMap<u64, Arc<Block>>,
 }
@@ -206,17 +207,17 @@ impl State {
         let mut next = Some(head);
         while let Some(block) = next {
             self.canonical.insert(block.number(), Arc::clone(block));
-            // The heights must fall too, else a file with a circle in it would never end.
+            // Heights must decrease as well, or a cycle in the files would loop forever.
             let parent = self.blocks.get(&block.parent_hash());
             next = parent.filter(|parent| parent.number() < block.number());
         }
     }
 }
 
-/// A chain of recorded blocks, whose head is the highest of them until [`RecordedChain::set_head`]
-/// says otherwise. Heights without a recorded block are answered with null.
+/// A chain of recorded blocks. Its head is the highest of them until [`RecordedChain::set_head`]
+/// changes it. For heights without a recorded block the answer is null.
 ///
-/// A handle: clones are of the same chain. Everything of [`Chain`] is there too.
+/// This is a handle: clones are of the same chain. It dereferences to [`Chain`].
 #[derive(Clone)]
 pub struct RecordedChain {
     chain: Chain,
@@ -257,8 +258,8 @@ impl RecordedChain {
         Ok(Self { chain, state })
     }
 
-    /// Makes this block the head, and its recorded ancestors the canonical chain; announces
-    /// nothing ([`Chain::announce`] does). False if there is no such block.
+    /// Makes this block the head, and its recorded ancestors the canonical chain. Announces
+    /// nothing; [`Chain::announce`] does. False if there is no such block.
     pub fn set_head(&self, hash: B256) -> bool {
         let mut state = lock(&self.state);
         let Some(block) = state.blocks.get(&hash).cloned() else { return false };

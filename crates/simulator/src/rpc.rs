@@ -1,5 +1,5 @@
 //! JSON-RPC 2.0: from the text of a request, single or batch, to the text of its answer, with the
-//! errors that geth gives.
+//! same errors as geth.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -34,7 +34,7 @@ impl RpcError {
         Self::new(-32000, message)
     }
 
-    /// Whether it says something of the chain, not of the call.
+    /// Whether the error is about the chain, not about the call.
     pub(crate) fn is_servers(&self) -> bool {
         self.code == -32000
     }
@@ -44,7 +44,7 @@ impl RpcError {
     }
 }
 
-/// What one WebSocket has subscribed to.
+/// The subscriptions of one WebSocket.
 #[derive(Default)]
 pub(crate) struct Session {
     pub(crate) subscriptions: Mutex<BTreeSet<String>>,
@@ -52,18 +52,18 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// How many subscriptions there were before this one.
+    /// The number of subscriptions before this one.
     pub(crate) fn next_subscription(&self) -> u64 {
         self.subscribed.fetch_add(1, Ordering::Relaxed)
     }
 }
 
-/// What goes back for a request.
+/// The reply to a request.
 pub(crate) enum Reply {
     Text(String),
-    /// Goes out in place of all else, also of a batch's other answers.
+    /// Sent instead of everything else, including a batch's other answers.
     Whole(String),
-    /// The first half of it goes out, then the connection is closed.
+    /// The first half of it is sent, then the connection is closed.
     Half(String),
     /// The request held only notifications.
     Nothing,
@@ -113,7 +113,7 @@ pub(crate) async fn answer(chain: &Chain, session: Option<&Session>, request: &[
     let mut answers = String::from("[");
     for call in calls {
         match answer_call(chain, session, call).await {
-            // What goes wrong with the transport goes wrong for the whole batch.
+            // A fault of the transport affects the whole batch.
             whole @ (Reply::Whole(_)
             | Reply::Half(_)
             | Reply::Cut
@@ -153,7 +153,7 @@ async fn answer_call(chain: &Chain, session: Option<&Session>, call: &RawValue) 
         let seen = Seen { chain, from: stands.and(from) };
         methods::call(&seen, session, &method, params)
     };
-    // The simulator's own methods stand outside of what is tested: no faults, no counters.
+    // The simulator's own methods are not under test: no faults, no counters.
     let outcome = if method.starts_with("sim_") {
         Outcome::Answer(honest(Vantage::default()))
     } else {

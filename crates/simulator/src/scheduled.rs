@@ -1,11 +1,11 @@
-//! A chain whose height follows the clock, and whose reorgs stand in a calendar.
+//! A chain whose height follows the clock, with reorgs at predetermined times.
 //!
-//! Everything follows from the [`ChainSpec`] and the time: block n appears at `genesis_time` +
-//! n × `block_time`. If `reorg_every` divides n, then half a block time later the last
-//! d = 1 + hash(seed, n) % `reorg_depth` blocks are replaced by others of the same heights, and
-//! that branch is the one the chain goes on from. So a block's hash follows from its height, its
-//! parent and its *version*: how many reorgs have replaced that height so far. A node that starts
-//! later computes the settled chain up to then, and goes on as one that never stopped.
+//! Everything follows from the [`ChainSpec`] and the time: block n appears at `genesis_time` + n ×
+//! `block_time`. If `reorg_every` divides n, then half a block time later the last d = 1 +
+//! hash(seed, n) % `reorg_depth` blocks are replaced by others at the same heights, and the chain
+//! continues from that branch. So a block's hash follows from its height, its parent and its
+//! *version*: how many reorgs have replaced that height so far. A node that starts later computes
+//! the settled chain up to then, and continues like one that never stopped.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -20,8 +20,7 @@ use crate::chain::{Advance, Source, Tips, lock};
 use crate::limits::{FINALITY_DEPTH, HISTORY_BLOCKS, ORPHANS, SAFE_DEPTH};
 use crate::seed::mix;
 
-/// Blocks before now whose coming is played again at the start, so that what was orphaned lately
-/// is there too.
+/// Blocks before now that are replayed at the start, so that recently orphaned blocks exist, too.
 const REPLAYED: u64 = 256;
 
 /// A chain that follows the clock.
@@ -31,13 +30,13 @@ pub struct ChainSpec {
     pub chain_id: u64,
     /// Time between two blocks, at least one microsecond.
     pub block_time: Duration,
-    /// Logs in every block but the genesis and the empty ones.
+    /// Logs in every block except the genesis and the empty ones.
     pub events_per_block: usize,
-    /// Every so many heights there is a block without transactions; 0: never.
+    /// Every block at a multiple of this height has no transactions; 0: none.
     pub empty_every: u64,
-    /// After every so many blocks there is a reorg; 0: never.
+    /// There is a reorg after this many blocks, again and again; 0: never.
     pub reorg_every: u64,
-    /// The most blocks that a reorg replaces, at most 64.
+    /// The largest number of blocks that a reorg replaces, at most 64.
     pub reorg_depth: u64,
     /// Same seed and genesis time: the same chain, byte for byte.
     pub seed: u64,
@@ -45,28 +44,28 @@ pub struct ChainSpec {
     pub genesis_time: u64,
 }
 
-/// A [`ChainSpec`] that no chain can follow.
+/// A [`ChainSpec`] that is impossible.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    /// The block time is under a microsecond.
+    /// The block time is less than a microsecond.
     #[error("the block time must be at least one microsecond")]
     BlockTime,
-    /// The genesis is so long ago that the history would not fit.
+    /// The genesis is so long ago that the history would be too large.
     #[error(
         "{blocks} blocks since the genesis; at most {limit} are supported: set a later genesis"
     )]
     HistoryTooLong {
         /// Blocks from the genesis to now.
         blocks: u64,
-        /// The most that are supported.
+        /// The supported maximum.
         limit: u64,
     },
 }
 
-/// What follows from the spec alone.
+/// The part that follows from the spec alone.
 struct Schedule {
     spec: ChainSpec,
-    /// The seed for everything, with the chain's id in it.
+    /// The seed for everything, mixed with the chain id.
     seed: u64,
     block_micros: u64,
     pool: Pool,
@@ -97,13 +96,13 @@ impl Schedule {
         self.spec.reorg_every > 0 && number > 0 && number.is_multiple_of(self.spec.reorg_every)
     }
 
-    /// How many blocks the reorg at `number` replaces: never the genesis, never what is finalized.
+    /// How many blocks the reorg at `number` replaces: never the genesis, never a finalized block.
     fn depth(&self, number: u64) -> u64 {
         let most = self.spec.reorg_depth.clamp(1, FINALITY_DEPTH);
         (1 + mix(&[self.seed, number, 5]) % most).min(number)
     }
 
-    /// How often height `number` has been replaced once all reorgs up to `last` have happened.
+    /// How many times height `number` has been replaced after all reorgs up to `last`.
     fn version(&self, number: u64, last: u64) -> u64 {
         let every = self.spec.reorg_every;
         if every == 0 || number == 0 {
@@ -127,13 +126,13 @@ impl Schedule {
     }
 }
 
-/// What changes with time.
+/// The part that changes with time.
 struct State {
     /// The canonical hash at each height: all that is kept of old blocks.
     hashes: Vec<B256>,
-    /// From a canonical hash to its height, about 10 bytes a block.
+    /// From a canonical hash to its height, about 10 bytes per block.
     heights: HashTable<u32>,
-    /// Whether the reorg that the head asks for has happened.
+    /// Whether the reorg due at the head has happened.
     reorged: bool,
     orphans: HashMap<B256, Arc<Block>>,
     orphaned_order: VecDeque<B256>,
@@ -152,7 +151,7 @@ impl State {
         self.heights.insert_unique(bucket(&hash), number, rehash);
     }
 
-    /// Takes the highest block away.
+    /// Removes the highest block.
     fn pop(&mut self) {
         let Some(hash) = self.hashes.last().copied() else { return };
         let hashes = &self.hashes;
@@ -191,7 +190,7 @@ pub(crate) struct Scheduled {
 }
 
 impl Scheduled {
-    /// The chain as it is at `now`, unix microseconds. Takes about 2 µs a block of history.
+    /// The chain at `now`, unix microseconds. Takes about 2 µs per block of history.
     pub(crate) fn new(spec: ChainSpec, now: u64) -> Result<Self, SpecError> {
         let schedule = Schedule::new(spec)?;
         let blocks = schedule.height_at(now);
@@ -218,7 +217,7 @@ impl Scheduled {
         Ok(chain)
     }
 
-    /// The canonical block at `number`, built again.
+    /// The canonical block at `number`, rebuilt.
     fn build(&self, state: &State, number: u64) -> Option<Block> {
         let index = usize::try_from(number).ok()?;
         let hash = *state.hashes.get(index)?;
@@ -320,7 +319,8 @@ mod tests {
         }
     }
 
-    /// In quarters of a block time after the genesis, so that halves fall between.
+    /// A time in quarters of a block time after the genesis, so that half block times can be
+    /// expressed.
     fn at(quarters: u64) -> u64 {
         GENESIS * 1_000_000 + quarters * 62_500
     }
@@ -333,7 +333,7 @@ mod tests {
         Scheduled::new(spec.clone(), at(quarters)).unwrap()
     }
 
-    /// Blocks are built again from their hash alone: the rest must be what was hashed.
+    /// Blocks are rebuilt from their hash only: the result must match it.
     fn assert_sealed(block: &Block, hash: B256) {
         let header: ethhook_domain::Header = serde_json::from_str(&block.head_json()).unwrap();
         assert_eq!((header.block.hash, header.seal), (hash, Seal::Matches));

@@ -1,6 +1,5 @@
-//! Numbers from a seed (splitmix64): the same on every platform and in every version, which a
-//! chain that must come out the same byte for byte needs and `rand`'s small generators do not
-//! promise.
+//! Pseudo-random numbers from a seed (splitmix64): the same on every platform and in every version.
+//! A reproducible chain needs that, and `rand`'s small generators do not promise it.
 
 use alloy_primitives::{Address, B256};
 
@@ -18,7 +17,7 @@ impl Bits {
         finish(self.0)
     }
 
-    /// A number under `bound`, which is not 0. The slight bias does no harm here.
+    /// A number below `bound`, which must not be 0. The slight bias does no harm here.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound.max(1)
     }
@@ -36,7 +35,7 @@ impl Bits {
     }
 }
 
-/// One number out of several, each of which changes all of it.
+/// Combines several numbers into one; each affects all bits of the result.
 pub(crate) fn mix(words: &[u64]) -> u64 {
     words.iter().fold(0x243f_6a88_85a3_08d3, |state, word| {
         finish(state.wrapping_add(0x9e37_79b9_7f4a_7c15) ^ finish(*word))

@@ -40,9 +40,9 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(io: S, chain: &Chai
     let mut calls = FuturesUnordered::new();
     loop {
         let idle_limit = door.borrow().idle_limit;
-        // A cut goes first, for a test waits for it. Answers go before heads, so that the answer
-        // of `eth_subscribe` is there before the first head. New calls come last: they are what
-        // is bounded.
+        // A cut comes first, because a test waits for it. Answers come before heads, so that the
+        // answer of `eth_subscribe` is sent before the first head. New calls come last, because
+        // they are bounded.
         let step = tokio::select! {
             biased;
             _ = door.changed() => {
@@ -93,7 +93,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(io: S, chain: &Chai
     }
 }
 
-/// Ends when nothing has been sent or received for so long, which is never without a limit.
+/// Ends when nothing has been sent or received for `limit`; without a limit, never.
 async fn unused(since: Instant, limit: Option<Duration>) {
     match limit {
         Some(limit) => tokio::time::sleep_until(since + limit).await,
@@ -127,7 +127,7 @@ async fn send_head<S: AsyncRead + AsyncWrite + Unpin>(
     true
 }
 
-/// The first frame of a message that has no other.
+/// The first frame of a message, not followed by others.
 async fn send_half<S: AsyncRead + AsyncWrite + Unpin>(
     socket: &mut WebSocketStream<S>,
     text: String,
@@ -135,12 +135,12 @@ async fn send_half<S: AsyncRead + AsyncWrite + Unpin>(
     let mut half = text.into_bytes();
     half.truncate(half.len() / 2);
     let frame = Frame::message(half, OpCode::Data(Data::Text), false);
-    // It is cut after it either way.
+    // The socket is cut afterwards in any case.
     let _ = tokio::time::timeout(WRITE_TIMEOUT, socket.send(Message::Frame(frame))).await;
     tokio::time::sleep(FLUSH_TIME).await;
 }
 
-/// False if the other side is gone or takes nothing any more.
+/// False if the other side is gone or accepts no more data.
 async fn send<S: AsyncRead + AsyncWrite + Unpin>(
     socket: &mut WebSocketStream<S>,
     text: String,
