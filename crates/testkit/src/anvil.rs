@@ -1,5 +1,5 @@
-//! A real dev node: Foundry's anvil, on a free port, with a contract that emits as many logs as
-//! asked.
+//! A real dev node: Foundry's anvil on a free port, with a contract that emits a requested number
+//! of logs.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::node_rpc::NodeRpc;
 
-/// How long anvil may take to listen.
+/// Time limit for anvil to start listening.
 const STARTUP: Duration = Duration::from_secs(30);
 /// More gas than any call of a test uses.
 const GAS: u64 = 25_000_000;
@@ -26,7 +26,7 @@ const GAS: u64 = 25_000_000;
 /// When anvil mines a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mining {
-    /// At a fixed pace, in whole seconds.
+    /// At fixed intervals, in whole seconds.
     EverySeconds(u64),
     /// Only when asked to.
     OnDemand,
@@ -53,7 +53,7 @@ impl Anvil {
     /// Starts anvil (chain id 31337) and waits until it listens.
     ///
     /// # Errors
-    /// If there is no anvil, with how to get it, or it does not listen in time.
+    /// If anvil is not installed (the error says how to get it), or it does not listen in time.
     pub async fn start(mining: Mining) -> Result<Self> {
         Self::start_with(mining, &[]).await
     }
@@ -71,7 +71,8 @@ impl Anvil {
             Mining::EverySeconds(seconds) => command.arg("--block-time").arg(seconds.to_string()),
             Mining::OnDemand => command.arg("--no-mining"),
         };
-        // A file, not a pipe: anvil prints a line for each request, and nobody need read it.
+        // A file, not a pipe: anvil prints a line for each request, and a pipe would have to be
+        // read.
         let file = File::create(&output)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let mut process = command.kill_on_drop(true).spawn().context("starting anvil")?;
@@ -82,7 +83,7 @@ impl Anvil {
         Ok(Self { process, address, node, accounts, _directory: directory })
     }
 
-    /// Where it listens, for HTTP and WebSocket alike.
+    /// The address on which it listens, for both HTTP and WebSocket.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -100,19 +101,19 @@ impl Anvil {
         format!("ws://{}", self.address)
     }
 
-    /// A client to it.
+    /// A client of it.
     #[must_use]
     pub fn node(&self) -> &NodeRpc {
         &self.node
     }
 
-    /// Its accounts, all of them unlocked and rich.
+    /// Its accounts, all unlocked and with large balances.
     #[must_use]
     pub fn accounts(&self) -> &[Address] {
         &self.accounts
     }
 
-    /// Kills it and waits for its end.
+    /// Kills it and waits until it has ended.
     ///
     /// # Errors
     /// If it cannot be killed.
@@ -120,7 +121,7 @@ impl Anvil {
         self.process.kill().await.context("killing anvil")
     }
 
-    /// Mines `count` blocks with what is pending in the first.
+    /// Mines `count` blocks; the first contains all pending transactions.
     ///
     /// # Errors
     /// If anvil refuses.
@@ -129,7 +130,8 @@ impl Anvil {
     }
 
     /// Replaces the newest `depth` blocks by as many others. Each of `transactions` goes into the
-    /// replacement of the given position, 0 for the lowest; with none the new blocks are empty.
+    /// replacement at the given position, 0 for the lowest; without transactions the new blocks are
+    /// empty.
     ///
     /// # Errors
     /// If anvil refuses.
@@ -137,10 +139,10 @@ impl Anvil {
         self.node.call("anvil_reorg", json!([depth, transactions])).await
     }
 
-    /// Deploys an [`Emitter`]; mines a block.
+    /// Deploys an [`Emitter`], which mines a block.
     ///
     /// # Errors
-    /// If anvil refuses, or the contract is not there in time.
+    /// If anvil refuses, or the contract is not deployed in time.
     pub async fn deploy_emitter(&self) -> Result<Emitter> {
         let transaction = json!({
             "from": self.account(0)?,
@@ -160,7 +162,7 @@ impl Anvil {
     }
 
     /// Sends a transaction that emits `count` logs with `salt` in their data, from the account at
-    /// position `account`; it is mined as [`Mining`] says.
+    /// position `account`; it is mined according to [`Mining`].
     ///
     /// # Errors
     /// If anvil refuses.
@@ -236,7 +238,7 @@ fn emitter_init_code() -> Vec<u8> {
     code
 }
 
-/// Waits for the line in which anvil tells its port.
+/// Waits for the line in which anvil prints its port.
 async fn listening_port(process: &mut Child, output: &Path) -> Result<u16> {
     let deadline = Instant::now() + STARTUP;
     loop {
@@ -254,7 +256,7 @@ async fn listening_port(process: &mut Child, output: &Path) -> Result<u16> {
     }
 }
 
-/// The anvil to run: `ANVIL_BIN`, else the one that `scripts/test.sh` installs, else the PATH's.
+/// The anvil to run: `ANVIL_BIN`, or the one that `scripts/test.sh` installs, or the one in `PATH`.
 fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("ANVIL_BIN") {
         return Ok(without_wrapper(Path::new(&path)));
@@ -275,8 +277,8 @@ fn binary() -> Result<PathBuf> {
     )
 }
 
-/// npm's `anvil` is a script that runs the program as its child and would leave it behind when
-/// killed: the program itself lies in the folder of the platform's package beside it.
+/// npm's `anvil` is a script that runs the program as a child process and would leave it behind
+/// when killed: the program itself is in the platform package's folder next to it.
 fn without_wrapper(path: &Path) -> PathBuf {
     let program = || {
         let script = path.canonicalize().ok()?;

@@ -1,7 +1,8 @@
-//! Secrets that are planted in order to be looked for: none may show anywhere (G11).
+//! Secrets that are planted in order to be searched for: none may appear anywhere (G11).
 //!
-//! One for each place that a URL has for a secret. [`sweep`] searches all that a reader can get at:
-//! the logs (panics land there too), the pages of the servers and every key and value in Redis.
+//! There is one for each place in a URL that can hold a secret. [`sweep`] searches everything that
+//! a reader can access: the logs (which include panics), the pages of the servers, and every key
+//! and value in Redis.
 
 use anyhow::{Result, bail, ensure};
 use redis::aio::MultiplexedConnection;
@@ -9,7 +10,7 @@ use redis::aio::MultiplexedConnection;
 use crate::ingestor::Ingestor;
 use crate::redis_server::RedisServer;
 
-/// Part of each of them.
+/// Contained in each of them.
 pub const MARK: &str = "c4n4ry";
 /// In the path of a node's URL, where providers have their keys.
 pub const PATH: &str = "c4n4ry-in-the-path";
@@ -18,18 +19,19 @@ pub const REDIS_PASSWORD: &str = "c4n4ry-of-redis";
 /// Stream entries read at once.
 const PAGE: usize = 2_000;
 
-/// `url`, which ends in a path, with secrets as user, as password, in the path and in the query.
+/// `url`, which must end with a path, with secrets as user, as password, in the path and in the
+/// query.
 #[must_use]
 pub fn node_url(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
     format!("{scheme}://{MARK}-user:{MARK}-password@{rest}/v3/{PATH}?key={MARK}-in-the-query")
 }
 
-/// Searches what the ingestors logged and serve, and all that `redis` holds. Returns how many bytes
-/// were searched.
+/// Searches what the ingestors logged and serve, and everything in `redis`. Returns the number of
+/// bytes searched.
 ///
 /// # Errors
-/// If a secret is found, with its surroundings; if Redis cannot be read.
+/// If a secret is found (the error shows its surroundings), or Redis cannot be read.
 pub async fn sweep(ingestors: &[&Ingestor], redis: &RedisServer) -> Result<usize> {
     let mut searched = 0;
     for ingestor in ingestors {
@@ -60,7 +62,7 @@ async fn sweep_redis(redis: &mut MultiplexedConnection) -> Result<usize> {
                 let value: Vec<u8> = redis::cmd("GET").arg(&key).query_async(redis).await?;
                 searched += search(&key, &value)?;
             }
-            // It may have expired in this very moment.
+            // It may have expired just now.
             other => ensure!(other == "none", "`{key}` is a {other}, which is none of ours"),
         }
     }
@@ -81,9 +83,9 @@ async fn sweep_stream(redis: &mut MultiplexedConnection, key: &str) -> Result<us
     }
 }
 
-/// How many bytes were searched.
+/// Searches `text` and returns its length in bytes.
 fn search(place: &str, text: &[u8]) -> Result<usize> {
-    /// Bytes before and behind a secret that tell where it came from.
+    /// Bytes before and after a secret that are shown, to tell where it came from.
     const AROUND: usize = 120;
     if let Some(at) = String::from_utf8_lossy(text).find(MARK) {
         let around = &text[at.saturating_sub(AROUND)..text.len().min(at + AROUND)];

@@ -1,5 +1,5 @@
-//! A certificate authority of one's own, as self-hosted and managed Redis have, and one server
-//! certificate by it.
+//! A private certificate authority, like those of self-hosted and managed Redis, and one server
+//! certificate signed by it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,20 +9,20 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use redis::{Client, TlsCertificates};
 use tempfile::TempDir;
 
-/// The files of an authority and of a server at 127.0.0.1 or `localhost`; clones share them.
+/// The files of an authority, and of a server at 127.0.0.1 or `localhost`; clones share them.
 #[derive(Debug, Clone)]
 pub struct Certificates {
     folder: Arc<TempDir>,
 }
 
 impl Certificates {
-    /// Makes new ones.
+    /// Creates new ones.
     ///
     /// # Errors
     /// If the files cannot be written.
     pub fn make() -> Result<Self> {
         let mut authority = CertificateParams::new(Vec::new())?;
-        // A certificate whose subject is its issuer would count as self-signed.
+        // A certificate whose subject equals its issuer would count as self-signed.
         authority.distinguished_name.push(DnType::CommonName, "an authority");
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
@@ -58,12 +58,12 @@ impl Certificates {
         Path::join(self.folder.path(), name)
     }
 
-    /// A client for a `rediss://` URL that trusts this authority alone.
+    /// A client for a `rediss://` URL that trusts only this authority.
     ///
     /// # Errors
-    /// If the URL is no such URL.
+    /// If the URL is invalid.
     pub fn client(&self, url: &str) -> Result<Client> {
-        // The provider is process-wide; whoever comes second finds it installed.
+        // The provider is process-wide; it may already be installed.
         drop(rustls::crypto::ring::default_provider().install_default());
         let root_cert = Some(std::fs::read(self.authority())?);
         Ok(Client::build_with_tls(url, TlsCertificates { client_tls: None, root_cert })?)

@@ -1,9 +1,9 @@
-//! Real blocks, recorded by others, with the receipts or logs that nodes gave for them.
+//! Real recorded blocks, with the receipts or logs that nodes returned for them.
 //!
-//! They are no part of the repository. The folder `../shared/data/chain` beside it holds
+//! They are not part of the repository. The folder `../shared/data/chain` next to it holds
 //! `blocks/<chain>/*.json.gz` and `receipts_only/<chain>/*.json.gz` (`{"chain_id", "block",
 //! "receipts"}`, the block null in the latter) and `polygon_reorg/blocks/*.json.gz` (`{"chain_id",
-//! "block", "logs"}`). Tests without it say that they were left out.
+//! "block", "logs"}`). Tests that need it print that they are skipped if it is missing.
 
 use std::fs::File;
 use std::io::{BufReader, Read as _};
@@ -16,13 +16,13 @@ use flate2::read::GzDecoder;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Set to `1` where the data must be there, so that no test is left out in silence.
+/// Set to `1` if the data must be present, so that no test is skipped silently.
 pub const REQUIRE_DATA: &str = "ETHHOOK_REQUIRE_DATA";
 
-/// The folder of the data; `None`, and a line that says so, where it is absent.
+/// The folder of the data; `None`, with a line that says so, if it is missing.
 ///
 /// # Panics
-/// If it is absent although `ETHHOOK_REQUIRE_DATA=1`.
+/// If it is missing although `ETHHOOK_REQUIRE_DATA=1`.
 #[must_use]
 pub fn dir() -> Option<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/chain");
@@ -35,7 +35,7 @@ pub fn dir() -> Option<PathBuf> {
     None
 }
 
-/// One recorded block, as the JSON that a node gave.
+/// One recorded block, as JSON from a node.
 #[derive(Debug, Clone, Deserialize)]
 pub struct RecordedBlock {
     /// The file's name, for messages.
@@ -43,12 +43,12 @@ pub struct RecordedBlock {
     pub name: String,
     /// EIP-155 chain id.
     pub chain_id: ChainId,
-    /// Answer of `eth_getBlockByNumber`; null where no header was recorded.
+    /// Answer of `eth_getBlockByNumber`; null if no header was recorded.
     pub block: Value,
-    /// Answer of `eth_getBlockReceipts`; null where only logs were recorded.
+    /// Answer of `eth_getBlockReceipts`; null if only logs were recorded.
     #[serde(default)]
     pub receipts: Value,
-    /// Answer of `eth_getLogs` by block hash; null where it was not asked.
+    /// Answer of `eth_getLogs` by block hash; null if it was not requested.
     #[serde(default)]
     pub logs: Value,
 }
@@ -62,7 +62,7 @@ impl RecordedBlock {
         Header::deserialize(&self.block).with_context(|| format!("header of {}", self.name))
     }
 
-    /// The block's receipts, else its logs; `None` if neither was recorded.
+    /// The block's receipts, or its logs; `None` if neither was recorded.
     ///
     /// # Errors
     /// If they do not parse.
@@ -102,8 +102,8 @@ pub fn polygon_reorg(dir: &Path) -> Result<impl Iterator<Item = Result<RecordedB
     load_all(gzipped_files(&dir.join("polygon_reorg/blocks"))?)
 }
 
-/// The Polygon sessions, one JSON object each: `events` in the order of time, with results named by
-/// block hash, `canonical_at_end` and `reorgs`.
+/// The Polygon sessions, one JSON object each: `events` in chronological order, with results
+/// identified by block hash, `canonical_at_end` and `reorgs`.
 ///
 /// # Errors
 /// If the folder or a file cannot be read.

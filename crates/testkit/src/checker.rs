@@ -1,5 +1,6 @@
-//! Folds a chain's streams and compares them with the chain (G1 to G4): what every fault is judged
-//! by. It reads Redis and the node by itself and shares no code with the publisher but the records.
+//! Folds a chain's streams and compares them with the chain (G1 to G4): the check after every
+//! fault. It reads Redis and the node with its own code, and shares only the record types with the
+//! publisher.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,13 +15,13 @@ use tokio::time::{Instant, sleep};
 use crate::entry;
 use crate::node_rpc::NodeRpc;
 
-/// Entries read at once.
+/// Entries per read.
 const PAGE: usize = 2_000;
-/// How often both streams are read at most, because steps come in between.
+/// How many times both streams are read at most, because steps may come in between.
 const LOOKS: usize = 5;
 const REDIS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An entry of a stream, as Redis gives it: its ID, and names and values in turn.
+/// An entry of a stream, as returned by Redis: its ID, and names and values alternating.
 type RawEntry = (String, Vec<Vec<u8>>);
 
 /// Compares one chain's streams with one node.
@@ -34,14 +35,14 @@ pub struct Checker {
     may_be_trimmed: bool,
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Broken promises of the streams themselves.
+    /// Violations within the streams themselves.
     pub violations: Vec<Violation>,
     /// Where the folded stream and the chain differ.
     pub differences: Vec<Difference>,
-    /// Where the cursor does not say what the streams say.
+    /// Differences between the cursor and the streams.
     pub cursor: Vec<String>,
     /// Blocks compared with the chain.
     pub blocks: usize,
@@ -51,7 +52,7 @@ pub struct Report {
     pub markers: usize,
     /// Entries read, `removed` ones among them.
     pub entries: usize,
-    /// Entries that take another back.
+    /// Entries that take back another one.
     pub removed: usize,
     /// Entries that are packed.
     pub packed: usize,
@@ -73,7 +74,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// So many of each kind are worth reading.
+        /// Show at most this many of each kind.
         const SHOWN: usize = 20;
         writeln!(
             f,
@@ -95,7 +96,7 @@ impl fmt::Display for Report {
 }
 
 impl Checker {
-    /// A checker of `chain_id` between the Redis at `redis_url` and the node.
+    /// A checker of `chain_id` that compares the Redis at `redis_url` with the node.
     ///
     /// # Errors
     /// If Redis cannot be reached.
@@ -108,7 +109,7 @@ impl Checker {
         Ok(Self::over(redis, node, chain_id))
     }
 
-    /// The same over a connection that stands, such as one with TLS.
+    /// The same over an existing connection, for instance one with TLS.
     #[must_use]
     pub fn over(redis: MultiplexedConnection, node: NodeRpc, chain_id: ChainId) -> Self {
         Self {
@@ -133,17 +134,17 @@ impl Checker {
         Self { confirmations, ..self }
     }
 
-    /// Accepts that retention has trimmed the streams' beginnings.
+    /// Allows the beginnings of the streams to be trimmed by retention.
     #[must_use]
     pub fn with_trimmed_beginning(self) -> Self {
         Self { may_be_trimmed: true, ..self }
     }
 
-    /// Waits until the cursor's tip is the block where the stream should end: the node's head, less
+    /// Waits until the cursor's tip is the block where the stream should end: the node's head minus
     /// the confirmations. Returns that block.
     ///
     /// # Errors
-    /// If it is not within `limit`, with where the cursor stands instead.
+    /// If it is not within `limit`; the error shows the cursor's actual position.
     pub async fn settle(&self, limit: Duration) -> Result<Header> {
         let deadline = Instant::now() + limit;
         loop {
@@ -172,11 +173,11 @@ impl Checker {
         self.check().await?.into_clean()
     }
 
-    /// Folds the streams as they are and compares what is live with the node's canonical chain, from
-    /// the stream's first block to its last. The chain should stand still meanwhile.
+    /// Folds the streams as they are and compares what is live with the node's canonical chain,
+    /// from the stream's first block to its last. The chain should not change in the meantime.
     ///
     /// # Errors
-    /// If Redis or the node cannot be read, or a record is none of ours.
+    /// If Redis or the node cannot be read, or a record is not in our format.
     pub async fn check(&self) -> Result<Report> {
         let (mut report, fold, markers, cursor) = self.read().await?;
         let mut expected = Vec::new();
@@ -195,7 +196,7 @@ impl Checker {
         Ok(report)
     }
 
-    /// Both streams and the cursor, as they stood together, unless steps keep coming.
+    /// Reads both streams and the cursor in one consistent state, unless steps keep coming.
     async fn read(&self) -> Result<(Report, Fold, Vec<(EntryId, Marker)>, Option<Cursor>)> {
         let mut looks = 0;
         loop {
@@ -219,7 +220,7 @@ impl Checker {
     /// The chain's cursor; `None` before the first start.
     ///
     /// # Errors
-    /// If Redis cannot be read, or it is none of ours.
+    /// If Redis cannot be read, or the cursor is not in our format.
     pub async fn cursor(&self) -> Result<Option<Cursor>> {
         let key = format!("cursor:{{events:{}}}", self.chain_id);
         let raw: Vec<Vec<u8>> =
@@ -233,7 +234,7 @@ impl Checker {
     /// Every marker that the stream holds, with its ID.
     ///
     /// # Errors
-    /// If Redis cannot be read, or one is none of ours.
+    /// If Redis cannot be read, or a marker is not in our format.
     pub async fn markers(&self) -> Result<Vec<(EntryId, Marker)>> {
         let key = format!("blocks:{{events:{}}}", self.chain_id);
         let (mut markers, mut after) = (Vec::new(), EntryId::MIN);
@@ -251,8 +252,9 @@ impl Checker {
         Ok(markers)
     }
 
-    /// Gives both streams to `fold`. A step is atomic, so the entries that are there when reading
-    /// begins have markers by the time those are read; then come the entries of the newest markers.
+    /// Passes both streams to `fold`. A step is atomic, so entries that exist when reading begins
+    /// have markers by the time those are read; after that, the entries of the newest markers are
+    /// read.
     async fn feed(&self, fold: &mut Fold, report: &mut Report) -> Result<Vec<(EntryId, Marker)>> {
         let key = format!("events:{}", self.chain_id);
         let mut after = EntryId::MIN;
@@ -280,7 +282,7 @@ impl Checker {
         Ok(markers)
     }
 
-    /// Reads a page of a stream behind `after`; returns the last ID of it, `None` if there was nothing.
+    /// Reads a page of a stream after `after`; returns the last ID of it, or `None` if it was empty.
     async fn page(
         &self,
         key: &str,
@@ -314,7 +316,7 @@ impl Checker {
         self.node.header_by_number(number).await?.context("the node has no such block")
     }
 
-    /// The canonical block at `number` as the node has it; `None` above its head.
+    /// The canonical block at `number` according to the node; `None` above its head.
     async fn expected_block(&self, number: u64) -> Result<Option<ExpectedBlock>> {
         let Some(header) = self.node.header_by_number(number).await? else { return Ok(None) };
         let block = header.block;
@@ -328,7 +330,7 @@ fn fields(raw: &[Vec<u8>]) -> impl Iterator<Item = (&[u8], &[u8])> {
     raw.chunks_exact(2).map(|pair| (pair[0].as_slice(), pair[1].as_slice()))
 }
 
-/// A stream holds one encoding, and the cursor says which.
+/// Checks that all entries have the encoding that the cursor names.
 fn mixed(cursor: Option<&Cursor>, report: &Report) -> Option<String> {
     let encoding = cursor?.encoding;
     let right = if encoding == Encoding::Msgpack { report.entries } else { 0 };
@@ -337,7 +339,7 @@ fn mixed(cursor: Option<&Cursor>, report: &Report) -> Option<String> {
         .then(|| format!("encoding is {encoding}, {packed} of {entries} entries are packed"))
 }
 
-/// The cursor moves with the streams (G4): it must say what they end with.
+/// The cursor changes together with the streams (G4), so it must agree with their ends.
 fn compare_cursor(
     cursor: Option<&Cursor>,
     markers: &[(EntryId, Marker)],

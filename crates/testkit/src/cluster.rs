@@ -10,7 +10,7 @@ use crate::replication::{REPLICATION, REPLICATION_USER, wait_until};
 
 const MASTERS: usize = 3;
 const SLOTS: usize = 16_384;
-/// A silent node is down after this; far more than a busy machine holds a server up for.
+/// A silent node counts as down after this; far longer than a busy machine delays a server.
 const NODE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A cluster; all its nodes are killed when it is dropped.
@@ -22,7 +22,7 @@ pub struct RedisCluster {
 
 impl RedisCluster {
     /// Starts three masters with a third of the slots each, and `replicas` (0 or 1) of each; waits
-    /// until all is well. `options` are every node's.
+    /// until the cluster is healthy. `options` apply to every node.
     ///
     /// # Errors
     /// If a node does not start, or they do not find each other in time.
@@ -64,7 +64,7 @@ impl RedisCluster {
         self.all_well(self.nodes.len()).await
     }
 
-    /// Waits until every node that runs knows `count` nodes and finds all slots served.
+    /// Waits until every running node knows `count` nodes and reports all slots as served.
     async fn all_well(&self, count: usize) -> Result<()> {
         for node in &self.nodes {
             wait_until("a node finds the cluster whole", async || {
@@ -89,7 +89,7 @@ impl RedisCluster {
     /// Which node serves the slot of `key`, such as `events:1`.
     ///
     /// # Errors
-    /// If no node that runs finds it served.
+    /// If no running node reports it as served.
     pub async fn master_of(&self, key: &str) -> Result<usize> {
         let mut found = None;
         wait_until("a slot is served", async || {
@@ -114,7 +114,7 @@ impl RedisCluster {
     }
 
     /// Kills the node that serves the slot of `key` and waits until its replica serves it. Returns
-    /// that one. Start the killed one again to have it as a replica.
+    /// that replica. Start the killed node again to have it as a replica.
     ///
     /// # Errors
     /// If it does not in time.
@@ -131,8 +131,8 @@ impl RedisCluster {
     }
 }
 
-/// The port of the master of `key`'s slot, if `node` finds the cluster in order and is itself that
-/// master, so that nobody is asked who has not yet heard of a failover.
+/// The port of the master of `key`'s slot, but only if `node` reports the cluster as healthy and is
+/// itself that master, so that a node unaware of a failover is not believed.
 async fn master_as_seen_by(node: &RedisServer, key: &str) -> Result<Option<u16>> {
     if !node.ask::<String>("CLUSTER INFO").await?.contains("cluster_state:ok") {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! A server program with an HTTP port: started on a free one, killed when dropped.
+//! A server program with an HTTP port: started on a free port, killed when dropped.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -15,10 +15,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::redis_server::free_port;
 
-/// How long a program may take until it answers, and any answer after that.
+/// Time limit for a program to start answering, and for each answer after that.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A program that serves HTTP, and a folder of its own.
+/// A program that serves HTTP, with its own folder.
 #[derive(Debug)]
 pub struct Daemon {
     process: Child,
@@ -28,11 +28,11 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `program` and waits until it answers to a GET of `page`. `prepare` is given its folder
-    /// and port, and gives its arguments; what it prints goes to `log` in the folder.
+    /// Starts `program` and waits until it answers a GET of `page`. `prepare` takes its folder and
+    /// port and returns its arguments; its output goes to `log` in the folder.
     ///
     /// # Errors
-    /// If there is no such program, or it ends, or does not answer in time.
+    /// If there is no such program, it ends, or it does not answer in time.
     pub async fn spawn(
         program: &str,
         page: &str,
@@ -70,16 +70,16 @@ impl Daemon {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// What it printed.
+    /// Its output.
     #[must_use]
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// GETs `/page`: status and body.
+    /// Sends a GET for `/page`; returns status and body.
     ///
     /// # Errors
-    /// If there is no whole answer in time.
+    /// If there is no complete answer in time.
     pub async fn get(&self, page: &str) -> Result<(u16, String)> {
         let uri = format!("http://{}/{page}", self.address()).parse()?;
         let exchange = async {
@@ -94,7 +94,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may have ended by itself; then there is nothing left to do.
+        // It may have ended on its own; then there is nothing to do.
         drop(self.process.kill());
         drop(self.process.wait());
     }

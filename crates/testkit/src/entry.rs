@@ -1,15 +1,15 @@
-//! One entry of an event stream, read by the book and by itself: what is packed is unpacked by
-//! another reader than the ingestor's, into positions and not into the record.
+//! Parses one entry of an event stream independently: packed entries are unpacked by another
+//! library than the ingestor's, as an array and not as the record type.
 
 use alloy_primitives::{Address, B256, Bytes};
 use anyhow::{Context as _, Result, bail, ensure};
 use ethhook_domain::{Encoding, ProcessedEvent};
 use rmpv::Value;
 
-/// Reads an entry's names and values, in turn, and says how they were encoded.
+/// Parses an entry, given as alternating names and values, and returns how it was encoded.
 ///
 /// # Errors
-/// If it is none of ours.
+/// If it is not in our format.
 pub(crate) fn read(raw: &[Vec<u8>]) -> Result<(Encoding, ProcessedEvent)> {
     if let [name, packed] = raw
         && name == b"e"
@@ -60,7 +60,7 @@ fn number(value: &Value) -> Result<u64> {
 }
 
 fn binary(value: &Value) -> Result<&[u8]> {
-    // A text would do for `as_slice`, too.
+    // `as_slice` would accept a string, too.
     ensure!(value.is_bin(), "{value} is not binary");
     value.as_slice().context("not binary")
 }

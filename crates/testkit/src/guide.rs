@@ -1,6 +1,6 @@
-//! What the guide tells operators to type, for tests that hold it to its word.
+//! Commands from the guide for operators, for tests that check that they work.
 
-/// The user with the least rights that SETUP_GUIDE.md makes, named `ethhook`, as an ACL file has it.
+/// The least-privileged user from SETUP_GUIDE.md, named `ethhook`, in the format of an ACL file.
 #[must_use]
 pub fn least_rights(password: &str) -> String {
     let guide = include_str!("../../../SETUP_GUIDE.md");

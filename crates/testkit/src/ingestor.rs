@@ -1,4 +1,4 @@
-//! The real binary as a process: started, killed, stopped for a while, asked to end.
+//! The real binary as a process: starting, killing, pausing and terminating it.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
@@ -13,23 +13,23 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout};
 
-/// One `ethhook ingest`, its environment and its folder; killed when dropped.
+/// An `ethhook ingest` process with its environment and folder; killed when dropped.
 #[derive(Debug)]
 pub struct Ingestor {
     program: PathBuf,
     env: Vec<(String, String)>,
     folder: TempDir,
     process: Option<Child>,
-    /// Bytes of the log that earlier processes wrote.
+    /// Bytes of the log written by earlier processes.
     log_before: usize,
     started: Instant,
 }
 
 impl Ingestor {
-    /// An ingestor that does not run yet. `program` is the binary; any free ports are taken.
+    /// An ingestor that is not started yet. `program` is the binary; its ports are free ones.
     ///
     /// # Errors
-    /// If there can be no folder for it.
+    /// If its folder cannot be created.
     pub fn new(program: &Path, redis_url: &str, instance: &str) -> Result<Self> {
         let env = [
             ("REDIS_URL", redis_url),
@@ -56,12 +56,12 @@ impl Ingestor {
         self
     }
 
-    /// Takes a variable away from the next start.
+    /// Removes a variable for the next start.
     pub fn unset(&mut self, name: &str) {
         self.env.retain(|(known, _)| known != name);
     }
 
-    /// Puts an `ethhook.toml` beside the process.
+    /// Writes an `ethhook.toml` to the process's folder.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -69,38 +69,38 @@ impl Ingestor {
         Ok(std::fs::write(self.folder.path().join("ethhook.toml"), text)?)
     }
 
-    /// All that this process and its predecessors printed.
+    /// The output of this process and its predecessors.
     #[must_use]
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// What the process that runs, or ran last, printed.
+    /// The output of the current or last process.
     #[must_use]
     pub fn log_of_this_process(&self) -> String {
         self.log().get(self.log_before..).unwrap_or_default().to_owned()
     }
 
-    /// Since when it runs, or ran last.
+    /// When the current or last process was started.
     #[must_use]
     pub fn started(&self) -> Instant {
         self.started
     }
 
-    /// Whether a process was started and not ended by us. It may have ended by itself:
+    /// Whether a process was started and not ended by us. It may have ended on its own: see
     /// [`Ingestor::ended`].
     #[must_use]
     pub fn is_started(&self) -> bool {
         self.process.is_some()
     }
 
-    /// The id of the process that runs.
+    /// The id of the current process.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().and_then(Child::id)
     }
 
-    /// Starts it; does not wait for anything. Does nothing if it runs.
+    /// Starts it without waiting for anything. Does nothing if it is running.
     ///
     /// # Errors
     /// If there is no such program.
@@ -127,10 +127,10 @@ impl Ingestor {
         Ok(())
     }
 
-    /// How it ended, if it ended by itself since it was last looked at.
+    /// Its exit status, if it ended on its own since the last call.
     ///
     /// # Errors
-    /// If the system does not know.
+    /// If the system cannot tell.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         let status = self.process.as_mut().map(Child::try_wait).transpose()?.flatten();
         if status.is_some() {
@@ -139,7 +139,7 @@ impl Ingestor {
         Ok(status)
     }
 
-    /// SIGKILL, and gone. Does nothing if it does not run.
+    /// Sends SIGKILL and waits for the end. Does nothing if it is not running.
     ///
     /// # Errors
     /// If the system refuses.
@@ -150,7 +150,7 @@ impl Ingestor {
         }
     }
 
-    /// Sends a signal, such as `STOP` or `CONT`. Does nothing if it does not run.
+    /// Sends a signal, such as `STOP` or `CONT`. Does nothing if it is not running.
     ///
     /// # Errors
     /// If the signal cannot be sent.
@@ -161,16 +161,16 @@ impl Ingestor {
             .stderr(Stdio::null())
             .status()
             .await?;
-        // It may have ended in this very moment.
+        // It may have ended just now.
         ensure!(status.success() || self.ended()?.is_some(), "kill -{signal}: {status}");
         Ok(())
     }
 
-    /// SIGTERM; returns after how long it was gone.
+    /// Sends SIGTERM; returns how long it took to end.
     ///
     /// # Errors
-    /// If that took more than `limit`, or it did not exit with 0. A process that had not got to
-    /// listening yet may end as it likes.
+    /// If that took longer than `limit`, or it did not exit with 0. A process that was not
+    /// listening yet may end with any status.
     pub async fn terminate(&mut self, limit: Duration) -> Result<Duration> {
         let started = Instant::now();
         self.signal("TERM").await?;
@@ -191,7 +191,7 @@ impl Ingestor {
 
 impl Ingestor {
     /// Runs another command of the program, such as `["reset", "--chain", "local"]`, in the same
-    /// folder and environment. Dropped before it is done, the command is killed.
+    /// folder and environment. If this is dropped early, the command is killed.
     ///
     /// # Errors
     /// If there is no such program.
@@ -208,13 +208,13 @@ impl Ingestor {
             .with_context(|| format!("{} does not start", self.program.display()))
     }
 
-    /// GETs a page of one of the process's own servers, `metrics`, `health` or `ready`: its status
-    /// and body, none while nobody listens.
+    /// Sends a GET for a page of one of the process's own servers, `metrics`, `health` or `ready`.
+    /// Returns status and body; none if the server is not listening.
     pub async fn get(&self, page: &str) -> Option<(u16, String)> {
         http_get(&self.address(page)?, page).await
     }
 
-    /// Where the server of a page, `metrics`, `health` or `ready`, listens: address and port.
+    /// The address and port of the server for a page, `metrics`, `health` or `ready`.
     #[must_use]
     pub fn address(&self, page: &str) -> Option<String> {
         let log = self.log_of_this_process();
@@ -223,7 +223,7 @@ impl Ingestor {
         url.strip_prefix("http://")?.split('/').next().map(str::to_owned)
     }
 
-    /// The value of a metric's line, such as `events_published_total{chain="local"}`.
+    /// The value of a metric, such as `events_published_total{chain="local"}`.
     pub async fn metric(&self, line: &str) -> Option<f64> {
         let (_, body) = self.get("metrics").await?;
         body.lines().find_map(|l| l.strip_prefix(line)?.trim().parse().ok())

@@ -1,4 +1,4 @@
-//! A small JSON-RPC client over HTTP, so that tests see a node with eyes other than the ingestor's.
+//! A small JSON-RPC client over HTTP, so that tests see a node independently of the ingestor.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,15 +18,15 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// No answer in a test is larger, in bytes.
+/// Maximum size of an answer in bytes; no test needs more.
 const MAX_ANSWER: usize = 256 << 20;
 
 /// The error object of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct RpcError {
-    /// As in JSON-RPC 2.0 and EIP-1474.
+    /// The code according to JSON-RPC 2.0 and EIP-1474.
     pub code: i64,
-    /// In the node's words.
+    /// The node's message.
     pub message: String,
 }
 
@@ -70,7 +70,7 @@ impl NodeRpc {
     /// Calls `method` and reads its result.
     ///
     /// # Errors
-    /// An [`RpcError`] (by `downcast_ref`) if the node answers with one; else whatever broke.
+    /// An [`RpcError`] (by `downcast_ref`) if the node answers with one; otherwise whatever failed.
     pub async fn call<T: DeserializeOwned>(&self, method: &str, params: Value) -> Result<T> {
         let result = tokio::time::timeout(TIMEOUT, self.send(method, params))
             .await
@@ -116,7 +116,7 @@ impl NodeRpc {
         self.call("eth_getBlockByNumber", json!([Quantity(number), false])).await
     }
 
-    /// The header at a tag such as `latest` or `finalized`; `None` where there is none.
+    /// The header at a tag such as `latest` or `finalized`; `None` if there is none.
     ///
     /// # Errors
     /// As [`NodeRpc::call`].

@@ -1,5 +1,5 @@
-//! A real Prometheus with the configuration and the rules that are shipped, but in a hurry: a minute
-//! of theirs is a second here.
+//! A real Prometheus with the shipped configuration and rules, sped up: each of their minutes is a
+//! second here.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,11 +15,12 @@ use crate::daemon::Daemon;
 pub struct PrometheusServer(Daemon);
 
 impl PrometheusServer {
-    /// Starts one with the files of `shipped` (`docker/prometheus`). `addresses` are put in the place
-    /// of the hosts that `prometheus.yml` names, such as `("ethhook:9090", "127.0.0.1:1234")`.
+    /// Starts one with the files of `shipped` (`docker/prometheus`). `addresses` replace the hosts
+    /// in `prometheus.yml`, for instance `("ethhook:9090", "127.0.0.1:1234")`.
     ///
     /// # Errors
-    /// If a host is not named there, or Prometheus is not installed or refuses the files.
+    /// If `prometheus.yml` does not contain a host, or Prometheus is not installed or rejects the
+    /// files.
     pub async fn spawn(shipped: &Path, addresses: &[(&str, String)]) -> Result<Self> {
         let prepare = |folder: &Path, port: u16| {
             let mut config = std::fs::read_to_string(shipped.join("prometheus.yml"))?;
@@ -45,17 +46,17 @@ impl PrometheusServer {
         Ok(Self(Daemon::spawn("prometheus", "-/ready", prepare).await?))
     }
 
-    /// The samples that `expression` gives now, each an object with `metric` and `value`.
+    /// The samples that `expression` evaluates to now, each an object with `metric` and `value`.
     ///
     /// # Errors
-    /// If Prometheus refuses the expression.
+    /// If Prometheus rejects the expression.
     pub async fn query(&self, expression: &str) -> Result<Vec<Value>> {
         let encoded: String = byte_serialize(expression.as_bytes()).collect();
         let data = self.api(&format!("query?query={encoded}")).await?;
         data["result"].as_array().cloned().with_context(|| format!("{expression}: no samples"))
     }
 
-    /// All rules: each an object with `name`, `query`, and, of an alert, `state` and `annotations`.
+    /// All rules, each an object with `name`, `query` and, for an alert, `state` and `annotations`.
     ///
     /// # Errors
     /// If Prometheus does not answer.
@@ -65,7 +66,7 @@ impl PrometheusServer {
         Ok(groups.iter().filter_map(|group| group["rules"].as_array()).flatten().cloned().collect())
     }
 
-    /// The names of the alerts that fire.
+    /// The names of the alerts that are firing.
     ///
     /// # Errors
     /// If Prometheus does not answer.
@@ -75,7 +76,7 @@ impl PrometheusServer {
         Ok(firing.filter_map(|rule| Some(rule["name"].as_str()?.to_owned())).collect())
     }
 
-    /// The names of all series that it has ever scraped or recorded.
+    /// The names of all series that it has scraped or recorded.
     ///
     /// # Errors
     /// If Prometheus does not answer.
@@ -91,7 +92,7 @@ impl PrometheusServer {
     }
 }
 
-/// `rules` with every duration in minutes (`[5m]`, `for: 2m`) made one in seconds.
+/// `rules` with every duration in minutes (`[5m]`, `for: 2m`) changed to seconds.
 fn hurried(rules: &str) -> String {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! A TCP proxy in front of a node or a Redis, to cut, hold up, delay or slice what passes.
+//! A TCP proxy in front of a node or a Redis that can cut, stall, delay or slice the traffic.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// Chunks on their way in one direction of a connection.
+/// Chunks in flight in one direction of a connection.
 const CHUNKS_IN_FLIGHT: usize = 256;
 const CHUNK_BYTES: usize = 16 << 10;
 
@@ -23,7 +23,7 @@ enum Mode {
     Open,
     /// New connections are closed at once.
     Cut,
-    /// Connections stand, and nothing passes.
+    /// Connections stay open, but nothing passes.
     Blackhole,
 }
 
@@ -31,16 +31,16 @@ enum Mode {
 struct State {
     mode: Mode,
     delay: Duration,
-    /// Every byte is written by itself.
+    /// Every byte is written separately.
     sliced: bool,
-    /// A connection of an earlier generation has been cut.
+    /// Connections of an earlier generation have been cut.
     generation: u64,
 }
 
-/// In place of a number of bytes: no cut is asked for.
+/// Instead of a number of bytes: no cut is requested.
 const NEVER: u64 = u64::MAX;
 
-/// A proxy on a free port of 127.0.0.1; ends with all its connections when dropped.
+/// A proxy on a free port of 127.0.0.1; dropping it closes all its connections.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -73,19 +73,19 @@ impl Proxy {
         Ok(Self { address, state, connections, until_cut, _tasks: tasks })
     }
 
-    /// Where to connect instead.
+    /// The address to connect to instead.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// How many connections were passed on so far.
+    /// How many connections have been passed on so far.
     #[must_use]
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Resets every connection, and every new one at once.
+    /// Resets every connection now, and new ones at once.
     pub fn cut(&self) {
         self.state.send_modify(|state| {
             state.mode = Mode::Cut;
@@ -98,53 +98,52 @@ impl Proxy {
         self.state.send_modify(|state| state.generation += 1);
     }
 
-    /// Lets nothing pass any more, while connections stand and new ones are accepted: a half-open
-    /// link.
+    /// Stalls all traffic while connections stay open and new ones are accepted: a half-open link.
     pub fn blackhole(&self) {
         self.state.send_modify(|state| state.mode = Mode::Blackhole);
     }
 
-    /// Lets everything pass. What a blackhole held up comes late, as after a lost route.
+    /// Lets everything pass. Data stalled by a blackhole arrives late, as after a lost route.
     pub fn restore(&self) {
         self.state.send_modify(|state| state.mode = Mode::Open);
     }
 
-    /// Holds every byte up for `delay`, in both directions, without loss of throughput.
+    /// Delays every byte by `delay`, in both directions, without loss of throughput.
     pub fn delay(&self, delay: Duration) {
         self.state.send_modify(|state| state.delay = delay);
     }
 
-    /// Whether every byte goes out by itself, in both directions: what a reader must expect that
-    /// takes what it gets for a whole message. Costs about a system call a byte.
+    /// Whether every byte is sent separately, in both directions: breaks a reader that takes what
+    /// it receives for a whole message. Costs about one system call per byte.
     pub fn slice(&self, sliced: bool) {
         self.state.send_modify(|state| state.sliced = sliced);
     }
 
-    /// Passes `bytes` more of what comes from upstream, over all connections, then resets the one
-    /// on which the last of them passed: an answer cut in the middle. Once: what comes after passes.
+    /// Lets `bytes` more from upstream pass, over all connections, then resets the one over which
+    /// the last of them passed: an answer cut in the middle. Only once: later traffic passes.
     pub fn cut_after(&self, bytes: u64) {
         self.until_cut.store(bytes, Ordering::Relaxed);
     }
 
-    /// Whether the cut of [`Proxy::cut_after`] is still to come.
+    /// Whether the cut requested by [`Proxy::cut_after`] is still to come.
     #[must_use]
     pub fn will_cut(&self) -> bool {
         self.until_cut.load(Ordering::Relaxed) != NEVER
     }
 }
 
-/// What all connections share.
+/// State shared by all connections.
 #[derive(Debug, Clone)]
 struct Link {
     upstream: SocketAddr,
     state: watch::Receiver<State>,
     connections: Arc<AtomicU64>,
-    /// Bytes from upstream that still pass before a cut, or [`NEVER`].
+    /// Bytes from upstream that may still pass before a cut, or [`NEVER`].
     until_cut: Arc<AtomicU64>,
 }
 
 impl Link {
-    /// How many of `bytes` from upstream may pass, and whether the connection is cut then.
+    /// How many of `bytes` from upstream may pass, and whether the connection is then cut.
     fn share(&self, bytes: usize) -> (usize, bool) {
         let count = bytes as u64;
         let less = |left: u64| match left {
@@ -179,7 +178,7 @@ async fn accept(listener: TcpListener, link: Link) {
     }
 }
 
-/// One connection, until both sides have ended it or it is cut.
+/// Handles one connection until both sides have closed it or it is cut.
 async fn pass(mut client: TcpStream, link: Link) {
     let mut cut = link.state.clone();
     let generation = cut.borrow_and_update().generation;
@@ -214,12 +213,12 @@ async fn connect(upstream: SocketAddr, mut state: watch::Receiver<State>) -> Opt
     Some(server)
 }
 
-/// Makes the socket's drop a reset.
+/// Makes dropping the socket reset the connection.
 fn reset(socket: &TcpStream) {
     let _ = socket.set_zero_linger();
 }
 
-/// Passes chunks on, each when its time has come. Reading goes on meanwhile, so that a delay costs
+/// Passes chunks on, each when it is due. Reading continues in the meantime, so that a delay costs
 /// no throughput.
 async fn one_way(
     from: ReadHalf<'_>,
@@ -232,7 +231,7 @@ async fn one_way(
     let write = async {
         if write(to, receiver, state.clone(), share).await == Written::Cut {
             cut_here.notify_one();
-            // The connection ends from outside, and not in good order.
+            // The connection is ended from outside, abruptly.
             std::future::pending::<()>().await;
         }
     };
@@ -273,12 +272,12 @@ async fn write(
         let (bytes, is_cut) = share(chunk.len());
         let sliced = state.borrow().sliced;
         for slice in chunk[..bytes].chunks(if sliced { 1 } else { CHUNK_BYTES }) {
-            // Nothing is held back here: every write is one to the socket.
+            // Nothing is buffered here: every write goes to the socket.
             if to.write_all(slice).await.is_err() {
                 return Written::Everything;
             }
             if sliced {
-                // A reader in this process shall find it before the next.
+                // Lets a reader in this process receive it before the next byte.
                 tokio::task::yield_now().await;
             }
         }

@@ -1,7 +1,7 @@
-//! A real redis-server on a free port, with its data in a directory of its own.
+//! A real redis-server on a free port, with its data in its own directory.
 //!
-//! Which one is run says the environment variable `REDIS_SERVER_BIN`; not set: `redis-server` of the
-//! `PATH`.
+//! The environment variable `REDIS_SERVER_BIN` names the program; the default is `redis-server` in
+//! the `PATH`.
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, TcpListener};
@@ -18,12 +18,13 @@ use tokio::time::{Instant, sleep};
 
 use crate::certificates::Certificates;
 
-/// How long a server may take until it answers.
+/// Time limit for a server to start answering.
 const STARTUP: Duration = Duration::from_secs(20);
-/// How many free ports are tried: another process may take one between finding and binding it.
+/// How many free ports are tried, because another process may take one between finding and binding
+/// it.
 const ATTEMPTS: usize = 5;
 
-/// What a server is started with.
+/// The options of a server.
 #[derive(Debug, Clone)]
 pub struct RedisOptions {
     /// `appendfsync`: `always`, `everysec` or `no`.
@@ -32,13 +33,13 @@ pub struct RedisOptions {
     pub maxmemory: String,
     /// `maxmemory-policy`.
     pub maxmemory_policy: &'static str,
-    /// Further directives, as on the command line: `("requirepass", "secret")`; that one is part of
-    /// [`RedisServer::url`].
+    /// Additional directives, as on the command line, for instance `("requirepass", "secret")`;
+    /// that one is included in [`RedisServer::url`].
     pub more: Vec<(String, String)>,
-    /// Further users beside `default`, each as in an ACL file:
-    /// `ethhook on >secret ~* &* +@all` (<https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/>).
+    /// Users in addition to `default`, each in the format of an ACL file: `ethhook on >secret ~* &* +@all`
+    /// (<https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/>).
     pub users: Vec<String>,
-    /// Speaks TLS alone, with this certificate.
+    /// Accepts only TLS, with this certificate.
     pub tls: Option<Certificates>,
 }
 
@@ -56,7 +57,7 @@ impl Default for RedisOptions {
 }
 
 impl RedisOptions {
-    /// With a password for everybody but further users.
+    /// With a password for the default user.
     #[must_use]
     pub fn guarded(password: &str) -> Self {
         Self { more: vec![("requirepass".to_owned(), password.to_owned())], ..Self::default() }
@@ -68,14 +69,14 @@ impl RedisOptions {
     }
 }
 
-/// What part a server plays.
+/// The role of a server.
 #[derive(Debug, Clone)]
 pub(crate) enum Part {
     /// Holds data.
     Data,
     /// Holds slots of a cluster.
     ClusterNode,
-    /// Watches others: what its configuration says beyond its own port.
+    /// Watches other servers: its configuration apart from its port.
     Sentinel(String),
 }
 
@@ -86,7 +87,7 @@ pub struct RedisServer {
     part: Part,
     directory: TempDir,
     port: u16,
-    /// On which the nodes of a cluster speak with each other.
+    /// The port on which the nodes of a cluster communicate.
     bus_port: u16,
     process: Option<Child>,
 }
@@ -115,49 +116,48 @@ impl RedisServer {
         Err(last.context("no attempt was made")?)
     }
 
-    /// `redis://127.0.0.1:<port>/`, or `rediss://` where it speaks TLS; with the password if it asks
-    /// for one.
+    /// `redis://127.0.0.1:<port>/`, or `rediss://` with TLS; with the password, if one is required.
     #[must_use]
     pub fn url(&self) -> String {
         let password = self.password().map(|text| format!(":{text}@")).unwrap_or_default();
         format!("redis{}://{password}127.0.0.1:{}/", self.tls_suffix(), self.port)
     }
 
-    /// What it asks for, if it does.
+    /// The required password, if any.
     pub(crate) fn password(&self) -> Option<&str> {
         self.options.password()
     }
 
-    /// The `s` in the scheme of a URL, where it speaks TLS.
+    /// The `s` in the scheme of a URL, if it uses TLS.
     pub(crate) fn tls_suffix(&self) -> &'static str {
         if self.options.tls.is_some() { "s" } else { "" }
     }
 
-    /// The port, the same for the server's whole life.
+    /// The port, which never changes.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The port of the cluster's bus, the same for the server's whole life.
+    /// The port of the cluster bus, which never changes.
     pub(crate) fn bus_port(&self) -> u16 {
         self.bus_port
     }
 
-    /// Whether it was started and not killed since.
+    /// Whether it was started and has not been killed since.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.process.is_some()
     }
 
-    /// Where its append-only file and log are.
+    /// The directory of its append-only file and log.
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
     /// Starts the server, again on the same port and directory, and waits until it answers. Does
-    /// nothing if it runs.
+    /// nothing if it is running.
     ///
     /// # Errors
     /// If it exits or does not answer in time.
@@ -189,7 +189,7 @@ impl RedisServer {
         }
     }
 
-    /// What a server reads beside its arguments.
+    /// Writes the files that a server reads in addition to its arguments.
     fn write_files(&self) -> anyhow::Result<()> {
         let folder = self.directory.path();
         if let Part::Sentinel(watched) = &self.part {
@@ -254,28 +254,28 @@ impl RedisServer {
         all
     }
 
-    /// Ends the server by SIGKILL and waits until it is gone. Does nothing if it does not run.
+    /// Ends the server by SIGKILL and waits until it has ended. Does nothing if it is not running.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
-            // It may have ended by itself; then there is nothing left to do.
+            // It may have ended on its own; then there is nothing to do.
             drop(process.kill());
             drop(process.wait());
         }
     }
 
-    /// Stops the process by SIGSTOP: what is sent to it waits in the socket, and is run by
-    /// [`RedisServer::resume`] even if the sender has hung up by then.
+    /// Pauses the process by SIGSTOP: commands sent to it wait in the socket, and are executed
+    /// after [`RedisServer::resume`] even if the sender has disconnected by then.
     ///
     /// # Errors
-    /// If the server does not run.
+    /// If the server is not running.
     pub fn pause(&self) -> anyhow::Result<()> {
         self.signal("-STOP")
     }
 
-    /// Lets a paused process go on.
+    /// Resumes a paused process.
     ///
     /// # Errors
-    /// If the server does not run.
+    /// If the server is not running.
     pub fn resume(&self) -> anyhow::Result<()> {
         self.signal("-CONT")
     }
@@ -287,10 +287,10 @@ impl RedisServer {
         Ok(())
     }
 
-    /// A connection whose answers may take 20 s.
+    /// A connection with a response timeout of 20 s.
     ///
     /// # Errors
-    /// If the server does not run.
+    /// If the server is not running.
     pub async fn connection(&self) -> anyhow::Result<MultiplexedConnection> {
         let timeout = Some(Duration::from_secs(20));
         let config = AsyncConnectionConfig::new()
@@ -303,10 +303,10 @@ impl RedisServer {
         Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
     }
 
-    /// Sends one command, such as `CLUSTER INFO`; words stand between single spaces.
+    /// Sends one command, such as `CLUSTER INFO`; words are separated by single spaces.
     ///
     /// # Errors
-    /// If the server does not run, or what it says.
+    /// If the server is not running, or it answers with an error.
     pub async fn ask<T: FromRedisValue>(&self, line: &str) -> anyhow::Result<T> {
         let mut command = redis::Cmd::new();
         line.split(' ').for_each(|word| {
@@ -316,8 +316,8 @@ impl RedisServer {
         answer.with_context(|| format!("`{line}` of the server on port {}", self.port))
     }
 
-    /// Whether our own process answers: another one may have taken the port. A server that asks for
-    /// a password answers too.
+    /// Whether our own process answers, since another one may have taken the port. An answer that
+    /// requires a password counts, too.
     async fn answers(&self) -> bool {
         let Ok(mut connection) = self.connection().await else { return false };
         let info = redis::cmd("INFO").arg("all").query_async::<String>(&mut connection).await;
@@ -338,14 +338,14 @@ impl Drop for RedisServer {
     }
 }
 
-/// Ports below those that the system gives to outgoing connections: one of those would take the
-/// port of a server that is down for a moment.
+/// Ports below those that the system assigns to outgoing connections: such a connection could take
+/// the port of a server that is briefly down.
 const PORTS: std::ops::Range<u16> = 10_000..32_000;
 
-/// A port that was free a moment ago.
+/// A port that was free just now.
 ///
 /// # Errors
-/// If none of many tries was free.
+/// If none of many tried ports was free.
 pub fn free_port() -> anyhow::Result<u16> {
     (0..100)
         .map(|_| rand::rng().random_range(PORTS))

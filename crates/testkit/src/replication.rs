@@ -1,4 +1,5 @@
-//! A server and its replicas: whether they hold the same, and keeping them apart.
+//! Replication between a server and its replicas: waiting until they hold the same data, and
+//! cutting it.
 
 use std::time::Duration;
 
@@ -7,23 +8,23 @@ use tokio::time::{Instant, sleep};
 
 use crate::redis_server::RedisServer;
 
-/// As whom replicas read from a master; so they can be kept away from it without anybody else.
+/// The user as which replicas read from a master, so that only they can be kept away from it.
 pub(crate) const REPLICATION_USER: &str = "replication on >replication +psync +replconf +ping";
-/// What makes them do so.
+/// The settings that make them use it.
 pub(crate) const REPLICATION: [(&str, &str); 3] = [
     ("masteruser", "replication"),
     ("masterauth", "replication"),
     ("repl-diskless-sync-delay", "0"),
 ];
 
-/// How long anything may take on a busy machine. A Sentinel whose clock jumped waits for 30 s.
+/// Time limit for anything on a busy machine. A Sentinel whose clock jumped waits for 30 s.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 impl RedisServer {
-    /// Waits until this replica is linked to its master and has read what that held.
+    /// Waits until this replica is connected to its master and has received its data.
     ///
     /// # Errors
-    /// If it has not in time.
+    /// If that takes too long.
     pub async fn is_synchronous(&self) -> Result<()> {
         wait_until("a replica holds what its master holds", async || {
             Ok(self.ask::<String>("INFO replication").await?.contains("master_link_status:up"))
@@ -31,14 +32,15 @@ impl RedisServer {
         .await
     }
 
-    /// Waits until a replica of this master holds all that this holds now.
+    /// Waits until a replica of this master holds all current data of this master.
     ///
     /// # Errors
-    /// If none does in time.
+    /// If that takes too long.
     pub async fn is_replicated(&self) -> Result<()> {
         let mut connection = self.connection().await?;
         wait_until("a replica holds what this master holds", async || {
-            // It waits for what its own connection saw last, and for nothing before the first command.
+            // WAIT covers what was written before this connection's last command, and nothing
+            // before the first one.
             redis::cmd("PING").exec_async(&mut connection).await?;
             let mut wait = redis::cmd("WAIT");
             Ok(wait.arg(1).arg(1_000).query_async::<u64>(&mut connection).await? > 0)
@@ -46,18 +48,18 @@ impl RedisServer {
         .await
     }
 
-    /// Lets no replica read from this master any more, until it starts anew: what is written from
-    /// now on is lost if it fails over. Only for servers of a `SentinelSet` or a `RedisCluster`.
+    /// Prevents replicas from reading from this master until it is restarted: writes from now on
+    /// are lost in a failover. Only for servers of a `SentinelSet` or a `RedisCluster`.
     ///
     /// # Errors
-    /// If it does not run.
+    /// If it is not running.
     pub async fn cut_replication(&self) -> Result<()> {
         self.ask::<()>("ACL SETUSER replication off").await?;
         self.ask::<u64>("CLIENT KILL TYPE replica").await.map(drop)
     }
 }
 
-/// Polls until `holds`; an error counts as not yet.
+/// Polls until `holds` returns true; an error counts as false.
 ///
 /// # Errors
 /// If it does not within two minutes.

@@ -11,20 +11,20 @@ use crate::replication::{REPLICATION, REPLICATION_USER, wait_until};
 /// The name under which the Sentinels know the master.
 pub const MASTER_NAME: &str = "main";
 
-/// A silent master is down after this; far more than a busy machine holds a server up for.
+/// A silent master counts as down after this; far longer than a busy machine delays a server.
 const DOWN_AFTER: Duration = Duration::from_secs(2);
-/// Servers under the watch of three Sentinels; all killed when dropped.
+/// Servers watched by three Sentinels; all are killed when dropped.
 #[derive(Debug)]
 pub struct SentinelSet {
-    /// The first one begins as the master.
+    /// The first one starts as the master.
     pub servers: Vec<RedisServer>,
-    /// Who watches.
+    /// The Sentinels.
     pub sentinels: Vec<RedisServer>,
 }
 
 impl SentinelSet {
-    /// Starts a master, `replicas` of it and three Sentinels, and waits until the replicas hold what
-    /// the master holds and the Sentinels know all of them. `options` are every server's.
+    /// Starts a master, `replicas` of it and three Sentinels, and waits until the replicas hold the
+    /// master's data and the Sentinels know all of them. `options` apply to every server.
     ///
     /// # Errors
     /// If a server does not start, or they do not find each other in time.
@@ -33,7 +33,7 @@ impl SentinelSet {
         Self::spawn_with(options, replicas, watching).await
     }
 
-    /// The same with options of the Sentinels' own, such as another password.
+    /// The same with separate options for the Sentinels, such as another password.
     ///
     /// # Errors
     /// See [`SentinelSet::spawn`].
@@ -89,7 +89,7 @@ impl SentinelSet {
     }
 
     /// `redis-sentinel://host:port,…/main`, or `rediss-sentinel://` with TLS; with the passwords of
-    /// servers and Sentinels, where they ask for one.
+    /// servers and Sentinels, if required.
     #[must_use]
     pub fn url(&self) -> String {
         let tls = self.sentinels[0].tls_suffix();
@@ -106,8 +106,8 @@ impl SentinelSet {
         )
     }
 
-    /// Which of the servers a majority of the Sentinels names as the master now; none while they do
-    /// not agree.
+    /// The server that a majority of the Sentinels currently names as the master; none while they
+    /// do not agree.
     pub async fn master(&self) -> Option<usize> {
         let mut named = Vec::new();
         for sentinel in &self.sentinels {
@@ -121,18 +121,18 @@ impl SentinelSet {
         })
     }
 
-    /// Kills `master` and waits until another is master in its place. Returns that one. Start the
-    /// killed one again to have it as a replica.
+    /// Kills `master` and waits until another server is master. Returns that one. Start the killed
+    /// one again to have it as a replica.
     ///
     /// # Errors
-    /// If none is in time.
+    /// If that takes too long.
     pub async fn fail_over(&mut self, master: usize) -> Result<usize> {
         self.servers[master].kill();
         self.other_master(master, async || {}).await
     }
 
-    /// Makes a replica the master while the old one lives, as for maintenance, and waits until that is
-    /// a replica: what it takes until then is lost. Returns the new master.
+    /// Makes a replica the master while the old one is running, as for maintenance, and waits until
+    /// the old master is a replica: writes to it until then are lost. Returns the new master.
     ///
     /// # Errors
     /// If the Sentinels refuse, or it takes too long.
@@ -140,8 +140,8 @@ impl SentinelSet {
         let order = format!("SENTINEL FAILOVER {MASTER_NAME}");
         let new = self
             .other_master(master, async || {
-                // Given until it is carried out: while a Sentinel has not looked at a replica lately,
-                // it refuses, or begins and gives up.
+                // Repeated until it is carried out: as long as a Sentinel has not checked a replica
+                // recently, it refuses, or starts and gives up.
                 drop(self.sentinels[0].ask::<()>(&order).await);
             })
             .await?;

@@ -1,11 +1,11 @@
-//! What can happen in a world, and what a world is made of.
+//! What can happen in a world, and a world's settings.
 
 use ethhook_simulator::{Contents, Fault};
 
-/// Which link a proxy stands in.
+/// The link that a proxy controls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
-    /// To the endpoint of this position.
+    /// To the endpoint at this position.
     Node(usize),
     Redis,
 }
@@ -13,34 +13,34 @@ pub(super) enum Side {
 /// What a proxy does to its link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LinkFault {
-    /// Connections are reset and none is accepted.
+    /// Connections are reset and new ones are refused.
     Cut,
     /// Connections are reset once.
     Drop,
-    /// The answer is cut after so many bytes more.
+    /// The connection is cut after this many more bytes of answers.
     CutAnswer(u64),
-    /// Every byte comes by itself.
+    /// Every byte is sent separately.
     Slices,
-    /// Connections stand and nothing passes.
+    /// Connections stay open, but nothing passes.
     HalfOpen,
-    /// Every byte comes so many ms late.
+    /// Every byte is delayed by this many ms.
     Delay(u64),
 }
 
-/// What form the world's Redis has.
+/// The form of the world's Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     /// One server, behind a proxy.
     One,
     /// A master and a replica, watched by three Sentinels.
     Sentinel,
-    /// Three masters and a replica of each.
+    /// Three masters with one replica each.
     Cluster,
 }
 
-/// One thing that happens. Durations in ms; what has one is undone after it, while others happen.
-/// What concerns a chain concerns the world's chains in turn; `at` is an endpoint of it, `who` an
-/// ingestor.
+/// One thing that happens. Durations are in ms; an action with a duration is undone after it, while
+/// others happen. Actions that concern a chain are applied to the world's chains in turn; `at` is
+/// one of its endpoints, `who` an ingestor.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Action {
     Mine {
@@ -58,12 +58,13 @@ pub(super) enum Action {
         contents: Contents,
     },
     SwitchBack,
-    /// Below what is final: the chain must stop, and go on once the operator has said so.
+    /// Below the finalized block: the chain must stop, and continue once the operator clears the
+    /// alarm.
     ReorgBelowFinalized,
     MuteHeads {
         at: usize,
     },
-    /// Heads of new blocks come in another order, one twice.
+    /// Heads of new blocks arrive in another order, one of them twice.
     ShuffleHeads {
         at: usize,
         blocks: u64,
@@ -72,13 +73,13 @@ pub(super) enum Action {
     CutSockets {
         at: usize,
     },
-    /// A provider's faults, mixed, on so many of 1,000 calls and heads.
+    /// Mixed faults of a provider, on this many of 1,000 calls and heads.
     Misbehave {
         at: usize,
         seed: u64,
         per_mille: u32,
     },
-    /// One kind of a provider's faults alone, until it took effect so often.
+    /// One kind of a provider's faults, until it has taken effect this many times.
     GoWrong {
         kind: &'static str,
         seed: u64,
@@ -98,7 +99,7 @@ pub(super) enum Action {
     RedisKill {
         millis: u64,
     },
-    /// Killed, and its append-only file cut at this share of its length, in millionths.
+    /// Redis is killed, and its append-only file cut at this share of its length, in millionths.
     RedisCut {
         millionths: u64,
         millis: u64,
@@ -109,14 +110,14 @@ pub(super) enum Action {
     RedisPause {
         millis: u64,
     },
-    /// The master is killed after writes that its replica never got; that one takes its place, and
-    /// the old one comes back.
+    /// The master is killed after writes that its replica never received; the replica takes its
+    /// place, and the old master comes back.
     RedisFailOver,
     Kill {
         who: usize,
         millis: u64,
     },
-    /// Killed, the chain reorganised, and started again.
+    /// An ingestor is killed, the chain reorganised, and the ingestor started again.
     KillAndReorg {
         who: usize,
         depth: u64,
@@ -126,11 +127,11 @@ pub(super) enum Action {
         who: usize,
         millis: u64,
     },
-    /// For longer than the lease lasts.
+    /// An ingestor is paused for longer than the lease lasts.
     PausePastLease {
         who: usize,
     },
-    /// Whoever holds the lease is stopped until the other has taken over and published.
+    /// The holder of the lease is paused until the other ingestor has taken over and published.
     PauseOwner,
     Terminate {
         who: usize,
@@ -144,7 +145,7 @@ pub(super) enum Action {
 }
 
 impl Action {
-    /// The row of the table it is counted in.
+    /// The row of the results table in which it is counted.
     pub(super) fn kind(&self, world: &WorldPlan) -> String {
         match self {
             Self::Mine { .. } => "chain: blocks mined in a burst".into(),
@@ -195,7 +196,7 @@ impl Action {
     }
 }
 
-/// What stays the same for some rounds: chains, a Redis, one or two ingestors.
+/// What stays the same for several rounds: chains, a Redis, one or two ingestors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct WorldPlan {
     pub(super) seed: u64,
@@ -204,32 +205,32 @@ pub(super) struct WorldPlan {
     pub(super) appendfsync: &'static str,
     pub(super) standby: bool,
     pub(super) lease_ms: u64,
-    /// Requests go over HTTP, not over the WebSocket.
+    /// Requests use HTTP instead of the WebSocket.
     pub(super) http: bool,
     pub(super) chains: u64,
-    /// Of each chain.
+    /// For each chain.
     pub(super) endpoints: usize,
     pub(super) events_per_block: usize,
     pub(super) empty_every: u64,
     /// `STREAM_ENCODING`.
     pub(super) encoding: &'static str,
-    /// Empty blocks that each chain has in the beginning.
+    /// Empty blocks that each chain has at the beginning.
     pub(super) initial_blocks: u64,
-    /// Of each chain, while faults happen: the load. 0: only what is mined by actions.
+    /// The load on each chain while faults happen. 0: only blocks mined by actions.
     pub(super) blocks_per_second: u32,
-    /// Of load before the first action of each round.
+    /// Duration of load before the first action of each round.
     pub(super) lead_ms: u64,
     pub(super) finality_depth: u64,
     /// `VERIFY` of each chain.
     pub(super) verify: &'static str,
-    /// Further lines of each chain's section.
+    /// Additional lines of each chain's section.
     pub(super) of_chains: &'static str,
-    /// Further settings of the ingestors.
+    /// Additional settings of the ingestors.
     pub(super) settings: &'static [(&'static str, &'static str)],
 }
 
 impl WorldPlan {
-    /// One chain of one endpoint, one ingestor, a load of thirty small blocks a second.
+    /// One chain with one endpoint, one ingestor, a load of thirty small blocks a second.
     pub(super) fn small(seed: u64) -> Self {
         Self {
             seed,

@@ -1,17 +1,17 @@
-//! Faults by the hundred, drawn from a seed, and the stream compared with the chain after each
-//! round of them (G1 to G5). All URLs hold secrets, which are looked for at the end (G11).
+//! Causes hundreds of faults drawn from a seed, and compares the stream with the chain after each
+//! round of them (G1 to G5). All URLs contain secrets, which are searched for at the end (G11).
 //!
-//! A *world* is a chain or some that are moved by hand, their nodes, a Redis and one or two
-//! ingestors, which are the real binary, with fault proxies between. In a *round* actions happen,
-//! overlapping: what lasts is undone while others go on. Then all is made whole again, and the
-//! [`Checker`] must find stream, cursor and chain equal, with every marker covered. After some
-//! rounds comes another world.
+//! A *world* consists of one or more chains that are moved by hand, their nodes, a Redis and one or
+//! two ingestors (the real binary), with fault proxies in between. In a *round* actions happen and
+//! overlap: one that lasts is undone while others happen. Then everything is repaired, and the
+//! [`Checker`] must find that stream, cursor and chain agree, and that the markers cover exactly the
+//! entries. After some rounds a new world begins.
 //!
-//! A campaign is either *mixed*, some ten actions of all kinds a round for a while, or one of the
-//! [`PARTS`], which repeats one kind a number of times under load.
+//! A campaign is either *mixed*, some ten actions of all kinds per round for a certain time, or one
+//! of the [`PARTS`], which repeats one kind a number of times under load.
 //!
-//! The seed gives what happens and when it is begun; how processes and sockets interleave is the
-//! machine's. So a seed repeats the schedule, not every microsecond.
+//! The seed determines what happens and when it starts; how processes and sockets interleave
+//! depends on the machine. So a seed repeats the schedule, not every microsecond.
 //!
 //! [`Checker`]: crate::checker::Checker
 
@@ -41,19 +41,19 @@ use world::World;
 /// Actions shown when a round fails.
 const ACTIONS_SHOWN: usize = 40;
 const LOG_LINES_SHOWN: usize = 80;
-/// A part that takes longer than this ends short of its count.
+/// A part that takes longer than this ends before its count is reached.
 const PART_LIMIT: Duration = Duration::from_secs(20 * 60);
 
-/// What a campaign is started with.
+/// The options of a campaign.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The binary `ethhook`.
     pub program: PathBuf,
-    /// Same seed: same schedule.
+    /// The same seed gives the same schedule.
     pub seed: u64,
     /// What happens, and how long or how often.
     pub what: What,
-    /// The binary was built with the feature `fail-points`.
+    /// Whether the binary was built with the feature `fail-points`.
     pub fail_points: bool,
     /// Whether every action is printed when it happens.
     pub print_actions: bool,
@@ -62,13 +62,13 @@ pub struct Plan {
 /// What happens in a campaign.
 #[derive(Debug, Clone, Copy)]
 pub enum What {
-    /// All kinds of faults, drawn; no round is begun after this time.
+    /// All kinds of faults at random; no round starts after this time.
     Mixed(Duration),
-    /// One kind of fault, this often.
+    /// One kind of fault, this many times.
     Part(&'static Part, u64),
 }
 
-/// Runs until the plan is carried out or something is found; what was found stands in the tally.
+/// Runs until the plan is completed or a failure is found, which is then in the tally.
 pub async fn run(plan: &Plan) -> Tally {
     let started = Instant::now();
     let mut campaign = Campaign {
@@ -95,7 +95,7 @@ pub async fn run(plan: &Plan) -> Tally {
     campaign.tally
 }
 
-/// Where the actions come from.
+/// The source of the actions.
 enum Script {
     Mixed(Schedule, Duration),
     Part(Repetition),
@@ -184,7 +184,7 @@ impl Campaign<'_> {
         Ok(())
     }
 
-    /// Returns how many entries took another back since the world's beginning.
+    /// Returns how many entries have taken back another one since the world began.
     async fn round(
         &mut self,
         plan: &WorldPlan,
@@ -199,12 +199,12 @@ impl Campaign<'_> {
             }
             world.pass(*wait).await?;
         }
-        // Now and then the poll must do, for no head tells.
+        // In some rounds no head announces the last block, so that only a poll can find it.
         let one_more_block = self.tally.rounds % 5 != 4;
         self.settle(world, one_more_block).await
     }
 
-    /// Compares all streams with their chains; returns like [`Campaign::round`].
+    /// Compares all streams with their chains; returns the same as [`Campaign::round`].
     async fn settle(&mut self, world: &mut World, one_more_block: bool) -> Result<usize> {
         let settling = Instant::now();
         let compared = world.settle(one_more_block).await?;
@@ -219,7 +219,7 @@ impl Campaign<'_> {
         Ok(compared.removed)
     }
 
-    /// Adds what a world counted.
+    /// Adds a world's counts to the tally.
     fn take_up(&mut self, world: &World) {
         let tally = &mut self.tally;
         tally.refused_starts += world.refused_starts;

@@ -1,5 +1,5 @@
-//! Parts of the campaign: each repeats one kind of fault under load, many times, and compares after
-//! each time, or after a few.
+//! Parts of the campaign: each repeats one kind of fault many times under load, and compares every
+//! time, or every few times.
 
 use std::time::Duration;
 
@@ -10,17 +10,17 @@ use rand::{Rng as _, SeedableRng as _};
 use super::action::{Action, Form, WorldPlan};
 use super::schedule::{FAIL_POINTS, cut_at, encoding};
 
-/// Reorgs go from depth 1 to this.
+/// Reorg depths go from 1 to this.
 const DEEPEST_REORG: u64 = 64;
 
-/// One kind of fault, again and again.
+/// Repetitions of one kind of fault.
 #[derive(Debug)]
 pub struct Part {
-    /// As on the command line.
+    /// Name on the command line.
     pub name: &'static str,
     /// What is repeated.
     pub about: &'static str,
-    /// How often, in a full run.
+    /// How many times in a full run.
     pub count: u64,
     kind: Kind,
 }
@@ -28,15 +28,15 @@ pub struct Part {
 #[derive(Debug)]
 enum Kind {
     Repeated {
-        /// So often between two comparisons.
+        /// Repetitions between two comparisons.
         group: u64,
-        /// How many actions a count makes.
+        /// How many actions are needed for a count.
         actions: fn(u64) -> u64,
         world: fn(&mut SmallRng, u64) -> WorldPlan,
         /// The nth action.
         action: fn(&mut SmallRng, u64, u64) -> (Action, Duration),
     },
-    /// Even load for so many minutes, and memory looked at.
+    /// Even load for this many minutes, while memory is measured.
     Soak,
 }
 
@@ -48,7 +48,7 @@ fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// All parts, in the order in which a full run has them.
+/// All parts, in the order of a full run.
 pub static PARTS: &[Part] = &[
     Part {
         name: "kill",
@@ -71,9 +71,9 @@ pub static PARTS: &[Part] = &[
         kind: Kind::Repeated {
             group: 1,
             actions: same,
-            // What must become final needs a new chain each time.
+            // Finality of new blocks needs a new chain each time.
             world: |random, nth| {
-                // A block has parts from 501 logs on.
+                // From 501 logs on, a block is sent in parts.
                 let has_parts = (nth..nth + 3).any(|nth| point_of(nth) == "between-parts");
                 let events_per_block = if has_parts { 600 } else { 6 };
                 WorldPlan { rounds: 3, events_per_block, ..small(random) }
@@ -191,7 +191,7 @@ pub static PARTS: &[Part] = &[
             world: |random, _| WorldPlan {
                 rounds: 20,
                 initial_blocks: DEEPEST_REORG + 10,
-                // What is reorganised shall be published.
+                // Blocks must be published before they are reorganised.
                 blocks_per_second: 5,
                 lead_ms: 0,
                 ..small(random)
@@ -280,24 +280,25 @@ fn kind_of(nth: u64) -> &'static str {
     kinds[index(nth, kinds.len())]
 }
 
-/// A world in which this kind of fault has something to spoil.
+/// A world in which this kind of fault can take effect.
 fn provider_world(small: WorldPlan, kind: &str) -> WorldPlan {
-    // Its own for each kind: an endpoint that was set aside for long stays so. Several chains, whose
-    // endpoints are set aside each for itself: so more of them are asked.
+    // A new world for each kind, because an endpoint that was set aside for long would stay so.
+    // Several chains, because each sets its endpoints aside separately, so that more of them are in
+    // use.
     let small = WorldPlan { rounds: 1, blocks_per_second: 10, chains: 4, ..small };
     match kind {
         "http_behind" | "status" | "status_429" => WorldPlan { http: true, ..small },
-        // What is fetched as logs is proven by the bloom alone.
+        // Blocks fetched as logs are proven by the bloom only.
         "method_not_found" | "method_not_offered" => WorldPlan { verify: "bloom", ..small },
         // Ranges of logs, several blocks in each.
         "range_too_wide" | "drop_block" => {
             WorldPlan { verify: "bloom", of_chains: "fetch = 'logs'\nbatch_ms = 500", ..small }
         }
-        // A head that goes back by thousands needs thousands to go back by.
+        // A head that goes back by thousands of blocks needs a chain of thousands.
         "head_far_back" => WorldPlan { initial_blocks: 2_500, events_per_block: 1, ..small },
-        // A bloom that says something of an empty block needs one.
+        // A false bloom for an empty block needs an empty block.
         "bloom_on_empty" | "head_bloom_on_empty" => WorldPlan { empty_every: 2, ..small },
-        // Each chain asks for it once in 30 s.
+        // Each chain requests it only every 30 s.
         _ if kind.starts_with("finalized") => {
             WorldPlan { chains: 10, blocks_per_second: 5, ..small }
         }
@@ -306,13 +307,13 @@ fn provider_world(small: WorldPlan, kind: &str) -> WorldPlan {
 }
 
 impl Part {
-    /// The part of this name.
+    /// The part with this name.
     #[must_use]
     pub fn named(name: &str) -> Option<&'static Self> {
         PARTS.iter().find(|part| part.name == name)
     }
 
-    /// Whether it is the part of even load.
+    /// Whether it is the part with even load.
     pub(super) fn is_soak(&self) -> bool {
         matches!(self.kind, Kind::Soak)
     }
@@ -345,7 +346,7 @@ impl Repetition {
         }
     }
 
-    /// What happens before the next comparison, each with the time to wait after it.
+    /// The actions before the next comparison, each with the time to wait after it.
     pub(super) fn round(&mut self, done: u64) -> Vec<(Action, Duration)> {
         match self.part.kind {
             Kind::Repeated { group, action, .. } => (done..done + group.min(self.left(done)))

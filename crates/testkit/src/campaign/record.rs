@@ -1,4 +1,4 @@
-//! Results as lines of a file, and the tables of `docs/reliability.md` made from them.
+//! Results as lines of a file, and the tables in `docs/reliability.md` generated from them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,15 +13,15 @@ use super::tally::{Quarters, Tally};
 pub struct Record {
     /// When and on what it ran.
     pub about: String,
-    /// The part's name; none: all kinds, mixed.
+    /// The part's name; none for all kinds, mixed.
     pub part: Option<String>,
-    /// What the part was asked for: its count, or minutes.
+    /// The requested count of the part, or minutes.
     pub wanted: u64,
-    /// What came of it.
+    /// The result.
     pub tally: Tally,
 }
 
-/// The tables, in Markdown, that `records` make.
+/// The tables for `records`, in Markdown.
 #[must_use]
 pub fn render(records: &[Record]) -> String {
     let mut page = String::new();
@@ -98,7 +98,7 @@ fn parts(page: &mut String, records: &[Record]) {
     );
 }
 
-/// What was measured beside equality.
+/// Measurements other than equality.
 fn figures(page: &mut String, records: &[Record]) {
     let of = |name: &'static str| {
         records
@@ -237,7 +237,7 @@ fn mixed(page: &mut String, records: &[Record]) {
     }
 }
 
-/// The head of a table; `#` in `alignment` is a column of numbers.
+/// The head of a table; `#` in `alignment` means a column of numbers.
 fn table(page: &mut String, columns: &str, alignment: &str) {
     if !page.ends_with("\n\n") {
         page.push('\n');
@@ -307,7 +307,8 @@ mod tests {
         assert_eq!(mib(3 << 19), "1.5 MiB");
     }
 
-    /// `scripts/chaos.sh --render docs/reliability.jsonl` makes the page's tables; nobody types them.
+    /// `scripts/chaos.sh --render docs/reliability.jsonl` generates the page's tables; they are not
+    /// written by hand.
     #[test]
     fn the_page_shows_what_the_results_say() {
         let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");

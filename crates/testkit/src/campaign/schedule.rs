@@ -1,4 +1,4 @@
-//! What happens when: drawn from one seed, so that a seed repeats it.
+//! Draws what happens and when from one seed, so that a seed repeats it.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use rand::{Rng as _, SeedableRng as _};
 
 use super::action::{Action, LinkFault, Side, WorldPlan};
 
-/// Places in the binary where it can be made to kill itself, with the feature `fail-points`.
+/// Points where the binary can be made to abort itself, with the feature `fail-points`.
 pub(super) const FAIL_POINTS: &[&str] = &[
     "block-in-flight",
     "before-add",
@@ -25,7 +25,7 @@ pub(super) const FAIL_POINTS: &[&str] = &[
 /// Calls that faults are armed for.
 const METHODS: &[&str] = &["eth_getBlockReceipts", "eth_getBlockByNumber", "eth_getBlockByHash"];
 
-/// Draws worlds and rounds, for ever.
+/// Draws worlds and rounds without end.
 pub(super) struct Schedule {
     random: SmallRng,
     worlds: u32,
@@ -127,13 +127,13 @@ pub(super) fn encoding(random: &mut SmallRng) -> &'static str {
     if random.random_bool(0.5) { "msgpack" } else { "fields" }
 }
 
-/// Shallow ones are the usual ones; none is deeper than 64.
+/// Shallow reorgs are the most common; none is deeper than 64.
 fn depth(random: &mut SmallRng) -> u64 {
     let deepest = if random.random_bool(0.5) { 6 } else { 64 };
     random.random_range(1..=deepest)
 }
 
-/// Mostly what was written last is lost, sometimes anything.
+/// Usually the last writes are lost, sometimes any part.
 pub(super) fn cut_at(random: &mut SmallRng) -> u64 {
     let from = if random.random_bool(0.7) { 900_000 } else { 0 };
     random.random_range(from..1_000_000)
@@ -172,7 +172,7 @@ fn provider(random: &mut SmallRng, at: usize) -> Action {
         Fault::HttpStatus(503, None),
     ];
     let fault = faults.choose(random).cloned().unwrap_or(Fault::Null);
-    // Only receipts have what these take away.
+    // Only receipts contain what these faults remove or alter.
     let method = match fault {
         Fault::DropReceipt | Fault::DropLog | Fault::AlterLog => METHODS[0],
         _ => METHODS.choose(random).copied().unwrap_or(METHODS[0]),

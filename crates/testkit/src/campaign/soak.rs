@@ -1,4 +1,4 @@
-//! Even load for a long while, with a reader and retention, and memory looked at.
+//! Even load for a long time, with a reader and retention, while memory is measured.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use super::tally::{Memory, Quarters};
 use super::world::World;
 use super::{Campaign, LOG_LINES_SHOWN};
 
-/// Between two looks at memory.
+/// Interval between two measurements of memory.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const REORG_EVERY: Duration = Duration::from_secs(20);
 const READ_EVERY: Duration = Duration::from_millis(200);
-/// 400 events a second, a byte cap that they pass in half a minute, dedup records for a minute: so
-/// what Redis holds can be flat.
+/// 400 events a second, a byte cap that they reach in half a minute, dedup records kept for a
+/// minute: so the memory of Redis can stay flat.
 const LOAD: WorldPlan = WorldPlan {
     seed: 1,
     rounds: 1,

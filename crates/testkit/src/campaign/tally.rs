@@ -11,37 +11,38 @@ use serde::{Deserialize, Serialize};
 pub struct Tally {
     /// The plan's seed.
     pub seed: u64,
-    /// How long it took.
+    /// How long it ran, in seconds.
     pub seconds: u64,
     /// Rounds after which stream and chain were compared.
     pub rounds: u64,
     /// How often each kind of fault was caused.
     pub faults: BTreeMap<String, u64>,
-    /// How often each fail point ended the process.
+    /// How often each fail point aborted the process.
     pub fail_points_reached: BTreeMap<String, u64>,
-    /// How often the node did wrong, by the simulator's name of the kind.
+    /// How often the node misbehaved, by the simulator's name of the fault.
     pub wrongs_of_the_node: BTreeMap<String, u64>,
-    /// How many reorgs each depth had.
+    /// Number of reorgs of each depth.
     pub reorgs_by_depth: BTreeMap<u64, u64>,
-    /// Starts refused for want of a Redis, and tried again.
+    /// Starts that failed because Redis was down, and were repeated.
     pub refused_starts: u64,
-    /// Blocks compared with the chain, each once a comparison.
+    /// Blocks compared with the chain; a block counts once in each comparison.
     pub blocks_compared: usize,
-    /// Events compared with the chain, each once a comparison.
+    /// Events compared with the chain; an event counts once in each comparison.
     pub events_compared: usize,
-    /// Entries that took another back, as they stood at the end of each world.
+    /// Entries that took back another one, counted at the end of each world.
     pub removed_entries: usize,
-    /// Bytes of logs, pages, keys and values in which no secret was found, at the end of each world.
+    /// Bytes of logs, pages, keys and values searched at the end of each world without finding a
+    /// secret.
     pub bytes_without_secrets: usize,
-    /// The longest time that a stream took to be equal to its chain, ms.
+    /// The longest time until a stream was equal to its chain, ms.
     pub slowest_settling_ms: u64,
     /// The longest time from SIGTERM to exit, ms.
     pub slowest_exit_ms: u64,
-    /// The longest time from an owner's stop to another's first step, ms.
+    /// The longest time from the pause of a lease holder to the first step of another, ms.
     pub slowest_takeover_ms: u64,
-    /// Memory over time, where it was looked at.
+    /// Memory over time, if it was measured.
     pub memory: Option<Memory>,
-    /// Empty if all comparisons found equality.
+    /// Empty if every comparison succeeded.
     pub failure: String,
 }
 
@@ -54,7 +55,7 @@ pub struct Memory {
     pub ingestor: Quarters,
     /// `used_memory` of Redis, bytes.
     pub redis: Quarters,
-    /// Entries that retention removed meanwhile.
+    /// Entries that retention removed in that time.
     pub trimmed_entries: u64,
     /// Entries that the group read and acknowledged.
     pub read_entries: u64,
@@ -63,19 +64,20 @@ pub struct Memory {
 /// Medians of a series.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarters {
-    /// Of the second quarter: the first is for warming up.
+    /// Median of the second quarter: the first is for warming up.
     pub second: u64,
-    /// Of the last.
+    /// Median of the last quarter.
     pub last: u64,
-    /// The highest sample of all.
+    /// The highest of all samples.
     pub highest: u64,
 }
 
 impl Quarters {
-    /// What may differ between two medians that mean the same: an allocator keeps what it got.
+    /// Allowed difference between two medians that count as equal: an allocator keeps memory it
+    /// once obtained.
     const SLACK: u64 = 2 << 20;
 
-    /// Of samples in their order.
+    /// From samples in chronological order.
     #[must_use]
     pub fn of(samples: &[u64]) -> Self {
         let quarter = samples.len() / 4;
@@ -99,7 +101,7 @@ impl Quarters {
 }
 
 impl Tally {
-    /// The table's last column.
+    /// The text for the last column of the table.
     #[must_use]
     pub fn result(&self) -> &'static str {
         if self.failure.is_empty() { "equal" } else { "FAILED" }

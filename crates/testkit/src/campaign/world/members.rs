@@ -1,4 +1,4 @@
-//! The world's ingestors: started, killed, stopped for a while, and looked at when they end.
+//! The world's ingestors: starting, killing and pausing them, and checking how they end.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
@@ -15,17 +15,19 @@ use crate::ingestor::Ingestor;
 
 pub(super) const INSTANCES: [&str; 2] = ["one", "two"];
 const TERMINATION: Duration = Duration::from_secs(8);
-/// Above this no more long runs of empty blocks are mined: each check reads the whole chain.
+/// On chains longer than this, no more long runs of empty blocks are mined: each check reads the
+/// whole chain.
 const LONG_CHAIN: u64 = 1_200;
-/// More blocks than pass before the ingestor, catching up, asks for the finalized one.
+/// More blocks than the ingestor publishes, while catching up, before it asks for the finalized
+/// one.
 pub(super) const UNTIL_FINALITY: u64 = 1_100;
-/// SIGABRT, by which a process ends itself at a fail point.
+/// SIGABRT, by which a process aborts itself at a fail point.
 const SIGABRT: i32 = 6;
 
 /// One of the ingestors.
 pub(super) struct Member {
     pub(super) process: Ingestor,
-    /// The fail point that it was started with.
+    /// The fail point with which it was started.
     pub(super) fail_point: Option<&'static str>,
     pub(super) paused: bool,
 }
@@ -44,7 +46,7 @@ impl Member {
         process
             .set("LEASE_TTL_MS", world.lease_ms)
             .set("STREAM_ENCODING", world.encoding)
-            // Not a share of maxmemory, which is 1 byte for a while.
+            // A fixed value instead of a share of maxmemory, which is temporarily 1 byte.
             .set("STREAM_MAX_BYTES", 1_u64 << 30)
             .set("RUST_LOG", "info");
         for (name, value) in subjects.iter().flat_map(|subject| subject.settings(world)) {
@@ -82,7 +84,7 @@ impl World {
     }
 
     pub(super) async fn resume(&mut self, who: usize) -> Result<()> {
-        // A process started since then was never paused.
+        // A process started since then is not paused.
         if std::mem::take(&mut self.members[who].paused) {
             self.members[who].process.signal("CONT").await?;
         }
@@ -105,13 +107,13 @@ impl World {
         Ok(true)
     }
 
-    /// Starts the ingestor anew with a fail point, and gives it reason to pass it.
+    /// Restarts the ingestor with a fail point, and causes what makes it pass that point.
     pub(super) async fn arm(&mut self, who: usize, point: &'static str, count: u32) -> Result<()> {
         let member = &mut self.members[who];
         member.process.kill().await?;
         member.paused = false;
         member.fail_point = Some(point);
-        // A start passes these once at most.
+        // Each start passes these at most once.
         let once = ["lease-taken", "before-release", "before-finalized", "after-finalized"];
         let count = if once.contains(&point) { 1 } else { count };
         member.process.set("ETHHOOK_FAIL_POINT", format!("{point}:{count}")).start()?;
@@ -130,7 +132,7 @@ impl World {
             }
             "before-release" => {
                 self.pass(Duration::from_millis(500)).await?;
-                // Unless it could not start, and runs again without the fail point.
+                // Not if it could not start and was restarted without the fail point.
                 if self.members[who].fail_point.is_some() {
                     self.members[who].process.signal("TERM").await?;
                 }
@@ -140,8 +142,8 @@ impl World {
         Ok(())
     }
 
-    /// Looks at who ended by itself. That is meant to happen at a fail point, and at a start without
-    /// Redis; else it is a finding.
+    /// Checks for ingestors that ended on their own. That is expected at a fail point, and at a
+    /// start without Redis; otherwise it is a failure.
     pub(super) fn supervise(&mut self) -> Result<()> {
         for who in 0..self.members.len() {
             let member = &mut self.members[who];

@@ -21,13 +21,13 @@ use members::{INSTANCES, Member};
 use store::Store;
 use subject::Subject;
 
-/// How long a stream may take to be equal to the chain once all faults are off.
+/// Time limit for a stream to become equal to the chain after all faults are ended.
 const SETTLE: Duration = Duration::from_secs(90);
 
-/// What is undone later.
+/// Something to be undone later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lift {
-    /// Of the chain at this position, where it is the link to a node.
+    /// The number is the chain's position, if the link leads to a node.
     Link(usize, Side, LinkFault),
     StartRedis,
     FreeMemory,
@@ -36,13 +36,13 @@ enum Lift {
     Resume(usize),
 }
 
-/// Blocks that come by themselves.
+/// Blocks that are mined automatically.
 struct Load {
     every: Duration,
     next: Instant,
 }
 
-/// What a comparison of all chains found equal.
+/// The totals of a comparison of all chains.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Compared {
     pub(super) blocks: usize,
@@ -53,21 +53,21 @@ pub(super) struct Compared {
 
 pub(super) struct World {
     subjects: Vec<Subject>,
-    /// Whose turn it is.
+    /// Counts actions, to choose the chain whose turn it is.
     turn: usize,
     store: Store,
     members: Vec<Member>,
     lifts: Vec<(Instant, Lift)>,
     load: Option<Load>,
-    /// Retention removes the beginnings of streams.
+    /// Whether retention trims the beginnings of streams.
     trims: bool,
-    /// How often an operator had finality move back.
+    /// How many times an operator moved finality back.
     finality_moved_back: usize,
     pub(super) slowest_exit: Duration,
     pub(super) slowest_takeover: Duration,
-    /// Fail points passed for the last time, by name.
+    /// How often each fail point was reached, by name.
     pub(super) reached: BTreeMap<String, u64>,
-    /// Starts that Redis' absence refused, as documented.
+    /// Starts that failed because Redis was down, as documented.
     pub(super) refused_starts: u64,
 }
 
@@ -106,14 +106,14 @@ impl World {
         &mut self.subjects[position]
     }
 
-    /// Lets time pass under load: what is due is undone, and who died is looked at.
+    /// Lets time pass under load, undoes what is due, and checks whether an ingestor has died.
     pub(super) async fn pass(&mut self, time: Duration) -> Result<()> {
         let end = Instant::now() + time;
         loop {
             if let Some(load) = &mut self.load
                 && load.next <= Instant::now()
             {
-                // What was missed is not made up for.
+                // Missed blocks are not made up for.
                 load.next = Instant::now() + load.every;
                 self.subjects.iter_mut().for_each(|subject| subject.mine(1));
             }
@@ -124,7 +124,7 @@ impl World {
         }
     }
 
-    /// Lets time pass until every chain is being published.
+    /// Waits until every chain is being published.
     pub(super) async fn warm_up(&mut self) -> Result<()> {
         let begun = Instant::now();
         for position in 0..self.subjects.len() {
@@ -150,7 +150,8 @@ impl World {
         Ok(())
     }
 
-    /// Does `action`; false if it means nothing as things are, such as killing a dead Redis.
+    /// Performs `action`; false if it is not possible at the moment, such as killing a Redis that
+    /// is down.
     pub(super) async fn perform(&mut self, action: &Action) -> Result<bool> {
         self.turn += 1;
         let later = |millis: u64| Instant::now() + Duration::from_millis(millis);
@@ -262,12 +263,12 @@ impl World {
             }
             Lift::FreeMemory => {
                 if self.lifts.iter().any(|(_, lift)| *lift == Lift::ResumeRedis) {
-                    // A stopped Redis hears nothing.
+                    // A paused Redis cannot execute commands.
                     let again = Instant::now() + Duration::from_millis(100);
                     self.lifts.push((again, Lift::FreeMemory));
                     return Ok(());
                 }
-                // After a restart it is free anyway.
+                // After a restart the limit is gone anyway.
                 if self.redis_is_up() {
                     self.store.set_maxmemory("0").await?;
                 }
@@ -283,10 +284,10 @@ impl World {
         Ok(())
     }
 
-    /// Takes all faults and the load away, waits until the streams have reached the heads and
-    /// compares them with the chains.
+    /// Ends all faults and the load, waits until the streams have reached the heads, and compares
+    /// them with the chains.
     pub(super) async fn settle(&mut self, one_more_block: bool) -> Result<Compared> {
-        // Memory is freed last: that needs a Redis that answers.
+        // Memory is freed last, because that needs a Redis that answers.
         self.lifts.sort_by_key(|(_, lift)| *lift == Lift::FreeMemory);
         for (_, lift) in std::mem::take(&mut self.lifts) {
             self.lift(lift).await?;
@@ -295,7 +296,7 @@ impl World {
         self.store.link.delay(Duration::ZERO);
         self.store.link.slice(false);
         for member in &mut self.members {
-            // A fail point that was not passed must not be passed later.
+            // A fail point that has not been reached must not take effect later.
             if member.fail_point.take().is_some() {
                 member.process.kill().await?;
             }
@@ -339,7 +340,7 @@ impl World {
                 waited = self.wait_until(Instant::now() + Duration::from_millis(20)) => waited?,
             }
         };
-        // An operator's order, and nothing else, may have finality move back.
+        // Only an operator's order may move finality back.
         let by_order = |violation: &&_| is_finality(violation);
         if report.violations.iter().filter(by_order).count() == self.finality_moved_back {
             report.violations.retain(|violation| !is_finality(violation));
@@ -347,8 +348,8 @@ impl World {
         report.into_clean()
     }
 
-    /// Looks for the secrets of the world's URLs in all that can be read; returns how many bytes
-    /// that were.
+    /// Searches everything readable for the secrets in the world's URLs; returns the number of
+    /// bytes searched.
     pub(super) async fn sweep_for_secrets(&self) -> Result<usize> {
         let members: Vec<_> = self.members.iter().map(|member| &member.process).collect();
         self.store.sweep_for_secrets(&members).await
@@ -359,12 +360,12 @@ impl World {
         self.subjects.iter().flat_map(|subject| subject.reorgs.clone())
     }
 
-    /// How often the nodes did wrong, by kind.
+    /// How often the nodes misbehaved, by kind.
     pub(super) fn wrongs(&self) -> impl Iterator<Item = (String, u64)> {
         self.subjects.iter().flat_map(Subject::wrongs)
     }
 
-    /// The ends of the ingestors' logs, for whoever looks for the cause of a failure.
+    /// The ends of the ingestors' logs, to find the cause of a failure.
     pub(super) fn log_tails(&self, lines: usize) -> String {
         let mut text = String::new();
         for (who, member) in self.members.iter().enumerate() {

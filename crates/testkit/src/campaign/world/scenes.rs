@@ -1,4 +1,4 @@
-//! What takes several steps, and has to be seen to happen.
+//! Actions of several steps whose effect must be observed.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use super::members::{INSTANCES, UNTIL_FINALITY};
 use super::{Lift, World};
 
-/// How long anything that must happen may take.
+/// Time limit for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A kind of fault that strikes seldom needs longer to strike often.
+/// Time limit for a fault to take effect often enough, since some kinds occur rarely.
 const STRIKES: Duration = Duration::from_secs(240);
 const BEAT: Duration = Duration::from_millis(50);
 
@@ -34,7 +34,7 @@ impl World {
         if !self.pause(who, Instant::now() + past).await? {
             return Ok(false);
         }
-        // Blocks for the other to publish meanwhile.
+        // Blocks for the other ingestor to publish in the meantime.
         for _ in 0..7 {
             self.subject().mine(2);
             self.pass(Duration::from_millis(500)).await?;
@@ -42,8 +42,8 @@ impl World {
         Ok(true)
     }
 
-    /// Stops who holds the first chain's lease until the other has taken it and published, and
-    /// lets it go on then.
+    /// Pauses the holder of the first chain's lease until the other ingestor has taken it and
+    /// published, then resumes it.
     pub(super) async fn pause_owner(&mut self) -> Result<bool> {
         let owner = self.writer().await?;
         let Some(who) = INSTANCES.iter().position(|instance| *instance == owner) else {
@@ -69,7 +69,7 @@ impl World {
         Ok(true)
     }
 
-    /// Who last took the first chain's lease.
+    /// The last writer to take the first chain's lease.
     async fn writer(&self) -> Result<String> {
         let cursor = self.first_cursor().await?;
         Ok(cursor.map(|cursor| cursor.writer).unwrap_or_default())
@@ -85,20 +85,22 @@ impl World {
         subject.checker(&url).await?.cursor().await
     }
 
-    /// What the master acknowledged last is lost with it: its replica never got that.
+    /// Loses the last acknowledged writes together with the master, because its replica never
+    /// received them.
     pub(super) async fn fail_over_redis(&mut self) -> Result<()> {
         let chain = self.subject().id();
         self.store.cut_replication(chain).await?;
         self.pass(Duration::from_millis(500)).await?;
         self.store.fault_begins();
-        // What is to be written while no master is there.
+        // Blocks to be written while there is no master.
         self.subjects.iter_mut().for_each(|subject| subject.mine(10));
         let failed_over = self.store.fail_over(chain).await;
         self.store.fault_is_over();
         failed_over
     }
 
-    /// The chain must stop, aloud and without another entry, and go on by the operator's order.
+    /// The chain must stop with an alarm and without another entry, and continue after the
+    /// operator's order.
     pub(super) async fn reorg_below_finalized(&mut self) -> Result<()> {
         let finalized = self.has_finalized().await?;
         let load = self.load.take();
@@ -123,7 +125,7 @@ impl World {
             ensure!(begun.elapsed() < PATIENCE, "/ready does not tell of the alarm");
             self.pass(BEAT).await?;
         }
-        // The chain goes on; the stream must not.
+        // The node's chain grows, but the stream must not.
         self.subjects[0].mine(5);
         self.pass(Duration::from_secs(1)).await?;
         let later = self.first_cursor().await?.context("the cursor is gone")?;
@@ -169,7 +171,8 @@ impl World {
         }
     }
 
-    /// Has every chain's first endpoint do one kind of wrong until that took effect so often.
+    /// Makes every chain's first endpoint misbehave in one way until that has taken effect this
+    /// many times.
     pub(super) async fn go_wrong(
         &mut self,
         kind: &'static str,
@@ -178,7 +181,7 @@ impl World {
     ) -> Result<()> {
         for subject in &self.subjects {
             let view = &subject.endpoints[0].view;
-            // Who hears of every block asks for few of them.
+            // A client that receives every head requests few blocks.
             view.set_muted(kind.starts_with("bloom"));
             let mischief = Mischief::alone(kind, seed, per_mille(kind));
             view.misbehave(mischief.with_context(|| format!("no kind `{kind}`"))?);
@@ -192,7 +195,7 @@ impl World {
             }
             self.pass(Duration::from_millis(500)).await?;
             if ["method_not_found", "method_not_offered"].contains(&kind) {
-                // What was refused is remembered; a new process has to find it out again.
+                // The ingestor remembers the refusal; a new process has to discover it again.
                 self.kill(0, Instant::now()).await?;
             }
             let wrongs = self.wrongs().filter(|(wrong, _)| wrong == kind);
@@ -202,7 +205,7 @@ impl World {
     }
 }
 
-/// How many of 1,000 calls or heads go wrong: fewer of those that hold everything up.
+/// How many of 1,000 calls or heads fail: fewer for faults that delay everything.
 fn per_mille(kind: &str) -> u32 {
     match kind {
         "subscriptions_die" | "sockets_dropped" => 60,

@@ -1,4 +1,4 @@
-//! The world's Redis, with a proxy before it, and what is wrong with it.
+//! The world's Redis, with a proxy in front of it, and its faults.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -23,11 +23,11 @@ enum Servers {
 
 pub(super) struct Store {
     servers: Servers,
-    /// Before the first server; used where that is the only one.
+    /// In front of the first server; only used if it is the only one.
     pub(super) link: Proxy,
-    /// Its append-only file was cut since it was last started.
+    /// Whether its append-only file was cut since its last start.
     torn: bool,
-    /// That are not over.
+    /// Faults that have not ended yet.
     faults: u32,
     sound_since: Instant,
 }
@@ -75,7 +75,7 @@ impl Store {
         Ok(Self { servers, link, torn: false, faults: 0, sound_since: Instant::now() })
     }
 
-    /// What the ingestors are given: through the proxy, where there is one server.
+    /// The URL for the ingestors: through the proxy if there is only one server.
     pub(super) fn url(&self) -> String {
         match &self.servers {
             Servers::One(_) => {
@@ -86,7 +86,7 @@ impl Store {
         }
     }
 
-    /// The server that holds this chain now.
+    /// The server that currently holds this chain.
     async fn holder(&self, chain: u64) -> Result<usize> {
         match &self.servers {
             Servers::One(_) => Ok(0),
@@ -95,12 +95,13 @@ impl Store {
         }
     }
 
-    /// Of the server that holds this chain now: for who must not be disturbed.
+    /// The URL of the server that currently holds this chain, for clients that the proxy must not
+    /// disturb.
     pub(super) async fn direct_url(&self, chain: u64) -> Result<String> {
         Ok(self.servers.all()[self.holder(chain).await?].url())
     }
 
-    /// From now on no replica gets what is written to the server that holds this chain.
+    /// From now on, no replica receives writes to the server that holds this chain.
     pub(super) async fn cut_replication(&self, chain: u64) -> Result<()> {
         let servers = self.servers.all();
         for server in servers {
@@ -133,7 +134,7 @@ impl Store {
         self.sound_since = Instant::now();
     }
 
-    /// Whether nothing was wrong with it since `start`.
+    /// Whether nothing was wrong with Redis since `start`.
     pub(super) fn was_sound_since(&self, start: Instant) -> bool {
         self.faults == 0 && self.sound_since < start
     }
@@ -158,7 +159,7 @@ impl Store {
         Ok(())
     }
 
-    /// Cuts the newest file to `millionths` of its length: what a crashed machine may leave of it.
+    /// Cuts the newest file to `millionths` of its length, like a crash of the machine.
     pub(super) fn cut_append_only_file(&mut self, millionths: u64) -> Result<()> {
         let folder = self.servers.first().directory().join("appendonlydir");
         let files = std::fs::read_dir(&folder).context("appendonlydir")?;
@@ -176,14 +177,15 @@ impl Store {
         Ok(file.set_len(length * millionths / 1_000_000)?)
     }
 
-    /// What a careful operator does after such a restart. Redis 7.0 leaves the head of a torn
-    /// transaction in the file (where the cut is within a command, it cuts back to the last whole
-    /// command, not to the `MULTI` before it), and the restart after the next runs that head together
-    /// with the transaction that follows: writes come back that no reader ever saw.
+    /// What a careful operator does after such a restart. Redis 7.0 leaves the beginning of a torn
+    /// transaction in the file (if the cut is within a command, it truncates to the last whole
+    /// command, not to the `MULTI` before it), and the restart after the next one runs that
+    /// beginning together with the transaction that follows: writes come back that no reader ever
+    /// saw.
     async fn rewrite_append_only_file(&self) -> Result<()> {
         let mut redis = self.servers.first().connection().await?;
         match redis::cmd("BGREWRITEAOF").exec_async(&mut redis).await {
-            // An ingestor has asked since the restart, which is as good.
+            // An ingestor has requested it since the restart, which is just as good.
             Err(error) if error.to_string().contains("already in progress") => {}
             asked => asked?,
         }
@@ -206,12 +208,12 @@ impl Store {
         Ok(())
     }
 
-    /// Looks for the secrets of the world's URLs in all that can be read; returns how many bytes
-    /// that were.
+    /// Searches everything readable for the secrets in the world's URLs; returns the number of
+    /// bytes searched.
     pub(super) async fn sweep_for_secrets(&self, ingestors: &[&Ingestor]) -> Result<usize> {
         let mut searched = 0;
         for server in self.servers.all() {
-            // A replica has what its master has.
+            // A replica holds the same data as its master.
             if server.ask::<String>("INFO replication").await?.contains("role:master") {
                 searched += canary::sweep(ingestors, server).await?;
             }

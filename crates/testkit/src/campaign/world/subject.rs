@@ -1,4 +1,4 @@
-//! A chain and its endpoints, each with a proxy before it.
+//! A chain and its endpoints, each with a proxy in front of it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,12 +15,12 @@ use crate::node_rpc::NodeRpc;
 use crate::proxy::Proxy;
 
 const FIRST_CHAIN_ID: u64 = 31_337;
-/// Blocks by which no branch forks off as deep as what is final.
+/// Every branch forks off at least this many blocks above the finality depth.
 const ABOVE_FINAL: u64 = 10;
-/// The ingestor believes these for a minute, which is more than a round should wait.
+/// The ingestor remembers these for a minute, which is longer than a round should wait.
 const LATCHED: &[&str] = &["method_not_found", "method_not_offered"];
 
-/// The chain as one of its providers shows it.
+/// The chain as seen through one of its providers.
 pub(super) struct Endpoint {
     pub(super) view: Chain,
     node: RunningNode,
@@ -30,12 +30,12 @@ pub(super) struct Endpoint {
 pub(super) struct Subject {
     pub(super) chain: ManualChain,
     pub(super) endpoints: Vec<Endpoint>,
-    /// Height of the highest head so far: nothing forks off deep below it.
+    /// Height of the highest head so far: no branch forks off far below it.
     peak: u64,
     /// First height of the branch that the last reorg replaced.
     replaced_from: Option<u64>,
     deepest_fork: u64,
-    /// By their depth.
+    /// Number of reorgs by depth.
     pub(super) reorgs: BTreeMap<u64, u64>,
 }
 
@@ -71,7 +71,7 @@ impl Subject {
         self.chain.chain_id()
     }
 
-    /// As the ingestor's configuration has it.
+    /// Its name in the ingestor's configuration.
     pub(super) fn name(&self) -> String {
         format!("chain{}", self.id() - FIRST_CHAIN_ID)
     }
@@ -88,7 +88,7 @@ impl Subject {
         )
     }
 
-    /// Its settings: names and values.
+    /// Its settings, as names and values.
     pub(super) fn settings(&self, world: &WorldPlan) -> Vec<(String, String)> {
         let name = self.name().to_uppercase();
         let urls = |scheme: &str| {
@@ -108,7 +108,7 @@ impl Subject {
         settings
     }
 
-    /// A checker that asks the first endpoint, which should behave.
+    /// A checker that uses the first endpoint, which must behave at that time.
     pub(super) async fn checker(&self, redis_url: &str) -> Result<Checker> {
         let node = NodeRpc::at_url(self.endpoints[0].node.http_url(self.id()));
         Checker::connect(redis_url, node, self.id()).await
@@ -128,8 +128,8 @@ impl Subject {
         self.peak = self.peak.max(self.chain.head_number());
     }
 
-    /// Does what concerns the chain and its endpoints alone; false if it means nothing as things
-    /// are.
+    /// Performs an action that concerns only the chain and its endpoints; false if it is not
+    /// possible at the moment.
     pub(super) fn perform(&mut self, action: &Action) -> bool {
         match action {
             Action::Mine { blocks } => self.mine(*blocks),
@@ -183,7 +183,7 @@ impl Subject {
         true
     }
 
-    /// From now on every endpoint is sound.
+    /// Ends all faults of the endpoints.
     pub(super) fn behave(&self) {
         for endpoint in &self.endpoints {
             endpoint.view.behave();
@@ -193,7 +193,7 @@ impl Subject {
         }
     }
 
-    /// How often its endpoints did wrong, by kind.
+    /// How often its endpoints misbehaved, by kind.
     pub(super) fn wrongs(&self) -> BTreeMap<String, u64> {
         let mut all = BTreeMap::new();
         for endpoint in &self.endpoints {

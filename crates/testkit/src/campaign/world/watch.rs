@@ -1,4 +1,4 @@
-//! A reader of the first chain's events, and what memory the processes take.
+//! A reader of the first chain's events, and the memory that the processes use.
 
 use anyhow::{Context as _, Result};
 use redis::Value;
@@ -6,7 +6,7 @@ use redis::Value;
 use super::World;
 
 const GROUP: &str = "readers";
-/// More than comes between two readings.
+/// More entries than arrive between two reads.
 const READ_AT_ONCE: usize = 10_000;
 
 impl World {
@@ -14,19 +14,20 @@ impl World {
         format!("events:{}", self.subjects[0].id())
     }
 
-    /// Makes the group that [`World::read_group`] reads for.
+    /// Creates the group as which [`World::read_group`] reads.
     pub(in super::super) async fn create_group(&mut self) -> Result<()> {
         let mut redis = self.store.connection().await?;
         let mut create = redis::cmd("XGROUP");
         create.arg("CREATE").arg(self.events_key()).arg(GROUP).arg("0").arg("MKSTREAM");
-        // The ingestor would take a chain without a cursor that has entries for another's.
+        // A chain with entries but without a cursor would be taken for somebody else's by the
+        // ingestor.
         while self.first_cursor().await?.is_none() {
             self.pass(std::time::Duration::from_millis(50)).await?;
         }
         Ok(create.exec_async(&mut redis).await?)
     }
 
-    /// Reads what is new and acknowledges it; returns how many entries there were.
+    /// Reads new entries and acknowledges them; returns their number.
     pub(in super::super) async fn read_group(&self) -> Result<u64> {
         type Entry = (String, Value);
         let key = self.events_key();
@@ -56,7 +57,7 @@ impl World {
         Ok((resident.context("no metric of resident memory")?, used))
     }
 
-    /// How many entries of the first chain retention has removed.
+    /// How many of the first chain's entries retention has removed.
     pub(in super::super) async fn trimmed(&self) -> Option<u64> {
         let chain = self.subjects[0].name();
         self.metric(&format!("ethhook_entries_trimmed_total{{chain=\"{chain}\"}}")).await
