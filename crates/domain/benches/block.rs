@@ -1,5 +1,5 @@
-//! What one block costs on its way: parse, checks, canonical chain, entry encoding. The throughput
-//! is in logs a second.
+//! The cost of one block at each stage: parse, checks, canonical chain, entry encoding. The
+//! throughput is in logs per second.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a bench fails by panicking")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

@@ -1,5 +1,5 @@
-//! What a header's bloom rules out, on real blocks: never a block that has a wanted log (G1), and how
-//! often a block that has none is fetched all the same.
+//! Skipping blocks by a header's bloom, on real blocks: never a block that has a wanted log (G1),
+//! and how often a block without one is fetched nevertheless.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,7 @@ use ethhook_domain::verify::without_fetching;
 use ethhook_domain::{Filter, Header, Log, Profile};
 use ethhook_testkit::chain_data;
 
-/// From this one on the recorded blocks of Ethereum count as recent: April 2023.
+/// Recorded Ethereum blocks count as recent from this one on: April 2023.
 const RECENT: u64 = 17_000_000;
 
 /// A contract and a first topic: the filter of one event of one contract.
@@ -66,7 +66,8 @@ fn how_often_a_block_is_fetched_for_nothing() {
         let events: BTreeSet<Event> = logs.iter().filter_map(event_of).collect();
         events.into_iter().for_each(|event| *counts.entry(event).or_default() += 1);
     }
-    // Of each filter: of the blocks without such a log, the share that its bloom does not rule out.
+    // For each filter: among the blocks without such a log, the share that the bloom does not
+    // exclude.
     let mut shares = Vec::new();
     let (mut skipped, mut without) = (0, 0);
     for (event, with) in counts {

@@ -27,7 +27,7 @@ fn header(name: &str, parent: &str) -> Header {
     }
 }
 
-/// A node that knows every block ever made and has an opinion on which are canonical.
+/// A node that knows every block ever made, and which of them are canonical in its view.
 #[derive(Default)]
 struct Node {
     names: HashMap<B256, String>,
@@ -36,8 +36,8 @@ struct Node {
 }
 
 impl Node {
-    /// Adds branches, `;` between them: each block stands on the one before it, and the first of a
-    /// branch on the block that the branch's height leads to in the `from` branch (`3b<2a`).
+    /// Adds branches, separated by `;`: each block's parent is the one before it. The first block
+    /// of a branch has the parent at the height below it in the `from` branch (`3b<2a`).
     fn with(tree: &str) -> Self {
         let mut node = Self::default();
         for branch in tree.split(';') {
@@ -57,7 +57,7 @@ impl Node {
         self.blocks.insert(name.to_owned(), header);
     }
 
-    /// Makes the branch that ends in `tip` canonical.
+    /// Makes the branch ending in `tip` canonical.
     fn follow(&mut self, tip: &str) {
         let mut name = tip.to_owned();
         self.canonical.clear();
@@ -72,7 +72,7 @@ impl Node {
         self.blocks[self.canonical.last().unwrap()].clone()
     }
 
-    /// Answers everything that `chain` asks until it is content.
+    /// Answers all questions of `chain` until it has none left.
     fn satisfy(
         &self,
         chain: &mut CanonicalChain,
@@ -104,7 +104,7 @@ impl Node {
         panic!("the chain never stops asking");
     }
 
-    /// Polls as often as a lower branch needs to be believed.
+    /// Polls as many times as a lower branch needs to be believed.
     fn settle(
         &self,
         chain: &mut CanonicalChain,
@@ -128,7 +128,7 @@ impl Steps {
         self.0.extend(change.new.iter().map(|h| format!("+{}", names[&h.block.hash])));
     }
 
-    /// Replays the steps; each undo must name the tip, each new block must stand on it.
+    /// Replays the steps; each undo must name the tip, and each new block's parent must be the tip.
     fn replay(&self, node: &Node) -> Vec<String> {
         let mut chain: Vec<String> = Vec::new();
         for step in &self.0 {
@@ -208,16 +208,16 @@ fn g3_takes_orphans_back_and_follows_the_new_branch() {
         "head 4a, head 5b, head 6c",
         "+1a +2a +3a +4a -4a -3a +3b +4b +5b -5b -4b -3b -2a +2c +3c +4c +5c +6c",
     );
-    // The reorg happened while nobody listened, and the new branch is higher.
+    // The reorg happened while nothing was heard, and the new branch is higher.
     check(tree, "head 3a, quiet 6c, poll", "+1a +2a +3a -3a -2a +2c +3c +4c +5c +6c");
 }
 
 #[test]
 fn g3_a_head_by_itself_is_never_a_reorg() {
     let tree = "1a 2a 3a 4a; 3b<2a 4b 5b";
-    // Late heads of an orphaned branch, also one that stands higher than the tip.
+    // Late heads of an orphaned branch, including one higher than the tip.
     check(tree, "head 4a, late 3b, late 4b, late 5b, late 5b", "+1a +2a +3a +4a");
-    // A lagging node: known blocks, however often.
+    // A lagging node reports known blocks, however often.
     check(tree, "head 4a, quiet 1a, settle, settle, late 1a", "+1a +2a +3a +4a");
 }
 
@@ -227,10 +227,11 @@ fn a_lower_branch_is_believed_when_the_node_insists() {
     check(tree, "head 5a, head 4b", "+1a +2a +3a +4a +5a");
     check(tree, "head 5a, head 4b, poll, poll", "+1a +2a +3a +4a +5a -5a -4a -3a +3b +4b");
     check(tree, "head 5a, quiet 4b, poll, quiet 5a, poll, quiet 4b, poll", "+1a +2a +3a +4a +5a");
-    // It did so twice, thought better of it, and begins anew.
+    // The node reports the branch twice, returns to ours, and starts over.
     let wavering = "head 5a, quiet 4b, poll, poll, quiet 5a, poll, quiet 4b, poll";
     check(tree, wavering, "+1a +2a +3a +4a +5a");
-    // Our block at the branch's height, though not our tip, says as much; one below says nothing.
+    // A report of our own block at the branch's height has the same effect, although it is not our
+    // tip; one of a lower block proves nothing.
     let between =
         "head 5a, quiet 4b, poll, quiet 4a, poll, quiet 4b, poll, quiet 3a, poll, quiet 4b, poll";
     check(tree, between, "+1a +2a +3a +4a +5a");
@@ -281,8 +282,8 @@ fn g10_nothing_final_is_taken_back() {
     check(tree, "head 4a, final 3, head 5b", "+1a +2a +3a +4a");
     check(tree, "head 4a, final 3, head 5b, poll, poll", "+1a +2a +3a +4a !3b");
     check(tree, "head 4a, final 2, head 6c, settle", "+1a +2a +3a +4a !2c");
-    check(tree, "head 4a, final 3, quiet 2a, poll, poll, poll, poll", "+1a +2a +3a +4a"); // it lags
-    check(tree, "head 4a, final 3, quiet 2c, poll, poll, poll, poll", "+1a +2a +3a +4a"); // who knows
+    check(tree, "head 4a, final 3, quiet 2a, poll, poll, poll, poll", "+1a +2a +3a +4a"); // the node lags
+    check(tree, "head 4a, final 3, quiet 2c, poll, poll, poll, poll", "+1a +2a +3a +4a"); // nothing can be concluded
     check(tree, "head 4a, final 1, head 6c", "+1a +2a +3a +4a -4a -3a -2a +2c +3c +4c +5c +6c");
     check("1a 2a 3a; 1b 2b 3b 4b", "head 3a, final 1, head 4b, settle", "+1a +2a +3a !1b");
     // Finalized never moves back.
@@ -295,7 +296,7 @@ fn a_branch_that_cannot_be_is_dropped() {
     node.follow("4a");
     let (mut chain, mut steps) = (CanonicalChain::new(1, [], false), Steps::default());
     node.settle(&mut chain, &mut steps).unwrap();
-    // Said to be at height 4, on a parent at height 2.
+    // Claims height 4 with a parent at height 2.
     let made_up =
         Header { block: BlockRef { number: 4, ..header("4x", "2a").block }, ..header("4x", "2a") };
     assert!(chain.told(made_up).unwrap().is_empty());

@@ -1,4 +1,4 @@
-//! What is written to Redis is read back as it was: events, markers, cursors.
+//! Round trip of everything that is written to Redis: events, markers, cursors.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use alloy_primitives::{Address, B256, Bytes, hex};
@@ -17,7 +17,7 @@ fn entry_id() -> impl Strategy<Value = EntryId> {
     any::<(u64, u64)>().prop_map(|(ms, seq)| EntryId { ms, seq })
 }
 
-/// As Redis gives a record back: names and values as bytes.
+/// A record in the form in which Redis returns it: names and values as bytes.
 fn stored<const N: usize>(names: [&str; N], values: [String; N]) -> Vec<(Vec<u8>, Vec<u8>)> {
     names.iter().map(|n| n.as_bytes().to_vec()).zip(values.map(String::into_bytes)).collect()
 }
@@ -91,7 +91,7 @@ proptest! {
     fn an_event_is_read_as_it_was_written(event in events()) {
         let mut entry = stored(event::FIELDS, event.to_values());
         prop_assert_eq!(ProcessedEvent::from_fields(pairs(&entry)), Ok(event.clone()));
-        // Another order, and a field that a later version adds, change nothing.
+        // Another order, or a field that a later version adds, makes no difference.
         entry.reverse();
         entry.push((b"later".to_vec(), b"1".to_vec()));
         prop_assert_eq!(ProcessedEvent::from_fields(pairs(&entry)), Ok(event));
@@ -101,7 +101,7 @@ proptest! {
     fn a_packed_event_is_read_as_it_was_written(event in events()) {
         let entry = packed(&event);
         prop_assert_eq!(read_packed(&entry), Ok(event.clone()));
-        // Whole, and nothing after it.
+        // It must be complete, with nothing after it.
         for wrong in [&entry[..entry.len() - 1], &[&entry[..], &[0xc0]].concat()] {
             prop_assert_eq!(read_packed(wrong).unwrap_err().field, PACKED);
         }

@@ -1,4 +1,4 @@
-//! Real reorgs of Polygon, as one node's answers told of them in April 2021 (G3).
+//! Real reorgs of Polygon, from one node's answers in April 2021 (G3).
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;
@@ -32,7 +32,7 @@ impl Session<'_> {
         self.live.extend(change.new.iter().map(|header| header.block.hash));
     }
 
-    /// Plays one recorded answer, and those that the chain asks for because of it.
+    /// Plays one recorded answer, and those that the chain requests because of it.
     fn play(&mut self, event: &Value) {
         let Some(hash) = event["result_block_hash"].as_str() else { return };
         let header = self.header(hash.parse().unwrap());
@@ -69,7 +69,7 @@ fn the_recorded_sessions_replay_to_their_recorded_end() {
         assert_eq!(session.live, end, "session {}", recorded["session"]);
         reorgs.extend(session.depths);
 
-        // The logs of the canonical end all pass, those of state syncs among them.
+        // The logs of the final canonical blocks all pass, including those of state syncs.
         for hash in &end {
             let block = &blocks[hash];
             let Some(body) = block.body().unwrap() else { continue };
@@ -84,8 +84,8 @@ fn the_recorded_sessions_replay_to_their_recorded_end() {
     println!(
         "reorgs of depth {reorgs:?}, {logs} logs, {outside_bloom} blocks with state-sync logs"
     );
-    // As recorded, and one more: the third session begins amid a reorg, whose first step (the very
-    // first block replaced) its summary leaves out.
+    // As recorded, and one more: the third session begins in the middle of a reorg, and its summary
+    // omits that reorg's first step, which replaced the very first block.
     assert_eq!(reorgs, [1, 1, 2, 3, 3, 1]);
     assert!(logs > 5_000 && outside_bloom > 0);
 }

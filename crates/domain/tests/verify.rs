@@ -1,4 +1,4 @@
-//! What each level of checking lets pass (G6), on one small real block: Ethereum 15537393, the last
+//! What passes at each level of checking (G6), on one small real block: Ethereum 15537393, the last
 //! before the Merge, with one receipt and one log.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -31,7 +31,7 @@ fn logs(receipts: Vec<Receipt>) -> Body {
     Body::Logs(receipts.into_iter().flat_map(|r| r.logs).collect())
 }
 
-/// The outcome in one word: the proof of what passed, the check that failed.
+/// The outcome in one word: the proof if it passed, otherwise the failed check.
 fn outcome(level: Proof, header: &Header, body: Body) -> &'static str {
     match verify(&at(level), header, body) {
         Ok(verified) => verified.proof.as_str(),
@@ -73,7 +73,7 @@ fn an_empty_answer_is_no_lie_but_no_proof_either() {
     check(&header, &Body::Receipts(Vec::new()), ["empty"; 3]);
     check(&header, &Body::Logs(Vec::new()), ["empty", "empty", "structure"]);
 
-    // No bloom: transactions without logs. An empty list of logs is then right.
+    // A zero bloom: transactions without logs. An empty list of logs is then correct.
     let silent = Header { logs_bloom: Box::default(), ..header };
     check(&silent, &Body::Receipts(Vec::new()), ["empty"; 3]);
     check(&silent, &Body::Logs(Vec::new()), ["unprovable", "bloom", "bloom"]);
@@ -145,7 +145,7 @@ fn old_state_sync_logs_are_kept_and_stand_outside_the_commitments() {
     let verified = verify(&by_bloom, &header, logs(receipts.clone())).unwrap();
     assert_eq!((verified.logs.len(), verified.proof), (2, Proof::Bloom));
 
-    // On any other chain, and as a type of its own (PIP-74), it counts.
+    // On any other chain, or with the separate type of PIP-74, it is covered by the header.
     assert_eq!(outcome(Proof::Bloom, &header, Body::Receipts(receipts.clone())), "gas_used");
     assert_eq!(outcome(Proof::Bloom, &header, logs(receipts.clone())), "bloom");
     receipts[1].tx_type = 0x7f;
@@ -164,7 +164,7 @@ fn each_block_of_a_range_stands_for_itself() {
         let block = BlockRef { number, hash, ..header.block };
         Header { block, logs_bloom: Box::new(*bloom), ..header.clone() }
     };
-    // One with the log, one without any, one more with the log.
+    // A block with the log, one without any, another with the log.
     let headers = [
         header.clone(),
         at_height(height + 1, &Bloom::ZERO),
@@ -249,7 +249,7 @@ fn a_bloom_without_room_for_the_filter_needs_no_call() {
         assert_eq!(proof(&at(level), &header, elsewhere, other), None, "the profile decides");
     }
     assert_eq!(proof(&trusted(Proof::Structure), &header, elsewhere, other), None);
-    // Without a filter only a bloom without any log leaves no room.
+    // Without a filter, only the empty bloom excludes all logs.
     let everything = Filter::default().bloom_test();
     assert!(without_fetching(&trusted(Proof::Bloom), &header, &everything).is_none());
     let bare = Header { logs_bloom: Box::default(), ..header };
@@ -287,7 +287,7 @@ fn gas_is_checked_also_where_the_root_is_not() {
     let (header, mut receipts) = recorded();
     receipts[0].cumulative_gas_used += 1;
     check(&header, &Body::Receipts(receipts.clone()), ["gas_used"; 3]);
-    // Two receipts whose gas goes back to the header's.
+    // Two receipts whose cumulative gas decreases to the header's value.
     let mut second = receipts[0].clone();
     (second.tx_index, second.cumulative_gas_used) = (1, header.gas_used);
     second.logs.clear();

@@ -1,4 +1,4 @@
-//! The checker is itself tried: whatever is broken in a stream must be reported (G1 to G4, G10).
+//! Tests of the checker: every inconsistency in a stream must be reported (G1 to G4, G10).
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
@@ -12,7 +12,7 @@ mod streams;
 
 use streams::{CHAIN, Streams, chain, hash, number};
 
-/// Two reorgs, one of them there and back, and finality: nothing wrong with it.
+/// A correct stream with two reorgs, one of them there and back, and finality.
 const SOUND: &str = "+1a<0a +2a<1a +3a<2a -3a<2a -2a<1a +2b<1a +3b<2b =1a +4b<3b -4b<3b +4c<3b \
                      -4c<3b +4b<3b +5b<4b =3b +6b<5b +7b<6b";
 const SOUND_CHAIN: &str = "1a 2b 3b 4b 5b 6b 7b";
@@ -61,7 +61,7 @@ fn g3_steps_in_the_wrong_order_are_reported() {
     check("+1a<0a +2a<1a =2a =1a", &[Finalized]);
     check("+1a<0a +2a<1a =2a =2a =2b", &[Finalized]);
     check("+1a<0a +2a<1a =2a -2a<1a", &[BelowFinalized]);
-    // The first block's parent is free, its height is not.
+    // The first block's parent is not checked, but its height is.
     check("+5a<4a -5a<4a +5b<4b +6b<5b", &[]);
     check("+5a<4a -5a<4a +4b<3b", &[Parent]);
 }
@@ -78,7 +78,7 @@ fn an_operators_gap_is_a_fact_and_not_a_fault() {
     check("+1a<0a +2a<1a ~8a<2a -8a<2a +3a<2a", &[]);
 }
 
-/// Alters a sound stream at every place and says at which nothing was reported.
+/// Alters a correct stream at every place, and fails with the places where nothing was reported.
 #[track_caller]
 fn assert_all_reported(places: usize, alter: impl Fn(&mut Streams, usize) -> bool) {
     let sound = Streams::of(SOUND);
@@ -189,7 +189,7 @@ fn every_altered_field_of_an_entry_is_reported() {
 #[test]
 fn a_block_or_a_log_not_taken_back_is_reported() {
     let count = Streams::of(SOUND).markers.len();
-    // The marker says that nothing, or one log less, was to be taken back.
+    // The marker says that nothing, or one log fewer, was taken back.
     for keep in [0, 1] {
         let mut tried = 0;
         for m in 0..count {
@@ -224,7 +224,7 @@ fn one_marker_missing_doubled_or_altered_is_reported() {
         streams.markers.swap(i, i + 1);
         true
     });
-    // Missing, and no hole shows in `seq`.
+    // Missing, with no gap in `seq`.
     assert_all_reported(count, |streams, i| {
         let is_finality = streams.markers[i].1.op == Op::Finalized;
         streams.markers.remove(i);
@@ -252,7 +252,7 @@ fn one_marker_missing_doubled_or_altered_is_reported() {
             let marker = &mut streams.markers[i].1;
             let differs = marker.last_id != last_id;
             marker.last_id = last_id;
-            // The last marker may be followed by a lifted last ID only where it has no entries.
+            // Only a last marker without entries may have a larger `last_id`.
             differs && marker.events > 0
         });
     }
@@ -340,8 +340,8 @@ fn differences_name_block_log_and_field() {
     );
 }
 
-/// Retention cuts entries and markers at the beginning, each at a place of its own, but keeps the
-/// markers of all entries.
+/// Retention trims entries and markers at the beginning, each up to a different place, but keeps
+/// the markers of all remaining entries.
 #[test]
 fn a_trimmed_stream_is_whole_from_some_marker_on() {
     let sound = Streams::of(SOUND);
@@ -373,7 +373,7 @@ fn a_trimmed_stream_is_whole_from_some_marker_on() {
 }
 
 proptest! {
-    /// Whatever reorgs an ingestor follows, a sound stream folds to the chain at its end.
+    /// Whatever reorgs an ingestor follows, a correct stream folds to the chain at its end.
     #[test]
     fn random_reorgs_fold_to_the_chain(depths in proptest::collection::vec(0_usize..4, 1..30)) {
         let (mut script, mut names) = (String::new(), vec!["0a".to_owned()]);
@@ -397,8 +397,8 @@ proptest! {
     }
 }
 
-/// A reader of a long stream compares what is final and forgets it; what remains, together with what
-/// was handed over, is the chain, and nothing that is wrong is missed.
+/// A reader of a long stream compares final blocks and drops them. What remains, together with what
+/// was handed over, is the chain, and no fault is missed.
 #[test]
 fn what_is_settled_and_what_remains_are_the_chain() {
     let streams = Streams::of(SOUND);
@@ -420,7 +420,7 @@ fn what_is_settled_and_what_remains_are_the_chain() {
     assert_eq!(ethhook_domain::fold::compare(&settled, &chain(SOUND_CHAIN)), []);
 }
 
-/// From any marker on a replay finds what is wrong behind it, also before the next event.
+/// A replay from any marker finds every fault after it, even before the next event.
 #[test]
 fn a_replay_can_go_on_behind_any_marker() {
     let sound = Streams::of(SOUND);

@@ -1,4 +1,4 @@
-//! Streams as an ingestor without faults writes them, from a script of steps.
+//! Streams as a correct ingestor writes them, from a script of steps.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use ethhook_domain::{BlockRef, EntryId, Log, Marker, Op, ProcessedEvent, Proof};
 
 pub(crate) const CHAIN: u64 = 5;
 
-/// The two streams of a chain, as an ingestor without faults writes them.
+/// The two streams of a chain, as a correct ingestor writes them.
 #[derive(Clone, Default)]
 pub(crate) struct Streams {
     pub(crate) entries: Vec<(EntryId, ProcessedEvent)>,
@@ -16,7 +16,7 @@ pub(crate) struct Streams {
     pub(crate) clock: u64,
 }
 
-/// A block named like `4a`: height and fork letter. Its parent is told by [`parents`].
+/// A block named like `4a`: height and fork letter. [`parents`] gives its parent.
 pub(crate) fn block(name: &str, parent: &str) -> BlockRef {
     BlockRef {
         number: number(name),
@@ -34,7 +34,7 @@ pub(crate) fn hash(name: &str) -> B256 {
     keccak256(name)
 }
 
-/// As many logs as the height says, modulo 4: so that some blocks have none.
+/// The number of logs is the height modulo 4, so that some blocks have none.
 pub(crate) fn logs(name: &str) -> Vec<Log> {
     (0..number(name) % 4)
         .map(|i| Log {

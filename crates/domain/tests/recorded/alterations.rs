@@ -3,7 +3,7 @@
 use alloy_primitives::{B256, Bytes};
 use ethhook_domain::{Log, Receipt};
 
-/// One way to alter what a node said; `None` where it does not apply at this place.
+/// One way to alter a node's answer; `None` if it is not possible at this place.
 pub(crate) type Alteration = (&'static str, fn(&mut Vec<Receipt>, Place) -> Option<()>);
 
 /// Where to alter: a receipt, and one of its logs for alterations of logs.
@@ -17,7 +17,7 @@ fn log_at(receipts: &mut [Receipt], at: Place) -> Option<&mut Log> {
     receipts.get_mut(at.receipt)?.logs.get_mut(at.log)
 }
 
-/// Numbers receipts and logs anew, so that only the commitments can tell.
+/// Renumbers receipts and logs, so that only the header's commitments show the alteration.
 fn renumber(receipts: &mut [Receipt]) {
     let mut log_index = 0;
     for (i, receipt) in (0..).zip(receipts) {
@@ -77,7 +77,7 @@ pub(crate) const RECEIPT_ALTERATIONS: &[Alteration] = &[
         Some(())
     }),
     ("transaction hash", |receipts, at| {
-        // Of a receipt without logs nothing is published, and nothing proves its hash.
+        // Nothing is published from a receipt without logs, and nothing proves its hash.
         let receipt = &mut receipts[at.receipt];
         receipt.logs.first()?;
         flip(&mut receipt.tx_hash);
@@ -122,7 +122,7 @@ fn essence_of_logs(receipt: &Receipt) -> Vec<(Vec<u8>, Vec<B256>, Bytes)> {
     receipt.logs.iter().map(essence).collect()
 }
 
-/// What the header commits to of a log.
+/// The part of a log that the header commits to.
 fn essence(log: &Log) -> (Vec<u8>, Vec<B256>, Bytes) {
     (log.address.to_vec(), log.topics.clone(), log.data.clone())
 }

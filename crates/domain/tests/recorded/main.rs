@@ -1,4 +1,4 @@
-//! The checks (G6) on real blocks: all of them pass, and no alteration of them does.
+//! The checks (G6) on real blocks: all blocks pass, and no alteration of one passes.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ mod alterations;
 
 use alterations::{Alteration, LOG_ALTERATIONS, Place, RECEIPT_ALTERATIONS};
 
-/// Of a large block only this many receipts and logs are altered, each in every way.
+/// In a large block only this many receipts and logs are altered, each in every way.
 const SAMPLES: usize = 3;
 
 fn profile(chain_id: u64) -> Profile {
@@ -36,14 +36,14 @@ fn receipts_of(block: &RecordedBlock) -> Vec<Receipt> {
     }
 }
 
-/// Whether the header does not commit to this receipt: an old Polygon state-sync one.
+/// Whether this is a receipt that the header does not commit to: an old Polygon state-sync one.
 fn is_state_sync(header: &Header, receipt: &Receipt) -> bool {
     let number = header.block.number.to_be_bytes();
     receipt.tx_hash
         == keccak256([b"matic-bor-receipt-", &number[..], &header.block.hash[..]].concat())
 }
 
-/// All places of a short list; of a long one some, the first and the last among them.
+/// All places in a short list; in a long one only some, including the first and the last.
 fn sample(length: usize) -> Vec<usize> {
     if length <= 2 * SAMPLES {
         return (0..length).collect();
@@ -138,7 +138,7 @@ fn g6_every_altered_header_field_fails() {
             altered += 1;
 
             json.as_object_mut().unwrap().remove(field);
-            // What every header has is missed by the parser already.
+            // If a field that every header has is missing, parsing already fails.
             if serde_json::from_value::<Header>(json.clone()).is_ok() {
                 let zero = value.as_str().unwrap()[2..].bytes().all(|b| b == b'0');
                 if !(zero && (field == "nonce" || field == "mixHash")) {
@@ -277,8 +277,6 @@ fn alter_block(block: &RecordedBlock, seen: &Mutex<Seen>) {
     }
 }
 
-/// Polygon's old state-sync receipts are outside the header: what they hold is as good as the node
-/// that gave it. Only where they stand, and of which block they are, can be seen.
 #[test]
 fn what_a_receipt_says_of_its_own_bloom_is_only_a_hint() {
     let Some(dir) = chain_data::dir() else { return };
@@ -306,6 +304,8 @@ fn what_a_receipt_says_of_its_own_bloom_is_only_a_hint() {
     assert!(tried > 80, "{tried}");
 }
 
+/// The header does not cover Polygon's old state-sync receipts: their content is only as reliable as
+/// the node. Only their position and their block can be checked.
 #[test]
 fn what_cannot_be_seen_of_old_state_sync_logs() {
     let Some(dir) = chain_data::dir() else { return };
