@@ -87,7 +87,7 @@ fn publish(criterion: &mut Criterion) {
                 let mut outcome = pin!(publisher.next_outcome());
                 let known = match poll!(&mut outcome) {
                     Poll::Pending if on_the_wire > ON_THE_WIRE => Some(outcome.await),
-                    Poll::Pending => None, // it is sent by now
+                    Poll::Pending => None, // the step is sent by now
                     Poll::Ready(outcome) => Some(outcome),
                 };
                 if let Some(outcome) = known {

@@ -1,4 +1,4 @@
-//! A chain to publish: blocks named like `4a`, with events made from the name.
+//! A chain to publish: blocks named like `4a`, with events derived from the name.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ pub(crate) const CHAIN: u64 = 7;
 pub(crate) const LEASE_TTL: Duration = Duration::from_secs(10);
 pub(crate) const DEDUP_TTL: Duration = Duration::from_secs(3_600);
 
-/// A server, a way to it, and a raw connection to look behind.
+/// A server, access to it as the ingestor has, and a raw connection to inspect it.
 pub(crate) struct Fixture {
     pub(crate) server: RedisServer,
     pub(crate) streams: Streams,
@@ -36,18 +36,17 @@ impl Fixture {
         Self { server, streams, keys: Keys::of(CHAIN), raw }
     }
 
-    /// Waits no longer than this for an answer from now on.
+    /// Sets a new response timeout.
     pub(crate) fn hurry(&mut self, response_timeout: Duration) {
         self.streams = reach(&self.server, response_timeout);
     }
 
-    /// From now on as a process that was just started: it remembers nothing of what Redis gave it.
+    /// Acts like a newly started process, which does not know what an earlier one saw.
     pub(crate) fn forget(&mut self) {
         self.streams = reach(&self.server, Duration::from_secs(5));
     }
 
-    /// The way of a user with these rights, which may be other ones from now on; its password is
-    /// `hunter2`.
+    /// Access as a user with these rights, which replace earlier ones; its password is `hunter2`.
     pub(crate) async fn as_user(&mut self, rights: &str) -> Streams {
         let user = format!("ACL SETUSER poor reset on >hunter2 {rights}");
         self.ask::<redis::Value>(&user).await;
@@ -55,7 +54,7 @@ impl Fixture {
         Streams::new(RedisConfig::new(Secret::new(url))).unwrap()
     }
 
-    /// The writer `one`, beginning at block 1.
+    /// The writer `one`, starting at block 1.
     pub(crate) async fn publisher(&self) -> Publisher {
         self.publisher_of("one").await
     }
@@ -64,13 +63,13 @@ impl Fixture {
         open(&self.streams, writer, Some(first())).await.unwrap()
     }
 
-    /// A field of a hash, behind everybody's back; the value may be empty.
+    /// Sets a field of a hash directly; the value may be empty.
     pub(crate) async fn raw_hset(&mut self, key: &str, field: &str, value: &str) {
         let mut command = redis::cmd("HSET");
         command.arg(key).arg(field).arg(value).exec_async(&mut self.raw).await.unwrap();
     }
 
-    /// A string with spaces, behind everybody's back.
+    /// Sets a string with spaces directly.
     pub(crate) async fn raw_set(&mut self, key: &str, value: &str) {
         redis::cmd("SET").arg(key).arg(value).exec_async(&mut self.raw).await.unwrap();
     }
@@ -93,8 +92,8 @@ impl Fixture {
         markers.into_iter().map(|(_, marker)| marker).collect()
     }
 
-    /// Everything that Redis holds of the chain, to show that nothing changed. The remaining time
-    /// of the lease and the dedup records is left out.
+    /// Everything that Redis holds of the chain, to show that nothing changed; without the
+    /// remaining TTLs of the lease and the dedup records.
     pub(crate) async fn dump(&mut self) -> Vec<String> {
         let mut keys: Vec<String> = self.ask("KEYS *").await;
         keys.sort();
@@ -109,7 +108,7 @@ impl Fixture {
                 other => panic!("unexpected type {other}"),
             };
             if kind == "hash" {
-                // Redis tells a hash in whatever order its table has, which changes as it rehashes.
+                // Redis returns a hash in the order of its table, which changes when it rehashes.
                 let fields: std::collections::BTreeMap<String, String> = self.ask(&command).await;
                 dump.push(format!("{key}: {fields:?}"));
                 continue;
@@ -140,7 +139,7 @@ pub(crate) fn first() -> Cursor {
     Cursor::starting_at(1, Some(B256::repeat_byte(0x99)), "all".into())
 }
 
-/// A writer of this name, whatever the stream's encoding is.
+/// A writer of this name that accepts any encoding of the stream.
 pub(crate) fn named(writer: &str) -> WriterOptions {
     WriterOptions {
         writer: writer.to_owned(),
@@ -166,12 +165,12 @@ pub(crate) struct Block {
     pub(crate) events: Events,
 }
 
-/// The hash of the block called `name`; `0` is the free parent of the first.
+/// The hash of the block called `name`; `0` is the parent of the first.
 pub(crate) fn hash(name: &str) -> B256 {
     keccak256(name)
 }
 
-/// The block `name` (such as `4a`) on `parent`, with `count` events.
+/// The block `name` (such as `4a`) with this `parent` and `count` events.
 pub(crate) fn block(name: &str, parent: &str, count: u64) -> Block {
     let number = name.trim_end_matches(|c: char| c.is_alphabetic()).parse().unwrap();
     let link = BlockRef {

@@ -1,4 +1,4 @@
-//! A stream in one encoding from its first entry to its last.
+//! A stream has one encoding from its first entry to its last.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ async fn a_packed_block_lands_is_read_and_taken_back() {
     let stored = redis.streams.block_events(CHAIN, &published).await.unwrap();
     assert_eq!(stored, *a2.events);
 
-    // Taken back from what the stream holds; the removed entries are packed as well.
+    // Taken back as read from the stream; the removed entries are packed as well.
     publisher.take_back(&published).await.unwrap();
     wanted.extend(a2.reversed().iter().cloned());
     let events: Vec<_> = redis.events().await.into_iter().map(|(_, event)| event).collect();
@@ -66,7 +66,7 @@ async fn another_encoding_is_refused_and_nothing_changes() {
         }
         assert_eq!(redis.dump().await, before);
 
-        // Whoever does not care goes on as the stream has it.
+        // A writer without a preference uses the stream's encoding.
         let streams = &redis.streams;
         let mut publisher = Publisher::open(streams, CHAIN, named("two"), None).await.unwrap();
         let Block { link, events } = block("2a", "1a", 3);

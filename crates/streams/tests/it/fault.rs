@@ -1,5 +1,5 @@
-//! What can go wrong with a step: late ones, foreign writers, damaged keys, full memory, lost
-//! answers, dead and wiped servers. G2, G4, G5.
+//! Faults of a step: late arrival, other writers, damaged keys, full memory, lost answers, dead and
+//! wiped servers. G2, G4, G5.
 
 use std::time::Duration;
 
@@ -29,8 +29,8 @@ async fn add_until_in(publisher: &mut Publisher, block: &Block) -> (Outcome, u32
     }
 }
 
-/// Takes `step` while the server is stopped, for longer than an answer may take, and lets it run
-/// after the caller gave up and hung up. Shows that it did run.
+/// Applies `step` while the server is paused for longer than the timeout, and resumes it after the
+/// caller has given up and disconnected. Checks that the step was executed.
 async fn lose_answer(redis: &mut Fixture, publisher: &mut Publisher, step: &Step<'_>) -> StepError {
     let before = redis.cursor().await;
     redis.server.pause().unwrap();
@@ -56,12 +56,12 @@ async fn g5_a_step_that_arrives_after_the_chain_went_x_y_x_is_refused() {
     let py = add(&mut current, &y).await;
     remove(&mut current, &y, &py).await.unwrap();
     add(&mut current, &x).await;
-    // As if one writer under one epoch had done all that, while a step of it was on the wire.
+    // As if one writer with one epoch had done all that while a step of it was on the wire.
     let epoch = delayed.cursor().epoch.to_string();
     redis.raw_hset("cursor:{events:7}", "epoch", &epoch).await;
     let before = redis.dump().await;
 
-    // X is there: a duplicate. Y and a block without events are not: the chain moved on.
+    // X is in: a duplicate. Y and a block without events are not: the chain has moved on.
     let duplicate = delayed.apply(&x.add()).await.unwrap();
     assert_eq!(duplicate, Outcome::Duplicate { events: 2 });
     for late in [y, block("2z", "1a", 0)] {
@@ -80,7 +80,7 @@ async fn g5_another_writer_and_another_epoch_are_refused() {
     add(&mut one, &block("1a", "0", 1)).await;
     let a2 = block("2a", "1a", 1);
 
-    // Our own name under a higher epoch: another process runs under it.
+    // Our own name with a higher epoch: another process uses it.
     let mut same_name = redis.publisher().await;
     let before = redis.dump().await;
     match one.apply(&a2.add()).await {
@@ -189,7 +189,7 @@ async fn g4_full_memory_refuses_the_whole_step_and_lets_it_in_later() {
         }
         assert_eq!(redis.dump().await, before, "{step:?}");
     }
-    // The lease outlives full memory: its renewal allocates nothing.
+    // The lease survives full memory: renewing it allocates nothing.
     publisher.renew().await.unwrap();
     redis.ask::<String>("CONFIG SET maxmemory 0").await;
     add(&mut publisher, &a2).await;
@@ -254,7 +254,7 @@ async fn g2_a_step_whose_answer_was_lost_is_in_once() {
     let mut redis = Fixture::new().await;
     redis.hurry(Duration::from_millis(400));
     let mut publisher = redis.publisher().await;
-    // A server that has not seen the script would only say so.
+    // A server that does not know the script would only report that.
     add(&mut publisher, &block("1a", "0", 1)).await;
     let (a2, a3, a4) = (block("2a", "1a", 3), block("3a", "2a", 0), block("4a", "3a", 2));
     for (seq, block) in [&a2, &a3, &a4].into_iter().enumerate() {
@@ -270,7 +270,7 @@ async fn g2_a_step_whose_answer_was_lost_is_in_once() {
         assert_eq!(marker.seq, seq as u64 + 2);
     }
     assert_eq!(redis.events().await.len(), 6);
-    // The same holds for a block that is taken back, a final one and a latched alarm.
+    // The same for a block taken back, a final block and a latched alarm.
     let p4 = redis.streams.window(7, publisher.cursor()).await.unwrap().pop().unwrap();
     let reversed = a4.reversed();
     for step in [
@@ -364,12 +364,12 @@ async fn ids_stay_above_those_that_a_failover_took_back() {
     let mut publisher = redis.publisher().await;
     add_all(&mut publisher, 1..=2, 2).await;
     redis.ask::<i64>("COPY events:7 replica").await;
-    // A master whose clock is a day ahead gave this ID...
+    // A master whose clock is a day ahead assigned this ID...
     let ahead = "9999999999999-7";
     redis.ask::<String>(&format!("XSETID events:7 {ahead}")).await;
     let given = add(&mut publisher, &block("3a", "2a", 1)).await;
     assert_eq!(given.last_id, id("9999999999999-8"));
-    // ...and its replica never got it.
+    // ...and its replica never received it.
     for wiped in [false, true] {
         if wiped {
             redis.ask::<String>("FLUSHALL").await;
@@ -441,12 +441,12 @@ async fn g2_correctness_does_not_rest_on_the_dedup_record() {
 fn tear_newest_block(redis: &Fixture, events: usize) {
     let folder = redis.server.directory().join("appendonlydir");
     let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
-    // Their names end with the same digits but for a small number.
+    // Their names are equal except for a small number.
     let newest = files.filter(|path| path.to_string_lossy().ends_with(".incr.aof")).max().unwrap();
     let bytes = std::fs::read(&newest).unwrap();
     let adds: Vec<_> =
         (0..bytes.len()).filter(|at| bytes[*at..].starts_with(b"\r\nXADD\r\n")).collect();
-    // The block's marker is the last.
+    // The last one is the block's marker.
     let second = adds[adds.len() - events];
     let file = std::fs::File::options().write(true).open(newest).unwrap();
     file.set_len(second as u64 + 20).unwrap();
@@ -474,7 +474,7 @@ async fn g2_entries_of_a_torn_block_do_not_come_back_with_the_restart_after_the_
     assert_eq!(redis.events().await, before);
 }
 
-/// Waits until the server has rewritten its append-only file once, for a publisher asked for it.
+/// Waits until the server has rewritten its append-only file once, as requested by a publisher.
 async fn until_rewritten(redis: &Fixture) {
     wait_until("the append-only file is rewritten", async || {
         let info: String = redis.server.ask("INFO persistence").await?;

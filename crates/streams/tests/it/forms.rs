@@ -1,5 +1,5 @@
-//! Redis in every form: TLS with an authority of one's own and a user with the least rights, a
-//! master under Sentinel, a Cluster; and what happens when another server takes over.
+//! Redis in every form: TLS with a private authority and a least-privileged user, a master under
+//! Sentinel, a Cluster; and what happens when another server takes over.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::chain::{Block, CHAIN, add, add_all, block, first, named};
 
-/// How long a failover may take on a busy machine.
+/// Time limit for a failover on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn reach(url: &str) -> Streams {
@@ -113,7 +113,7 @@ async fn g4_under_sentinel_the_chain_goes_on_from_what_a_lagging_replica_holds()
     add_all(&mut publisher, 1..=2, 3).await;
     set.servers[0].is_replicated().await.unwrap();
 
-    // What follows the replica never sees; and the master's clock is an hour ahead.
+    // The replica never receives what follows, and the master's clock is an hour ahead.
     set.servers[0].cut_replication().await.unwrap();
     let (seconds, _): (u64, u64) = set.servers[0].ask("TIME").await.unwrap();
     let ahead = format!("XSETID events:{CHAIN} {}-0", (seconds + 3_600) * 1_000);
@@ -129,7 +129,7 @@ async fn g4_under_sentinel_the_chain_goes_on_from_what_a_lagging_replica_holds()
     let mut publisher = open(&streams, CHAIN).await;
     assert_eq!(publisher.cursor().seq, 2);
     add(&mut publisher, &block("3b", "2a", 2)).await;
-    // A reader that had read all of the lost block finds what follows.
+    // A reader that had read all of the lost block finds the following entries.
     let mut tail = streams.tail(CHAIN, Some(lost.last_id), Duration::from_millis(10));
     let found = tail.next(100).await.unwrap();
     let block_3b = block("3b", "2a", 2);
@@ -206,7 +206,7 @@ async fn g4_a_slot_that_moves_to_another_master_is_waited_for_and_followed() {
     source.ask::<()>(&format!("CLUSTER SETSLOT {slot} MIGRATING {to_id}")).await.unwrap();
     source.ask::<()>(&migrate(&[&keys.events])).await.unwrap();
 
-    // Half of the keys are here, half there: TRYAGAIN for the script, ASK for what has gone.
+    // Half of the keys have moved: TRYAGAIN for the script, ASK for a moved key.
     let before = cluster_markers(source, &keys).await;
     for _ in 0..3 {
         match publisher.apply(&block("3a", "2a", 2).add()).await {

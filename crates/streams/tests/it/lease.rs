@@ -31,7 +31,8 @@ async fn taking_the_lease_makes_the_cursor_and_raises_the_epoch() {
     assert_eq!((begun.cursor(), &redis.cursor().await), (&wanted, &wanted));
     let ttl: i64 = redis.ask("PTTL lease:{events:7}").await;
     assert!((9_000..=10_000).contains(&ttl), "{ttl} ms");
-    // Its own id takes it back at once, and the cursor that is there wins over the one offered.
+    // A writer with the same id takes it back at once, and the existing cursor takes precedence
+    // over the offered one.
     let other = Cursor { start_number: 500, ..first() };
     let again = open(&redis.streams, "one", Some(other)).await.unwrap();
     assert_eq!(again.cursor(), &Cursor { epoch: 2, ..wanted });
@@ -54,7 +55,7 @@ async fn g5_another_instance_waits_for_the_lease_to_run_out() {
     let lost = one.renew().await.unwrap_err();
     assert_eq!(lost, LeaseError::Lost { owner: "two".into(), epoch: 2 });
     two.renew().await.unwrap();
-    // One who lost it cannot give it away either.
+    // A writer that lost it cannot release it either.
     one.release().await;
     assert_eq!(redis.ask::<String>("GET lease:{events:7}").await, "two");
     two.release().await;
@@ -74,7 +75,7 @@ async fn a_lease_that_ran_out_is_renewed_if_nobody_took_it() {
     one.renew().await.unwrap();
     assert_eq!(redis.cursor().await.epoch, 1);
     until_free(&mut redis).await;
-    // Somebody had it in between, and it ran out again: the epoch tells.
+    // Another writer had it in between, and it expired again: the epoch shows that.
     open_for(&redis.streams, "two", Duration::from_millis(50)).await.unwrap();
     until_free(&mut redis).await;
     let lost = one.renew().await.unwrap_err();
@@ -92,7 +93,7 @@ async fn a_second_process_under_our_id_is_told_apart() {
     one.release().await;
     assert_eq!(redis.ask::<String>("GET lease:{events:7}").await, "one", "it is the twin's");
     twin.renew().await.unwrap();
-    // A lease in another's name is not renewed, whatever the cursor says.
+    // A lease in another name is not renewed, whatever the cursor says.
     redis.ask::<String>("SET lease:{events:7} two PX 10000").await;
     let lost = twin.renew().await.unwrap_err();
     assert_eq!(lost, LeaseError::Lost { owner: "two".into(), epoch: 2 });
@@ -167,7 +168,7 @@ async fn reset_is_refused_while_anybody_writes() {
     redis.streams.reset(CHAIN).await.unwrap();
     let told = redis.streams.last_reset(CHAIN).await.unwrap();
     assert_eq!(redis.ask::<Vec<String>>("KEYS *").await, [redis.keys.reset.clone()]);
-    // Each has a text of its own, and is told of for a day.
+    // The text differs for each reset, and is kept for a day.
     redis.streams.reset(CHAIN).await.unwrap();
     let again = redis.streams.last_reset(CHAIN).await.unwrap();
     assert!(told.is_some() && again.is_some() && told != again, "{told:?} {again:?}");
@@ -217,8 +218,8 @@ async fn a_user_who_may_not_write_a_key_gets_no_lease() {
         ("+@all ~lease:* ~cursor:* ~events:* ~seen:* ~aside:*", "blocks"),
         ("+@all ~lease:* ~cursor:* ~blocks:* ~events:* ~aside:*", "seen"),
         ("+@all ~lease:* ~cursor:* ~blocks:* ~events:* ~seen:*", "aside"),
-        // Rights on the keys, and the command on some of them only: without a try beforehand, a
-        // step would be cut in the middle.
+        // Rights on all keys, but the command only on some of them: without a test beforehand, a
+        // step would fail in the middle.
         ("~* +@all -xadd (+@all ~events:*)", "XADD blocks"),
         ("~* +@all -xadd (+@all ~blocks:*)", "XADD events"),
         ("~* +@all -rename", "RENAME"),

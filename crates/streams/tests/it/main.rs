@@ -1,4 +1,4 @@
-//! Every promise of this crate, held against a real redis-server.
+//! Every promise of this crate, tested against a real redis-server.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

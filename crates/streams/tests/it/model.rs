@@ -1,6 +1,6 @@
-//! G2 to G5 and G10 as a property: whatever order writers open, publish, take back, finalize, skip,
-//! lose their lease, wake up late and restart in, and whatever Redis loses meanwhile, a model of a
-//! few maps and a real Redis agree: on what each step is answered with, on both streams, on the
+//! G2 to G5 and G10 as a property: in whatever order writers open, publish, take back, finalize,
+//! skip, lose their lease, wake up late and restart, and whatever Redis loses in the meantime, a
+//! model of a few maps and a real Redis agree on the answer to each step, on both streams, on the
 //! dedup records, the lease and the cursor.
 //!
 //! `ETHHOOK_MODEL_CASES` gives the number of cases, `ETHHOOK_MODEL_SEED` repeats a run.
@@ -21,14 +21,14 @@ mod rules;
 use rules::{Model, Move, Verdict, at, hash_at, name};
 
 const CASES: u32 = 48;
-/// Time is no part of the model: leases run out when it says so.
+/// The model has no time: leases expire when it says so.
 const LEASE_TTL: Duration = Duration::from_secs(3_600);
 /// The names of the writers: the third is a process under the first one's name.
 const NAMES: [&str; 3] = ["one", "two", "one"];
-/// Stands in a path for a skipped block.
+/// Represents a skipped block in a path.
 const SKIPPED: char = 'z';
 
-/// One thing that happens. `w` is a writer.
+/// One event of a test case. `w` is a writer.
 #[derive(Debug, Clone)]
 enum Act {
     /// Takes the lease and reads the cursor: a start, a restart or a takeover.
@@ -36,8 +36,8 @@ enum Act {
     Release(usize),
     Renew(usize),
     LeaseExpires,
-    /// The writer's epoch holds again, as if it had never lost the chain: whatever others did since
-    /// was done by itself, and this is a step of it that arrives late, or is sent again.
+    /// The writer's epoch is current again, as if it had never lost the chain and had itself done
+    /// what others did since. Its next step is then one that arrives late or is sent again.
     Wake(usize),
     Add(usize, On, char),
     Remove(usize),
@@ -46,24 +46,24 @@ enum Act {
     Alarm(usize),
     ClearAlarm(usize),
     Retreat(usize, usize),
-    /// A dedup record's time is over.
+    /// A dedup record expires.
     RecordExpires(usize),
     Save,
-    /// Redis is as it was when last saved: it lost its latest writes.
+    /// Redis returns to the last saved state: it lost its latest writes.
     Rollback,
     /// Redis is empty.
     Wipe,
 }
 
-/// Where a block is added, seen from the writer's tip.
+/// Where a block is added, relative to the writer's tip.
 #[derive(Debug, Clone, Copy)]
 enum On {
     Tip,
-    /// The tip itself once more.
+    /// The tip itself again.
     Again,
     /// A sibling of the tip.
     Parent,
-    /// A block that leaves one out.
+    /// A block that leaves a gap.
     Far,
 }
 
@@ -91,22 +91,22 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         2 => Just(Act::Rollback),
         1 => Just(Act::Wipe),
     ];
-    // Most cases begin with a writer that gets somewhere.
+    // Most cases begin with a writer that can make progress.
     prop::collection::vec(act, 5..60).prop_map(|mut acts| {
         acts.insert(0, Act::Open(0));
         acts
     })
 }
 
-/// A process that writes, or thinks it does.
+/// A process that is a writer, or believes to be.
 struct Writer {
     publisher: Publisher,
-    /// What the model says it believes, and the path of its tip.
+    /// What the writer believes according to the model, and the path of its tip.
     believed: Cursor,
     tip: String,
 }
 
-/// A key, and what DUMP gave of it.
+/// A key, and its content from DUMP.
 type Dumped = (Vec<u8>, Vec<u8>);
 
 struct World<'a> {
@@ -117,7 +117,7 @@ struct World<'a> {
     /// Blocks as they were last published, by path.
     published: HashMap<String, PublishedBlock>,
     saved: Option<(Model, Vec<Dumped>)>,
-    /// The highest entry ID so far, as long as nobody was woken.
+    /// The highest entry ID so far; meaningful only while no writer was woken.
     highest: Option<EntryId>,
     woken: bool,
 }
@@ -251,7 +251,7 @@ impl World<'_> {
         if let Ok(Outcome::Published { first_id, last_id, .. }) = &result
             && self.model.events.len() > before
         {
-            // Readers with a saved ID overlook what comes below it.
+            // Readers with a saved ID would miss entries below it.
             let above = self.woken || self.highest < *first_id;
             prop_assert!(above, "{:?} is not above {:?}", first_id, self.highest);
             self.highest = self.highest.max(Some(*last_id));
@@ -259,13 +259,13 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Which step `act` is, seen by its writer; none if it has nothing to step from.
+    /// The step for `act` from its writer's point of view; none if that has no block to start from.
     fn plan(&self, act: &Act) -> Option<(usize, Move)> {
         let tip = |w: usize| self.writers[w].as_ref().map(|writer| writer.tip.clone());
         let lower = |w: usize, back: usize| {
             let tip = tip(w)?;
             let length = tip.len().checked_sub(back)?;
-            // A skipped block within a gap is none of the stream's.
+            // A skipped block inside a gap is not in the stream.
             let ends_gap = !tip[length..].starts_with(SKIPPED);
             (length > 0 && ends_gap).then(|| tip[..length].to_owned())
         };
@@ -297,7 +297,7 @@ impl World<'_> {
         }
     }
 
-    /// Holds all that Redis has against the model.
+    /// Compares everything in Redis with the model.
     async fn compare(&mut self) -> Result<(), TestCaseError> {
         let redis = &mut *self.redis;
         let cursor = redis.streams.cursor(CHAIN).await.unwrap();
@@ -325,7 +325,8 @@ impl World<'_> {
         let expected: Vec<_> = expected.map(|(s, op, path)| (s, op, hash(&name(path)))).collect();
         prop_assert_eq!(found, expected, "markers");
 
-        // The checker's fold, which knows nothing of the model, finds the same chain and no fault.
+        // The checker's fold, which is independent of the model, finds the same chain and no
+        // violation.
         let mut fold = Fold::from_start(CHAIN);
         events.iter().for_each(|(entry, event)| fold.entry(*entry, event.clone()));
         markers.iter().for_each(|(entry, marker)| fold.marker(*entry, marker));

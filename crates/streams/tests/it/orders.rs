@@ -1,4 +1,4 @@
-//! What only an operator orders: a gap, and going back below the finalized block.
+//! Steps that only an operator orders: a gap, and a retreat below the finalized block.
 
 use ethhook_domain::Op;
 use ethhook_streams::{Events, Outcome, PublishedBlock, Publisher, Step, StepError};
@@ -48,7 +48,7 @@ async fn a_gap_moves_the_tip_and_the_window_begins_above_it() {
     assert_eq!(window(&redis).await, [0; 0]);
     let held = redis.cursor().await;
     assert_eq!((held.number, held.hash), (9, Some(hash("9a"))), "the gap is the tip again");
-    // Another on top of it, as one order after the other.
+    // Another gap directly after it, as from two successive orders.
     publisher.apply(&Step::Gap { block: &block("20a", "19a", 0).link }).await.unwrap();
     add(&mut publisher, &block("21a", "20a", 1)).await;
     assert_eq!(window(&redis).await, [21]);
@@ -85,7 +85,7 @@ async fn g4_to_take_back_what_redis_has_lost_is_told_as_a_cursor_that_moved() {
     let mut redis = Fixture::new().await;
     let mut publisher = redis.publisher().await;
     let published = add_all(&mut publisher, 1..=2, 4).await;
-    // As after a failover: the newest block is gone, entries, marker and cursor.
+    // As after a failover: the newest block is gone, including entries, marker and cursor.
     redis.ask::<u64>(&format!("XDEL {} {}", redis.keys.events, published[1].last_id)).await;
     let contradicts = publisher.take_back(&published[1]).await;
     assert!(matches!(contradicts, Err(StepError::Inconsistent(_))), "{contradicts:?}");

@@ -1,4 +1,4 @@
-//! Steps that are sent while those before them are not acknowledged. G3, G4, G5.
+//! Steps sent before the previous ones are acknowledged. G3, G4, G5.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::chain::{Block, Fixture, add, block};
 
-/// Sends `blocks` one behind the other, and gives their outcomes in that order, up to the first that is not in.
+/// Sends `blocks` one after another, and returns their outcomes in that order, up to the first that is not in.
 async fn send_all(publisher: &mut Publisher, blocks: &[Block]) -> Vec<Result<Outcome, StepError>> {
     for block in blocks {
         assert!(publisher.send(&block.add()), "it need not go alone");
@@ -25,7 +25,7 @@ fn is_published(result: &Result<Outcome, StepError>) -> bool {
     matches!(result, Ok(Outcome::Published { .. }))
 }
 
-/// Whether the first of several was not in, and may be later.
+/// Whether the first of several steps failed with a retryable error.
 fn failed_for_now(results: &[Result<Outcome, StepError>]) -> bool {
     matches!(results, [Err(error)] if error.is_retryable())
 }
@@ -38,7 +38,7 @@ async fn g3_blocks_that_are_sent_behind_each_other_come_in_their_order() {
     assert!(!publisher.send(&first.add()), "the first goes alone");
     add(&mut publisher, &first).await;
 
-    // Some go out whole, some in parts.
+    // Some are sent whole, some in parts.
     let blocks = [block("2a", "1a", 1_300), block("3a", "2a", 0), block("4a", "3a", 505)];
     let results = send_all(&mut publisher, &blocks).await;
     assert!(results.len() == 3 && results.iter().all(is_published), "{results:?}");
@@ -57,7 +57,7 @@ async fn g5_nothing_gets_in_behind_a_block_that_was_refused() {
     let mut publisher = redis.publisher().await;
     add(&mut publisher, &block("1a", "0", 1)).await;
 
-    // 3x does not stand on 2a, and 4x stands on 3x.
+    // The parent of 3x is not 2a; the parent of 4x is 3x.
     let blocks = [block("2a", "1a", 1), block("3x", "2x", 1), block("4x", "3x", 1)];
     let results = send_all(&mut publisher, &blocks).await;
     assert!(is_published(&results[0]), "{results:?}");
@@ -75,7 +75,7 @@ async fn g4_a_large_block_behind_one_that_was_refused_is_cut_short_and_leaves_no
     let mut publisher = redis.publisher().await;
     add(&mut publisher, &block("1a", "0", 1)).await;
     let (refused, large) = (block("3x", "2x", 1), block("4x", "3x", 20_000));
-    // The large one is dropped in the middle of its transaction.
+    // The large step is dropped in the middle of its transaction.
     let results = send_all(&mut publisher, &[refused, large]).await;
     assert_eq!(results, [Err(StepError::NotIn)]);
     add(&mut publisher, &block("2a", "1a", 2)).await;
@@ -141,12 +141,12 @@ async fn g4_a_step_that_was_cut_short_on_its_way_is_applied_again() {
     let mut publisher = redis.publisher().await;
     add(&mut publisher, &block("1a", "0", 1)).await;
     let before = redis.dump().await;
-    // Of the one only the first parts leave; the other would come behind it.
+    // Of the first only some parts are sent; the second would follow it.
     let blocks = [block("2a", "1a", 3_000), block("3a", "2a", 3)];
     assert!(blocks.iter().all(|block| publisher.send(&block.add())));
     assert!(poll!(pin!(publisher.next_outcome())).is_pending());
     while !redis.ask::<String>("CLIENT LIST").await.contains(" multi=1001 ") {
-        tokio::task::yield_now().await; // MULTI is there, the opening and 1,000 entries
+        tokio::task::yield_now().await; // MULTI, the opening and 1,000 entries have arrived
     }
     redis.ask::<u64>("CLIENT KILL TYPE normal SKIPME yes").await;
     let result = publisher.next_outcome().await.unwrap();
@@ -154,7 +154,7 @@ async fn g4_a_step_that_was_cut_short_on_its_way_is_applied_again() {
     assert!(publisher.next_outcome().await.is_none());
     assert_eq!(redis.dump().await, before);
 
-    // Nor does what is applied now go into the transaction that was begun.
+    // A step applied now does not become part of the unfinished transaction either.
     for block in &blocks {
         add(&mut publisher, block).await;
     }

@@ -1,4 +1,4 @@
-//! Looking at the server before anything starts.
+//! Checks of the server before anything starts.
 
 use ethhook_domain::Secret;
 use ethhook_streams::{PreflightError, RedisConfig, Streams};

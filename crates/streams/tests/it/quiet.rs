@@ -1,5 +1,5 @@
-//! Steps that are said quietly: one answer to all of a transaction, and why it is not in from a second
-//! asking. G3, G4, G5.
+//! Steps sent quietly: one reply for a whole transaction, and sending again to learn why a step is
+//! not in. G3, G4, G5.
 
 use ethhook_domain::marker::FIELDS;
 use ethhook_domain::{Marker, Op};
@@ -12,7 +12,7 @@ async fn send(publisher: &mut Publisher, block: &Block) -> Result<Outcome, StepE
     publisher.next_outcome().await.unwrap()
 }
 
-/// How often Redis was told to answer, or not to.
+/// How often replies were turned on or off.
 async fn switches(redis: &mut Fixture) -> u64 {
     let stats: String = redis.ask("INFO commandstats").await;
     let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_client|reply:calls="));
@@ -29,7 +29,7 @@ async fn a_step_up_to_a_thousand_entries_has_one_answer() {
     add(&mut publisher, &block("1a", "0", 1)).await;
     let at_first = switches(&mut redis).await;
     let mut parent = "1a";
-    // Entries, and the switches that a step of so many takes.
+    // Number of entries, and how often such a step switches replies.
     for (name, entries, told) in [("2a", 1, 2), ("3a", 0, 0), ("4a", 1_000, 2), ("5a", 1_001, 0)] {
         let before = switches(&mut redis).await;
         let outcome = send(&mut publisher, &block(name, parent, entries)).await.unwrap();
@@ -55,7 +55,7 @@ async fn g5_who_asks_again_is_told_why_a_step_is_not_in() {
     assert!(matches!(publisher.apply(&stray.add()).await, Err(StepError::Refused(_))));
     assert_eq!(redis.dump().await, before);
 
-    // Full memory: nothing is in, and the next try says so.
+    // Full memory: nothing is in, and the next attempt reports the reason.
     let two = block("2a", "1a", 3);
     add(&mut publisher, &two).await;
     let three = block("3a", "2a", 3);
@@ -68,7 +68,7 @@ async fn g5_who_asks_again_is_told_why_a_step_is_not_in() {
     redis.ask::<String>("CONFIG SET maxmemory 0").await;
     add(&mut publisher, &three).await;
 
-    // Another writer: what we send is not in, and we are told whose the chain is.
+    // Another writer: our step is not in, and the error names the new writer.
     redis.ask::<u64>(&format!("DEL {}", redis.keys.lease)).await;
     let other = open(&redis.streams, "two", Some(first())).await.unwrap();
     let four = block("4a", "3a", 1);
@@ -81,7 +81,7 @@ async fn g5_who_asks_again_is_told_why_a_step_is_not_in() {
 
 #[tokio::test]
 async fn only_its_own_marker_says_that_a_step_is_in() {
-    // It stands on another block, so that it is not in, whatever the newest marker says.
+    // It has another parent, so that it is not in, whatever the newest marker says.
     let stray = block("2x", "1x", 1);
     let cases: [fn(&mut Marker); 5] = [
         |marker| marker.seq = 1,
@@ -114,7 +114,7 @@ async fn a_server_that_cannot_be_quiet_answers_each_command() {
     let mut publisher = open(&streams, "one", Some(first())).await.unwrap();
     add(&mut publisher, &block("1a", "0", 1)).await;
     send(&mut publisher, &block("2a", "1a", 700)).await.unwrap();
-    // What is refused is told at once.
+    // A refusal is reported at once.
     let stray = send(&mut publisher, &block("3x", "2x", 1)).await;
     assert!(matches!(stray, Err(StepError::Refused(_))), "{stray:?}");
     assert_eq!(redis.events().await.len(), 701);
@@ -131,7 +131,7 @@ async fn a_right_that_is_taken_away_costs_one_connection() {
     let error = send(&mut publisher, &two).await.unwrap_err();
     assert!(matches!(&error, StepError::Redis(f) if f.kind == FailureKind::Connection), "{error}");
     add(&mut publisher, &two).await;
-    // The next one answers all, and is understood.
+    // The next one is answered in full, and understood.
     send(&mut publisher, &block("3a", "2a", 2)).await.unwrap();
     assert_eq!(redis.events().await.len(), 5);
 }
@@ -145,14 +145,14 @@ async fn g3_the_right_to_be_quiet_may_be_taken_away_at_any_time() {
     send(&mut publisher, &block("2a", "1a", 2)).await.unwrap();
     redis.as_user(NOT_QUIET).await;
 
-    // All is answered now: the answers of one step are taken for those of another.
+    // Everything is answered now: the replies to one step are taken for those to another.
     let blocks = [block("3a", "2a", 2), block("4a", "3a", 2)];
     assert!(blocks.iter().all(|block| publisher.send(&block.add())));
     let error = publisher.next_outcome().await.unwrap().unwrap_err();
     assert!(error.is_retryable(), "{error}");
     for block in &blocks {
         let outcome = publisher.apply(&block.add()).await;
-        // The second may have been in when the first was asked for again.
+        // The second may have been in when the first was sent again.
         assert!(outcome.is_ok() || matches!(outcome, Err(StepError::Moved { .. })), "{outcome:?}");
     }
     assert_eq!(redis.cursor().await.seq, 4);

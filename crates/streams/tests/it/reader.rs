@@ -22,7 +22,7 @@ async fn the_window_is_the_canonical_chain_after_reorgs() {
     let mut publisher = redis.publisher().await;
     assert_eq!(window(&redis).await, []);
     let mut stack: Vec<(Block, PublishedBlock)> = Vec::new();
-    // Each word adds a block (`3b`: onto the tip) or takes the tip back (`-`).
+    // Each word adds a block (`3b`, with the tip as parent) or takes the tip back (`-`).
     for word in "1a 2a 3a - - 2b 3b 4b - - - - 1c 2c 3c - 3a - 3c 4c".split(' ') {
         if word == "-" {
             let (block, published) = stack.pop().unwrap();
@@ -153,7 +153,7 @@ async fn the_tail_waits_longer_than_an_answer_may_take() {
     redis.hurry(Duration::from_millis(200));
     let mut tail = redis.streams.tail(CHAIN, None, Duration::from_millis(600));
     assert_eq!(next_ids(&mut tail).await, []);
-    // Between two reads, and before the stream exists: not missed.
+    // Added between two reads, and before the stream exists: not missed.
     let a = add(&mut publisher, &block("1a", "0", 2)).await;
     assert_eq!(next_ids(&mut tail).await, [a.first_id.unwrap(), a.last_id]);
     let a2 = block("2a", "1a", 1);
@@ -173,7 +173,7 @@ async fn the_tail_goes_on_after_a_restart() {
     redis.server.kill();
     assert!(tail.next(10).await.unwrap_err().is_retryable());
     redis.server.start().await.unwrap();
-    // `everysec` may have lost the block; the writer finds out by itself.
+    // `everysec` may have lost the block; the writer detects that itself.
     let mut publisher: Publisher = redis.publisher().await;
     let next = publisher.cursor().next_number();
     let b = block(&format!("{next}a"), &format!("{}a", next - 1), 1);
@@ -194,7 +194,7 @@ async fn a_group_reader_is_given_again_what_a_failure_left_open() {
     assert!(reader.acknowledge(&first).await.is_err(), "the connection is cut");
     assert_eq!(given(&mut reader).await, first);
     reader.acknowledge(&first).await.unwrap();
-    // Twelve entries of one millisecond: their IDs differ in length.
+    // Twelve entries in one millisecond: their IDs differ in length.
     let mut rest = Vec::new();
     while rest.len() < 7 {
         let next = given(&mut reader).await;

@@ -1,4 +1,4 @@
-//! What leaves the streams and what must not: G8.
+//! What is removed from the streams, and what must not be: G8.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::chain::{CHAIN, Fixture, add, add_all, block, id};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// Nothing is old, nothing is too much, everything is final.
+/// Nothing is too old and the cap is never reached.
 fn keep_all() -> RetentionPolicy {
     RetentionPolicy { keep: HOUR, max_bytes: u64::MAX, following_head: true }
 }
@@ -18,18 +18,18 @@ fn keep_none() -> RetentionPolicy {
     RetentionPolicy { keep: Duration::ZERO, ..keep_all() }
 }
 
-/// Blocks `1a ..= <n>a` with `events` each, all but the last `open` of them final.
+/// Blocks `1a ..= <n>a` with `events` each; all except the last `open` of them are final.
 async fn chain(redis: &mut Fixture, n: u64, events: u64, open: u64) -> Publisher {
     let mut publisher = redis.publisher().await;
     add_all(&mut publisher, 1..=n, events).await;
     let last = block(&format!("{}a", n - open), &format!("{}a", n - open - 1), 0);
     publisher.apply(&Step::Finalized { block: &last.link }).await.unwrap();
-    // All that is there is older than now.
+    // All entries are now older than the current time.
     pass(redis, 2).await;
     publisher
 }
 
-/// Waits until Redis' clock has gone on by so much.
+/// Waits until Redis' clock has advanced by `wait_ms`.
 async fn pass(redis: &mut Fixture, wait_ms: u64) {
     let millis = |(seconds, micros): (u64, u64)| seconds * 1_000 + micros / 1_000;
     let before = millis(redis.ask("TIME").await);
@@ -55,7 +55,7 @@ async fn rest(redis: &Fixture) -> (u64, usize) {
     (events.first().map_or(0, |(_, event)| event.block_number), events.len())
 }
 
-/// Every entry has its marker, every block above the oldest is whole, and `seq` has no holes.
+/// Every entry has its marker, every block above the oldest is complete, and `seq` has no gaps.
 async fn check_whole(redis: &Fixture) {
     let (events, markers) = (redis.events().await, redis.markers().await);
     let seqs: Vec<_> = markers.iter().map(|m| m.seq).collect();
@@ -139,7 +139,8 @@ async fn the_byte_cap_takes_the_oldest_before_their_time() {
     assert!(swept.bytes >= policy.max_bytes - bytes / 10, "too much went: {swept:?}");
     assert!(swept.lost_unread_by_group.is_empty());
     check_whole(&redis).await;
-    // A cap below what must stay: everything up to finalized goes, nothing above.
+    // A cap below what must stay: everything up to the finalized block is removed, nothing above
+    // it.
     for _ in 0..3 {
         swept = sweep(&redis, &RetentionPolicy { max_bytes: 1, ..keep_all() }).await;
     }
@@ -160,7 +161,7 @@ async fn what_a_group_was_given_makes_the_stream_no_larger() {
         with_pending * 10 >= bytes * 9 && with_pending * 10 <= bytes * 11,
         "{bytes}, {with_pending}"
     );
-    // So the cap takes nothing from it that was not over it before.
+    // So the cap removes nothing from it that was not above the cap before.
     let policy = RetentionPolicy { max_bytes: bytes * 11 / 10, ..keep_all() };
     let swept = sweep(&redis, &policy).await;
     assert_eq!((swept.trimmed_entries, swept.len), (0, entries));
@@ -173,12 +174,12 @@ async fn g8_what_a_group_has_not_acknowledged_stays() {
     let policy = RetentionPolicy { max_bytes: 1, following_head: false, ..keep_none() };
     redis.ask::<String>("XGROUP CREATE events:7 slow 0").await;
     redis.ask::<String>("XGROUP CREATE events:7 fast $").await;
-    // Nothing delivered: nothing goes.
+    // Nothing is delivered, so nothing is removed.
     let swept = sweep(&redis, &policy).await;
     assert_eq!((swept.trimmed_entries, swept.trimmed_markers), (0, 0));
     assert_eq!(swept.held_by_group.as_deref(), Some("slow"));
 
-    // 600 delivered, 250 acknowledged: the first 12 blocks are done with, the 13th half.
+    // 600 delivered, 250 acknowledged: the first 12 blocks are finished, and half of the 13th.
     redis.ask::<redis::Value>("XREADGROUP GROUP slow c COUNT 600 STREAMS events:7 >").await;
     let ids = entry_ids(&redis).await;
     let ack = async |redis: &mut Fixture, ids: &[String]| {
@@ -192,7 +193,7 @@ async fn g8_what_a_group_has_not_acknowledged_stays() {
     assert!((12..=13).contains(&oldest) && entries >= 1_000 - 240, "{oldest} {entries}");
     check_whole(&redis).await;
 
-    // One old entry unacknowledged holds all after it; delivered ones hold nothing more.
+    // One old unacknowledged entry keeps everything after it; delivered entries keep nothing more.
     ack(&mut redis, &ids[251..600]).await;
     let held = sweep(&redis, &policy).await;
     assert!(entry_ids(&redis).await.contains(&ids[250]), "{held:?}");
@@ -212,7 +213,7 @@ async fn g8_only_at_the_head_the_cap_takes_what_is_unread_and_counts_it() {
     redis.ask::<String>("XGROUP CREATE events:7 slow 0").await;
     redis.ask::<String>("XGROUP CREATE events:7 idle 0").await;
     redis.ask::<String>("XGROUP CREATE events:7 fast $").await;
-    // `slow`: 50 done with, 110 pending (60 of them later acknowledged), the rest undelivered.
+    // `slow`: 170 delivered, 60 of them acknowledged, so 110 pending; the rest undelivered.
     redis.ask::<redis::Value>("XREADGROUP GROUP slow c COUNT 170 STREAMS events:7 >").await;
     let done = [&ids[..50], &ids[60..70]].concat().join(" ");
     redis.ask::<i64>(&format!("XACK events:7 slow {done}")).await;
@@ -238,7 +239,7 @@ async fn g8_only_at_the_head_the_cap_takes_what_is_unread_and_counts_it() {
         "not what is gone"
     );
 
-    // What is gone stays pending in Redis' books and holds nothing any more.
+    // Removed entries stay pending in Redis, but no longer keep anything.
     let mut publisher = redis.publisher().await;
     publisher.apply(&Step::Finalized { block: &block("50a", "49a", 0).link }).await.unwrap();
     let pending: (u64, String, String, redis::Value) = redis.ask("XPENDING events:7 slow").await;
@@ -267,7 +268,7 @@ async fn what_a_group_loses_is_told_once_though_the_sweep_is_cut_short() {
     assert_eq!((swept.trimmed_entries, swept.trimmed_markers), (295 * 40, 0));
     let lost = 295 * 40 - 2;
     assert_eq!(swept.lost_unread_by_group, [("slow".to_owned(), lost)]);
-    // The markers are still there, and say what has gone and was told of.
+    // The markers are still there, and show what was removed and reported.
     redis.streams.sweep(CHAIN, &cap).await.unwrap_err();
     redis.ask::<String>("ACL SETUSER default +xtrim").await;
     let swept = sweep(&redis, &cap).await;
@@ -286,12 +287,13 @@ async fn a_sweep_with_nothing_to_trim_is_a_handful_of_small_questions() {
         let line = info.lines().find_map(|l| l.strip_prefix("total_commands_processed:")).unwrap();
         line.trim().parse().unwrap()
     };
-    // The first one also opens a connection.
+    // The first sweep also opens a connection.
     sweep(&redis, &keep_all()).await;
     let before = commands(&mut redis).await;
     sweep(&redis, &keep_all()).await;
     let asked = commands(&mut redis).await - before - 1;
-    // Two of them are about the group: that it is there, and since when an entry waits for it.
+    // Two of them concern the group: that it exists, and since when an entry has been waiting for
+    // it.
     assert!(asked <= 9, "{asked} commands");
 }
 
@@ -322,12 +324,12 @@ async fn lag_is_told_for_each_group_in_entries_and_time() {
     assert!(Duration::from_secs(1) <= waiting && waiting < HOUR, "{waiting:?}");
     assert_eq!(swept.groups[3].idle, Duration::ZERO, "not asked so soon");
 
-    // A hole in the stream: Redis no longer knows how many entries a group was not given.
+    // A hole in the stream: Redis no longer knows how many entries are undelivered.
     redis.ask::<i64>(&format!("XDEL events:7 {}", ids[50])).await;
     let swept = sweep(&redis, &keep_all()).await;
     assert_eq!(lags(&swept)[0], ("a", None, true), "unknown, not zero");
     assert_eq!(lags(&swept)[1], ("b", Some(0), false));
-    // All is given and acknowledged.
+    // Everything is delivered and acknowledged.
     redis.ask::<redis::Value>("XREADGROUP GROUP a one STREAMS events:7 >").await;
     redis.ask::<i64>(&format!("XACK events:7 a {}", ids.join(" "))).await;
     assert_eq!(lags(&sweep(&redis, &keep_all()).await)[0], ("a", Some(0), false));
@@ -338,7 +340,7 @@ async fn a_group_that_begins_in_the_middle_has_a_lag_in_entries() {
     let mut redis = Fixture::new().await;
     let mut publisher = chain(&mut redis, 700, 3, 0).await;
     let ids = entry_ids(&redis).await;
-    // Within a block, at the end of one, far back and at the stream's ends.
+    // Within a block, at the end of a block, far back and at both ends of the stream.
     for at in [0, 1, 2, 1_000, 2_097, 2_099] {
         let group = format!("behind {at}");
         redis.streams.create_group(CHAIN, &group, Some(id(&ids[at]))).await.unwrap();
@@ -346,7 +348,7 @@ async fn a_group_that_begins_in_the_middle_has_a_lag_in_entries() {
         let made = groups.iter().find(|made| made.group == group).unwrap();
         assert_eq!(made.entries, Some(2_099 - at as u64), "{group}");
     }
-    // What is gone is not counted.
+    // Removed entries are not counted.
     redis.ask::<u64>("XTRIM events:7 MAXLEN 100").await;
     redis.streams.create_group(CHAIN, "late", Some(id(&ids[1_500]))).await.unwrap();
     let lag = async |redis: &Fixture, group: &str| {
@@ -357,7 +359,7 @@ async fn a_group_that_begins_in_the_middle_has_a_lag_in_entries() {
     redis.ask::<redis::Value>("XREADGROUP GROUP late one STREAMS events:7 >").await;
     let acknowledged: u64 = redis.ask(&format!("XACK events:7 late {}", ids.join(" "))).await;
     assert_eq!((acknowledged, lag(&redis, "late").await), (100, Some(0)));
-    // One that is to be given what comes next.
+    // A group that starts at the end of the stream.
     redis.streams.create_group(CHAIN, "next", None).await.unwrap();
     add(&mut publisher, &block("701a", "700a", 3)).await;
     assert_eq!(lag(&redis, "next").await, Some(3));
@@ -366,7 +368,7 @@ async fn a_group_that_begins_in_the_middle_has_a_lag_in_entries() {
 #[tokio::test]
 async fn a_group_that_does_not_read_is_told_from_one_that_is_slow() {
     let mut redis = Fixture::new().await;
-    // Entries of 1970: they wait for decades.
+    // Entries with IDs of 1970: they have waited for decades.
     for id in ["1-1", "2-1"] {
         redis.ask::<String>(&format!("XADD events:7 {id} f v")).await;
     }

@@ -94,7 +94,7 @@ async fn g2_a_doubled_block_is_published_once() {
         assert_eq!(doubled, Outcome::Duplicate { events: block.events.len() as u64 });
         assert_eq!(redis.dump().await, before);
     }
-    // Also long after: the record outlives the tip.
+    // Even much later: the dedup record outlives the tip.
     assert_eq!(publisher.apply(&a1.add()).await.unwrap(), Outcome::Duplicate { events: 5 });
 }
 
@@ -172,7 +172,7 @@ async fn what_does_not_fit_is_refused_and_changes_nothing() {
         }
         assert_eq!(redis.dump().await, before, "{step:?}");
     }
-    // G10: what is final is not taken back.
+    // G10: a final block is not taken back.
     remove(&mut publisher, &a2, &p2).await.unwrap();
     let refused = remove(&mut publisher, &a1, &p1).await.unwrap_err();
     assert!(matches!(&refused, StepError::Refused(text) if text.contains("1 is finalized")));
@@ -202,15 +202,15 @@ async fn g4_a_block_of_50_000_logs_is_one_step() {
     assert_eq!(redis.markers().await.len(), 1);
 }
 
-/// For how long steps with entries have held Redis: `usec` of `EXEC`, as `INFO commandstats` has it.
+/// Total time that steps with entries have blocked Redis: `usec` of `EXEC` in `INFO commandstats`.
 async fn held_micros(redis: &mut Fixture) -> u64 {
     let info: String = redis.ask("INFO commandstats").await;
     let micros = |line: &str| line.split_once("usec=")?.1.split(',').next()?.parse::<u64>().ok();
     info.lines().filter(|line| line.starts_with("cmdstat_exec:")).filter_map(micros).sum()
 }
 
-/// Publishes 100 blocks of 200 ERC-20 Transfers each, and one of 10,041; returns how many bytes of
-/// Redis one takes in the stream, and how many beside it.
+/// Publishes 100 blocks of 200 ERC-20 Transfers each, and one of 10,041; returns the bytes of Redis
+/// that each Transfer takes in the stream, and outside it.
 async fn bytes_of_a_transfer(encoding: Encoding, node_max_bytes: u64) -> (u64, u64) {
     let mut redis = Fixture::new().await;
     redis.ask::<()>(&format!("CONFIG SET stream-node-max-bytes {node_max_bytes}")).await;
@@ -243,7 +243,7 @@ async fn bytes_of_a_transfer(encoding: Encoding, node_max_bytes: u64) -> (u64, u
 
 #[tokio::test]
 async fn an_erc_20_transfer_takes_less_than_540_bytes_and_280_packed() {
-    // 4,096 is Redis' own default. Each bound is a guard around what Redis 7.0 was seen to take.
+    // 4,096 is Redis' default. Each bound is a margin above what was measured on Redis 7.0.
     for (encoding, node_max_bytes, bound) in [
         (Encoding::Fields, 4_096, 640),
         (Encoding::Fields, 16_384, 540),

@@ -1,5 +1,5 @@
-//! The transaction of a step with entries: what stands aside in between is never seen, and a step
-//! that is cut short leaves nothing. G4.
+//! The transaction of a step with entries: readers never see the stream set aside in between, and a
+//! step that is cut short leaves nothing behind. G4.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ fn entry(redis: &Fixture) -> Cmd {
     command(&format!("XADD {} NOMKSTREAM * f v", redis.keys.aside))
 }
 
-/// What the commands answer as one transaction.
+/// The replies to the commands in one transaction.
 async fn exec(redis: &mut Fixture, commands: impl IntoIterator<Item = Cmd>) -> Vec<Value> {
     let mut transaction = Pipeline::new();
     transaction.atomic();
@@ -58,14 +58,14 @@ async fn g4_a_step_of_which_not_all_entries_went_in_leaves_nothing() {
     assert!(words(&answers[2])[1].contains("not all entries went in"), "{answers:?}");
     assert_eq!(redis.dump().await, before);
 
-    // Without an opening, entries and closing do nothing.
+    // Without the opening call, entries and closing call have no effect.
     let [_, close] = halves.clone();
     let headless = [entry(&redis), entry(&redis), close];
     let answers = exec(&mut redis, headless).await;
     assert_eq!((&answers[0], words(&answers[2])), (&Value::Nil, vec!["not_open".to_owned()]));
     assert_eq!(redis.dump().await, before);
 
-    // And whole it goes in.
+    // Complete, the step goes in.
     let [open, close] = halves;
     let whole = [open, entry(&redis), entry(&redis), close];
     let answers = exec(&mut redis, whole).await;
@@ -86,14 +86,14 @@ async fn a_stream_that_stands_aside_outside_of_a_step_stops_the_chain() {
         Err(StepError::Inconsistent(why)) => assert!(why.contains(&aside), "{why}"),
         other => panic!("{other:?}"),
     }
-    // What the entries found to be there is not ours.
+    // The key found there is not ours; apart from it, nothing has changed.
     redis.ask::<u64>(&format!("DEL {aside}")).await;
     let kept: Vec<_> = before.into_iter().filter(|key| !key.starts_with(&aside)).collect();
     assert_eq!(redis.dump().await, kept);
     add(&mut publisher, &two).await;
 }
 
-/// The first entry that a reader waits for.
+/// The first entry that a blocked reader receives.
 async fn first_read(mut connection: MultiplexedConnection, line: String) -> StreamId {
     let reply: StreamReadReply = command(&line).query_async(&mut connection).await.unwrap();
     reply.keys.into_iter().flat_map(|key| key.ids).next().unwrap()

@@ -1,4 +1,4 @@
-//! The model: what the contract says of a step, and what Redis holds then, as a few maps.
+//! The model: the contract's rules for a step and for the resulting state of Redis, as a few maps.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use ethhook_streams::{Outcome, StepError};
 
 use crate::chain::{Block, block, hash};
 
-/// The block that is reached by `path`, a letter a height: the same path is the same block.
+/// The block at `path`, one letter per height: the same path is the same block.
 pub(super) fn at(path: &str) -> Block {
     let count = path.bytes().map(u64::from).sum::<u64>() % 4;
     let parent = path.get(..path.len().saturating_sub(1)).unwrap_or_default();
@@ -23,7 +23,7 @@ pub(super) fn hash_at(path: &str) -> Option<B256> {
     (!path.is_empty()).then(|| hash(&name(path)))
 }
 
-/// What a step is answered with.
+/// The answer to a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Published,
@@ -50,7 +50,7 @@ impl Verdict {
     }
 }
 
-/// What is stepped, as the model sees it.
+/// A step in terms of the model.
 #[derive(Debug, Clone)]
 pub(super) enum Move {
     Add(String),
@@ -80,7 +80,7 @@ impl Move {
         }
     }
 
-    /// A cursor once this is done.
+    /// The cursor after this step.
     pub(super) fn after(&self, cursor: &mut Cursor) {
         let path = self.path();
         let number = path.len() as u64;
@@ -111,13 +111,13 @@ impl Move {
 pub(super) struct Model {
     pub(super) cursor: Option<Cursor>,
     pub(super) lease: Option<&'static str>,
-    /// The tip's path; with what is published of it.
+    /// The tip's path, including skipped blocks.
     pub(super) tip: String,
-    /// Block and whether it is taken back, an entry each: `log_index` counts up, or down.
+    /// One entry each: block, `log_index`, and whether it is taken back.
     pub(super) events: Vec<(String, u64, bool)>,
     pub(super) markers: Vec<(u64, Op, String)>,
     pub(super) seen: BTreeSet<String>,
-    /// Finality has moved back by order.
+    /// An operator has moved finality back.
     pub(super) retreated: bool,
 }
 
@@ -139,7 +139,7 @@ impl Model {
         held == Some((&believed.writer, believed.epoch))
     }
 
-    /// The contract's rules for a step (G5 first), and what it leaves.
+    /// The contract's rules for a step (G5 first), and its effect.
     pub(super) fn step(&mut self, believed: &Cursor, step: &Move) -> Verdict {
         let Some(held) = self.cursor.clone() else { return Verdict::Moved };
         if !self.is_owner(believed) {
@@ -151,7 +151,7 @@ impl Model {
             if !matches!(step, Move::Retreat(_)) && !held.alarm.is_empty() {
                 return Verdict::Alarmed;
             }
-            // It was taken before, and the answer lost.
+            // The step was applied before, and the answer lost.
             let newest = self.markers.last();
             let same = newest.is_some_and(|(seq, op, path)| {
                 (*seq, Some(*op), path.as_str()) == (believed.seq + 1, step.op(), step.path())
