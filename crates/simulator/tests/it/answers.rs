@@ -1,4 +1,4 @@
-//! Answers and errors as real nodes give them.
+//! Answers and errors, as real nodes return them.
 
 use ethhook_simulator::{Chain, Finality, ManualSpec, Node, RangeLimits};
 use serde_json::{Value, json};

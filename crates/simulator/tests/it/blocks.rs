@@ -1,4 +1,4 @@
-//! Every block checks, and the same seed gives the same chain.
+//! Every block passes the checks, and the same seed gives the same chain.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ fn profile(chain_id: u64) -> Profile {
     Profile::built_in().into_iter().find(|profile| profile.chain_id == chain_id).unwrap()
 }
 
-/// Asks for the block of the Ethereum mainnet as an ingestor would and holds it against its header.
+/// Requests a block of Ethereum mainnet like an ingestor and checks it against its header.
 async fn check(node: &RunningNode, block: &Block) {
     check_on(1, node, block).await;
 }
@@ -42,7 +42,7 @@ async fn check_on(chain_id: u64, node: &RunningNode, block: &Block) {
     }
 
     let logs = result(node, "eth_getLogs", json!([{ "blockHash": hash }])).await;
-    // By receipts the bloom is not looked at; by logs it is all there is.
+    // With receipts the bloom is not checked; with logs nothing else is.
     let by_bloom = Profile { verify: Proof::Bloom, ..profile };
     let logs = Body::Logs(serde_json::from_value(logs).unwrap());
     assert_eq!(verify(&by_bloom, &header, logs).unwrap().logs, block.logs());
@@ -76,7 +76,8 @@ async fn a_block_of_50000_logs_checks() {
     check(&node, &chain.mine_events(50_000)).await;
 }
 
-/// How often each type of transaction stands in the first blocks of the chain, all of which check.
+/// How often each type of transaction occurs in the first blocks of the chain, all of which pass
+/// the checks.
 async fn types_on(chain_id: u64) -> BTreeMap<u64, usize> {
     let chain = Chain::manual(ManualSpec { events_per_block: 30, ..ManualSpec::new(chain_id) });
     chain.mine(20);
@@ -112,7 +113,7 @@ async fn blocks_hold_the_transaction_types_of_their_chain_and_check() {
         let types = types_on(chain_id).await;
         let expected: BTreeSet<u64> = users.into_iter().chain([own]).collect();
         assert_eq!(types.keys().copied().collect::<BTreeSet<_>>(), expected, "chain {chain_id}");
-        // All blocks of an OP stack or Arbitrum open with theirs.
+        // Every OP stack or Arbitrum block starts with a transaction of the chain's own type.
         let least = if [10, 8453, 42161].contains(&chain_id) { 21 } else { 5 };
         assert!(types[&own] >= least, "chain {chain_id}: {types:?}");
     }
@@ -156,7 +157,7 @@ fn scheduled(seed: u64, genesis_time: u64) -> ChainSpec {
 async fn every_block_of_a_scheduled_chain_checks() {
     let chain = Chain::scheduled(scheduled(3, seconds_ago(100))).unwrap();
     let node = serve(chain.clone()).await;
-    // The last three may be replaced while they are looked at.
+    // The last three blocks may be replaced while they are read.
     let settled = chain.head_number() - 3;
     assert!(settled >= 17, "{settled}");
     for number in 0..=settled {

@@ -1,5 +1,5 @@
-//! A client of few words: one HTTP connection a request, so that every way in which an answer can
-//! be wrong is seen as it is; and a WebSocket.
+//! A minimal client: one HTTP connection per request, so that every fault of an answer is seen
+//! unchanged; and a WebSocket.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Each fault, once, and then the right answer again.
+//! Each fault once, followed by the correct answer.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::client::{Socket, answer, manual, post, post_raw, result};
 const CALL: &str =
     r#"{"jsonrpc":"2.0","id":1,"method":"eth_getBlockReceipts","params":["latest"]}"#;
 
-/// A chain of 12 logs in its head, whose next call of the receipts goes wrong.
+/// A chain with 12 logs in its head, whose next call for receipts gets this fault.
 async fn faulty(fault: Fault) -> (ManualChain, RunningNode) {
     let (chain, node) = manual(0).await;
     chain.mine_events(12);
@@ -27,7 +27,7 @@ fn logs(receipts: &[Value]) -> Vec<Value> {
     receipts.iter().flat_map(|r| r["logs"].as_array().unwrap().clone()).collect()
 }
 
-/// The wrong answer and the right one after it.
+/// The faulty answer and the correct ones after it.
 async fn wrong_then_right(fault: Fault) -> (Value, Vec<Value>) {
     let (chain, node) = faulty(fault).await;
     let wrong = answer(&node, "eth_getBlockReceipts", json!(["latest"])).await;
@@ -104,7 +104,7 @@ async fn html_invalid_json_and_statuses() {
 #[tokio::test]
 async fn a_cut_and_silence_over_http() {
     let (_chain, node) = faulty(Fault::Cut).await;
-    // Closed with the request read: the end of the stream, or a reset.
+    // Closed after the request was read: end of stream, or a reset.
     assert_eq!(post_raw(node.addr(), "/", CALL).await.unwrap_or_default(), "");
     assert_eq!(logs(&receipts(&node).await).len(), 12);
     let (_chain, node) = faulty(Fault::NoAnswer).await;

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::client::{DEADLINE, Socket, manual, number, result, serve};
 
-/// Waits for what only the node's own tasks bring about.
+/// Waits for an effect of the node's own tasks.
 async fn until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !condition() {

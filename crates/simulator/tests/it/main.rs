@@ -1,4 +1,4 @@
-//! The node over its real socket: what it answers, what it announces, what goes wrong on request.
+//! The node over its real socket: answers, announcements, faults on request.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod answers;

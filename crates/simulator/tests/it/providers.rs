@@ -1,5 +1,5 @@
-//! What providers do wrong beyond a single wrong answer: lies about headers, heights and finality,
-//! heads that go wrong, two endpoints of one chain, and mischief from a seed.
+//! Faults of providers beyond a single wrong answer: false headers, heights and finality, faults of
+//! heads, two endpoints of one chain, and mischief from a seed.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ fn indices(result: &Value) -> Vec<u64> {
     logs(result).iter().map(|log| number(&log["logIndex"])).collect()
 }
 
-/// Chain 1 with 12 logs in its head, the same by receipts and by logs.
+/// Chain 1 with 12 logs in its head; the logs as receipts and as logs.
 async fn twelve() -> (ManualChain, RunningNode, [(&'static str, Value); 2]) {
     let (chain, node) = manual(0).await;
     let hash = chain.mine_events(12).hash();
@@ -82,7 +82,7 @@ async fn a_range_without_one_of_its_blocks() {
         heights
     };
     chain.faults().push("eth_getLogs", Fault::DropBlock, 1);
-    // Of one block nothing would be left.
+    // With only one block, nothing would be left.
     assert_eq!(range(2, 2).await, [2]);
     assert_eq!(range(1, 3).await, [1, 3]);
     assert_eq!(range(1, 3).await, [1, 2, 3]);
@@ -133,7 +133,7 @@ async fn headers_lie_about_their_bloom() {
     }
 }
 
-/// What a node knows: the head, by number and by tag, and whether it has the block at a height.
+/// A node's view: the head, by number and by tag, and whether it has the block at a height.
 async fn view_of(node: &RunningNode, chain: &Chain, height: u64) -> (u64, u64, bool) {
     let head = number(&result(node, "eth_blockNumber", json!([])).await);
     let latest = result(node, "eth_getBlockByNumber", json!(["latest", false])).await;
@@ -156,7 +156,7 @@ async fn one_call_is_answered_by_a_node_that_lags() {
         assert_eq!([heads().await, heads().await], [2_000 - behind, 2_000]);
         assert_eq!(chain.stats().faults_played()[kind], 1);
     }
-    // Of an old block it says what all say, so the fault waits for a call that it changes.
+    // For an old block the answer is the same, so the fault waits for a call that it changes.
     chain.faults().push(RECEIPTS, Fault::Behind(5), 1);
     assert!(result(&node, RECEIPTS, json!(["0x1"])).await.is_array());
     assert!(result(&node, RECEIPTS, json!([hex(1_996)])).await.is_null());
@@ -197,7 +197,7 @@ async fn finalized_goes_back_equals_latest_or_stalls() {
         chain.faults().push("eth_getBlockByNumber", Fault::Finalized(lie), 1);
         assert_eq!([finalized().await, finalized().await], [height, 36]);
     }
-    // Only that tag is lied about.
+    // Only that tag is affected.
     chain.faults().push("eth_getBlockByNumber", Fault::Finalized(FinalizedLie::Latest), 1);
     result(&node, "eth_getBlockByNumber", json!(["safe", false])).await;
     assert_eq!([finalized().await, finalized().await], [100, 36]);
@@ -220,7 +220,7 @@ async fn answers_longer_than_a_frame_may_be() {
     assert_eq!(body["result"], right);
     let mut socket = Socket::open(&node).await;
     socket.send(method, params).await;
-    // The client's library has 16 MiB as its limit for a frame, and gives up.
+    // The client's library limits frames to 16 MiB, and gives up.
     assert_eq!(socket.next_text().await, None);
     assert_eq!(chain.faults().left(), 0);
 }
@@ -267,7 +267,7 @@ async fn errors_by_which_providers_refuse() {
     }
 }
 
-/// A subscriber to a chain of three blocks, the second of them empty, whose heads go wrong.
+/// A subscriber to a chain of three blocks, the second of them empty, for faults of heads.
 async fn subscriber() -> (ManualChain, RunningNode, Socket) {
     let (chain, node) = manual(3).await;
     let socket = Socket::subscribed(&node).await;
@@ -296,7 +296,7 @@ async fn heads_are_skipped_doubled_late_or_go_back() {
     chain.mine(1);
     assert_eq!((heights(&mut socket, 1).await, chain.faults().left()), (vec![60], 1));
     chain.mine(2_000);
-    // It waited until the chain was high enough.
+    // It waited until the chain was long enough.
     assert_eq!(chain.faults().left(), 0);
     assert_eq!(chain.stats().faults_played()["head_far_back"], 1);
     assert_eq!(chain.stats().faults_played()["head_back"], 2);
@@ -392,7 +392,7 @@ async fn two_endpoints_of_one_chain_go_wrong_on_their_own() {
     assert_eq!((chain.open_sockets(), view.head_number()), (1, 5));
 }
 
-/// Asks a node for much, and gives all that it said and announced.
+/// Sends many requests to a node, and returns all answers and announcements.
 async fn transcript(seed: u64) -> (Vec<String>, Chain) {
     let chain = Chain::manual(ManualSpec { empty_every: 4, ..ManualSpec::new(1) });
     let node = serve(chain.clone()).await;

@@ -1,4 +1,4 @@
-//! Recorded blocks come back word for word.
+//! Recorded blocks are served verbatim.
 
 use std::fs;
 use std::io::{Read, Write};
