@@ -1,4 +1,4 @@
-//! The dev node does what tests ask of it, and its blocks pass the checks of the service.
+//! The dev node does what the tests need, and its blocks pass the service's checks.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;

@@ -1,5 +1,5 @@
-//! The checker on a real node and a real Redis: a stream that tells the chain is clean, and what is
-//! broken in it is found.
+//! The checker on a real node and a real Redis: a stream that matches the chain is clean, and every
+//! fault in it is found.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::time::Duration;
@@ -16,7 +16,7 @@ use redis::aio::MultiplexedConnection;
 
 const CHAIN: u64 = 31_337;
 
-/// Publishes as plainly as can be, so that there is something to check.
+/// A minimal publisher, to have something to check.
 struct Publisher {
     redis: MultiplexedConnection,
     seq: u64,
@@ -98,7 +98,7 @@ struct Scene {
     server: RedisServer,
 }
 
-/// A chain with a reorg in it, published by the book.
+/// A chain with a reorg, published correctly.
 async fn published() -> Scene {
     let server = RedisServer::spawn(RedisOptions::default()).await.unwrap();
     let anvil = Anvil::start(Mining::OnDemand).await.unwrap();
@@ -114,7 +114,7 @@ async fn published() -> Scene {
         headers.push(anvil.node().header_by_number(number).await.unwrap().unwrap());
         publisher.publish(anvil.node(), Op::Add, &headers[headers.len() - 1]).await;
     }
-    // Anvil forgets what it orphans, so the taking back comes before.
+    // Anvil forgets orphaned blocks, so they are taken back before the reorg.
     for header in headers[5..].iter().rev() {
         publisher.publish(anvil.node(), Op::Remove, header).await;
     }
@@ -136,7 +136,7 @@ async fn what_is_published_by_the_book_is_clean() {
     assert_eq!((report.blocks, report.events, report.removed), (7, 33, 20));
     assert_eq!((report.markers, report.entries), (11, 73));
 
-    // The chain goes on and nobody publishes.
+    // The chain grows and nobody publishes.
     anvil.mine(1).await.unwrap();
     let error = checker.settle(Duration::from_millis(100)).await.unwrap_err().to_string();
     assert!(error.contains("not settled") && error.contains("cursor at 6"), "{error}");

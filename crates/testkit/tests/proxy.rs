@@ -1,4 +1,4 @@
-//! The proxy does to a connection what its methods say.
+//! The proxy's methods do to a connection what they promise.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::time::Duration;
@@ -68,7 +68,7 @@ async fn cut_ends_connections_and_refuses_new_ones_until_restored() {
     let mut socket = TcpStream::connect(proxy.address()).await.unwrap();
     assert_eq!(echoed(&mut socket, b"three").await.unwrap(), b"three");
 
-    // Cut and restored within one breath: the connection has ended all the same.
+    // Cut and restored at once: the connection has ended nevertheless.
     proxy.cut();
     proxy.restore();
     assert!(timeout(LONG, socket.read_u8()).await.unwrap().is_err());
@@ -114,7 +114,7 @@ async fn a_delay_costs_time_but_no_throughput() {
     assert!(back == sent && begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
 }
 
-/// What one read gives, after another, until `bytes` have come; how many reads that took.
+/// Reads until `bytes` have arrived; returns them and the number of reads.
 async fn reads(socket: &mut TcpStream, bytes: usize) -> (Vec<u8>, usize) {
     let (mut all, mut reads) = (Vec::new(), 0);
     let mut buffer = [0; 1 << 12];
@@ -142,7 +142,7 @@ async fn slices_are_of_one_byte_and_nothing_is_lost() {
         server.write_all(&sent).await.unwrap();
         let (down, reads_down) = reads(&mut client, sent.len()).await;
         assert!(up == sent && down == sent);
-        // A reader may find several slices at once, but never so many.
+        // One read may return several slices, but never that many.
         let least = if sliced { 10 } else { 1 };
         let most = if sliced { sent.len() } else { 4 };
         for reads in [reads_up, reads_down] {
