@@ -10,7 +10,7 @@ async fn run(what: What) -> Tally {
         program: PathBuf::from(env!("CARGO_BIN_EXE_ethhook")),
         seed: 20_250_101,
         what,
-        fail_points: false, // the binary under test is the one that users get
+        fail_points: false, // the binary under test is the released one
         print_actions: false,
     };
     let tally = campaign::run(&plan).await;
@@ -26,8 +26,8 @@ async fn g1_to_g5_and_g11_faults_of_all_kinds_leave_stream_and_chain_equal_and_s
     assert!(tally.bytes_without_secrets > 100_000, "hardly anything was searched");
 }
 
-/// A bit of each part that is quick; fail points are not compiled in here, and what needs minutes
-/// (each provider fault, the soak) has them in a full run.
+/// A few repetitions of each quick part. Fail points are not compiled in here, and parts that need
+/// minutes (each provider fault, the soak) are left to a full run.
 #[tokio::test(flavor = "multi_thread")]
 async fn g1_to_g5_and_g10_a_bit_of_each_part_leaves_stream_and_chain_equal() {
     let some = [

@@ -1,10 +1,10 @@
-//! The binary as a user meets it, without Redis or a node: help, configuration, exit codes.
+//! The binary as seen by a user, without Redis or a node: help, configuration, exit codes.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Marks a secret; it must not be found in anything that is printed.
+/// Part of every secret; must not appear in anything that is printed.
 const CANARY: &str = "c4n4ry";
 
 /// Runs the binary in an empty folder with nothing but `env` in its environment.
@@ -186,7 +186,7 @@ fn what_is_wrong_in_a_named_file_is_told_by_its_name() {
     assert!(text.contains(&format!("{} line 2: must be KEY=value", path("my.env"))), "{text}");
     assert!(!text.contains("no chain is set"), "nobody knows: {text}");
 
-    // So is one that can be, of each of its keys.
+    // A file that can be parsed is named as well, in the message on each wrong key.
     std::fs::write(path("my.toml"), "log_levle = 'debug'").unwrap();
     std::fs::write(path("my.env"), "HEALTH_PORT=x").unwrap();
     let text = stderr(&ethhook(folder.path(), &[], &arguments));
@@ -201,14 +201,15 @@ fn the_example_is_the_one_in_the_repository() {
     let output = ethhook(folder.path(), &[], &["check-config", "--example"]);
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.env.example");
     assert_eq!(stdout(&output), std::fs::read_to_string(file).unwrap());
-    // As it stands, it sets nothing.
+    // Unchanged, it sets nothing.
     std::fs::write(folder.path().join(".env"), stdout(&output)).unwrap();
     let output = ethhook(folder.path(), &[], &["check-config"]);
     assert_eq!(output.status.code(), Some(78));
     assert!(stderr(&output).starts_with("ethhook: no chain is set"), "{}", stderr(&output));
 }
 
-/// As ARCHITECTURE.md says: by their names, and those that it names itself.
+/// As ARCHITECTURE.md says: each guarantee has tests with its number in their names, and the tests
+/// that it lists exist.
 #[test]
 fn every_guarantee_has_tests_that_bear_its_number() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");

@@ -1,5 +1,5 @@
-//! The fuzz targets on their seeds, on pieces of them and on seeds with one byte changed: no panic,
-//! and what each target asserts. `scripts/fuzz.sh` goes on from there.
+//! The fuzz targets on their seeds, on parts of them and on seeds with one byte changed: no panic,
+//! and each target's assertions hold. `scripts/fuzz.sh` explores further.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::Path;

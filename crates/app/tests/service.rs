@@ -1,5 +1,5 @@
-//! The service between a real Redis and the simulator: what it refuses to start with, what its
-//! ports say, and how it ends.
+//! The service between a real Redis and the simulator: what prevents its start, what its ports
+//! answer, and how it ends.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::Path;
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 /// Longer than anything here takes, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What an exit may take.
+/// Time limit of an exit.
 const EXIT: Duration = Duration::from_secs(8);
 
 fn command(folder: &Path, env: &[(&str, &str)], args: &[&str]) -> Command {
@@ -32,13 +32,13 @@ fn command(folder: &Path, env: &[(&str, &str)], args: &[&str]) -> Command {
     command
 }
 
-/// Runs to the end, which must come.
+/// Runs a command until it ends, and returns its output.
 async fn output(env: &[(&str, &str)], args: &[&str]) -> Output {
     let folder = tempfile::tempdir().unwrap();
     timeout(PATIENCE, command(folder.path(), env, args).output()).await.unwrap().unwrap()
 }
 
-/// What was told, log lines left out.
+/// The messages on standard error, without log lines.
 fn told(output: &Output) -> Vec<String> {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     text.lines().filter(|line| line.starts_with("ethhook: ")).map(str::to_owned).collect()
@@ -68,7 +68,7 @@ struct Simulator {
 impl Simulator {
     async fn start(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        // A reorg of the first block ends a session, which then waits for Redis.
+        // A reorg of the first block would end a session, which would then wait for Redis.
         let fixed = "simulate --listen 127.0.0.1:0 --chains 31337 --reorg-every 0";
         let args: Vec<&str> = fixed.split(' ').chain(options.iter().copied()).collect();
         let mut child = command(folder.path(), &[], &args).spawn().unwrap();
@@ -125,7 +125,7 @@ impl Service {
         self.until(&self.health, "/ready", |reply| reply.starts_with("HTTP/1.1 200")).await;
     }
 
-    /// Asks until the answer is as it should be.
+    /// Polls until the answer is as expected.
     async fn until(&self, address: &str, path: &str, fits: impl Fn(&str) -> bool) -> String {
         let mut last = String::new();
         let ask = async {
@@ -150,9 +150,9 @@ impl Service {
         (code, from.elapsed())
     }
 
-    /// Its exit code and all that it wrote since it listened.
+    /// Its exit code and all its output since it began to listen.
     async fn ended_with_text(mut self) -> (Option<i32>, String) {
-        // Read on, so that a full pipe does not hold it.
+        // Keeps reading, so that a full pipe does not block it.
         let logs = async {
             let mut text = String::new();
             while let Ok(Some(line)) = self.stderr.next_line().await {
@@ -295,7 +295,7 @@ async fn healthcheck_tells_alive_and_ready_by_its_exit_code() {
     let service = Service::start(&redis.url(), &simulator.ws_url).await;
     service.until_ready().await;
     let port = service.health.rsplit(':').next().unwrap().to_owned();
-    // No chain, and what is wrong elsewhere is the service's to tell.
+    // There is no chain, and other problems are left to the service to report.
     let here = [("HEALTH_PORT", &*port), ("BIND_ADDRESS", "0.0.0.0"), ("METRICS_PORT", "wrong")];
     let alive = output(&here, &["healthcheck"]).await;
     assert_eq!(alive.status.code(), Some(0), "{:?}", told(&alive));
@@ -315,7 +315,7 @@ async fn healthcheck_tells_alive_and_ready_by_its_exit_code() {
     let gone = output(&here, &["healthcheck"]).await;
     assert_eq!(gone.status.code(), Some(1));
     assert!(told(&gone)[0].contains("/health cannot be asked: "), "{:?}", told(&gone));
-    // Another server, which has a page for everything.
+    // Another server, which answers every path.
     let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = other.local_addr().unwrap().port().to_string();
     let here = [("HEALTH_PORT", &*port)];
@@ -342,7 +342,7 @@ async fn g7_a_connection_that_says_nothing_does_not_keep_others_out() {
         idle.push(TcpStream::connect(&service.health).await.unwrap());
     }
     assert!(get(&service.health, "/health").await.starts_with("HTTP/1.1 200"));
-    // A head without end is cut off, not stored.
+    // An endless head is cut off, not stored.
     let mut endless = TcpStream::connect(&service.health).await.unwrap();
     endless.write_all(b"GET /health HTTP/1.1\r\nX: ").await.unwrap();
     let chunk = [b'x'; 4096];
@@ -383,7 +383,7 @@ async fn a_second_signal_ends_it_at_once() {
     let simulator = Simulator::start(&["--block-time-ms", "20"]).await;
     let mut service = Service::start(&redis.url(), &simulator.ws_url).await;
     service.until_ready().await;
-    // It takes what is sent and does not answer: what is on the wire is waited for.
+    // Redis accepts data but does not answer: the exit waits for steps on the wire.
     redis.pause().unwrap();
     let waiting = |text: &str| {
         let mut counts =
@@ -406,7 +406,7 @@ async fn a_second_signal_ends_it_at_once() {
 
 #[tokio::test]
 async fn a_signal_ends_it_while_redis_has_not_answered_yet() {
-    // A server that takes connections and says nothing.
+    // A server that accepts connections but never answers.
     let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", mute.local_addr().unwrap());
     let env = [("REDIS_URL", url.as_str()), ("LOCAL_WS_URL", "ws://127.0.0.1:1")];
@@ -437,7 +437,7 @@ async fn tail_prints_events_and_reset_deletes_them() {
         assert!(event["event_id"].as_str().unwrap().starts_with("event:31337:0x"), "{line}");
         assert!(event["topics"].is_array() && event["removed"].is_boolean(), "{line}");
     }
-    // Whoever reads no more, as `head` does, ends it.
+    // It ends when the reader closes the pipe, as `head` does.
     drop(lines);
     assert_eq!(timeout(PATIENCE, tail.wait()).await.unwrap().unwrap().code(), Some(0));
     let mut tail = command(folder.path(), &env, &["tail"]).spawn().unwrap();

@@ -1,4 +1,5 @@
-//! Whom the shipped Alertmanager tells: the real one, and a sink in the place of Slack and PagerDuty.
+//! The notifications of the shipped Alertmanager: the real one, with a sink instead of Slack and
+//! PagerDuty.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::rig::until;
 
-/// Takes every POST: its path and its JSON.
+/// Accepts every POST and keeps its path and JSON.
 struct Sink {
     address: String,
     taken: Arc<Mutex<Vec<(String, Value)>>>,
@@ -35,7 +36,7 @@ impl Sink {
         Self { address, taken, _task: task }
     }
 
-    /// What was said at `path`.
+    /// The messages received at `path`.
     fn said(&self, path: &str) -> Vec<Value> {
         let taken = self.taken.lock().unwrap();
         taken.iter().filter(|(at, _)| at == path).map(|(_, body)| body.clone()).collect()
@@ -62,7 +63,7 @@ async fn take(stream: TcpStream) -> (String, Value) {
     (path, serde_json::from_slice(&body).unwrap())
 }
 
-/// The shipped files, with secrets that lead to the sink, and less patience.
+/// The shipped files, with secrets that lead to the sink, and shorter waits.
 fn prepare(folder: &Path, port: u16, sink: &str) -> anyhow::Result<Vec<String>> {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docker/alertmanager");
     std::fs::create_dir(folder.join("templates"))?;
@@ -102,7 +103,7 @@ async fn a_page_reaches_pagerduty_and_slack_and_a_warning_slack_alone() {
     alert(&["alertname=HeadLag", "chain=base", "severity=warn"]);
     until("the warning", async || !sink.said("/slack").is_empty()).await;
     alert(&["alertname=ChainStalled", "chain=base", "severity=page"]);
-    // What follows from it.
+    // A consequence of the page, so nobody is notified of it.
     alert(&["alertname=WebSocketDown", "chain=base", "severity=warn"]);
     until("the page", async || {
         sink.said("/slack").len() > 1 && !sink.said("/pagerduty").is_empty()

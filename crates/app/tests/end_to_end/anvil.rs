@@ -67,7 +67,8 @@ async fn g3_reorgs_with_other_and_with_the_same_transactions() {
     let report = check(&rig, &anvil).await;
     assert_eq!((report.removed, report.events), (4 * 60, 4 * 60 + 2 * 33));
 
-    // The same transactions again, in blocks of other hashes: 240 fresh facts, same event ids.
+    // The same transactions again, in blocks with other hashes: 240 new events with the same event
+    // ids.
     let again: Vec<_> = (0..4_u64)
         .flat_map(|block| (0..3).map(move |account| (block, account)))
         .map(|(block, account)| (anvil.emission(emitter, account, 20, block).unwrap(), block))
@@ -88,7 +89,8 @@ async fn g2_kill_nine_at_ten_random_points_while_blocks_arrive() {
     for round in 0..10 {
         rig.start();
         mine(&anvil, emitter, random.random_range(1..4), 200).await;
-        // At a random point, often with a block in flight: that is what is tested, not waited for.
+        // At a random moment, often with a block in flight: this sleep is part of the test, not a
+        // wait for something.
         sleep(Duration::from_millis(random.random_range(0..120))).await;
         rig.kill().await;
         mine(&anvil, emitter, random.random_range(0..3), 200).await;
@@ -142,7 +144,7 @@ async fn sigterm_while_redis_is_away_ends_in_time() {
     mine(&anvil, emitter, 2, 50).await;
     check(&rig, &anvil).await;
     rig.redis.kill();
-    mine(&anvil, emitter, 2, 50).await; // a step that cannot be taken
+    mine(&anvil, emitter, 2, 50).await; // a step that Redis cannot accept
     rig.wait_for("ready", |status, _| status == 503).await;
     rig.terminate().await;
     rig.redis.start().await.unwrap();
@@ -154,7 +156,7 @@ async fn sigterm_while_redis_is_away_ends_in_time() {
 async fn g4_redis_killed_again_and_again_with_a_step_on_the_wire() {
     let (anvil, emitter, mut rig) = anvil_and_rig().await;
     rig.start();
-    check(&rig, &anvil).await; // a Redis that is away at the start is refused
+    check(&rig, &anvil).await; // at the start, an unreachable Redis is a refusal
     for _ in 0..5 {
         mine(&anvil, emitter, 2, 200).await;
         rig.redis.kill();
@@ -195,7 +197,7 @@ async fn g1_a_half_open_socket_is_found_and_replaced() {
     check(&rig, &anvil).await;
     proxy.blackhole();
     mine(&anvil, emitter, 2, 10).await;
-    // Requests time out, pings stay unanswered: the socket is given up.
+    // Requests time out and pings stay unanswered, so the socket is given up.
     until("the socket is given up", async || {
         rig.metric(r#"websocket_reconnects_total{chain="local"}"#).await >= Some(1.0)
     })
@@ -284,7 +286,7 @@ async fn g9_a_wrong_chain_id_stops_that_chain_and_names_both() {
     rig.set("ETHEREUM_WS_URL", anvil.ws_url());
     rig.start();
     mine(&anvil, emitter, 3, 10).await;
-    check(&rig, &anvil).await; // the other chain goes on (G9)
+    check(&rig, &anvil).await; // the other chain continues (G9)
     let body =
         rig.wait_for("ready", |status, body| status == 503 && body.contains("ethereum")).await;
     assert!(!body.contains("local"), "{body}");

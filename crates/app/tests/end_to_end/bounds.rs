@@ -1,5 +1,5 @@
-//! What is bounded, and what waits: memory and reading while Redis is away (G7), an answer that is
-//! too large, a backfill at the byte cap, a group that does not read (G8), sessions that are refused.
+//! Limits and waiting: memory and reading while Redis is down (G7), an answer that is too large, a
+//! backfill at the byte cap, a group that does not read (G8), sessions that are refused.
 
 use std::time::Duration;
 
@@ -12,12 +12,13 @@ use crate::rig::{Rig, SETTLE, until};
 
 const LOCAL: u64 = 31337;
 const RECEIPTS: &str = "eth_getBlockReceipts";
-/// One answer may have 128 MiB.
+/// The limit of an answer is 128 MiB.
 const TOO_LARGE: usize = (128 << 20) + 1;
 
 #[tokio::test]
 async fn g7_reading_stops_and_memory_stands_while_redis_is_away() {
-    /// Blocks of 2,500 logs: eight may wait, eight be on their way, and one with the publisher.
+    /// In blocks of 2,500 logs: up to eight waiting, eight being fetched, and one with the
+    /// publisher.
     const FLOOD: u64 = 24;
     let (chain, _node, rig, checker) = published(2).await;
     let memory = async || rig.metric("ethhook_process_resident_memory_bytes").await.unwrap();
@@ -29,7 +30,7 @@ async fn g7_reading_stops_and_memory_stands_while_redis_is_away() {
     }
     let asked = || chain.stats().requests(RECEIPTS) - asked_before;
     until("some blocks are read", async || asked() >= 8).await;
-    // Long enough for many more, were there no limit.
+    // Long enough for many more, if there were no limit.
     for _ in 0..20 {
         sleep(Duration::from_millis(100)).await;
         assert!(asked() <= 19, "{} blocks were read while Redis was away", asked());
@@ -83,7 +84,7 @@ async fn g1_heads_that_say_nothing_new_do_not_hold_the_poll_back() {
 #[tokio::test]
 async fn sessions_that_are_refused_wait_longer_each_time() {
     let (chain, _node, rig, checker) = published(3).await;
-    // A dedup record of a block that is not in: Redis contradicts itself.
+    // A dedup record of a block that is not in the stream: Redis contradicts itself.
     let mut redis = rig.redis.connection().await.unwrap();
     chain.set_announcing(false);
     let block = chain.mine(1)[0].hash();
@@ -95,7 +96,7 @@ async fn sessions_that_are_refused_wait_longer_each_time() {
     };
     until("five refusals", async || ends(&rig.log()).len() >= 5).await;
     let ends = ends(&rig.log());
-    // A slow machine makes them longer, never shorter; midnight adds a day.
+    // A slow machine makes the waits longer, never shorter; midnight adds a day.
     for (refusal, pair) in ends.windows(2).take(4).enumerate() {
         let waited = (pair[1] - pair[0]).rem_euclid(86_400.0);
         let least = 0.2 * f64::from(1 << refusal);
@@ -107,7 +108,8 @@ async fn sessions_that_are_refused_wait_longer_each_time() {
     checker.settle_and_check(SETTLE).await.unwrap();
 }
 
-/// Seconds since midnight of a log line that begins with `2024-01-02T03:04:05.678901Z`.
+/// The time of a log line that starts with `2024-01-02T03:04:05.678901Z`, in seconds since
+/// midnight.
 fn time_of_day(line: &str) -> f64 {
     let time = line.split_once('T').and_then(|(_, rest)| rest.split_once('Z')).unwrap().0;
     time.split(':').fold(0.0, |sum, part| sum * 60.0 + part.parse::<f64>().unwrap())
@@ -121,7 +123,7 @@ async fn g8_a_backfill_waits_at_the_byte_cap_for_a_group_that_has_not_read() {
     chain.mine(BLOCKS);
     let mut redis = rig.redis.connection().await.unwrap();
     group(&mut redis, &["CREATE", "events:31337", "readers", "0", "MKSTREAM"]).await;
-    // Two requests a block: some 1,024 of them are final, and over the cap, before all are in.
+    // Two requests per block: some 1,024 blocks are final, and above the cap, before all are in.
     rig.set("STREAM_MAX_BYTES", 1_000_000).set("RETENTION_HOURS", 1).set("LOCAL_RPS", 120);
     rig.start();
     let checker = checker(&rig, &node).await;
@@ -134,14 +136,15 @@ async fn g8_a_backfill_waits_at_the_byte_cap_for_a_group_that_has_not_read() {
     assert!(at < BLOCKS, "it was over before it could wait");
     until("a third sweep", async || waits(&rig) > seen).await;
     assert_eq!(tip().await, at, "it went on");
-    // Nor does a session that has not seen the head yet take the group's entries for the cap.
+    // A session that has not seen the head yet does not remove the group's entries because of the
+    // cap either.
     rig.terminate().await;
     chain.faults().push("eth_getBlockByNumber", Fault::Delay(Duration::from_secs(4)), 2);
     rig.start();
     until("a sweep before the head is known", async || chain.faults().left() == 0).await;
     let seen = waits(&rig);
     until("a sweep after it", async || waits(&rig) > seen).await;
-    // The group reads all there is, again and again: what it is done with goes, and makes room.
+    // The group keeps reading everything: what it has finished is removed, which makes room.
     until("the head", async || {
         group(&mut redis, &["SETID", "events:31337", "readers", "$"]).await;
         tip().await == BLOCKS
@@ -177,7 +180,7 @@ async fn g8_a_group_that_has_not_read_for_hours_is_an_alarm_until_it_reads() {
     let idle = r#"ethhook_group_idle{chain="local",group="readers"}"#;
     until("the alarm", async || rig.metric(idle).await == Some(1.0)).await;
     assert!(rig.log().contains("the consumer group does not read"));
-    // It reads one entry, and is slow, but no longer idle.
+    // It reads one entry: it is slow, but no longer idle.
     let mut read = redis::cmd("XREADGROUP");
     read.arg(&["GROUP", "readers", "c", "COUNT", "1", "STREAMS", "events:31337", ">"]);
     read.exec_async(&mut redis).await.unwrap();
@@ -185,12 +188,12 @@ async fn g8_a_group_that_has_not_read_for_hours_is_an_alarm_until_it_reads() {
     assert!(rig.log().contains("the consumer group reads again"));
 }
 
-/// Makes the stream `key` what it would be had all of it been published so much earlier: the IDs
-/// are the time of publishing, also those in markers.
+/// Changes the stream `key` as if all of it had been published this much earlier: entry IDs contain
+/// the time of publishing, including those in markers.
 async fn publish_earlier(redis: &mut MultiplexedConnection, key: &str, by: Duration) {
     type Entry = (String, Vec<(String, String)>);
     let by = u64::try_from(by.as_millis()).unwrap();
-    // None, and `0-0`, stand for no entry.
+    // Empty and `0-0` mean that there is no entry.
     let earlier = |id: &str| match id.split_once('-') {
         Some((ms, seq)) if ms != "0" => format!("{}-{seq}", ms.parse::<u64>().unwrap() - by),
         _ => id.to_owned(),
@@ -229,7 +232,7 @@ async fn g8_a_full_redis_is_left_by_keeping_less() {
     chain.mine(1);
     rig.wait_for("metrics", |_, body| body.contains(r#"kind="out_of_memory"} 2"#)).await;
     rig.terminate().await;
-    // What the runbook says. Nothing but the service itself can make room.
+    // As in the runbook: only the service itself can make room.
     rig.set("STREAM_MAX_BYTES", 2_000_000);
     rig.start();
     until("room for the next block", async || cursor().await.is_some_and(|c| c.number == 2_501))

@@ -1,4 +1,4 @@
-//! A stream that is packed, under reorgs, kills and an operator's orders; and one that is not.
+//! A packed stream under reorgs, kills and operator commands; and one that is not packed.
 
 use ethhook_simulator::{Chain, Contents, ManualSpec, Node};
 use ethhook_testkit::node_rpc::NodeRpc;
@@ -21,7 +21,7 @@ async fn a_packed_stream_goes_through_reorgs_kills_and_orders_and_is_never_mixed
     for depth in [1, 4, 9] {
         chain.reorg(depth, depth + 1, Contents::Fresh);
         checker.settle_and_check(SETTLE).await.unwrap();
-        // A reorg that happens while nobody listens is taken back from the stream.
+        // A reorg while the ingestor is down is taken back from the stream.
         rig.kill().await;
         chain.reorg(depth, depth + 1, Contents::SameTransactions);
         chain.mine(3);
@@ -32,7 +32,7 @@ async fn a_packed_stream_goes_through_reorgs_kills_and_orders_and_is_never_mixed
     let rewind = rig.command(&["rewind", "--chain", "local", "--to", "5", "--yes"]).await;
     assert!(rewind.status.success(), "{rewind:?}");
 
-    // Whoever asks for the other encoding is told what to do, and writes nothing.
+    // An ingestor with the other encoding reports what to do, and writes nothing.
     let before = checker.cursor().await.unwrap();
     rig.set("STREAM_ENCODING", "fields");
     rig.start();

@@ -1,4 +1,4 @@
-//! Where a chain ends: confirmations hold its newest blocks back, and an end block is the last.
+//! The end of a chain: confirmations hold back its newest blocks, and an end block is the last one.
 
 use ethhook_simulator::Contents;
 
@@ -14,11 +14,11 @@ async fn confirmations_hold_blocks_back_and_an_end_block_ends() {
     let checker = checker(&rig, &node).await.with_confirmations(3);
     let report = checker.settle_and_check(SETTLE).await.unwrap();
     assert_eq!(report.blocks, 8); // 0 to 7
-    // What is held back, or lies past the end, is no lag.
+    // Blocks that are held back, or above the end block, do not count as lag.
     let lag = r#"ethhook_head_lag_blocks{chain="local"}"#;
     let head = r#"ethhook_head_block{chain="local"}"#;
     assert_eq!((rig.metric(head).await, rig.metric(lag).await), (Some(10.0), Some(0.0)));
-    // A reorg among what is held back is never seen in the stream.
+    // A reorg among blocks that are held back never appears in the stream.
     chain.reorg(3, 4, Contents::Fresh);
     assert_eq!(checker.settle_and_check(SETTLE).await.unwrap().removed, 0);
     chain.mine(10);
@@ -43,7 +43,7 @@ async fn past_the_end_block_headers_are_followed_only_until_it_is_final() {
     })
     .await;
     rig.wait_for("ready", |status, _| status == 200).await;
-    // 13 blocks, and the 64 above the last that make it final; a few questions beside them.
+    // 13 blocks, the 64 above the last one that make it final, and a few other requests.
     let asked = chain.stats().requests("eth_getBlockByNumber");
     assert!((77..=90).contains(&asked), "{asked} headers were asked for");
 }
@@ -52,7 +52,7 @@ async fn past_the_end_block_headers_are_followed_only_until_it_is_final() {
 async fn g3_a_reorg_of_the_end_is_followed_until_it_is_final() {
     let (chain, node, mut rig) = tiny(10).await;
     rig.set("TINY_END_BLOCK", 25);
-    // The tag stays far behind what the profile asks for at least.
+    // The tag is far below the least depth in the profile.
     chain.set_finalized(21);
     chain.mine(31);
     rig.start();
@@ -81,7 +81,7 @@ async fn g3_an_end_block_below_what_is_published_leaves_no_orphan() {
         assert_eq!(cursor.alarm, "");
         (cursor.number, cursor.hash)
     };
-    // Above the end, and across it.
+    // Above the end block, and across it.
     for depth in [5, 18] {
         chain.reorg(depth, depth + 2, Contents::Fresh);
         let wanted = (30, chain.block(30).map(|block| block.hash()));

@@ -1,4 +1,4 @@
-//! Several endpoints of one chain, each with faults of its own (G6).
+//! Several endpoints of one chain, each with its own faults (G6).
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::rig::{Rig, SETTLE, until};
 const LOCAL: u64 = 31337;
 const RECEIPTS: &str = "eth_getBlockReceipts";
 
-/// One chain behind two endpoints; the second is honest and quick throughout.
+/// One chain behind two endpoints; the second is correct and fast throughout.
 struct Scene {
     chain: ManualChain,
     first: Chain,
@@ -48,7 +48,7 @@ impl Scene {
 #[tokio::test]
 async fn a_slow_answer_is_asked_of_the_next_endpoint_too() {
     let scene = Scene::new().await;
-    // Enough quick answers for a percentile.
+    // Enough fast answers for a percentile.
     for _ in 0..12 {
         scene.chain.mine(1);
         scene.check().await;
@@ -60,7 +60,7 @@ async fn a_slow_answer_is_asked_of_the_next_endpoint_too() {
     scene.check().await;
     assert!(scene.second.stats().requests(RECEIPTS) >= hedged + 2);
     assert!(scene.metric("ethhook_rpc_hedges_total", ",endpoint=\"0\"").await >= 2.0);
-    // An endpoint that became slow for good goes last, and is spared.
+    // An endpoint that became slow permanently goes last in the order, and is spared.
     scene.first.faults().push(RECEIPTS, Fault::Delay(Duration::from_millis(300)), 1_000);
     until("the slow endpoint goes last", async || {
         let before = scene.first.stats().requests(RECEIPTS);
@@ -76,7 +76,8 @@ async fn g6_a_liar_is_set_aside_only_when_another_proved_it() {
     let scene = Scene::new().await;
     scene.chain.mine(2);
     scene.check().await;
-    // Both lie in the same way: the check is suspect, the chain waits, nobody is set aside.
+    // Both give the same false answer: the check is suspect, the chain waits, and no endpoint is
+    // set aside.
     for view in [&scene.first, &scene.second] {
         view.faults().push(RECEIPTS, Fault::AlterLog, 1_000_000);
     }
@@ -89,7 +90,7 @@ async fn g6_a_liar_is_set_aside_only_when_another_proved_it() {
         let label = format!(",check=\"receipts_root\"{label}");
         assert!(scene.metric("ethhook_checks_failed_total", &label).await >= 1.0);
     }
-    // One turns honest: the block is published, and the other is known for a liar.
+    // One becomes correct: the block is published, and the other endpoint is known to be wrong.
     scene.second.behave();
     scene.check().await;
     assert_eq!(scene.metric("ethhook_breaker_state", ",endpoint=\"0\"").await, 2.0);
@@ -104,7 +105,7 @@ async fn an_endpoint_that_lags_or_limits_or_dies_is_replaced_by_the_next() {
     let mut scene = Scene::new().await;
     scene.chain.mine(2);
     scene.check().await;
-    // A node that stands 3 blocks behind, its heads with it.
+    // A node that is 3 blocks behind, as are its heads.
     scene.first.faults().push("eth_getBlockByNumber", Fault::Behind(3), 20);
     scene.first.faults().push(RECEIPTS, Fault::Behind(3), 20);
     scene.chain.mine(3);
@@ -113,7 +114,7 @@ async fn an_endpoint_that_lags_or_limits_or_dies_is_replaced_by_the_next() {
     scene.check().await;
     scene.first.behave();
     assert_eq!(scene.metric("ethhook_stalls_total", "").await, 0.0, "heads came all the time");
-    // Patience is asked for, and given. (An answer that a hedge overtook is not counted.)
+    // The endpoint asks us to wait, and we do. (An answer overtaken by a hedge is not counted.)
     scene.first.faults().push(RECEIPTS, Fault::Error(-32005, "slow down".into()), 1_000_000);
     let limited = r#",endpoint="0",method="eth_getBlockReceipts",outcome="rate_limited""#;
     until("the limit is obeyed", async || {
@@ -123,7 +124,7 @@ async fn an_endpoint_that_lags_or_limits_or_dies_is_replaced_by_the_next() {
     })
     .await;
     scene.first.behave();
-    // Gone altogether.
+    // The endpoint is down.
     scene.nodes[0].pause();
     scene.nodes[0].kill_connections();
     scene.chain.mine(5);
@@ -160,7 +161,8 @@ async fn requests_keep_to_the_operators_rate() {
     scene.check().await;
     let (requests, seconds) =
         (scene.first.stats().total_requests() - before, started.elapsed().as_secs_f64());
-    // A full bucket at the start, then 20 a second; subscriptions are not counted by the bucket.
+    // A full bucket at the start, then 20 per second; subscriptions do not count against the
+    // bucket.
     assert!(requests as f64 <= 20.0 + 20.0 * seconds + 5.0, "{requests} in {seconds:.1} s");
     assert!(requests >= 120, "a header and receipts for each of 60 blocks: {requests}");
 }
@@ -171,7 +173,7 @@ async fn what_the_own_rate_holds_back_is_not_slowness() {
     scene.rig.terminate().await;
     scene.rig.set("LOCAL_RPS", 5);
     scene.rig.start();
-    // Each request waits for 200 ms, four times as long as an answer may take without a hedge.
+    // Each request waits for 200 ms, four times as long as an answer may take before a hedge.
     for _ in 0..25 {
         scene.chain.mine(1);
         scene.check().await;
@@ -203,13 +205,13 @@ async fn g10_one_endpoint_alone_contradicts_nothing_final() {
         checker.cursor().await.unwrap().is_some_and(|cursor| cursor.finalized_number > 30)
     })
     .await;
-    // The first goes another way from below it; the second goes on.
+    // The first endpoint switches to a branch that forks off below it; the second stays.
     chains[0].reorg(90, 91, Contents::Fresh);
     rig.wait_for("ready", |status, body| status == 503 && body.contains("still holds")).await;
     chains[1].mine(3);
     checker.settle_and_check(SETTLE).await.unwrap();
     assert_eq!(checker.cursor().await.unwrap().unwrap().alarm, "");
-    // Now both do.
+    // Now both endpoints do.
     chains[1].reorg(95, 96, Contents::Fresh);
     rig.wait_for("ready", |status, body| status == 503 && body.contains("alarm")).await;
 }

@@ -1,5 +1,5 @@
-//! The consumers of `examples/`, as a user would run them: killed in the middle, beside a dead one, on
-//! a stream with reorgs. Their sums must be the chain's.
+//! The consumers in `examples/`, run as by a user: killed midway, next to a dead one, on a stream
+//! with reorgs. Their sums must equal the chain's.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,10 +20,10 @@ use crate::rig::{Rig, SETTLE, until};
 const LOCAL: u64 = 31337;
 const EVENTS: &str = "events:31337";
 const TRANSFER: B256 = b256!("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef");
-/// Longer than a blocking read of theirs.
+/// Longer than their blocking reads.
 const EXIT: Duration = Duration::from_secs(20);
 
-/// Sums by contract, in decimal; those that are zero are left out.
+/// Sums by contract, in decimal; zero sums are left out.
 type Sums = BTreeMap<String, String>;
 
 #[derive(Debug, Clone, Copy)]
@@ -39,14 +39,14 @@ fn top() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
-/// What `scripts/test.sh` installs under `.tools/examples`.
+/// A file that `scripts/test.sh` installs under `.tools/examples`.
 fn installed(path: &str) -> PathBuf {
     let path = top().join(".tools/examples").join(path);
     assert!(path.exists(), "{} is missing: ./scripts/test.sh installs it", path.display());
     path
 }
 
-/// The consumer in Rust, built once, apart from the workspace as it is.
+/// The consumer in Rust, built once; it is separate from the workspace.
 static RUST: LazyLock<PathBuf> = LazyLock::new(|| {
     let target = top().join("target/examples");
     let status = std::process::Command::new(env!("CARGO"))
@@ -60,7 +60,7 @@ static RUST: LazyLock<PathBuf> = LazyLock::new(|| {
     target.join("debug/ethhook-consumer-example")
 });
 
-/// One consumer of a group of its own, under one name after the other.
+/// A consumer with its own group, restarted under the same or another name.
 struct Reader {
     language: Language,
     finalized: bool,
@@ -74,7 +74,7 @@ struct Reader {
 impl Reader {
     fn new(language: Language, finalized: bool, redis: &RedisServer) -> Self {
         let folder = TempDir::with_prefix("ethhook-example-").unwrap();
-        // A module is looked for beside the file that imports it.
+        // Modules are looked up relative to the file that imports them.
         let script = top().join("examples/node/consumer.mjs");
         std::fs::copy(script, folder.path().join("consumer.mjs")).unwrap();
         let modules = folder.path().join("node_modules");
@@ -84,7 +84,7 @@ impl Reader {
         Self { language, finalized, group, lives: 0, redis_url, folder, process: None }
     }
 
-    /// Starts it under the name it had, or under another, as a new host would.
+    /// Starts it under its former name, or under another one like a new host.
     async fn start(&mut self, same_name: bool) {
         self.lives += u32::from(!same_name || self.lives == 0);
         let (program, script) = match self.language {
@@ -113,7 +113,7 @@ impl Reader {
         self.process.take().unwrap().kill().await.unwrap();
     }
 
-    /// SIGTERM; it must end by itself, and well.
+    /// SIGTERM; it must exit on its own with success.
     async fn terminate(&mut self) {
         let mut process = self.process.take().unwrap();
         let pid = process.id().unwrap().to_string();
@@ -136,7 +136,7 @@ impl Reader {
     /// Delivers entries to a consumer of the group that never acknowledges them.
     async fn deliver_to(&self, name: &str, count: u64, redis: &mut MultiplexedConnection) {
         let create = ["XGROUP", "CREATE", EVENTS, &self.group, "0", "MKSTREAM"].map(str::to_owned);
-        let _ = command(&create).exec_async(redis).await; // it may be there
+        let _ = command(&create).exec_async(redis).await; // the group may exist
         let count = count.to_string();
         let read =
             ["XREADGROUP", "GROUP", &self.group, name, "COUNT", &count, "STREAMS", EVENTS, ">"];
@@ -150,7 +150,7 @@ fn command(words: &[String]) -> redis::Cmd {
     command
 }
 
-/// What the transfers of the canonical blocks up to `last` sum up to.
+/// The sums of the transfers of the canonical blocks up to `last`.
 async fn expected(node: &NodeRpc, last: u64) -> Sums {
     let mut sums = BTreeMap::<String, U256>::new();
     for number in 0..=last {
@@ -190,7 +190,7 @@ async fn the_sums_are_the_chains(encoding: &str) {
         .map(|(language, finalized)| Reader::new(language, finalized, &rig.redis))
         .collect();
     for reader in &mut readers {
-        // Somebody before took 300 entries and died with them.
+        // An earlier consumer received 300 entries and died.
         reader.deliver_to("dead", 300, &mut redis).await;
         reader.start(false).await;
     }
@@ -198,7 +198,7 @@ async fn the_sums_are_the_chains(encoding: &str) {
         chain.mine(6);
         chain.reorg(5, 6, if round == 1 { Contents::SameTransactions } else { Contents::Fresh });
         for reader in &mut readers {
-            // Killed once it has begun: entries are then delivered, in the sums, or on the way.
+            // Killed once it has begun: entries are then pending, in the sums, or in between.
             if !reader.finalized {
                 until("the sums begin", async || !reader.sums(&mut redis).await.is_empty()).await;
             }
@@ -220,7 +220,7 @@ async fn the_sums_are_the_chains(encoding: &str) {
             reader.group
         );
     }
-    // After so many blocks at once, it is asked which one is final.
+    // After this many blocks, the ingestor asks which one is final.
     chain.set_finalized(head - 10);
     for _ in 0..1_100 {
         chain.mine_events(0);
@@ -255,7 +255,7 @@ async fn what_retention_took_from_a_reader_is_counted() {
     let redis = RedisServer::spawn(RedisOptions::default()).await.unwrap();
     let mut raw = redis.connection().await.unwrap();
     for id in 1..=4 {
-        // No transfer: three of four are just acknowledged.
+        // Not a transfer, so the consumers only acknowledge it.
         let add = format!(
             "XADD {EVENTS} {id}-0 chain_id 31337 block_number 1 block_hash 0x00 tx_hash 0x00 tx_index 0 \
              log_index {id} contract 0x00 topics [] data 0x timestamp 1 removed false"

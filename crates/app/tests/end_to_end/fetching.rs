@@ -1,4 +1,4 @@
-//! What is asked of a node, how much at once, and what need not be: counted at the simulator.
+//! What is requested from a node, how much at once, and what need not be: counted at the simulator.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ const LOGS: &str = "eth_getLogs";
 const HEADERS: &str = "eth_getBlockByNumber";
 
 /// A chain that is moved by hand, a node whose requests are counted, another for the checker, and a
-/// rig that points to the first; the ingestor does not run yet.
+/// rig that uses the first; the ingestor is not started yet.
 struct Scene {
     chain: ManualChain,
     node: RunningNode,
@@ -36,12 +36,12 @@ impl Scene {
         let (node, judge) = (serve(chain.clone().into()).await, serve(chain.view()).await);
         let mut rig = Rig::new().await;
         rig.set("LOCAL_WS_URL", node.ws_url(LOCAL)).set("LOCAL_START_BLOCK", 0);
-        // Final after four blocks: what lies below is fetched together.
+        // Blocks are final after four more, and blocks below that are fetched together.
         rig.write_toml("[chains.local]\nfinality_depth = 4\n").unwrap();
         Self { chain, node, judge, rig }
     }
 
-    /// The same where logs prove enough.
+    /// The same with a level at which logs are proof enough.
     async fn by_logs(events_per_block: usize) -> Self {
         let mut scene = Self::new(events_per_block).await;
         scene.rig.set("LOCAL_VERIFY", "bloom").set("LOCAL_FETCH", "logs");
@@ -79,7 +79,7 @@ async fn g6_a_block_whose_bloom_rules_the_filter_out_costs_no_request() {
         scene.chain.mine_with(vec![vec![log(wanted, elsewhere)]]);
         scene.chain.mine_with(vec![vec![log(other, elsewhere), log(wanted, event)]]);
     }
-    // Both are there, but not in one log: the bloom cannot tell.
+    // Both occur, but not in the same log: the bloom cannot show that.
     scene.chain.mine_with(vec![vec![log(other, event), log(wanted, elsewhere)]]);
     let filter = Filter { contracts: [wanted].into(), topics: [event].into() };
     let checker = scene.checker().await.with_filter(filter);
@@ -87,7 +87,7 @@ async fn g6_a_block_whose_bloom_rules_the_filter_out_costs_no_request() {
     assert_eq!((report.blocks, report.events), (17, 5));
     let stats = scene.chain.stats();
     assert_eq!((stats.requests(RECEIPTS), stats.requests(LOGS)), (6, 0));
-    // What was not asked for says so: the bloom was all that was looked at.
+    // The markers of blocks that were not fetched show it: only the bloom was checked.
     let markers = checker.markers().await.unwrap();
     let proofs = |proof| markers.iter().filter(|(_, marker)| marker.proof == proof).count();
     assert_eq!((proofs(Proof::Bloom), proofs(Proof::ReceiptsRoot)), (10, 7), "{markers:?}");
@@ -95,7 +95,8 @@ async fn g6_a_block_whose_bloom_rules_the_filter_out_costs_no_request() {
 
 #[tokio::test]
 async fn g6_a_backlog_costs_far_less_than_a_message_a_block() {
-    // Receipts in batches prove all; ranges of logs are fewer calls, too; over HTTP and WebSocket.
+    // Receipts in batches prove everything; ranges of logs need fewer calls; over HTTP and
+    // WebSocket.
     for (fetch, url) in [("receipts", "WS"), ("receipts", "HTTP"), ("logs", "WS"), ("logs", "HTTP")]
     {
         let mut scene = Scene::new(5).await;
@@ -135,7 +136,7 @@ async fn g6_what_a_provider_takes_at_once_is_found_out() {
         scene.rig.start();
         assert_eq!(scene.check().await.blocks, 201);
     }
-    // No batch at all, in whatever way.
+    // No batches at all, refused in any way.
     for refusal in [BatchRefusal::Status(403), BatchRefusal::Nothing, BatchRefusal::First] {
         let mut scene = Scene::new(5).await;
         scene.chain.set_batch_limit(1);
@@ -145,7 +146,7 @@ async fn g6_what_a_provider_takes_at_once_is_found_out() {
         scene.rig.start();
         assert_eq!(scene.check().await.blocks, 101, "{refusal:?}");
     }
-    // By whatever code; and batches of receipts.
+    // With any code, and for batches of receipts, too.
     for (fetch, method) in [("logs", LOGS), ("receipts", RECEIPTS)] {
         let mut scene = Scene::new(5).await;
         scene.rig.set("LOCAL_VERIFY", "bloom").set("LOCAL_FETCH", fetch);
@@ -173,7 +174,7 @@ async fn patience_asked_for_within_a_batch_is_given() {
     let mut scene = Scene::new(5).await;
     scene.rig.set("LOCAL_FETCH", "receipts");
     scene.chain.mine(100);
-    // The first few are asked for one by one.
+    // The first few are requested one by one.
     scene.chain.faults().push(RECEIPTS, Fault::Delay(Duration::ZERO), 30);
     scene.chain.faults().push(RECEIPTS, Fault::Error(-32005, "slow down".into()), 1);
     scene.rig.start();
@@ -205,7 +206,8 @@ async fn g6_a_lie_in_a_range_is_made_good_block_by_block() {
     for fault in faults {
         scene.chain.faults().push(LOGS, fault.clone(), 2);
         until("the fault is played", async || {
-            // Heard of all at once: one by one they would be fetched so, and the fault be over.
+            // They become known all at once: otherwise they would be fetched one by one, and the
+            // fault would be over.
             scene.chain.set_announcing(false);
             scene.chain.mine(59);
             scene.chain.set_announcing(true);
@@ -242,7 +244,8 @@ async fn an_answer_that_says_empty_is_asked_for_twice_where_the_bloom_is_not_tru
     let mut scene = Scene::by_logs(5).await;
     let toml = "[chains.local]\nfinality_depth = 4\nbloom_of_all_logs = false\n";
     scene.rig.write_toml(toml).unwrap();
-    // Transactions that log nothing: neither root nor number of receipts is in an answer of logs.
+    // Transactions without logs: an answer of logs shows neither the root nor the number of
+    // receipts.
     (0..100).for_each(|_| _ = scene.chain.mine_with(vec![vec![]]));
     let second = scene.chain.view();
     let other = serve(second.clone()).await;
@@ -266,14 +269,14 @@ async fn on_a_fast_chain_blocks_at_the_head_are_fetched_together() {
     let stats = scene.chain.stats();
     let (headers, logs) = (stats.requests(HEADERS), stats.requests(LOGS));
     for _ in 0..10 {
-        // All of them are heard of within the interval.
+        // All their heads arrive within the interval.
         scene.chain.mine(10);
         scene.check().await;
     }
     let (headers, logs) = (stats.requests(HEADERS) - headers, stats.requests(LOGS) - logs);
     assert!(logs <= 50, "{logs} requests for the logs of 100 blocks");
     assert!(headers <= 20, "{headers}: heads bring their headers");
-    // Reorgs among what is fetched together.
+    // Reorgs among blocks that are fetched together.
     scene.chain.faults().push(LOGS, Fault::Delay(Duration::from_millis(200)), 1_000_000);
     for depth in [1, 3, 4] {
         scene.chain.mine(6);
@@ -295,7 +298,7 @@ async fn calls_keep_to_the_operators_budget_and_are_counted() {
     scene.rig.start();
     scene.check().await;
     let stats = scene.chain.stats();
-    // A call to a node of one's own is a unit; subscribing is not held to the budget.
+    // A call to your own node costs one unit; subscribing does not count against the budget.
     let (calls, seconds) = (stats.total_requests() as f64, started.elapsed().as_secs_f64());
     assert!(calls <= 20.0 + 20.0 * seconds + 5.0, "{calls} calls in {seconds:.1} s");
     let mut spent = 0.0;

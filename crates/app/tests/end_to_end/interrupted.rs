@@ -1,4 +1,4 @@
-//! An operator's command that is killed half-way: what it has done is whole, and giving the order
+//! An operator's command that is killed midway: what it has done is consistent, and running it
 //! again does the rest.
 
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use ethhook_testkit::proxy::Proxy;
 use crate::operator::{checker, manual};
 use crate::rig::{Rig, SETTLE, until};
 
-/// Each way: a step takes twice that.
+/// Delay in each direction: a step takes twice as long.
 const SLOW: Duration = Duration::from_millis(30);
 
 /// A chain, and a rig whose link to Redis can be slowed down.
@@ -25,7 +25,7 @@ async fn slowed() -> (ManualChain, RunningNode, Rig, Proxy, Checker) {
     (chain, node, rig, link, checker)
 }
 
-/// Gives the order over a slow link and kills the command once `half_way`.
+/// Runs the command over a slow link and kills it once `half_way` is true.
 async fn kill_half_way(
     rig: &Rig,
     link: &Proxy,
@@ -35,13 +35,13 @@ async fn kill_half_way(
     link.delay(SLOW);
     tokio::select! {
         biased;
-        () = until("half of it", half_way) => {} // dropped, the command is killed
+        () = until("half of it", half_way) => {} // dropping the command kills it
         done = rig.command(command) => panic!("it was done before it could be killed: {done:?}"),
     }
     link.delay(Duration::ZERO);
 }
 
-/// Gives the order again until the lease of the one that was killed has run out; what was told.
+/// Runs the command again until the lease of the killed one has expired; returns its output.
 async fn again(rig: &Rig, command: &[&str]) -> String {
     let mut told = String::new();
     until("the lease to run out", async || {
@@ -112,7 +112,7 @@ async fn g10_a_cleared_alarm_that_was_killed_half_way_is_cleared_whole() {
     chain.mine(10);
     checker.settle_and_check(SETTLE).await.unwrap();
     rig.terminate().await;
-    // The block skipped to counts as final: a reorg of it is an alarm.
+    // The last skipped block counts as final: a reorg of it is an alarm.
     chain.mine(10);
     let told = again(&rig, &["skip", "--chain", "local", "--to", "20", "--yes"]).await;
     assert!(told.contains("Done"), "{told}");
@@ -128,8 +128,8 @@ async fn g10_a_cleared_alarm_that_was_killed_half_way_is_cleared_whole() {
     kill_half_way(&rig, &link, &clear, async || number(&checker).await < 50).await;
     let at = number(&checker).await;
     assert!((20..50).contains(&at), "killed at {at}");
-    // The rest is done by the ingestor, which finds what is left of the reorg; or, where that goes
-    // below what is final still, by the same order.
+    // The ingestor does the rest by following the remaining reorg or, if that still goes below the
+    // finalized block, the same command does.
     rig.start();
     until("the chain goes on", async || {
         let told = again(&rig, &clear).await;

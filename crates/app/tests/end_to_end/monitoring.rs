@@ -1,5 +1,5 @@
-//! What watches the service, as it is shipped in `docker/`: the rules and the dashboard, by a real
-//! Prometheus that scrapes a real ingestor.
+//! The monitoring shipped in `docker/`: the rules and the dashboard, with a real Prometheus that
+//! scrapes a real ingestor.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -16,11 +16,11 @@ use tokio::time::{Instant, sleep};
 use crate::operator::manual;
 use crate::rig::Rig;
 
-/// How long an alert, or a sample, may take to come and to go.
+/// Time limit for an alert, or a sample, to appear or disappear.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The alerts of a node or an ingestor that is away. The others may fire on a machine that is slow or
-/// full, as of a lag.
+/// The alerts for a node or an ingestor that is down. Others may fire on a slow or full machine,
+/// for instance because of lag.
 const OF_A_STOP: [&str; 5] =
     ["EthhookDown", "ChainStalled", "WebSocketDown", "RpcErrors", "BreakerOpen"];
 
@@ -32,7 +32,7 @@ fn json(path: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(shipped(path)).unwrap()).unwrap()
 }
 
-/// A chain that goes on, and all that watches its ingestor.
+/// A chain that keeps growing, and the monitoring of its ingestor.
 struct Watched {
     chain: ManualChain,
     node: RunningNode,
@@ -44,7 +44,7 @@ struct Watched {
 impl Watched {
     async fn start() -> Self {
         let (chain, node, mut rig) = manual().await;
-        // A restart finds its place again, where Prometheus looks for it.
+        // A fixed port, so that Prometheus finds the ingestor after a restart.
         rig.set("METRICS_PORT", ethhook_testkit::redis_server::free_port().unwrap());
         rig.start();
         chain.mine(3);
@@ -71,7 +71,7 @@ impl Watched {
         Self { chain, node, rig, prometheus, _exporters: exporters }
     }
 
-    /// Lets the chain go on until `holds`.
+    /// Lets the chain grow until `holds` succeeds.
     async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> Result<(), String>) {
         let deadline = Instant::now() + PATIENCE;
         while let Err(last) = holds().await {
@@ -100,7 +100,7 @@ impl Watched {
     }
 }
 
-/// The names of series in a PromQL expression: its words, less labels, functions and keywords.
+/// The names of series in a PromQL expression: its words without labels, functions and keywords.
 fn series(expression: &str) -> BTreeSet<String> {
     const OPERATORS: [&str; 5] = ["and", "or", "unless", "offset", "bool"];
     const WITH_LABELS: [&str; 6] = ["on", "by", "without", "ignoring", "group_left", "group_right"];
@@ -133,7 +133,7 @@ fn series(expression: &str) -> BTreeSet<String> {
     names
 }
 
-/// The queries of the dashboard: of its panels, and of what else asks Prometheus.
+/// The queries of the dashboard: those of its panels, and all others.
 fn dashboard() -> (Vec<(String, String)>, Vec<String>) {
     let dashboard = json("docker/grafana/dashboards/ethhook.json");
     let everything = |query: &Value| query.as_str().unwrap().replace("$chain", ".*");
@@ -158,12 +158,12 @@ async fn rules_and_dashboard_name_only_what_is_there_and_every_panel_has_data() 
     let watched = Watched::start().await;
     let (panels, annotations) = dashboard();
     assert!(panels.len() > 30, "{} queries", panels.len());
-    // What is counted by outcome is there once it came out so.
+    // A counter with an `outcome` label exists only after that outcome.
     watched.chain.faults().push("eth_getBlockReceipts", Fault::Html, 1);
     let mut open: Vec<_> = panels.iter().collect();
     watched
         .until("every panel to have data", async || {
-            // Some have none before Prometheus saw a reorg.
+            // Some panels are empty until Prometheus has seen a reorg.
             watched.chain.reorg(1, 2, Contents::Fresh);
             let mut empty = Vec::new();
             for panel in std::mem::take(&mut open) {
@@ -184,7 +184,7 @@ async fn rules_and_dashboard_name_only_what_is_there_and_every_panel_has_data() 
     watched
         .until("every series that is named to be there", async || {
             let mut known = watched.prometheus.names().await.unwrap();
-            known.insert("ALERTS".to_owned()); // there once one fires
+            known.insert("ALERTS".to_owned()); // exists once an alert has fired
             let unknown: Vec<_> = named.difference(&known).collect();
             if unknown.is_empty() { Ok(()) } else { Err(format!("in no scrape: {unknown:?}")) }
         })
@@ -194,8 +194,8 @@ async fn rules_and_dashboard_name_only_what_is_there_and_every_panel_has_data() 
     }
 }
 
-/// A counter that appears with its first event has not risen, and an endpoint without a WebSocket is
-/// not one whose WebSocket is down.
+/// A counter that appears with its first event has not increased for an alert, and an endpoint
+/// without a WebSocket must not count as one whose WebSocket is down.
 #[tokio::test]
 async fn a_scrape_is_as_promtool_and_the_alerts_want_it() {
     let (chain, node, mut rig) = manual().await;
@@ -222,7 +222,7 @@ async fn a_scrape_is_as_promtool_and_the_alerts_want_it() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// With a minute of the rules made a second.
+/// With each minute in the rules shortened to a second.
 #[tokio::test]
 async fn alerts_fire_when_the_node_is_stopped_and_fall_silent_when_it_returns() {
     let mut watched = Watched::start().await;

@@ -1,4 +1,4 @@
-//! What an operator orders on a live stream, with the real binary.
+//! Operator commands on a live stream, with the real binary.
 
 use std::process::Output;
 
@@ -25,7 +25,7 @@ pub(crate) async fn checker(rig: &Rig, node: &RunningNode) -> Checker {
     rig.checker(NodeRpc::at_url(node.http_url(LOCAL)), LOCAL).await
 }
 
-/// The same with so many blocks, all of them in the stream.
+/// The same with this many blocks, all of them published.
 pub(crate) async fn published(blocks: u64) -> (ManualChain, RunningNode, Rig, Checker) {
     let (chain, node, mut rig) = manual().await;
     rig.start();
@@ -71,13 +71,13 @@ async fn a_rewound_chain_is_published_anew_and_equal() {
     assert_eq!((report.violations.len(), report.cursor.len()), (0, 0), "{report}");
     assert_eq!(report.removed, 180);
 
-    // Meanwhile the chain went another way, above and below where we stand.
+    // In the meantime the chain switched to another branch, which forks off below our tip.
     chain.reorg(20, 22, Contents::Fresh);
     rig.start();
     let report = checker.settle_and_check(SETTLE).await.unwrap();
     assert_eq!((report.blocks, report.removed), (33, 200), "{report}");
     rig.terminate().await;
-    // Down to nothing, and up again.
+    // Back to the beginning, and up again.
     rig.command(&["rewind", "--chain", "LOCAL", "--to", "0", "--yes"]).await;
     assert_eq!(checker.cursor().await.unwrap().unwrap().number, 0);
     rig.start();
@@ -146,7 +146,7 @@ async fn skipped_blocks_are_a_gap_and_the_chain_goes_on_above() {
     let told = refused(&rig.command(&["rewind", "--chain", "local", "--to", "19", "--yes"]).await);
     assert!(told.contains("skipped"), "{told}");
     done(&rig.command(&["rewind", "--chain", "local", "--to", "20", "--yes"]).await);
-    // With the gap as the tip, another one, to the head; the chain goes on from there.
+    // With the gap as the tip, skip again, to the head; the chain continues from there.
     let told = done(&rig.command(&command("latest")).await);
     assert!(told.contains("blocks 21 to 26"), "{told}");
     rig.start();
@@ -156,7 +156,7 @@ async fn skipped_blocks_are_a_gap_and_the_chain_goes_on_above() {
     assert_eq!((report.events, report.removed), (120, 110), "{report}");
 }
 
-/// The same chain by the name `tiny`, with short blocks and final at a small depth.
+/// The same chain under the name `tiny`, with short blocks and a small finality depth.
 pub(crate) async fn tiny(events_per_block: usize) -> (ManualChain, RunningNode, Rig) {
     let chain = Chain::manual(ManualSpec { events_per_block, ..ManualSpec::new(LOCAL) });
     let node = Node::bind(([127, 0, 0, 1], 0).into(), vec![chain.clone()]).await.unwrap().spawn();
@@ -168,8 +168,8 @@ pub(crate) async fn tiny(events_per_block: usize) -> (ManualChain, RunningNode, 
     (chain, node, rig)
 }
 
-/// A chain whose block 980 and all above it were orphaned below a finalized block of 1,000 at least,
-/// and its ingestor, which stands still.
+/// A chain whose blocks from 980 on were orphaned, below a finalized block of at least 1,000, and
+/// its ingestor, which is stopped by the alarm.
 async fn alarmed() -> (ManualChain, RunningNode, Rig, Checker) {
     let (chain, node, mut rig) = tiny(3).await;
     rig.set("LEASE_TTL_MS", 1_000);
@@ -187,7 +187,7 @@ async fn alarmed() -> (ManualChain, RunningNode, Rig, Checker) {
     (chain, node, rig, checker)
 }
 
-/// Runs `clear-alarm` once the lease of the session that stopped has run out.
+/// Runs `clear-alarm` once the lease of the stopped session has expired.
 async fn clear_alarm(rig: &Rig, chain: &str) -> String {
     let mut told = String::new();
     until("the lease to run out", async || {
@@ -203,7 +203,7 @@ async fn clear_alarm(rig: &Rig, chain: &str) -> String {
     told
 }
 
-/// The newest marker that says that finality is at block `number`.
+/// The newest marker that puts finality at block `number`.
 async fn moved_back(checker: &Checker, number: u64) -> Marker {
     let mut markers = checker.markers().await.unwrap().into_iter().map(|(_, marker)| marker);
     markers.rfind(|marker| marker.op == Op::Finalized && marker.number == number).unwrap()
@@ -219,7 +219,7 @@ async fn g10_a_cleared_alarm_takes_back_what_is_retained() {
     }
     let told = clear_alarm(&rig, "tiny").await;
     assert!(told.contains("block 980, is retained: 60 blocks with 180 events"), "{told}");
-    // The ingestor, which was never stopped, goes on.
+    // The ingestor, which was running all the time, continues.
     checker.settle(SETTLE).await.unwrap();
     let report = checker.check().await.unwrap();
     assert!(report.differences.is_empty() && report.cursor.is_empty(), "{report}");
@@ -249,7 +249,7 @@ async fn an_alarm_stays_while_the_node_tells_nothing_of_it_and_goes_with_the_str
     done(&rig.command(&["reset", "--chain", "tiny", "--yes"]).await);
     rig.wait_for("ready", |status, _| status == 200).await;
     assert_eq!(rig.metric(alarm).await, Some(0.0));
-    // An order, and no loss.
+    // This was an order, not a loss.
     assert_eq!(rig.metric(r#"ethhook_redis_wipes_total{chain="tiny"}"#).await, Some(0.0));
 }
 
@@ -281,7 +281,7 @@ async fn a_chain_that_is_reset_beside_the_service_begins_where_its_start_is_now(
 #[tokio::test]
 async fn g10_a_cleared_alarm_skips_where_the_fork_point_is_gone() {
     let (chain, _node, rig, checker) = alarmed().await;
-    // Retention takes all up to block 990, and of 991 one entry.
+    // Retention removes everything up to block 990, and one entry of 991.
     let markers = checker.markers().await.unwrap();
     let (id, marker) = markers.iter().find(|(_, m)| m.number == 991 && m.op == Op::Add).unwrap();
     let mut redis = rig.redis.connection().await.unwrap();
@@ -325,7 +325,7 @@ async fn g8_how_far_a_group_is_behind_is_a_metric() {
     })
     .await;
     assert_eq!(rig.metric(&line("idle")).await, Some(0.0));
-    // A session that ends shows none: it no longer looks.
+    // A session that has ended shows none, because it no longer checks.
     let latch = ["cursor:{events:31337}", "alarm", "by hand"];
     redis::cmd("HSET").arg(&latch).exec_async(&mut redis).await.unwrap();
     chain.mine(1);

@@ -1,4 +1,4 @@
-//! The page as a real browser shows it: its numbers are those of Redis and of `ethhook status`.
+//! The page in a real browser: its numbers are those of Redis and of `ethhook status`.
 //!
 //! Chromium is driven over its DevTools protocol
 //! (<https://chromedevtools.github.io/devtools-protocol/>). `ETHHOOK_PAGE_PNG` names a file that the
@@ -95,7 +95,7 @@ impl Browser {
         self.call("Runtime.evaluate", params).await["result"]["value"].clone()
     }
 
-    /// What stands in a field of the chain `local`.
+    /// The text of a field of the chain `local`.
     async fn field(&mut self, name: &str) -> String {
         let field =
             format!("document.querySelector('#chain-local [data-field={name}]')?.textContent");
@@ -124,7 +124,7 @@ impl Browser {
 /// Chains with a consumer group each.
 const GROUPS: [(u64, &str); 3] = [(31_337, "indexer"), (1, "wallets"), (8_453, "price-alerts")];
 
-/// Two chains beside it, so that there is something to look at.
+/// Two additional chains, so that there is something to see.
 async fn lively() -> RunningNode {
     let chain = |chain_id| {
         Chain::scheduled(ChainSpec {
@@ -185,7 +185,7 @@ async fn shows_what_redis_and_status_say() {
     let points = browser.value("document.querySelector('svg polyline').getAttribute('points')");
     assert!(points.await.as_str().unwrap().contains(','));
 
-    // It moves by itself, and says what is wrong.
+    // It updates on its own, and shows what is wrong.
     chain.mine(1);
     chain.reorg(2, 3, ethhook_simulator::Contents::Fresh);
     until("the reorg to show", async || browser.field("reorgs").await == "1").await;
@@ -213,7 +213,7 @@ async fn shows_what_redis_and_status_say() {
     .await;
 }
 
-/// Once there is something to see: chains that move and groups that read.
+/// Takes the screenshot once there is something to see: growing chains and reading groups.
 async fn picture(
     browser: &mut Browser,
     chain: &ManualChain,
@@ -236,7 +236,7 @@ async fn picture(
     browser.png().await
 }
 
-/// On a desk, on a phone, by day and by night.
+/// On a desktop and on a phone, in light and dark mode.
 async fn check_looks(browser: &mut Browser) {
     let ground = "getComputedStyle(document.body).backgroundColor";
     let light = browser.value(ground).await;
@@ -253,7 +253,7 @@ async fn check_looks(browser: &mut Browser) {
     assert_eq!(browser.value(heads).await, true, "a table's head has one line on a phone");
 }
 
-/// The whole reply to a GET that ends.
+/// The whole reply to a GET, which must end.
 async fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
@@ -263,7 +263,7 @@ async fn get(address: &str, path: &str) -> String {
     reply
 }
 
-/// A connection to the events, and what it began with.
+/// A connection to the events, and the beginning of its reply.
 async fn subscribe(address: &str) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
@@ -299,7 +299,7 @@ async fn g7_so_many_pages_and_no_more_and_probes_are_answered_all_the_same() {
     let (_, refused) = subscribe(&address).await;
     assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
     assert!(get(&address, "/health").await.starts_with("HTTP/1.1 200"));
-    // A page that is closed gives its place back.
+    // Closing a page frees its slot.
     open.pop();
     until("a place", async || subscribe(&address).await.1.starts_with("HTTP/1.1 200")).await;
     tokio::time::timeout(Duration::from_secs(60), rig.terminate()).await.unwrap();

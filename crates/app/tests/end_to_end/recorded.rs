@@ -1,4 +1,4 @@
-//! Against recorded mainnet blocks: every receipts root is the chain's own.
+//! With recorded mainnet blocks: every receipts root is the real chain's.
 
 use ethhook_simulator::{Chain, Node};
 use ethhook_testkit::chain_data;

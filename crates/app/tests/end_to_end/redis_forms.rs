@@ -1,5 +1,5 @@
-//! Over Sentinel, a Cluster and TLS: another server takes over that does not hold all that was
-//! acknowledged, replicas or masters are away, rights are missing (G1 to G4).
+//! Over Sentinel, a Cluster and TLS: a server takes over that does not hold everything
+//! acknowledged, replicas or masters are down, rights are missing (G1 to G4).
 
 use ethhook_simulator::{Chain, ManualChain, ManualSpec, Node, RunningNode};
 use ethhook_testkit::certificates::Certificates;
@@ -12,7 +12,7 @@ use ethhook_testkit::sentinel::SentinelSet;
 
 use crate::rig::{Rig, SETTLE, until};
 
-/// In the Cluster on another master each, but for the last.
+/// In the Cluster, each on another master, except the last.
 const CHAINS: [(&str, u64); 4] =
     [("LOCAL", 31337), ("BASE", 8453), ("ETHEREUM", 1), ("OPTIMISM", 10)];
 
@@ -23,7 +23,7 @@ async fn serve(ids: &[u64]) -> (Vec<ManualChain>, RunningNode) {
     (chains, node)
 }
 
-/// Waits until the streams on `server` are the chain.
+/// Waits until the streams on `server` match the chain.
 async fn check(server: &RedisServer, node: &RunningNode, chain_id: u64) {
     checker(server, node, chain_id).await.settle_and_check(SETTLE).await.unwrap();
 }
@@ -33,7 +33,7 @@ async fn checker(server: &RedisServer, node: &RunningNode, chain_id: u64) -> Che
     Checker::over(server.connection().await.unwrap(), rpc, chain_id)
 }
 
-/// Points a rig that does not run yet to chains of `node`.
+/// Configures a rig that is not started yet for chains of `node`.
 fn follow<R>(rig: &mut Rig<R>, node: &RunningNode, chains: &[(&str, u64)]) {
     for (name, id) in chains {
         rig.set(&format!("{name}_WS_URL"), node.ws_url(*id));
@@ -41,14 +41,14 @@ fn follow<R>(rig: &mut Rig<R>, node: &RunningNode, chains: &[(&str, u64)]) {
     }
 }
 
-/// Waits until calls for `chain` have failed in this way.
+/// Waits until calls for `chain` have failed with this kind of error.
 async fn failed<R>(rig: &Rig<R>, chain: &str, kind: &str) {
     let line =
         format!(r#"ethhook_redis_errors_total{{chain="{}",kind="{kind}"}}"#, chain.to_lowercase());
     until(&line, async || rig.metric(&line).await >= Some(1.0)).await;
 }
 
-/// The same of each chain on whichever node of the Cluster holds it.
+/// The same for each chain, on the node of the Cluster that holds it.
 async fn check_each(rig: &Rig<RedisCluster>, node: &RunningNode, chains: &[(&str, u64)]) {
     for (_, id) in chains {
         let master = rig.redis.master_of(&format!("events:{id}")).await.unwrap();
@@ -191,7 +191,7 @@ async fn g2_sentinels_and_servers_each_have_a_password_of_their_own() {
     check(&rig.redis.servers[1], &node, 31337).await;
     rig.terminate().await;
 
-    // Whose password is wrong is told, and none is shown.
+    // The error says whose password is wrong, and shows none.
     for (wrong, whose) in
         [(url.replace("-watch", ""), "the Sentinel at"), (url.replace("-data", ""), "refused")]
     {
@@ -251,7 +251,7 @@ async fn g1_a_cluster_that_is_down_for_one_of_its_masters_is_waited_for() {
     chains.iter().for_each(|chain| _ = chain.mine(3));
     check_each(&rig, &node, &CHAINS[..2]).await;
 
-    // No replica follows it, and the others serve nothing while its slots are away.
+    // No replica replaces it, and while its slots are not served the others refuse as well.
     let master = rig.redis.master_of("events:8453").await.unwrap();
     assert_ne!(rig.redis.master_of("events:31337").await.unwrap(), master);
     rig.redis.nodes[master].kill();
@@ -287,7 +287,7 @@ async fn g1_without_the_right_to_bgrewriteaof_all_else_goes_on_and_it_is_told() 
     for _ in 0..2 {
         chains[0].mine(3);
         check(&rig.redis, &node, 31337).await;
-        // Again asked for, and again refused.
+        // Requested again, and refused again.
         rig.redis.kill();
         rig.redis.start().await.unwrap();
     }

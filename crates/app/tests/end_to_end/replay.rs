@@ -1,4 +1,4 @@
-//! `ethhook replay`: a stream of its own that equals the chain, written once.
+//! `ethhook replay`: writes a separate stream that equals the chain, once.
 
 use std::process::Stdio;
 
@@ -13,7 +13,7 @@ use crate::operator::{checker, done, manual, refused};
 use crate::rig::{Rig, SETTLE, until};
 use crate::verify::final_after_four;
 
-/// The fields of all entries of `stream`, names and values in turn: texts, or bytes of packed ones.
+/// The fields of all entries of `stream`, names and values alternating, as texts or (packed) bytes.
 async fn fields<T: FromRedisValue>(redis: &mut MultiplexedConnection, stream: &str) -> Vec<Vec<T>> {
     let mut range = redis::cmd("XRANGE");
     let entries: Vec<(String, Vec<T>)> =
@@ -27,7 +27,8 @@ async fn a_replayed_range_equals_the_live_stream_and_is_written_once() {
     final_after_four(&rig);
     rig.start();
     chain.mine(100);
-    // The live stream is known to be the chain; no reorg, so its entries are those of the blocks.
+    // The live stream is known to match the chain; without reorgs, its entries are those of the
+    // blocks.
     checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
     let mut redis = rig.redis.connection().await.unwrap();
     let live: Vec<Vec<String>> = fields(&mut redis, "events:31337").await;
@@ -59,7 +60,7 @@ async fn a_replayed_range_equals_the_live_stream_and_is_written_once() {
     let told = refused(&range("1", "8", &["mine"]).await);
     assert!(told.contains("was not written by a replay"), "{told}");
 
-    // One contract only; the same stream takes no other selection.
+    // Only one contract; the same stream accepts no other selection.
     let contract =
         live[0][live[0].iter().position(|field| field == "contract").unwrap() + 1].clone();
     let one = ["one", "--contract", &contract];
@@ -83,7 +84,7 @@ async fn a_replay_that_is_killed_goes_on_where_it_stood() {
     let folder = tempfile::tempdir().unwrap();
     let toml = "[chains.local]\nblock_time_ms = 100\nfinality_depth = 4\n";
     std::fs::write(folder.path().join("ethhook.toml"), toml).unwrap();
-    // So slow that it can be killed in the middle.
+    // Slow enough to be killed midway.
     let env = [("REDIS_URL", rig.redis.url()), ("LOCAL_WS_URL", node.ws_url(31337))];
     let slow = [("LOCAL_RPS", "20".to_owned()), ("RUST_LOG", "error".to_owned())];
     let mut child = Command::new(env!("CARGO_BIN_EXE_ethhook"))
@@ -118,8 +119,8 @@ async fn a_replay_that_is_killed_goes_on_where_it_stood() {
     assert_eq!(fields::<String>(&mut redis, "history").await, live[..1_300]);
 }
 
-/// Replays blocks 1 to 60 of 10 logs each, twice, into streams of which each is perhaps on another
-/// server, and compares every byte with the live stream; `verify` agrees.
+/// Replays blocks 1 to 60 of 10 logs each, twice, to streams that may be on different servers, and
+/// compares every byte with the live stream; `verify` agrees.
 async fn replays_equal_the_live_stream<R>(
     rig: &mut Rig<R>,
     connection: impl AsyncFn(&R, &str) -> MultiplexedConnection,

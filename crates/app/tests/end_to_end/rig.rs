@@ -1,4 +1,4 @@
-//! One ingestor process with a Redis of its own.
+//! One ingestor process with its own Redis.
 
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
@@ -11,9 +11,9 @@ use ethhook_testkit::node_rpc::NodeRpc;
 use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
 use tokio::time::{Instant, sleep};
 
-/// How long the stream may take to reach the head, after whatever fault.
+/// Time limit for the stream to reach the head after any fault.
 pub(crate) const SETTLE: Duration = Duration::from_secs(60);
-/// SIGTERM to exit, whatever is away.
+/// Time limit from SIGTERM to exit, whatever is down.
 const EXIT: Duration = Duration::from_secs(8);
 
 /// A Redis and an ingestor; both end when dropped, and the log is shown if the test failed.
@@ -39,17 +39,17 @@ impl Rig {
 }
 
 impl<R> Rig<R> {
-    /// Over a Redis of any form, which is at `url`.
+    /// With a Redis of any form, at `url`.
     pub(crate) fn over(redis: R, url: &str) -> Self {
         Self { redis, ingestor: ingestor_at(url, "rig") }
     }
 
-    /// Starts the ingestor; does not wait for anything.
+    /// Starts the ingestor without waiting for anything.
     pub(crate) fn start(&mut self) {
         self.ingestor.start().unwrap();
     }
 
-    /// SIGKILL, and gone.
+    /// Sends SIGKILL and waits for the end.
     pub(crate) async fn kill(&mut self) {
         self.ingestor.kill().await.unwrap();
     }
@@ -64,7 +64,7 @@ impl<R> Rig<R> {
         self.ingestor.command(arguments).await.unwrap()
     }
 
-    /// Polls a page until `holds` of it.
+    /// Polls a page until `holds` is true of it.
     pub(crate) async fn wait_for(&self, page: &str, holds: impl Fn(u16, &str) -> bool) -> String {
         wait_for(&self.ingestor, page, holds).await
     }
@@ -95,7 +95,7 @@ impl<R> Drop for Rig<R> {
     }
 }
 
-/// An ingestor beside others on one Redis.
+/// An additional ingestor for the same Redis.
 pub(crate) fn ingestor(redis: &RedisServer, instance: &str) -> Ingestor {
     ingestor_at(&redis.url(), instance)
 }
@@ -105,7 +105,7 @@ fn ingestor_at(redis_url: &str, instance: &str) -> Ingestor {
     Ingestor::new(program, redis_url, instance).unwrap()
 }
 
-/// Polls a page of an ingestor until `holds` of it.
+/// Polls a page of an ingestor until `holds` is true of it.
 pub(crate) async fn wait_for(
     ingestor: &Ingestor,
     page: &str,
@@ -124,7 +124,7 @@ pub(crate) async fn wait_for(
     }
 }
 
-/// Polls until `holds`, with a deadline.
+/// Polls until `holds` is true, with a deadline.
 pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + SETTLE;
     while !holds().await {

@@ -52,7 +52,7 @@ async fn is_ready(ingestor: &Ingestor) {
     wait_for(ingestor, "ready", |status, _| status == 200).await;
 }
 
-/// An ingestor that has the chain, with its first blocks, and one that waits for it.
+/// An ingestor that holds the chain and has published its first blocks, and a standby.
 async fn owner_and_standby(scene: &Scene) -> (Ingestor, Ingestor) {
     let (mut first, mut second) = (scene.ingestor("first"), scene.ingestor("second"));
     first.start().unwrap();
@@ -77,7 +77,7 @@ async fn a_standby_takes_over_from_one_that_was_killed() {
     scene.check().await;
     eprintln!("taken over after {:?}", killed.elapsed());
     is_ready(&second).await;
-    // One that is asked to end makes way.
+    // An ingestor that is terminated releases the chain.
     first.start().unwrap();
     stands_by(&first).await;
     second.terminate(Duration::from_secs(8)).await.unwrap();
@@ -100,7 +100,7 @@ async fn g5_an_owner_that_was_paused_past_its_lease_is_refused_and_stands_by() {
         scene.chain.mine(3);
         is_ready(other).await;
         scene.check().await;
-        owner.signal("CONT").await.unwrap(); // in the belief that it is still the owner
+        owner.signal("CONT").await.unwrap(); // it believes that it is still the owner
         scene.chain.mine(2);
         stands_by(owner).await;
         scene.check().await;
@@ -116,7 +116,7 @@ async fn g5_two_processes_under_one_name_do_not_take_the_chain_from_each_other()
     scene.chain.mine(3);
     is_ready(&first).await;
     second.start().unwrap();
-    // Each takes the chain from the other once; then one of them gives up and says why.
+    // Each takes the chain from the other once; then one of them stops and says why.
     until("one of the two stops", async || {
         scene.chain.mine(1);
         for twin in [&first, &second] {
@@ -183,7 +183,7 @@ async fn g4_our_own_name_under_an_older_epoch_is_a_rollback_and_no_other_process
     only.start().unwrap();
     scene.chain.mine(1);
     scene.check().await;
-    // What a Redis does that lost the newest lease with its latest writes.
+    // Like a Redis that lost the newest lease together with its latest writes.
     let mut redis = scene.redis.connection().await.unwrap();
     let mut older = redis::cmd("HSET");
     older.arg("cursor:{events:31337}").arg("epoch").arg(1);
@@ -198,7 +198,7 @@ async fn g5_an_owner_without_blocks_keeps_its_lease() {
     let scene = Scene::new().await;
     let (_first, second) = owner_and_standby(&scene).await;
     let mut redis = scene.redis.connection().await.unwrap();
-    // Each comes after a third of the time that the lease lasts.
+    // Each renewal comes after a third of the lease's TTL.
     let (mut renewals, mut last) = (0, i64::MAX);
     until("the lease to be renewed time and again", async || {
         let mut left = redis::cmd("PTTL");

@@ -1,4 +1,4 @@
-//! Against the simulator: what a real dev node does not do.
+//! With the simulator: situations that a real dev node does not produce.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ async fn serve<C: Into<Chain>>(chains: Vec<C>) -> RunningNode {
     Node::bind(([127, 0, 0, 1], 0).into(), chains).await.unwrap().spawn()
 }
 
-/// A chain that is moved by hand, its node, and a rig that points to it.
+/// A chain that is moved by hand, its node, and a rig that uses it.
 async fn manual() -> (ManualChain, RunningNode, Rig) {
     let chain = Chain::manual(ManualSpec { events_per_block: 40, ..ManualSpec::new(LOCAL) });
     let node = serve(vec![chain.clone()]).await;
@@ -87,7 +87,8 @@ async fn g6_a_chain_whose_only_node_lies_waits_and_says_so() {
 async fn g6_a_lie_is_made_good_by_the_next_endpoint() {
     let (chain, liar, mut rig) = manual().await;
     let honest = serve(vec![chain.clone()]).await;
-    // Both nodes serve the same chain; a fault hits one call only, and the first is asked first.
+    // Both nodes serve the same chain; the fault affects one call only, and the first node is asked
+    // first.
     rig.set("LOCAL_WS_URL", format!("{},{}", liar.ws_url(LOCAL), honest.ws_url(LOCAL)));
     rig.start();
     chain.mine(2);
@@ -97,7 +98,7 @@ async fn g6_a_lie_is_made_good_by_the_next_endpoint() {
     check(&rig, &liar).await;
     let lies = r#"ethhook_checks_failed_total{chain="local",check="receipts_root",endpoint="0"}"#;
     assert_eq!(rig.metric(lies).await, Some(1.0));
-    // The liar is set aside, the other goes on.
+    // The wrong node is set aside, the other continues to be used.
     liar.pause();
     liar.kill_connections();
     chain.mine(3);
@@ -118,7 +119,7 @@ async fn g3_branches_that_come_and_go() {
         chain.reorg(depth, depth + 1, Contents::SameTransactions);
         check(&rig, &node).await;
     }
-    // Lower than it was, and staying there: believed when the node insists.
+    // The head is lower than before and stays there: believed when the node insists.
     chain.reorg(4, 2, Contents::Fresh);
     let report = check(&rig, &node).await;
     assert!(report.removed > 0);
@@ -146,7 +147,7 @@ async fn g1_heads_late_doubled_skipped_or_never() {
     let later = chain.mine(1)[0].hash();
     chain.announce(later);
     assert_eq!(check(&rig, &node).await.removed, report.removed);
-    // Nothing is announced at all: the poll finds it.
+    // Nothing is announced: the poll finds it.
     chain.mine(2);
     check(&rig, &node).await;
 }
@@ -156,7 +157,7 @@ async fn g10_a_reorg_below_finalized_stops_the_chain_with_an_alarm() {
     let (chain, node, mut rig) = tiny(10).await;
     chain.set_finalized(1030);
     rig.start();
-    // While catching up, finality is asked for every 1,024 blocks, and every 30 seconds.
+    // While catching up, the finalized block is requested every 1,024 blocks, and every 30 seconds.
     chain.mine(1040);
     check(&rig, &node).await;
     until("a finalized block", async || {
@@ -203,7 +204,7 @@ async fn g9_four_scheduled_chains_with_reorgs_and_a_dead_one() {
     for (name, id) in CHAINS {
         rig.set(&format!("{name}_WS_URL"), node.ws_url(id)).set(&format!("{name}_START_BLOCK"), 0);
     }
-    rig.set("POLYGON_WS_URL", "ws://127.0.0.1:9/none"); // nobody listens there
+    rig.set("POLYGON_WS_URL", "ws://127.0.0.1:9/none"); // no server listens there
     rig.start();
     let metric = async |rig: &Rig, name: &str, chain: &str| {
         let chain = chain.to_lowercase();
@@ -220,7 +221,7 @@ async fn g9_four_scheduled_chains_with_reorgs_and_a_dead_one() {
         rig.wait_for("ready", |status, body| status == 503 && body.contains("polygon")).await;
     assert!(!body.contains("ethereum"), "{body}");
     rig.terminate().await;
-    // The chains go on without us, by a reorg at least.
+    // The chains grow in the meantime, with at least one reorg.
     let missed = chains.each_ref().map(|chain| chain.head_number() + 10);
     for (chain, missed) in chains.iter().zip(missed) {
         until("ten blocks more", async || chain.head_number() >= missed).await;
@@ -232,7 +233,7 @@ async fn g9_four_scheduled_chains_with_reorgs_and_a_dead_one() {
         })
         .await;
     }
-    // Comparing takes longer than a block where the machine is busy.
+    // On a busy machine, comparing takes longer than a block.
     chains.iter().for_each(Chain::stop_clock);
     for (_, id) in CHAINS {
         let checker = rig.checker(NodeRpc::at_url(node.http_url(id)), id).await;
@@ -285,7 +286,7 @@ async fn g6_without_receipts_the_logs_prove_the_bloom_at_most() {
     chain.mine(3);
     let body = rig.wait_for("ready", |status, body| status == 503 && body.contains("unprovable"));
     assert!(body.await.contains("receipts"));
-    // The operator lowers the check for this chain, which shows.
+    // The operator lowers the check for this chain, and the markers show it.
     rig.terminate().await;
     rig.set("LOCAL_VERIFY", "bloom");
     rig.start();
@@ -295,14 +296,14 @@ async fn g6_without_receipts_the_logs_prove_the_bloom_at_most() {
     let checker = rig.checker(NodeRpc::at_url(node.http_url(LOCAL)), LOCAL).await;
     let markers = checker.markers().await.unwrap();
     let weak = markers.iter().filter(|(_, marker)| marker.proof == Proof::Bloom).count();
-    assert_eq!(weak, 6, "{markers:?}"); // the genesis has no transactions: proven
+    assert_eq!(weak, 6, "{markers:?}"); // the genesis has no transactions, so it is proven
 }
 
 #[tokio::test]
 async fn g6_refused_methods_among_other_faults_leave_proofs_of_the_bloom() {
-    /// What no more than the receipts' root can tell: a chain whose level is the bloom believes it.
+    /// Only the receipts root shows these faults: a chain with level `bloom` accepts them.
     const BEYOND_THE_BLOOM: &[&str] = &["alter_log", "drop_log"];
-    /// What only costs time here; each is tried elsewhere.
+    /// These would only take time here; other tests cover each of them.
     const SLOW: &[&str] = &["delay", "no_answer", "status_429", "limit_exceeded", "padded"];
     let (chain, node, mut rig) = manual().await;
     rig.set("LOCAL_VERIFY", "bloom").set("LOCAL_HTTP_URL", node.http_url(LOCAL));
@@ -310,7 +311,7 @@ async fn g6_refused_methods_among_other_faults_leave_proofs_of_the_bloom() {
     chain.mine(3);
     check(&rig, &node).await;
     chain.misbehave(Mischief::mixed(5, 250).without(BEYOND_THE_BLOOM).without(SLOW));
-    // The first refusal is remembered for a minute, so that what follows is asked by eth_getLogs.
+    // The first refusal is remembered for a minute, so later blocks are fetched by eth_getLogs.
     chain.faults().push(RECEIPTS, Fault::Error(-32601, "no such method".into()), 1);
     until("refusals of both kinds", async || {
         chain.mine(2);
@@ -336,7 +337,7 @@ async fn g11_no_secret_is_ever_shown() {
     let requirepass = ("requirepass".into(), canary::REDIS_PASSWORD.into());
     let options = RedisOptions { more: vec![requirepass], ..RedisOptions::default() };
     let mut rig = Rig::with_redis(options).await;
-    // Both ways to give a secret: as a value, and in a file.
+    // Both ways to set a secret: as a value, and by file.
     let files = tempfile::tempdir().unwrap();
     let file = |name: &str, text: String| {
         let path = files.path().join(name);
@@ -353,7 +354,7 @@ async fn g11_no_secret_is_ever_shown() {
     rig.set("POLYGON_WS_URL", canary::node_url("ws://127.0.0.1:9/rpc"));
     rig.set("BASE_HTTP_URL", canary::node_url("http://127.0.0.1:9/rpc"));
     rig.set("RUST_LOG", "debug");
-    // A node that repeats the key while the WebSocket is set up, and then when it is asked.
+    // A node that repeats the key while the WebSocket is being set up, and then in answers.
     let repeats = |what| {
         let text = format!("{what}: see https://rpc/{}, not {}", canary::PATH, canary::PATH);
         Fault::Error(-32000, text)
@@ -370,7 +371,7 @@ async fn g11_no_secret_is_ever_shown() {
     node.pause();
     node.kill_connections();
     rig.wait_for("ready", |status, body| status == 503 && body.contains("base")).await;
-    // Failures enough to be told of: the breaker of an endpoint that refuses has opened.
+    // Enough failures to be logged: the breaker of an endpoint that refuses has opened.
     until("the breaker opens", async || {
         rig.metric(r#"ethhook_breaker_state{chain="base",endpoint="0"}"#).await == Some(2.0)
     })
@@ -378,7 +379,7 @@ async fn g11_no_secret_is_ever_shown() {
     node.resume();
     let searched = canary::sweep(&[&*rig], &rig.redis).await.unwrap();
     assert!(searched > 10_000, "only {searched} bytes were searched");
-    // What is wrong with a secret is told without it.
+    // A problem with a secret is reported without the secret.
     rig.set("BASE_HTTP_URL", canary::node_url("ftp://127.0.0.1:9/rpc"));
     rig.set("LOCAL_WS_URL_FILE", file("ws", canary::MARK.into()));
     for command in ["check-config", "ingest"] {
@@ -390,7 +391,7 @@ async fn g11_no_secret_is_ever_shown() {
     }
 }
 
-/// A chain as a dev node makes one, with a genesis of its own.
+/// A chain with its own genesis, as a dev node creates.
 fn dev_chain(seed: u64) -> ManualChain {
     Chain::manual(ManualSpec { seed, genesis_time: 1_700_000_000 + seed, ..ManualSpec::new(LOCAL) })
 }
@@ -406,7 +407,7 @@ async fn g3_a_dev_node_that_started_anew_is_not_followed_within_a_session() {
     first.mine(20);
     let checker = rig.checker(NodeRpc::at_url(node.http_url(LOCAL)), LOCAL).await;
     checker.settle_and_check(SETTLE).await.unwrap();
-    // All of it may be replaced by another branch of the same chain.
+    // Another branch of the same chain may replace all of its blocks.
     first.reorg(20, 21, Contents::Fresh);
     checker.settle_and_check(SETTLE).await.unwrap();
     let before = checker.cursor().await.unwrap();

@@ -1,4 +1,4 @@
-//! `ethhook status` beside the service, and without it.
+//! `ethhook status` with and without a running service.
 
 use std::process::Output;
 
@@ -8,12 +8,12 @@ use serde_json::Value;
 use crate::operator::{checker, manual};
 use crate::rig::{Rig, SETTLE, until};
 
-/// What a command printed, whatever its exit.
+/// The output of a command, whatever its exit code.
 fn printed(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// Lets commands find the service, which took any free port.
+/// Tells commands the port of the service, which is a random free one.
 pub(crate) async fn found(rig: &mut Rig) {
     let mut port = None;
     until("the service to listen", async || {
@@ -68,7 +68,7 @@ async fn status_agrees_with_redis_and_says_what_is_wrong() {
     assert!(text.contains("group readers: 1000 to read") && text.ends_with("All is well.\n"));
     assert!(!text.contains('\x1b'), "plain where there is no terminal");
 
-    // The service is gone: what Redis holds is still shown, and an alarm in it explained.
+    // The service has ended: what Redis holds is still shown, and an alarm in it is explained.
     rig.terminate().await;
     let alarm = ["cursor:{events:31337}", "alarm", "a reorg below 36"];
     redis::cmd("HSET").arg(&alarm).exec_async(&mut redis).await.unwrap();

@@ -1,4 +1,4 @@
-//! `ethhook tail` and `ethhook groups` on streams that tests write.
+//! `ethhook tail` and `ethhook groups` on streams written by the tests.
 
 use std::io::Read as _;
 use std::process::Stdio;
@@ -38,7 +38,7 @@ async fn lines(rig: &Rig, arguments: &[&str], count: usize) -> Vec<Value> {
     timeout(SETTLE, read).await.unwrap()
 }
 
-/// The recorded logs with what others decoded them to.
+/// Recorded logs, and how others decoded them.
 fn recorded() -> Option<(Vec<Value>, Value)> {
     let dir = chain_data::dir()?;
     let file = std::fs::File::open(dir.join("decoded_expected.jsonl.gz")).unwrap();
@@ -49,7 +49,7 @@ fn recorded() -> Option<(Vec<Value>, Value)> {
     Some((logs, serde_json::from_str(&abis).unwrap()))
 }
 
-/// Puts logs into the stream of the chain `local` as the ingestor writes them.
+/// Adds logs to the stream of the chain `local` in the ingestor's format.
 async fn publish(redis: &mut MultiplexedConnection, logs: &[Value]) {
     for logs in logs.chunks(500) {
         let mut pipe = redis::pipe();
@@ -82,7 +82,7 @@ async fn tail_decodes_4127_recorded_logs_as_others_did() {
     let folder = tempfile::tempdir().unwrap();
     let items: Vec<_> = abis.as_array().unwrap().iter().map(|entry| &entry["abi"]).collect();
     let file = folder.path().join("abi.json");
-    // As a compiler's artifact has it.
+    // In the form of a compiler artifact.
     std::fs::write(&file, json!({ "abi": items, "bytecode": "0x__$unlinked$__" }).to_string())
         .unwrap();
     let file = file.to_str().unwrap();
@@ -92,7 +92,7 @@ async fn tail_decodes_4127_recorded_logs_as_others_did() {
         assert_eq!(line["decoded"]["signature"], log["event"], "{line}");
         assert_eq!(line["decoded"]["args"], log["args"], "{log}");
     }
-    // Without the file, what the three standards name, and nothing else.
+    // Without the file, only the events of the three standards are named.
     let built_in = lines(&rig, &tail, logs.len()).await;
     let standards = ["ERC-20", "ERC-721", "ERC-721/1155", "ERC-1155"];
     for (line, log) in built_in.iter().zip(&logs) {
@@ -161,8 +161,9 @@ async fn a_group_begins_with_a_block_is_read_and_tidied_up() {
     let raw = ["CREATE", "events:31337", "raw", &early[8].0];
     redis::cmd("XGROUP").arg(&raw).exec_async(&mut redis).await.unwrap();
     let groups = listed().await;
-    // Blocks 21 to 31 stand behind block 20, and two that were taken back, twice: 11 * 10 + 40. Of a
-    // group that was not made by `groups create`, Redis cannot tell it (`XINFO GROUPS`).
+    // After block 20 there are blocks 21 to 31, and two blocks that were added and taken back: 11 *
+    // 10 + 40. For a group not created by `groups create`, Redis cannot tell the lag (`XINFO
+    // GROUPS`).
     let behind: Vec<_> = groups.iter().map(|g| (&g["group"], &g["behind"])).collect();
     let known = [(&json!("raw"), &Value::Null), (&json!("readers"), &json!(150))];
     assert_eq!(behind, [&known[..], &[(&json!("timed"), &json!(110))]].concat());
@@ -194,7 +195,7 @@ async fn a_group_begins_with_a_block_is_read_and_tidied_up() {
     let text = done(&rig.command(&["groups", "list"]).await);
     assert!(text.contains("local timed: 110 entries to read or acknowledge, 3 of them pending"));
     assert!(text.contains("local raw: entries to read that Redis has not counted, 0 of"), "{text}");
-    // A reader under the name of one that died gets first what that one held.
+    // A reader with the name of a dead consumer first receives that one's pending entries.
     let again = ["tail", "--chain", "local", "--group", "timed", "--consumer", "holds"];
     assert_eq!(lines(&rig, &again, 110).await.len(), 110);
 

@@ -1,4 +1,4 @@
-//! `ethhook verify`: what is the same, and each way in which a stream can differ.
+//! `ethhook verify`: equality, and every way in which a stream can differ.
 
 use std::process::{Output, Stdio};
 
@@ -9,7 +9,7 @@ use tokio::process::Command;
 use crate::operator::{checker, done, manual, refused};
 use crate::rig::{Rig, SETTLE, until};
 
-/// An entry: its ID, and names and values in turn.
+/// An entry: its ID, and names and values alternating.
 type Entry = (String, Vec<String>);
 
 async fn entries(redis: &mut MultiplexedConnection) -> Vec<Entry> {
@@ -17,7 +17,7 @@ async fn entries(redis: &mut MultiplexedConnection) -> Vec<Entry> {
     range.arg("events:31337").arg("-").arg("+").query_async(redis).await.unwrap()
 }
 
-/// Puts other entries in the stream's place.
+/// Replaces the stream's entries.
 async fn replace(redis: &mut MultiplexedConnection, entries: &[Entry]) {
     let mut pipe = redis::pipe();
     pipe.del("events:31337");
@@ -27,7 +27,7 @@ async fn replace(redis: &mut MultiplexedConnection, entries: &[Entry]) {
     let _: Vec<redis::Value> = pipe.query_async(redis).await.unwrap();
 }
 
-/// What was listed of a stream that differs, the summary last.
+/// The differences listed for a stream, followed by the summary.
 fn differences(output: &Output) -> Vec<String> {
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -53,7 +53,7 @@ async fn verify_finds_every_kind_of_planted_difference() {
 
     let mut redis = rig.redis.connection().await.unwrap();
     let whole = entries(&mut redis).await;
-    // Block n, of 10 logs, begins at 10 * (n - 1).
+    // Block n has 10 logs and starts at 10 * (n - 1).
     let check = async |redis: &mut MultiplexedConnection, planted: &[Entry], found: &[&str]| {
         replace(redis, planted).await;
         let told = differences(&rig.command(&verify).await);
@@ -90,7 +90,7 @@ async fn verify_finds_every_kind_of_planted_difference() {
         ["in the wrong order: ", "log 1 is missing", "log 1 is in the stream but not in the chain"];
     check(&mut redis, &swapped, &found).await;
 
-    // What is not in the range is not looked at in the chain, but the stream is replayed.
+    // The chain is not read outside the range, but the stream is replayed.
     replace(&mut redis, &altered).await;
     let beside = ["verify", "--chain", "local", "--from", "13", "--to", "30"];
     assert!(done(&rig.command(&beside).await).contains("The same: 18 blocks with 180 events."));
@@ -101,7 +101,8 @@ async fn verify_finds_every_kind_of_planted_difference() {
     assert!(told.contains("block 1 was published under another filter"), "{told}");
     rig.unset("LOCAL_TOPICS");
 
-    // What reads otherwise is taken back as it stands and published anew; what is missing cannot be.
+    // Altered entries are taken back as they are and published again; missing ones cannot be taken
+    // back.
     let rewind = ["rewind", "--chain", "local", "--to", "11", "--yes"];
     let mut altered = whole.clone();
     altered.last_mut().unwrap().1[data] = "0xbad0".into();
@@ -120,7 +121,8 @@ async fn verify_finds_every_kind_of_planted_difference() {
     assert!(told.contains("ethhook reset"), "{told}");
 }
 
-/// On a terminal, which `script` makes, with a node so slow that its socket is cut under the bar.
+/// On a terminal (created by `script`), with a node so slow that its socket is cut while the bar is
+/// drawn.
 #[tokio::test]
 async fn a_log_line_takes_the_progress_bar_out_of_its_way() {
     let (chain, node, mut rig) = manual().await;
@@ -159,8 +161,8 @@ async fn a_log_line_takes_the_progress_bar_out_of_its_way() {
     assert!(lost.iter().all(|line| !line.contains(" of 150 blocks")), "{lost:?}");
 }
 
-/// A long chain: what is final is compared and forgotten on the way, and what was skipped is
-/// passed over.
+/// A long chain: final blocks are compared and dropped on the way, and skipped blocks are not
+/// compared.
 #[tokio::test]
 async fn verify_reads_a_long_stream_with_a_gap_to_its_final_block() {
     let (chain, node, mut rig) = manual().await;
@@ -188,7 +190,7 @@ async fn verify_reads_a_long_stream_with_a_gap_to_its_final_block() {
     assert!(told.contains(&format!("The same: {blocks} blocks with {} events", 10 * (blocks - 1))));
 }
 
-/// Makes the chain `local` one that is final after four blocks.
+/// Makes blocks of the chain `local` final after four more.
 pub(crate) fn final_after_four<R>(rig: &Rig<R>) {
     let toml = "[chains.local]\nblock_time_ms = 100\nfinality_depth = 4\n";
     rig.write_toml(toml).unwrap();
@@ -221,7 +223,8 @@ async fn verify_compares_what_a_rewind_published_under_the_present_filter() {
 #[tokio::test]
 async fn verify_tells_an_operators_order_from_a_difference() {
     let (chain, node, mut rig) = manual().await;
-    // What is final is asked for once the head is reached; by this block time, again after minutes.
+    // The finalized block is requested once the head is reached; with this block time, again after
+    // minutes.
     rig.write_toml("[chains.local]\nblock_time_ms = 12000\n").unwrap();
     rig.set("LEASE_TTL_MS", 1_000);
     chain.set_finalized(530);
@@ -229,7 +232,8 @@ async fn verify_tells_an_operators_order_from_a_difference() {
     rig.start();
     let checker = checker(&rig, &node).await;
     checker.settle_and_check(SETTLE).await.unwrap();
-    // More blocks than are read at once: those before the order are compared before it is read.
+    // More blocks than are read at once: those before the order are compared before the order is
+    // read.
     let finalized = async || checker.cursor().await.unwrap().unwrap().finalized_number;
     until("finality", async || finalized().await >= 530).await;
     chain.mine(300);
@@ -261,7 +265,7 @@ async fn verify_says_that_retention_has_overtaken_it() {
     until("the tip", async || cursor().await.is_some_and(|c| c.number == 1_400)).await;
     rig.terminate().await;
     let mut redis = rig.redis.connection().await.unwrap();
-    // What is final is compared, at this rate, before the rest is read.
+    // Final blocks are compared, at this rate, before the rest is read.
     rig.set("LOCAL_RPS", 100);
     let verify = ["verify", "--chain", "local", "--to", "1400"];
     let asked = chain.stats().requests("eth_getBlockReceipts");
