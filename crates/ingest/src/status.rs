@@ -1,5 +1,6 @@
 //! What a chain says of itself, for `/ready`, the progress lines, the page and `status`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,8 +32,8 @@ pub struct ChainStatus {
     pub lost_unread: u64,
     /// The tip is where the head (less confirmations, up to the end block) is.
     pub at_head: bool,
-    /// Why the chain stands still; none if it does not.
-    pub standstill: Option<Standstill>,
+    /// Why the chain stands still; empty if it does not.
+    pub standstills: BTreeMap<Cause, Standstill>,
 }
 
 /// How far a chain is behind.
@@ -42,6 +43,23 @@ pub struct Lag {
     pub blocks: u64,
     /// Seconds of block time.
     pub seconds: u64,
+}
+
+/// What a chain cannot get past. Where there are several, the first is the one to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// No session can be opened.
+    Opening,
+    /// Redis does not take a step for now.
+    Step,
+    /// Redis refused a step and ended the session.
+    Refusal,
+    /// The node contradicts the finalized block.
+    Finality,
+    /// The node does not answer for headers.
+    Headers,
+    /// The node does not answer for a block's logs.
+    Block,
 }
 
 /// Why a chain stands still.
@@ -163,19 +181,22 @@ impl ChainBoard {
         }
     }
 
-    /// Says why the chain stands still, once for each new reason.
-    pub(crate) fn stand_still(&self, why: String, needs: Needs) {
+    /// The chain stands still for this cause; logs each new reason once.
+    pub(crate) fn stand_still(&self, cause: Cause, why: String, needs: Needs) {
         self.update(|status| {
-            if status.standstill.as_ref().is_none_or(|standstill| standstill.why != why) {
+            if status.standstills.get(&cause).is_none_or(|standstill| standstill.why != why) {
                 warn!(reason = why, "the chain stands still");
-                status.standstill = Some(Standstill { why, needs });
+                status.standstills.insert(cause, Standstill { why, needs });
             }
         });
     }
 
-    pub(crate) fn go_on(&self) {
+    /// Drops the causes that are over; the chain goes on once none is left.
+    pub(crate) fn go_on(&self, is_over: impl Fn(Cause) -> bool) {
         self.update(|status| {
-            if status.standstill.take().is_some() {
+            let stood_still = !status.standstills.is_empty();
+            status.standstills.retain(|cause, _| !is_over(*cause));
+            if stood_still && status.standstills.is_empty() {
                 info!("the chain goes on");
             }
         });
@@ -183,10 +204,16 @@ impl ChainBoard {
 }
 
 impl ChainStatus {
+    /// Why the chain stands still, in one line; none if it does not.
+    #[must_use]
+    pub fn standstill(&self) -> Option<&Standstill> {
+        self.standstills.values().next()
+    }
+
     /// Why the chain does not count as ready; none if it does.
     #[must_use]
     pub fn unready(&self, max_lag: Duration) -> Option<Unready> {
-        if let Some(standstill) = &self.standstill {
+        if let Some(standstill) = self.standstill() {
             return Some(Unready::StandsStill(standstill.clone()));
         }
         let Some(head) = self.head else { return Some(Unready::NoHead) };
@@ -232,7 +259,26 @@ mod tests {
         let far = said(&behind(Some(Lag { blocks: 4, seconds: 7 })));
         assert_eq!(far.as_deref(), Some("4 blocks (7 s) behind head 9"));
         let standstill = Standstill { why: "Redis is away".to_owned(), needs: Needs::Time };
-        let stands = ChainStatus { standstill: Some(standstill), ..ready };
+        let standstills = [(Cause::Opening, standstill)].into();
+        let stands = ChainStatus { standstills, ..ready };
         assert_eq!(said(&stands).as_deref(), Some("Redis is away"));
+    }
+
+    #[test]
+    fn a_chain_goes_on_once_every_cause_of_its_standstill_is_over() {
+        let board = StatusBoard::new([&ChainConfig::local([])]);
+        let chain = board.chain("local");
+        let shown = || board.snapshot().remove(0).1.standstill().map(|shown| shown.why.clone());
+        assert_eq!(shown(), None);
+        for (cause, why) in
+            [(Cause::Block, "no logs"), (Cause::Refusal, "refused"), (Cause::Block, "still none")]
+        {
+            chain.stand_still(cause, why.to_owned(), Needs::Time);
+        }
+        assert_eq!(shown().as_deref(), Some("refused"));
+        chain.go_on(|cause| cause != Cause::Block);
+        assert_eq!(shown().as_deref(), Some("still none"));
+        chain.go_on(|cause| cause != Cause::Headers);
+        assert_eq!(shown(), None);
     }
 }

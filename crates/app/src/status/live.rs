@@ -137,7 +137,7 @@ impl Live {
 
     /// Takes in what the chain's own task says.
     fn lives(&self, chain: &mut Chain, status: &ChainStatus, sockets: &[bool]) {
-        chain.state = match &status.standstill {
+        chain.state = match status.standstill() {
             Some(Standstill { needs: Needs::Turn, .. }) => State::StandingBy,
             Some(_) => State::StandingStill,
             None if status.at_head => State::Following,

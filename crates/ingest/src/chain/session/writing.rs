@@ -10,6 +10,7 @@ use super::lane::{Done, Work};
 use super::{Session, gauge};
 use crate::chain::End;
 use crate::chain::queue::Next;
+use crate::status::Cause;
 
 /// How long a step on the wire is waited for when the process stops.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -105,9 +106,8 @@ impl Session<'_> {
                 });
                 self.published.push_back(block);
                 self.since_finality += 1;
-                if !self.in_vain {
-                    self.chain.status.go_on();
-                }
+                // Blocks that were fetched before may go in while nobody answers any more.
+                self.chain.status.go_on(|cause| cause != Cause::Headers);
             }
             Done::Removed { block } => {
                 metrics.removed.inc_by(block.events);
