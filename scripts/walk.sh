@@ -280,7 +280,7 @@ redis eval '
 status=0
 on_host verify --chain ethereum --from "$((tip - 20))" --to "$tip" >"$work/verify" 2>&1 || status=$?
 cat "$work/verify"
-[ "$status" -eq 1 ] || fail "verify ended with $status"
+[ "$status" -eq 3 ] || fail "verify ended with $status"
 grep -q 'data is 0xbad0, the chain has' "$work/verify" || fail "verify did not find what was planted"
 systemctl stop ethhook
 on_host rewind --chain ethereum --to "$((tip - 30))" --yes

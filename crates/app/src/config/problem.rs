@@ -44,19 +44,23 @@ impl Problem {
         self
     }
 
-    /// The value, which the caller knows to be no secret. A URL is hidden all the same: whoever
-    /// puts one where none belongs has put its password there too.
+    /// The value, which the caller knows to be no secret.
     pub(crate) fn value(mut self, value: &str) -> Self {
-        let shown = if may_hold_credentials(value) {
-            "<redacted>".to_owned()
-        } else if value.chars().count() > SHOWN_CHARS {
-            let cut: String = value.chars().take(SHOWN_CHARS).collect();
-            format!("{}...", cut.escape_debug())
-        } else {
-            value.escape_debug().to_string()
-        };
-        self.value = Some(shown);
+        self.value = Some(shown(value));
         self
+    }
+}
+
+/// A value that should be no secret, as it is told. A URL is hidden all the same: whoever puts one where none
+/// belongs has put its password there too.
+pub(crate) fn shown(value: &str) -> String {
+    if may_hold_credentials(value) {
+        "<redacted>".to_owned()
+    } else if value.chars().count() > SHOWN_CHARS {
+        let cut: String = value.chars().take(SHOWN_CHARS).collect();
+        format!("{}...", cut.escape_debug())
+    } else {
+        value.escape_debug().to_string()
     }
 }
 
