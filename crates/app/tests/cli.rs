@@ -298,6 +298,11 @@ fn wrong_orders_are_told_by_name() {
         ("groups prune --chain local", 2, "--group <NAME>"),
         ("groups prune --chain local --group g --idle-minutes x", 2, "up to 1000000"),
         ("groups create --chain local --group= ", 2, "must not be empty"),
+        (
+            "simulate --recorded none",
+            1,
+            "ethhook: cannot read none: No such file or directory (os error 2)\n",
+        ),
         ("simulate --listen 127.0.0.1:0 --chains 1,10,1", 1, "--chains names 1 twice"),
     ] {
         let arguments: Vec<_> = arguments.split(' ').collect();
