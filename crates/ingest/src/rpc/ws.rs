@@ -9,6 +9,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -329,6 +330,9 @@ impl Connection {
         let mut last_frame = Instant::now();
         let mut ticks = interval(PING_AFTER / 3);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let reconnect = Arc::clone(&self.reconnect);
+        // One for the whole connection: it also hears what is said while a frame is being sent.
+        let mut told_to_reconnect = pin!(reconnect.notified());
         let error = loop {
             tokio::select! {
                 // Reading first: an answer that is here must not wait behind new requests.
@@ -358,7 +362,7 @@ impl Connection {
                         break error;
                     }
                 }
-                () = self.reconnect.notified() => break RpcError::Connection("subscription fell silent".into()),
+                () = &mut told_to_reconnect => break RpcError::Connection("subscription fell silent".into()),
                 _ = ticks.tick() => {
                     let silence = last_frame.elapsed();
                     if silence > 2 * PING_AFTER {
