@@ -174,7 +174,7 @@ run 'redis-cli config set maxmemory 512mb' '^OK$'
 run 'redis-cli config set maxmemory-policy noeviction' '^OK$'
 run 'redis-cli config set stream-node-max-bytes 16384' '^OK$'
 run 'redis-cli config rewrite' '^OK$'
-run 'sudo ethhook --env-file /etc/ethhook/env check-config' '^# ethereum: chain id 1, stream events:1$'
+run 'sudo ethhook --env-file /etc/ethhook/env check-config' '^# ethereum: chain id 1, stream events:1,'
 run 'sudo install -m 644 docker/ethhook.service /etc/systemd/system/ethhook.service'
 run 'sudo systemctl daemon-reload'
 run 'sudo systemctl enable --now ethhook'
@@ -280,7 +280,7 @@ redis eval '
 status=0
 on_host verify --chain ethereum --from "$((tip - 20))" --to "$tip" >"$work/verify" 2>&1 || status=$?
 cat "$work/verify"
-[ "$status" -eq 1 ] || fail "verify ended with $status"
+[ "$status" -eq 3 ] || fail "verify ended with $status"
 grep -q 'data is 0xbad0, the chain has' "$work/verify" || fail "verify did not find what was planted"
 systemctl stop ethhook
 on_host rewind --chain ethereum --to "$((tip - 30))" --yes

@@ -11,9 +11,12 @@ pub(crate) fn run(inputs: &Inputs) -> Result<Exit, Invalid> {
     let config = Config::load(inputs)?;
     let mut text: String = config.resolved.iter().map(|resolved| format!("{resolved}\n")).collect();
     for chain in &config.chains {
-        let Profile { name, chain_id, .. } = &chain.profile;
+        let Profile { name, chain_id, block_time, finality_depth, .. } = &chain.profile;
         let stream = stream_name(*chain_id);
-        text += &format!("# {name}: chain id {chain_id}, stream {stream}\n");
+        text += &format!(
+            "# {name}: chain id {chain_id}, stream {stream}, a block every {block_time:?}, \
+             final from {finality_depth} below the head\n"
+        );
     }
     for chain in &config.off {
         let chain = chain.to_uppercase();

@@ -12,6 +12,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use ethhook_domain::Filter;
 
+use crate::config::{address, topic};
 use crate::operator::skip::To;
 use crate::place::Place;
 use crate::{Exit, tail};
@@ -319,14 +320,6 @@ impl Selection {
         };
         (filter != Filter::default()).then_some(filter)
     }
-}
-
-fn address(text: &str) -> Result<Address, String> {
-    text.parse().map_err(|_| "must be 0x and 40 hex digits".to_owned())
-}
-
-fn topic(text: &str) -> Result<B256, String> {
-    text.parse().map_err(|_| "must be 0x and 64 hex digits".to_owned())
 }
 
 /// What to serve.

@@ -44,6 +44,8 @@ pub(crate) enum Exit {
     Done,
     /// Failed; trying again may help.
     Failed,
+    /// The stream differs from the chain.
+    Differs,
     /// The configuration is wrong (`EX_CONFIG` of `sysexits.h`): trying again does not help.
     BadConfiguration,
 }
@@ -53,6 +55,7 @@ impl From<Exit> for ExitCode {
         Self::from(match exit {
             Exit::Done => 0,
             Exit::Failed => 1,
+            Exit::Differs => 3,
             Exit::BadConfiguration => 78,
         })
     }

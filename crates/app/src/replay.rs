@@ -41,10 +41,13 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, order: Order) -> anyhow::R
     let mut replay = target.streams.replay_into(&into, spec).await?;
     let before = replay.events();
     let done = async {
-        if replay.next() <= to {
-            write(&target, &mut replay, to).await?;
+        if replay.next() > to {
+            return anyhow::Ok(());
         }
-        anyhow::Ok(())
+        let inquiry = Inquiry::open(&target.chain)?;
+        ensure_final(&inquiry, &target.chain.profile, to).await?;
+        let copied = copy(&target, &inquiry, &mut replay, to).await;
+        copied.with_context(|| go_on_from(replay.next()))
     };
     let interrupted = tokio::select! {
         done = done => done.map(|()| false),
@@ -52,17 +55,22 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, order: Order) -> anyhow::R
     };
     let (published, next) = (replay.events() - before, replay.next());
     say!("{published} events published into {into}, {} in all.", replay.events());
-    if interrupted.with_context(|| format!("the next block is {next}: run it again to go on"))? {
-        bail!("stopped; the next block is {next}: run it again to go on");
+    if interrupted? {
+        bail!("stopped; {}", go_on_from(next));
     }
     Ok(Exit::Done)
 }
 
-async fn write(target: &Target, replay: &mut Replay, to: u64) -> anyhow::Result<()> {
-    let filter = &target.chain.filter;
-    let inquiry = Inquiry::open(&target.chain)?;
-    match newest_final(&inquiry, &target.chain.profile).await? {
-        Some(last) if to <= last => {}
+fn go_on_from(next: u64) -> String {
+    format!("the next block is {next}: run it again to go on")
+}
+
+/// Fails if a reorg may still orphan block `to`.
+async fn ensure_final(inquiry: &Inquiry, profile: &Profile, to: u64) -> anyhow::Result<()> {
+    let head = inquiry.header(Which::Latest).await?.context("the node shows no head")?;
+    let tag = inquiry.header(Which::Finalized).await?;
+    match profile.newest_final(head.block.number, tag.map(|tag| tag.block.number)) {
+        Some(last) if to <= last => Ok(()),
         Some(last) => bail!(
             "block {to} is not final yet, and a replayed stream takes nothing back: --to must not be \
              above {last}"
@@ -71,6 +79,15 @@ async fn write(target: &Target, replay: &mut Replay, to: u64) -> anyhow::Result<
             bail!("no block of the chain is final yet, and a replayed stream takes nothing back")
         }
     }
+}
+
+async fn copy(
+    target: &Target,
+    inquiry: &Inquiry,
+    replay: &mut Replay,
+    to: u64,
+) -> anyhow::Result<()> {
+    let filter = &target.chain.filter;
     let bar = Bar::new("blocks", to + 1 - replay.next());
     while replay.next() <= to {
         let next = replay.next();
@@ -92,11 +109,4 @@ async fn write(target: &Target, replay: &mut Replay, to: u64) -> anyhow::Result<
     }
     bar.end();
     Ok(())
-}
-
-/// The newest block that counts as final.
-async fn newest_final(inquiry: &Inquiry, profile: &Profile) -> anyhow::Result<Option<u64>> {
-    let head = inquiry.header(Which::Latest).await?.context("the node shows no head")?;
-    let tag = inquiry.header(Which::Finalized).await?;
-    Ok(profile.newest_final(head.block.number, tag.map(|tag| tag.block.number)))
 }

@@ -89,7 +89,7 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::R
     if cursor.finalized().is_none_or(|finalized| to > finalized) {
         say!("Not all of these blocks are final: a reorg meanwhile shows as a difference.");
     }
-    Ok(Exit::Failed)
+    Ok(Exit::Differs)
 }
 
 /// The place where the streams begin to cover the range, and the range.

@@ -89,8 +89,8 @@ fn check_config_prints_what_holds_and_where_it_came_from() {
         "RETENTION_HOURS=24 # default",
         "BASE_WS_URL=<redacted> # .env",
         "GNOSIS_HTTP_URL=<redacted> # ethhook.toml",
-        "# base: chain id 8453, stream events:8453",
-        "# gnosis: chain id 100, stream events:100",
+        "# base: chain id 8453, stream events:8453, a block every 2s, final from 450 below the head",
+        "# gnosis: chain id 100, stream events:100, a block every 2s, final from 128 below the head",
     ] {
         assert!(squeezed.iter().any(|l| l == line), "{line} is missing in:\n{text}");
     }
@@ -122,7 +122,7 @@ fn every_error_is_told_at_once_and_ends_with_78() {
                 "ethhook: REDIS_URL (from env): the URL must start with redis://, redis-sentinel:// or redis-cluster://, or for TLS rediss://, rediss-sentinel:// or rediss-cluster://",
                 "ethhook: METRICS_PORT=80800 (from env): must be a whole number from 0 to 65535",
                 "ethhook: ETHEREUM_HTTP_URL (from env): the URL must start with http:// or https://",
-                "ethhook: ETHEREUM_CONTRACTS=0x1 (from env): item 1 must be 0x and 40 hex digits",
+                "ethhook: ETHEREUM_CONTRACTS=0x1 (from env): item 1 `0x1` must be 0x and 40 hex digits",
             ],
             "{command}"
         );
@@ -286,6 +286,11 @@ fn wrong_orders_are_told_by_name() {
         ("replay --chain local --from 1 --to 2", 2, "--into <STREAM>"),
         ("replay --chain local --from 1 --to 2 --into events:1", 1, "ethhook rewind"),
         ("tail --contract 0x12", 2, "must be 0x and 40 hex digits"),
+        (
+            "tail --contract 0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02914",
+            2,
+            "does not match its checksum (EIP-55)",
+        ),
         ("tail --topic 0x12", 2, "must be 0x and 64 hex digits"),
         ("tail --from yesterday", 2, "must be $, 0, a block number"),
         ("tail --group g --from 0", 2, "cannot be used with"),
@@ -294,6 +299,11 @@ fn wrong_orders_are_told_by_name() {
         ("groups prune --chain local", 2, "--group <NAME>"),
         ("groups prune --chain local --group g --idle-minutes x", 2, "up to 1000000"),
         ("groups create --chain local --group= ", 2, "must not be empty"),
+        (
+            "simulate --recorded none",
+            1,
+            "ethhook: cannot read none: No such file or directory (os error 2)\n",
+        ),
         ("simulate --listen 127.0.0.1:0 --chains 1,10,1", 1, "--chains names 1 twice"),
     ] {
         let arguments: Vec<_> = arguments.split(' ').collect();

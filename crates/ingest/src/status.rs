@@ -1,5 +1,6 @@
 //! The status that each chain reports, for `/ready`, the progress lines, the page and `status`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -32,8 +33,8 @@ pub struct ChainStatus {
     pub lost_unread: u64,
     /// Whether the tip is at the head (minus confirmations, not above the end block).
     pub at_head: bool,
-    /// Why the chain is stopped; none if it is not.
-    pub standstill: Option<Standstill>,
+    /// Why the chain is stopped, by cause; empty if it is not.
+    pub standstills: BTreeMap<Cause, Standstill>,
 }
 
 /// How far a chain is behind its head.
@@ -43,6 +44,23 @@ pub struct Lag {
     pub blocks: u64,
     /// Difference in block time, in seconds.
     pub seconds: u64,
+}
+
+/// What stops a chain. If there are several causes, the first one is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// No session can be opened.
+    Opening,
+    /// Redis temporarily does not accept a step.
+    Step,
+    /// Redis refused a step and ended the session.
+    Refusal,
+    /// The node contradicts the finalized block.
+    Finality,
+    /// The node does not answer requests for headers.
+    Headers,
+    /// The node does not answer requests for a block's logs.
+    Block,
 }
 
 /// Why a chain is stopped.
@@ -164,19 +182,22 @@ impl ChainBoard {
         }
     }
 
-    /// Records why the chain is stopped, and logs each new reason once.
-    pub(crate) fn stand_still(&self, why: String, needs: Needs) {
+    /// Records that the chain is stopped for this cause, and logs each new reason once.
+    pub(crate) fn stand_still(&self, cause: Cause, why: String, needs: Needs) {
         self.update(|status| {
-            if status.standstill.as_ref().is_none_or(|standstill| standstill.why != why) {
+            if status.standstills.get(&cause).is_none_or(|standstill| standstill.why != why) {
                 warn!(reason = why, "the chain stands still");
-                status.standstill = Some(Standstill { why, needs });
+                status.standstills.insert(cause, Standstill { why, needs });
             }
         });
     }
 
-    pub(crate) fn go_on(&self) {
+    /// Removes the causes that are over; logs that the chain continues once none is left.
+    pub(crate) fn go_on(&self, is_over: impl Fn(Cause) -> bool) {
         self.update(|status| {
-            if status.standstill.take().is_some() {
+            let stood_still = !status.standstills.is_empty();
+            status.standstills.retain(|cause, _| !is_over(*cause));
+            if stood_still && status.standstills.is_empty() {
                 info!("the chain goes on");
             }
         });
@@ -184,10 +205,16 @@ impl ChainBoard {
 }
 
 impl ChainStatus {
+    /// Why the chain is stopped: the cause to show; none if it is not.
+    #[must_use]
+    pub fn standstill(&self) -> Option<&Standstill> {
+        self.standstills.values().next()
+    }
+
     /// Why the chain does not count as ready; none if it does.
     #[must_use]
     pub fn unready(&self, max_lag: Duration) -> Option<Unready> {
-        if let Some(standstill) = &self.standstill {
+        if let Some(standstill) = self.standstill() {
             return Some(Unready::StandsStill(standstill.clone()));
         }
         let Some(head) = self.head else { return Some(Unready::NoHead) };
@@ -233,7 +260,26 @@ mod tests {
         let far = said(&behind(Some(Lag { blocks: 4, seconds: 7 })));
         assert_eq!(far.as_deref(), Some("4 blocks (7 s) behind head 9"));
         let standstill = Standstill { why: "Redis is away".to_owned(), needs: Needs::Time };
-        let stands = ChainStatus { standstill: Some(standstill), ..ready };
+        let standstills = [(Cause::Opening, standstill)].into();
+        let stands = ChainStatus { standstills, ..ready };
         assert_eq!(said(&stands).as_deref(), Some("Redis is away"));
+    }
+
+    #[test]
+    fn a_chain_goes_on_once_every_cause_of_its_standstill_is_over() {
+        let board = StatusBoard::new([&ChainConfig::local([])]);
+        let chain = board.chain("local");
+        let shown = || board.snapshot().remove(0).1.standstill().map(|shown| shown.why.clone());
+        assert_eq!(shown(), None);
+        for (cause, why) in
+            [(Cause::Block, "no logs"), (Cause::Refusal, "refused"), (Cause::Block, "still none")]
+        {
+            chain.stand_still(cause, why.to_owned(), Needs::Time);
+        }
+        assert_eq!(shown().as_deref(), Some("refused"));
+        chain.go_on(|cause| cause != Cause::Block);
+        assert_eq!(shown().as_deref(), Some("still none"));
+        chain.go_on(|cause| cause != Cause::Headers);
+        assert_eq!(shown(), None);
     }
 }

@@ -28,20 +28,20 @@ use crate::limits::{FINALITY_DEPTH, SAFE_DEPTH};
 #[derive(Debug, thiserror::Error)]
 pub enum RecordedError {
     /// The folder or a file in it cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {error}", path.display())]
     Unreadable {
         /// The folder or file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// A file is not a recorded block.
-    #[error("{} is not a recorded block: {source}", path.display())]
+    #[error("{} is not a recorded block: {error}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: serde_json::Error,
+        error: serde_json::Error,
     },
     /// There is no block in the folder.
     #[error("no recorded block in {}", path.display())]
@@ -168,8 +168,8 @@ impl Recording {
 }
 
 fn read(path: &Path) -> Result<Option<(u64, Block)>, RecordedError> {
-    let unreadable = |source| RecordedError::Unreadable { path: path.to_owned(), source };
-    let malformed = |source| RecordedError::Malformed { path: path.to_owned(), source };
+    let unreadable = |error| RecordedError::Unreadable { path: path.to_owned(), error };
+    let malformed = |error| RecordedError::Malformed { path: path.to_owned(), error };
     let packed = fs::read(path).map_err(unreadable)?;
     let text = io::read_to_string(GzDecoder::new(packed.as_slice())).map_err(unreadable)?;
     let file: File = serde_json::from_str(&text).map_err(malformed)?;
@@ -226,7 +226,7 @@ pub struct RecordedChain {
 
 impl RecordedChain {
     pub(crate) fn load(folder: &Path) -> Result<Self, RecordedError> {
-        let unreadable = |source| RecordedError::Unreadable { path: folder.to_owned(), source };
+        let unreadable = |error| RecordedError::Unreadable { path: folder.to_owned(), error };
         let mut paths = Vec::new();
         for entry in fs::read_dir(folder).map_err(unreadable)? {
             let path = entry.map_err(unreadable)?.path();

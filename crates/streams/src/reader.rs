@@ -30,14 +30,14 @@ pub enum ReadError {
         key: String,
     },
     /// An entry is not in our format.
-    #[error("key `{key}`{}: {source}", .id.as_ref().map(|id| format!(", entry {id}")).unwrap_or_default())]
+    #[error("key `{key}`{}: {error}", .id.as_ref().map(|id| format!(", entry {id}")).unwrap_or_default())]
     Malformed {
         /// The key's name.
         key: String,
         /// The entry's ID; none for the cursor.
         id: Option<EntryId>,
         /// What is wrong.
-        source: CodecError,
+        error: CodecError,
     },
     /// The cursor has changed since the caller read it: read it again.
     #[error("the cursor moved while the stream was read")]
@@ -171,15 +171,15 @@ impl Entry {
     }
 
     pub(crate) fn event(&self, key: &str) -> Result<ProcessedEvent, ReadError> {
-        ProcessedEvent::from_fields(self.pairs()).map_err(|source| self.malformed(key, source))
+        ProcessedEvent::from_fields(self.pairs()).map_err(|error| self.malformed(key, error))
     }
 
     pub(crate) fn marker(&self, key: &str) -> Result<Marker, ReadError> {
-        Marker::from_fields(self.pairs()).map_err(|source| self.malformed(key, source))
+        Marker::from_fields(self.pairs()).map_err(|error| self.malformed(key, error))
     }
 
-    fn malformed(&self, key: &str, source: CodecError) -> ReadError {
-        ReadError::Malformed { key: key.to_owned(), id: Some(self.id), source }
+    fn malformed(&self, key: &str, error: CodecError) -> ReadError {
+        ReadError::Malformed { key: key.to_owned(), id: Some(self.id), error }
     }
 }
 
@@ -270,10 +270,10 @@ pub(crate) async fn cursor(
         return Ok(None);
     }
     let fields = fields.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
-    Cursor::from_fields(fields).map(Some).map_err(|source| ReadError::Malformed {
+    Cursor::from_fields(fields).map(Some).map_err(|error| ReadError::Malformed {
         key: keys.cursor.clone(),
         id: None,
-        source,
+        error,
     })
 }
 

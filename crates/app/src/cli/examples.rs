@@ -35,8 +35,8 @@ Examples:
   ethhook verify --chain ethereum
   ethhook verify --chain ethereum --from 21000000 --to 21000999
 
-Exit codes: 0 the same; 1 differences, listed on standard output, or it could not be told, then
-standard error says why; 2 wrong command line; 78 wrong configuration.";
+Exit codes: 0 the same; 1 they could not be compared, standard error says why; 2 wrong command line;
+3 differences, listed on standard output; 78 wrong configuration.";
 
 pub(super) const REPLAY: &str = "\
 Examples:

@@ -9,7 +9,7 @@ use ethhook_ingest::{ChainConfig, EndpointConfig, Fetch, StartBlock};
 use super::keys;
 use super::layers::{Origin, Setting, env_name};
 use super::problem::Problem;
-use super::read::Reader;
+use super::read::{Reader, address, topic};
 
 /// With more confirmations than this, the chain would hold more headers than it ever needs.
 const MAX_CONFIRMATIONS: u64 = 4096;
@@ -157,9 +157,9 @@ fn chain(reader: &mut Reader<'_>, name: &str, profile: Option<&Profile>) -> Opti
         }
     };
     let contracts = reader.chain(name, "CONTRACTS");
-    let contracts = reader.hex_list(contracts.as_ref(), 40);
+    let contracts = reader.list(contracts.as_ref(), address);
     let topics = reader.chain(name, "TOPICS");
-    let topics = reader.hex_list(topics.as_ref(), 64);
+    let topics = reader.list(topics.as_ref(), topic);
     let confirmations = reader.chain(name, "CONFIRMATIONS")?;
     let confirmations = reader.number(&confirmations, 0..=MAX_CONFIRMATIONS);
     let requests_per_second = match reader.chain(name, "RPS") {

@@ -29,7 +29,7 @@ use ethhook_streams::{ConnectError, RedisConfig, Streams};
 pub(crate) use example::render as example;
 pub(crate) use layers::{Inputs, Origin, TextFile};
 pub(crate) use problem::Problem;
-pub(crate) use read::Resolved;
+pub(crate) use read::{Resolved, address, topic};
 pub(crate) use service::{LogFormat, Logging, Service};
 
 use layers::Settings;

@@ -44,19 +44,23 @@ impl Problem {
         self
     }
 
-    /// Adds the value, which must not be a secret. A URL is hidden all the same: one put in the
-    /// wrong place may contain a password.
+    /// Adds the value, which must not be a secret.
     pub(crate) fn value(mut self, value: &str) -> Self {
-        let shown = if may_hold_credentials(value) {
-            "<redacted>".to_owned()
-        } else if value.chars().count() > SHOWN_CHARS {
-            let cut: String = value.chars().take(SHOWN_CHARS).collect();
-            format!("{}...", cut.escape_debug())
-        } else {
-            value.escape_debug().to_string()
-        };
-        self.value = Some(shown);
+        self.value = Some(shown(value));
         self
+    }
+}
+
+/// A value that should not be secret, as shown in messages. A URL is hidden all the same: one put in the
+/// wrong place may contain a password.
+pub(crate) fn shown(value: &str) -> String {
+    if may_hold_credentials(value) {
+        "<redacted>".to_owned()
+    } else if value.chars().count() > SHOWN_CHARS {
+        let cut: String = value.chars().take(SHOWN_CHARS).collect();
+        format!("{}...", cut.escape_debug())
+    } else {
+        value.escape_debug().to_string()
     }
 }
 

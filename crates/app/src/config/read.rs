@@ -7,12 +7,13 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
 
+use alloy_primitives::{Address, B256};
 use ethhook_domain::{Profile, Secret};
 use url::Url;
 
 use super::keys::{self, Key};
 use super::layers::{Origin, Setting, Settings, env_name};
-use super::problem::{Problem, may_hold_credentials, one_line};
+use super::problem::{Problem, may_hold_credentials, one_line, shown};
 
 /// Maximum size of a secret in a file, in bytes: enough for a list of URLs, and more.
 const LONGEST_SECRET: u64 = 64 << 10;
@@ -147,30 +148,25 @@ impl Reader<'_> {
         self.parse(setting, &must, |text| text.parse().ok().filter(|number| range.contains(number)))
     }
 
-    /// A comma-separated list of 0x-hex values of one length.
-    pub(crate) fn hex_list<T: FromStr>(
+    /// A comma-separated list; `read` parses an item, or returns what is wrong with it.
+    pub(crate) fn list<T>(
         &mut self,
         setting: Option<&Setting>,
-        digits: usize,
+        read: impl Fn(&str) -> Result<T, String>,
     ) -> Option<Vec<T>> {
         let Some(setting) = setting else { return Some(Vec::new()) };
-        let read = |item: &str| {
-            let hex = item.strip_prefix("0x")?;
-            let whole = hex.len() == digits && hex.chars().all(|c| c.is_ascii_hexdigit());
-            whole.then(|| item.parse().ok()).flatten()
-        };
         let mut values = Vec::new();
-        let mut whole = true;
+        let before = self.problems.len();
         for (i, item) in setting.text.split(',').map(str::trim).enumerate() {
-            if let Some(value) = read(item) {
-                values.push(value);
-            } else {
-                whole = false;
-                let text = format!("item {} must be 0x and {digits} hex digits", i + 1);
-                self.problems.push(setting.problem(text));
+            match read(item) {
+                Ok(value) => values.push(value),
+                Err(wrong) => {
+                    let which = format!("item {} `{}`", i + 1, shown(item));
+                    self.problems.push(setting.problem(format!("{which} {wrong}")));
+                }
             }
         }
-        whole.then_some(values)
+        (self.problems.len() == before).then_some(values)
     }
 
     /// A comma-separated list of URLs with one of two schemes; none if the list is invalid.
@@ -202,6 +198,37 @@ impl Reader<'_> {
         };
         (self.problems.len() == before).then(|| items.into_iter().map(with_small_scheme).collect())
     }
+}
+
+/// A contract's address. One in mixed case has a checksum (EIP-55), which reveals a wrong digit.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn address(text: &str) -> Result<Address, String> {
+    let address: Address = hex(text, 40)?;
+    let has = |case: fn(&char) -> bool| text.chars().skip(2).any(|digit| case(&digit));
+    let is_mixed = has(char::is_ascii_lowercase) && has(char::is_ascii_uppercase);
+    if is_mixed && address.to_checksum(None) != text {
+        return Err("has a wrong digit, or one in the wrong case: it does not match its checksum \
+                    (EIP-55); write it in lower case if it is right"
+            .to_owned());
+    }
+    Ok(address)
+}
+
+/// A log's first topic.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn topic(text: &str) -> Result<B256, String> {
+    hex(text, 64)
+}
+
+fn hex<T: FromStr>(text: &str, digits: usize) -> Result<T, String> {
+    text.strip_prefix("0x")
+        .filter(|hex| hex.len() == digits)
+        .and_then(|_| text.parse().ok())
+        .ok_or_else(|| format!("must be 0x and {digits} hex digits"))
 }
 
 /// The text of a file that should contain one line. Reads a limited amount, in case a device or a

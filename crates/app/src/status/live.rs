@@ -138,7 +138,7 @@ impl Live {
 
     /// Adds the status of the chain's own task.
     fn lives(&self, chain: &mut Chain, status: &ChainStatus, sockets: &[bool]) {
-        chain.state = match &status.standstill {
+        chain.state = match status.standstill() {
             Some(Standstill { needs: Needs::Turn, .. }) => State::StandingBy,
             Some(_) => State::StandingStill,
             None if status.at_head => State::Following,

@@ -50,6 +50,7 @@ async fn a_replayed_range_equals_the_live_stream_and_is_written_once() {
     assert!(told.contains("live stream is mended by `ethhook rewind`"), "{told}");
     let told = refused(&range("1", "97", &["other"]).await);
     assert!(told.contains("97 is not final") && told.contains("must not be above 96"), "{told}");
+    assert!(!told.contains("run it again"), "{told}");
     let told = refused(&range("0", "60", &["history"]).await);
     assert!(told.contains("holds blocks 1 to 80"), "{told}");
     let told = refused(&range("82", "90", &["history"]).await);

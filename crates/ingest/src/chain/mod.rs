@@ -22,7 +22,7 @@ use crate::config::{ChainConfig, Options};
 use crate::metrics::ChainMetrics;
 use crate::node::Node;
 use crate::rpc::Head;
-use crate::status::{ChainBoard, Needs};
+use crate::status::{Cause, ChainBoard, Needs};
 use crate::{Metrics, StatusBoard};
 
 /// Heads that may be queued for the chain; dropped ones are noticed by the gap that they leave.
@@ -121,14 +121,12 @@ impl Chain {
     async fn sessions(&mut self, heads: &mut mpsc::Receiver<Head>, cancel: &CancellationToken) {
         let mut wait = FIRST_WAIT;
         let mut last_namesake: Option<Instant> = None;
-        let mut refused = false;
         loop {
             let opened = tokio::select! {
-                opened = self.open(refused) => opened,
+                opened = self.open() => opened,
                 () = cancel.cancelled() => return,
             };
             let started = Instant::now();
-            refused = false;
             let cursor = opened.publisher.cursor();
             info!(
                 tip = cursor.number,
@@ -144,8 +142,7 @@ impl Chain {
                 End::Replaced => "replaced",
                 End::Alarm => "alarm",
                 End::Refused(why) => {
-                    self.status.stand_still(why, Needs::Operator);
-                    refused = true;
+                    self.status.stand_still(Cause::Refusal, why, Needs::Operator);
                     "refused"
                 }
                 End::Namesake => {
@@ -157,7 +154,7 @@ impl Chain {
                              give each its own; this one goes on when the other ends",
                             self.options.instance_id
                         );
-                        self.status.stand_still(why, Needs::Operator);
+                        self.status.stand_still(Cause::Opening, why, Needs::Operator);
                         tokio::select! {
                             () = self.lease_runs_out() => {}
                             () = cancel.cancelled() => return,

@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::Chain;
 use crate::config::StartBlock;
 use crate::node::NodeError;
-use crate::status::Needs;
+use crate::status::{Cause, Needs};
 
 /// How often a chain that waits for an operator checks whether it may continue.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -35,7 +35,7 @@ struct NotYet {
 }
 
 impl NotYet {
-    /// A reason that is over in time if it `passes`, or that needs an operator.
+    /// A temporary failure if it `passes`; otherwise one that needs an operator.
     fn because(why: impl ToString, passes: bool) -> Self {
         let (needs, again_in) =
             if passes { (Needs::Time, None) } else { (Needs::Operator, Some(LOOK_AGAIN)) };
@@ -44,9 +44,8 @@ impl NotYet {
 }
 
 impl Chain {
-    /// Tries until a session is open. After a refusal the reported standstill is kept, because only
-    /// a successful step shows that the trouble is over.
-    pub(super) async fn open(&mut self, after_refusal: bool) -> Opened {
+    /// Tries until a session is open.
+    pub(super) async fn open(&mut self) -> Opened {
         let mut backoff = ExponentialBuilder::new()
             .with_min_delay(Duration::from_millis(100))
             .with_max_delay(LOOK_AGAIN)
@@ -56,19 +55,18 @@ impl Chain {
         loop {
             let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
                 let why = "standing by: this instance holds as many chains as it may";
-                self.status.stand_still(why.to_owned(), Needs::Turn);
+                self.status.stand_still(Cause::Opening, why.to_owned(), Needs::Turn);
                 tokio::time::sleep(self.options.lease_ttl / 3).await;
                 continue;
             };
             match self.try_open(place).await {
                 Ok(opened) => {
-                    if !after_refusal {
-                        self.status.go_on();
-                    }
+                    // Only a successful step shows that Redis no longer refuses one.
+                    self.status.go_on(|cause| cause != Cause::Refusal);
                     return opened;
                 }
                 Err(NotYet { why, needs, again_in }) => {
-                    self.status.stand_still(why, needs);
+                    self.status.stand_still(Cause::Opening, why, needs);
                     let wait = again_in.or_else(|| backoff.next()).unwrap_or(LOOK_AGAIN);
                     tokio::time::sleep(wait).await;
                 }
@@ -272,13 +270,13 @@ mod tests {
         let redis = RedisConfig::new(Secret::new(one.redis.url()));
         two.chain.streams = Streams::new(redis).unwrap();
         two.chain.options.instance_id = "two".into();
-        let opened = one.chain.open(false).await;
+        let opened = one.chain.open().await;
         assert_eq!(opened.publisher.cursor().start_number, 20);
-        let stands_by = timeout(Duration::from_secs(1), two.chain.open(false)).await;
+        let stands_by = timeout(Duration::from_secs(1), two.chain.open()).await;
         assert!(stands_by.is_err());
         chain.mine(10);
         one.redis.ask::<String>("FLUSHALL").await.unwrap();
-        assert_eq!(two.chain.open(false).await.publisher.cursor().start_number, 20);
+        assert_eq!(two.chain.open().await.publisher.cursor().start_number, 20);
     }
 
     #[tokio::test]
@@ -295,7 +293,7 @@ mod tests {
         };
         publisher.apply(&add).await.unwrap();
         publisher.apply(&Step::Finalized { block: &one }).await.unwrap();
-        let mut opened = scene.chain.open(false).await;
+        let mut opened = scene.chain.open().await;
         let told =
             |opened: &mut Opened| (0..3).find_map(|_| opened.canonical.told(header(1, 'b')).err());
         assert_eq!(
@@ -305,7 +303,7 @@ mod tests {
         opened.publisher.apply(&Step::Alarm { text: "as it is" }).await.unwrap();
         opened.publisher.apply(&Step::Retreat { to: MarkedBlock::from(&zero) }).await.unwrap();
         drop(opened);
-        let mut opened = scene.chain.open(false).await;
+        let mut opened = scene.chain.open().await;
         assert!(!opened.canonical.is_finalized());
         assert!(told(&mut opened).is_none());
     }

@@ -32,7 +32,7 @@ use super::queue::Queue;
 use super::{Chain, End};
 use crate::node::{NodeError, Outcome};
 use crate::rpc::{Head, RpcError};
-use crate::status::{Lag, Needs};
+use crate::status::{Cause, Lag, Needs};
 use lane::{Lane, Writer};
 
 /// Failures in a row of a block's fetch, or of a question about a branch, after which it is doubted that the
@@ -68,10 +68,6 @@ struct Session<'a> {
     asking: Running<'a, Asked>,
     /// Questions in a row without an answer.
     failed_asks: u32,
-    /// A standstill was told for that.
-    in_vain: bool,
-    /// One was told because the node contradicts what is final.
-    contradicted: bool,
     /// Whether a block that the node contradicts is held by any endpoint.
     judging: Running<'a, (FinalityViolation, Result<bool, NodeError>)>,
     finality: Running<'a, Result<Option<Header>, NodeError>>,
@@ -173,8 +169,6 @@ impl<'a> Session<'a> {
             fetches: JoinSet::new(),
             asking: None,
             failed_asks: 0,
-            in_vain: false,
-            contradicted: false,
             judging: None,
             finality: None,
             sweep: None,
@@ -309,14 +303,13 @@ impl<'a> Session<'a> {
         self.queue.room(self.chain.config.confirmations) > 0
     }
 
-    /// The chain stands still, for `what` it waits for is asked for in vain; whether that was said.
-    fn cannot_be_had(&self, what: impl fmt::Display, error: &NodeError) -> bool {
+    /// The chain stands still because the node does not give `what`, however often it is asked.
+    fn cannot_be_had(&self, cause: Cause, what: impl fmt::Display, error: &NodeError) {
         if matches!(error, NodeError::Rpc(RpcError::SetAside(_))) && !error.is_wrong_chain() {
-            return false; // says less than what was said before
+            return; // says less than what was said before
         }
         let needs = if error.is_wrong_chain() { Needs::Operator } else { Needs::Time };
-        self.chain.status.stand_still(format!("{what} cannot be had: {error}"), needs);
-        true
+        self.chain.status.stand_still(cause, format!("{what} cannot be had: {error}"), needs);
     }
 
     fn note_answer(&self) {

@@ -9,6 +9,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -330,6 +331,9 @@ impl Connection {
         let mut last_frame = Instant::now();
         let mut ticks = interval(PING_AFTER / 3);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let reconnect = Arc::clone(&self.reconnect);
+        // One for the whole connection, so that a request made while a frame is being sent is noticed.
+        let mut told_to_reconnect = pin!(reconnect.notified());
         let error = loop {
             tokio::select! {
                 // Reads first: an available answer must not wait behind new requests.
@@ -359,7 +363,7 @@ impl Connection {
                         break error;
                     }
                 }
-                () = self.reconnect.notified() => break RpcError::Connection("subscription fell silent".into()),
+                () = &mut told_to_reconnect => break RpcError::Connection("subscription fell silent".into()),
                 _ = ticks.tick() => {
                     let silence = last_frame.elapsed();
                     if silence > 2 * PING_AFTER {

@@ -179,12 +179,24 @@ const WRONG_VALUES: &[(&str, &str, &str)] = &[
     (
         "LOCAL_CONTRACTS",
         "0x12",
-        "LOCAL_CONTRACTS=0x12 (from env): item 1 must be 0x and 40 hex digits",
+        "LOCAL_CONTRACTS=0x12 (from env): item 1 `0x12` must be 0x and 40 hex digits",
+    ),
+    (
+        "LOCAL_CONTRACTS",
+        "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913,0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02914",
+        "LOCAL_CONTRACTS=0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913,0x833589fCD6eDb6E08f4c7C32D4f71b54bdA... \
+         (from env): item 2 `0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02914` has a wrong digit, or one in the wrong case: it does not match its checksum \
+         (EIP-55); write it in lower case if it is right",
+    ),
+    (
+        "LOCAL_CONTRACTS",
+        "wss://host/v3/key",
+        "LOCAL_CONTRACTS=<redacted> (from env): item 1 `<redacted>` must be 0x and 40 hex digits",
     ),
     (
         "LOCAL_TOPICS",
         "transfer",
-        "LOCAL_TOPICS=transfer (from env): item 1 must be 0x and 64 hex digits",
+        "LOCAL_TOPICS=transfer (from env): item 1 `transfer` must be 0x and 64 hex digits",
     ),
 ];
 

@@ -12,7 +12,7 @@ use super::{Asked, DOUBT_AFTER, Session, TROUBLE_AFTER};
 use crate::chain::End;
 use crate::node::{Node, NodeError};
 use crate::rpc::RpcError;
-use crate::status::Needs;
+use crate::status::{Cause, Needs};
 
 /// Headers that one message is sent for, if there are as many to be had.
 const HEADERS_WORTH_ASKING: u64 = 128;
@@ -112,9 +112,7 @@ impl Session<'_> {
                 return None;
             }
         };
-        if std::mem::take(&mut self.in_vain) {
-            self.chain.status.go_on();
-        }
+        self.chain.status.go_on(|cause| cause == Cause::Headers);
         self.failed_asks = 0;
         self.note_answer();
         if ask == Ask::Latest {
@@ -167,11 +165,8 @@ impl Session<'_> {
         if self.canonical.is_uneasy() {
             let soon = self.chain.config.profile.block_time.min(UNEASY_POLL);
             self.due.poll = self.due.poll.min(Instant::now() + soon);
-        } else if ask == Ask::Latest
-            && self.canonical.ask().is_none()
-            && std::mem::take(&mut self.contradicted)
-        {
-            self.chain.status.go_on();
+        } else if ask == Ask::Latest && self.canonical.ask().is_none() {
+            self.chain.status.go_on(|cause| cause == Cause::Finality);
         }
         None
     }
@@ -192,7 +187,7 @@ impl Session<'_> {
                 Ask::Hash(_) => "a block of another branch",
                 Ask::Numbers(_) => "the next header",
             };
-            self.in_vain |= self.cannot_be_had(what, error);
+            self.cannot_be_had(Cause::Headers, what, error);
         }
     }
 
@@ -225,15 +220,13 @@ impl Session<'_> {
                 self.alarm = Some(violation.to_string());
             }
             Ok(true) => {
-                self.contradicted = true;
                 let why = format!("{violation}, and an endpoint still holds that one");
-                self.chain.status.stand_still(why, Needs::Time);
+                self.chain.status.stand_still(Cause::Finality, why, Needs::Time);
                 self.heard_otherwise = true;
             }
             Err(error) => {
-                self.contradicted = true;
                 let why = format!("{violation}, and no endpoint tells of that one: {error}");
-                self.chain.status.stand_still(why, Needs::Time);
+                self.chain.status.stand_still(Cause::Finality, why, Needs::Time);
             }
         }
     }
@@ -363,7 +356,7 @@ mod tests {
         assert!(session.judging.is_none() && session.alarm.is_none());
         session.judged((violation, Ok(true)));
         assert!(session.heard_otherwise && session.alarm.is_none());
-        let stands_still = || scene.board.snapshot().remove(0).1.standstill.is_some();
+        let stands_still = || scene.board.snapshot().remove(0).1.standstill().is_some();
         assert!(stands_still());
         session.answered((Ask::Latest, Ok(vec![header(1, 'a')])));
         assert!(!stands_still(), "the node no longer says so");

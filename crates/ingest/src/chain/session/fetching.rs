@@ -15,6 +15,7 @@ use tracing::{Instrument, Span};
 use super::{DOUBT_AFTER, Fetched, Session, TROUBLE_AFTER};
 use crate::chain::queue::Limits;
 use crate::node::NodeError;
+use crate::status::Cause;
 
 impl Session<'_> {
     /// What may be fetched now. Blocks that are deep enough to be final are fetched together; so are
@@ -102,7 +103,7 @@ impl Session<'_> {
             self.canonical.doubt();
         }
         if attempts >= TROUBLE_AFTER {
-            self.cannot_be_had(format_args!("block {}", block.number), error);
+            self.cannot_be_had(Cause::Block, format_args!("block {}", block.number), error);
         }
     }
 }

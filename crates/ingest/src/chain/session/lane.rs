@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use tracing::warn;
 
 use crate::metrics::ChainMetrics;
-use crate::status::{ChainBoard, Needs};
+use crate::status::{Cause, ChainBoard, Needs};
 
 /// Blocks on the wire at once: enough that Redis never waits for us.
 const MAX_BLOCKS: usize = 4;
@@ -356,16 +356,15 @@ impl Patience<'_> {
                 }
                 _ => Needs::Time,
             };
-            self.writer.status.stand_still(format!("Redis does not take a step: {error}"), needs);
+            let why = format!("Redis does not take a step: {error}");
+            self.writer.status.stand_still(Cause::Step, why, needs);
         }
         tokio::time::sleep(self.waits.next().unwrap_or_default()).await;
     }
 
     /// The step is in, or refused.
     fn over(self) {
-        if self.since.elapsed() >= TOLD_AFTER && self.tries > 0 {
-            self.writer.status.go_on();
-        }
+        self.writer.status.go_on(|cause| cause == Cause::Step);
     }
 }
 
@@ -410,7 +409,7 @@ mod tests {
         let refused = |kind| StepError::Redis(RedisFailure { kind, detail: "no".into() });
         let stands_still = || {
             let (_, status) = scene.board.snapshot().remove(0);
-            status.standstill.map(|standstill| (standstill.why, standstill.needs))
+            status.standstill().map(|standstill| (standstill.why.clone(), standstill.needs))
         };
         for (kind, needs) in
             [(FailureKind::OutOfMemory, Needs::Room), (FailureKind::ReadOnly, Needs::Time)]

@@ -10,6 +10,7 @@ use super::lane::{Done, Work};
 use super::{Session, gauge};
 use crate::chain::End;
 use crate::chain::queue::Next;
+use crate::status::Cause;
 
 /// How long a step on the wire is waited for when the process stops.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -105,9 +106,8 @@ impl Session<'_> {
                 });
                 self.published.push_back(block);
                 self.since_finality += 1;
-                if !self.in_vain {
-                    self.chain.status.go_on();
-                }
+                // Blocks that were fetched before may go in while nobody answers any more.
+                self.chain.status.go_on(|cause| cause != Cause::Headers);
             }
             Done::Removed { block } => {
                 metrics.removed.inc_by(block.events);
@@ -172,7 +172,9 @@ impl Session<'_> {
 mod tests {
     use super::super::scene::Scene;
     use super::*;
-    use crate::config::ChainConfig;
+    use crate::config::{ChainConfig, EndpointConfig};
+    use crate::status::Needs;
+    use crate::testing::{mined, serve};
 
     /// What goes by itself next, and how many blocks were acknowledged before it could.
     async fn goes_next(session: &mut Session<'_>) -> (usize, Done) {
@@ -211,5 +213,27 @@ mod tests {
         assert!(session.done(done).is_none());
         session.publish().await;
         assert_eq!(session.published.back().unwrap().block.number, 40);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_until_a_step_is_taken_and_not_until_a_session_is_open() {
+        let node = serve(mined(3)).await;
+        let mut scene = Scene::of(ChainConfig::local([EndpointConfig::of(&node)])).await;
+        let shown = |scene: &Scene| {
+            let (_, status) = scene.board.snapshot().remove(0);
+            status.standstill().map(|standstill| standstill.why.clone())
+        };
+        for (cause, why) in [(Cause::Refusal, "no rights"), (Cause::Opening, "Redis is away")] {
+            scene.chain.status.stand_still(cause, why.to_owned(), Needs::Operator);
+        }
+        assert_eq!(shown(&scene).as_deref(), Some("Redis is away"));
+        drop(scene.chain.open().await);
+        assert_eq!(shown(&scene).as_deref(), Some("no rights"));
+        scene.redis.ask::<String>("FLUSHALL").await.unwrap();
+        let mut session = scene.session().await;
+        session.hear(1..=1);
+        session.publish().await;
+        drop(session);
+        assert_eq!(shown(&scene), None);
     }
 }
