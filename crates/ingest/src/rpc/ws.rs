@@ -3,9 +3,9 @@
 //!
 //! 1. Connect, ask `eth_chainId` and subscribe to `newHeads`, all within [`CONNECT_TIMEOUT`].
 //! 2. Serve: the reader never waits for an answer; answers are matched to requests by id. A head
-//!   goes to the chain's queue, or is dropped if that is full: the next head reveals the gap.
+//!    goes to the chain's queue, or is dropped if that is full: the next head reveals the gap.
 //! 3. On any failure, all pending requests fail at once, and step 1 is repeated after a wait that
-//!   grows from 1 to 60 seconds while it keeps failing. The chain fills the gap.
+//!    grows from 1 to 60 seconds while it keeps failing. The chain fills the gap.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
