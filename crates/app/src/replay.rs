@@ -12,7 +12,7 @@ use crate::config::Inputs;
 use crate::output::say;
 use crate::signals::Signals;
 use crate::target::{Target, patiently};
-use crate::verify::BLOCKS_A_QUESTION;
+use crate::verify::BLOCKS_PER_QUESTION;
 
 /// The range to replay, and its destination.
 #[derive(Debug, Clone)]
@@ -91,7 +91,7 @@ async fn copy(
     let bar = Bar::new("blocks", to + 1 - replay.next());
     while replay.next() <= to {
         let next = replay.next();
-        let blocks = inquiry.blocks(next..=to.min(next + BLOCKS_A_QUESTION - 1)).await?;
+        let blocks = inquiry.blocks(next..=to.min(next + BLOCKS_PER_QUESTION - 1)).await?;
         for block in blocks {
             let CheckedBlock { block, mut logs } = block;
             ensure!(

@@ -19,7 +19,7 @@ use crate::signals::Signals;
 use crate::{Exit, logging};
 
 /// Maximum number of events per read.
-const EVENTS_A_READ: usize = 500;
+const EVENTS_PER_READ: usize = 500;
 /// Maximum wait of one read, and so for noticing a lost connection.
 const READ_WAIT: Duration = Duration::from_secs(5);
 /// Pause before Redis is asked again after a failure.
@@ -193,8 +193,8 @@ enum Source {
 impl Source {
     async fn next(&mut self) -> Result<Vec<(EntryId, ProcessedEvent)>, GroupError> {
         match self {
-            Self::Tail(tail) => tail.next(EVENTS_A_READ).await.map_err(GroupError::from),
-            Self::Group(group) => group.next(EVENTS_A_READ).await,
+            Self::Tail(tail) => tail.next(EVENTS_PER_READ).await.map_err(GroupError::from),
+            Self::Group(group) => group.next(EVENTS_PER_READ).await,
         }
     }
 

@@ -22,11 +22,11 @@ use crate::output::say;
 use crate::target::Target;
 
 /// Markers read at once.
-const MARKERS_A_READ: usize = 256;
+const MARKERS_PER_READ: usize = 256;
 /// Entries read at once.
-const EVENTS_A_READ: usize = 1_000;
+const EVENTS_PER_READ: usize = 1_000;
 /// Blocks requested from the node at once.
-pub(crate) const BLOCKS_A_QUESTION: u64 = 32;
+pub(crate) const BLOCKS_PER_QUESTION: u64 = 32;
 
 /// The range of blocks to compare.
 #[derive(Debug, Clone, Copy)]
@@ -132,7 +132,7 @@ async fn locate(
 async fn retreats(target: &Target, place: &Place) -> anyhow::Result<Vec<(EntryId, u64)>> {
     let (mut after, mut finalized, mut found) = (place.after_marker, None, Vec::new());
     loop {
-        let markers = target.streams.markers(target.id(), after, MARKERS_A_READ).await?;
+        let markers = target.streams.markers(target.id(), after, MARKERS_PER_READ).await?;
         let Some((last, _)) = markers.last() else { return Ok(found) };
         after = *last;
         for (id, marker) in markers.into_iter().filter(|(_, m)| m.op == Op::Finalized) {
@@ -178,7 +178,7 @@ impl Verification<'_> {
         let mut entries = Entries { at: place.after_entry };
         let mut last_read = None;
         loop {
-            let markers = self.streams.markers(self.chain, marker_id, MARKERS_A_READ).await?;
+            let markers = self.streams.markers(self.chain, marker_id, MARKERS_PER_READ).await?;
             if markers.is_empty() {
                 // Entries after the last marker belong to the next marker, or to none.
                 let fed = entries.feed(self.streams, self.chain, &mut self.fold, None).await?;
@@ -244,7 +244,7 @@ impl Verification<'_> {
             // Blocks that an operator skipped are not fetched: perhaps no node has them any more.
             let gaps = blocks.iter().filter_map(|block| Some((block.skipped_from?, block.number)));
             let mut gaps = gaps.filter(|(_, last)| *last >= self.next);
-            let mut last = up_to.min(self.next + BLOCKS_A_QUESTION - 1);
+            let mut last = up_to.min(self.next + BLOCKS_PER_QUESTION - 1);
             match gaps.next() {
                 Some((first, end)) if first <= self.next => {
                     let end = end.min(self.to);
@@ -302,7 +302,7 @@ impl Entries {
     ) -> anyhow::Result<bool> {
         let mut any = false;
         while last.is_none_or(|last| self.at < last) {
-            let events = streams.events(chain, self.at, EVENTS_A_READ).await?;
+            let events = streams.events(chain, self.at, EVENTS_PER_READ).await?;
             let Some((id, _)) = events.last() else { return Ok(any) };
             (self.at, any) = (*id, true);
             events.into_iter().for_each(|(id, event)| fold.entry(id, event));

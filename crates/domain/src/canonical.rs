@@ -147,7 +147,7 @@ impl CanonicalChain {
     /// Whether the node reported a branch that is not believed yet, so that it should be polled
     /// sooner.
     #[must_use]
-    pub fn is_uneasy(&self) -> bool {
+    pub fn has_unconfirmed_branch(&self) -> bool {
         self.sightings > 0
     }
 

@@ -431,8 +431,8 @@ fn prove_bloom<'a>(
         return Ok(Proof::Structure);
     }
     fail(Check::Bloom, || {
-        let missing = count_ones(&header.logs_bloom, &bloom);
-        let extra = count_ones(&bloom, &header.logs_bloom);
+        let missing = bits_missing(&header.logs_bloom, &bloom);
+        let extra = bits_missing(&bloom, &header.logs_bloom);
         format!(
             "the logs' bloom lacks {missing} bits of the header's and has {extra} that are not in \
              it"
@@ -441,7 +441,7 @@ fn prove_bloom<'a>(
 }
 
 /// How many bits of `a` are not in `b`.
-fn count_ones(a: &Bloom, b: &Bloom) -> u32 {
+fn bits_missing(a: &Bloom, b: &Bloom) -> u32 {
     a.iter().zip(b.iter()).map(|(a, b)| (a & !b).count_ones()).sum()
 }
 

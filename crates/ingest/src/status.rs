@@ -124,7 +124,7 @@ impl fmt::Display for Unready {
 
 /// Why a chain is not ready.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct NotReady {
+pub struct UnreadyChain {
     /// The chain's name.
     pub chain: String,
     /// One line for a person.
@@ -157,11 +157,11 @@ impl StatusBoard {
 
     /// The chains that are not ready and why; empty if all are.
     #[must_use]
-    pub fn not_ready(&self, max_lag: Duration) -> Vec<NotReady> {
+    pub fn not_ready(&self, max_lag: Duration) -> Vec<UnreadyChain> {
         self.snapshot()
             .into_iter()
             .filter_map(|(chain, status)| {
-                status.unready(max_lag).map(|why| NotReady { chain, why: why.to_string() })
+                status.unready(max_lag).map(|why| UnreadyChain { chain, why: why.to_string() })
             })
             .collect()
     }

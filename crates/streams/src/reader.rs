@@ -13,9 +13,9 @@ use crate::keys::Keys;
 use crate::window::PublishedBlock;
 
 /// Markers per answer: about 250 bytes each.
-pub(crate) const MARKERS_A_BATCH: usize = 512;
+pub(crate) const MARKERS_PER_BATCH: usize = 512;
 /// Entries per answer when a block is read back: about 600 bytes each, some far larger.
-const EVENTS_A_BATCH: usize = 1_000;
+const EVENTS_PER_BATCH: usize = 1_000;
 
 /// Why something could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -104,10 +104,10 @@ impl Streams {
         let mut events = Vec::new();
         let mut from = first_id;
         loop {
-            let page = Page { from, to: block.last_id, count: EVENTS_A_BATCH };
+            let page = Page { from, to: block.last_id, count: EVENTS_PER_BATCH };
             let entries = range(connection, &keys.events, page).await?;
             let last = entries.last().map(|entry| entry.id);
-            let full = entries.len() == EVENTS_A_BATCH;
+            let full = entries.len() == EVENTS_PER_BATCH;
             for entry in entries {
                 events.push(entry.event(&keys.events)?);
             }
@@ -245,7 +245,7 @@ pub(crate) async fn markers(
     entries.into_iter().map(|e| Ok((e.id, e.marker(key)?))).collect()
 }
 
-/// Markers of `key` below `before`, newest first, with their IDs; fewer than [`MARKERS_A_BATCH`]
+/// Markers of `key` below `before`, newest first, with their IDs; fewer than [`MARKERS_PER_BATCH`]
 /// only if there are no more.
 pub(crate) async fn newest_markers(
     connection: &mut impl ConnectionLike,
@@ -253,7 +253,7 @@ pub(crate) async fn newest_markers(
     before: EntryId,
 ) -> Result<Vec<(EntryId, Marker)>, ReadError> {
     let mut command = redis::cmd("XREVRANGE");
-    command.arg(key).arg(format!("({before}")).arg("-").arg("COUNT").arg(MARKERS_A_BATCH);
+    command.arg(key).arg(format!("({before}")).arg("-").arg("COUNT").arg(MARKERS_PER_BATCH);
     let entries = entries(query(&command, connection, key).await?)?;
     entries.into_iter().map(|e| Ok((e.id, e.marker(key)?))).collect()
 }

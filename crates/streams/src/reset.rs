@@ -17,7 +17,7 @@ use crate::size::length;
 static RESET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("reset.lua")));
 
 /// Keys that one `SCAN` examines: about a millisecond of Redis' time.
-const KEYS_A_SCAN: usize = 5_000;
+const KEYS_PER_SCAN: usize = 5_000;
 
 /// What a chain's keys hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,7 +114,7 @@ pub(crate) struct Scan {
 
 impl Scan {
     pub(crate) fn of(keys: &Keys) -> Self {
-        Self { pattern: keys.seen_pattern(), count: KEYS_A_SCAN, cursor: Some(0) }
+        Self { pattern: keys.seen_pattern(), count: KEYS_PER_SCAN, cursor: Some(0) }
     }
 
     /// The next records of the iteration, possibly none; `None` at the end.

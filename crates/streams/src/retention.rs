@@ -18,15 +18,15 @@ use crate::connection::Streams;
 use crate::errors::FailureKind;
 use crate::group::{GroupLag, Hold, look_at_groups, pending};
 use crate::keys::Keys;
-use crate::reader::{self, MARKERS_A_BATCH, Page, ReadError, now_ms, oldest, query};
+use crate::reader::{self, MARKERS_PER_BATCH, Page, ReadError, now_ms, oldest, query};
 use crate::size::size;
 
 /// Batches per sweep: 32,768 markers; the rest is left to the next sweep.
-const BATCHES_A_SWEEP: usize = 64;
+const BATCHES_PER_SWEEP: usize = 64;
 /// Entries that one trim may remove: about a millisecond of Redis' time. Also markers per trim.
-const ENTRIES_A_TRIM: usize = 5_000;
+const ENTRIES_PER_TRIM: usize = 5_000;
 /// Pending entries counted per answer.
-const PENDING_A_PAGE: usize = 1_000;
+const PENDING_PER_PAGE: usize = 1_000;
 
 /// What may be removed from a chain's streams, at or below the finalized block.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,8 +156,8 @@ impl Plan {
     ) -> Result<(), ReadError> {
         let mut after = EntryId::MIN;
         let mut begins = None;
-        for batch in 0..BATCHES_A_SWEEP {
-            let count = if batch == 0 { 1 } else { MARKERS_A_BATCH };
+        for batch in 0..BATCHES_PER_SWEEP {
+            let count = if batch == 0 { 1 } else { MARKERS_PER_BATCH };
             let page = Page::after(after, count);
             let markers = reader::markers(connection, &keys.blocks, page).await?;
             let Some((last, _)) = markers.last() else { return Ok(()) };
@@ -222,7 +222,7 @@ impl Plan {
         let begins = oldest(connection, &keys.events, EntryId::MIN).await?;
         let is_gone = |block: &Going| begins.is_none_or(|begins| block.last < begins);
         let gone = &self.going[..self.going.partition_point(is_gone)];
-        for some in gone.chunks(ENTRIES_A_TRIM) {
+        for some in gone.chunks(ENTRIES_PER_TRIM) {
             if let Some(block) = some.last() {
                 swept.trimmed_markers +=
                     trim_exactly(connection, &keys.blocks, block.marker_id).await?;
@@ -272,7 +272,7 @@ fn runs(mut blocks: &[Going]) -> impl Iterator<Item = &[Going]> {
         let mut entries = 0;
         let is_full = |block: &Going| {
             entries += block.events;
-            entries >= ENTRIES_A_TRIM as u64
+            entries >= ENTRIES_PER_TRIM as u64
         };
         let length = blocks.iter().position(is_full).map_or(blocks.len(), |last| last + 1);
         let (run, rest) = blocks.split_at(length);
@@ -307,9 +307,9 @@ async fn lost(
     let end = end.last;
     let mut from = hold.oldest_pending.map(|oldest| oldest.max(first));
     while let Some(start) = from.filter(|start| *start <= end) {
-        let page = pending(connection, key, &hold.group, (start, end), PENDING_A_PAGE).await?;
+        let page = pending(connection, key, &hold.group, (start, end), PENDING_PER_PAGE).await?;
         lost += page.len() as u64;
-        from = page.last().filter(|_| page.len() == PENDING_A_PAGE).map(|last| last.next());
+        from = page.last().filter(|_| page.len() == PENDING_PER_PAGE).map(|last| last.next());
     }
     Ok(lost)
 }
@@ -324,7 +324,7 @@ pub(crate) async fn trim_nodes(
     loop {
         let mut command = redis::cmd("XTRIM");
         command.arg(key).arg("MINID").arg("~").arg(last.next().to_string());
-        command.arg("LIMIT").arg(ENTRIES_A_TRIM);
+        command.arg("LIMIT").arg(ENTRIES_PER_TRIM);
         let count: u64 = query(&command, connection, key).await?;
         if count == 0 {
             return Ok(trimmed);

@@ -5,7 +5,7 @@ use redis::aio::ConnectionLike;
 
 use crate::connection::Streams;
 use crate::keys::Keys;
-use crate::reader::{self, MARKERS_A_BATCH, Page, ReadError};
+use crate::reader::{self, MARKERS_PER_BATCH, Page, ReadError};
 
 /// How many times to retry because a block was published between two reads.
 const LOOKS: usize = 16;
@@ -39,9 +39,9 @@ impl Streams {
         let oldest = reader::oldest(connection, &keys.events, EntryId::MIN).await?;
         let (mut after_marker, mut after_entry) = (EntryId::MIN, EntryId::MIN);
         loop {
-            let page = Page::after(after_marker, MARKERS_A_BATCH);
+            let page = Page::after(after_marker, MARKERS_PER_BATCH);
             let markers = reader::markers(connection, &keys.blocks, page).await?;
-            let is_last = markers.len() < MARKERS_A_BATCH;
+            let is_last = markers.len() < MARKERS_PER_BATCH;
             for (id, marker) in markers {
                 let joins = matches!(marker.op, Op::Add | Op::Gap);
                 if joins && is_whole(&marker, oldest) && fits(&marker) {
@@ -95,7 +95,7 @@ pub(crate) async fn entries_up_to(
                 let kept = oldest.is_none_or(|oldest| oldest <= id);
                 return Ok(added.checked_sub(behind).filter(|_| kept));
             }
-            let oldest = markers.last().filter(|_| markers.len() == MARKERS_A_BATCH);
+            let oldest = markers.last().filter(|_| markers.len() == MARKERS_PER_BATCH);
             let Some((oldest, _)) = oldest else { return Ok(None) };
             markers = reader::newest_markers(connection, &keys.blocks, *oldest).await?;
         }

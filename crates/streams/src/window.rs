@@ -9,7 +9,7 @@ use redis::aio::ConnectionLike;
 
 use crate::connection::Streams;
 use crate::keys::Keys;
-use crate::reader::{self, MARKERS_A_BATCH, ReadError, newest_markers};
+use crate::reader::{self, MARKERS_PER_BATCH, ReadError, newest_markers};
 
 /// A block of the canonical chain as published in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +85,7 @@ async fn unwind(
     let mut before = EntryId::MAX;
     loop {
         let batch = newest_markers(connection, &keys.blocks, before).await?;
-        let is_last = batch.len() < MARKERS_A_BATCH;
+        let is_last = batch.len() < MARKERS_PER_BATCH;
         for (id, marker) in batch {
             if unwinding.older(id, marker)? {
                 return Ok(unwinding.finish());

@@ -59,7 +59,7 @@ impl RedisCluster {
         for (i, replica) in self.nodes.iter().enumerate().skip(MASTERS) {
             let master: String = self.nodes[i - MASTERS].ask("CLUSTER MYID").await?;
             replica.ask::<()>(&format!("CLUSTER REPLICATE {master}")).await?;
-            replica.is_synchronous().await?;
+            replica.until_synchronous().await?;
         }
         self.all_well(self.nodes.len()).await
     }

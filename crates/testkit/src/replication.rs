@@ -25,7 +25,7 @@ impl RedisServer {
     ///
     /// # Errors
     /// If that takes too long.
-    pub async fn is_synchronous(&self) -> Result<()> {
+    pub async fn until_synchronous(&self) -> Result<()> {
         wait_until("a replica holds what its master holds", async || {
             Ok(self.ask::<String>("INFO replication").await?.contains("master_link_status:up"))
         })
@@ -36,7 +36,7 @@ impl RedisServer {
     ///
     /// # Errors
     /// If that takes too long.
-    pub async fn is_replicated(&self) -> Result<()> {
+    pub async fn until_replicated(&self) -> Result<()> {
         let mut connection = self.connection().await?;
         wait_until("a replica holds what this master holds", async || {
             // WAIT covers what was written before this connection's last command, and nothing

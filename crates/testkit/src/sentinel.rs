@@ -73,7 +73,7 @@ impl SentinelSet {
 
     async fn find_each_other(&self, replicas: usize) -> Result<()> {
         for replica in &self.servers[1..] {
-            replica.is_synchronous().await?;
+            replica.until_synchronous().await?;
         }
         for sentinel in &self.sentinels {
             wait_until("a Sentinel knows the others", async || {

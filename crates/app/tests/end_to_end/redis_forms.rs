@@ -71,7 +71,7 @@ async fn g2_a_failover_to_a_lagging_replica_is_told_and_the_stream_is_whole() {
     rig.start();
     chains[0].mine(3);
     check(&rig.redis.servers[0], &node, 31337).await;
-    rig.redis.servers[0].is_replicated().await.unwrap();
+    rig.redis.servers[0].until_replicated().await.unwrap();
     assert_eq!(rollbacks(&rig, "local").await, Some(0.0));
 
     rig.redis.servers[0].cut_replication().await.unwrap();
@@ -97,7 +97,7 @@ async fn g2_chains_over_three_masters_of_a_cluster_outlive_one() {
     chains.iter().for_each(|chain| _ = chain.mine(3));
     check_all(&rig).await;
     let master = rig.redis.master_of("events:1").await.unwrap();
-    rig.redis.nodes[master].is_replicated().await.unwrap();
+    rig.redis.nodes[master].until_replicated().await.unwrap();
 
     rig.redis.nodes[master].cut_replication().await.unwrap();
     chains.iter().for_each(|chain| _ = chain.mine(2));

@@ -72,7 +72,7 @@ pub(crate) struct Chain {
     /// checked.
     may_be_replaced: bool,
     /// Slots for chains that this process may hold; one is taken before the lease.
-    places: Arc<Semaphore>,
+    slots: Arc<Semaphore>,
 }
 
 impl Chain {
@@ -83,7 +83,7 @@ impl Chain {
         streams: Streams,
         metrics: Metrics,
         status: StatusBoard,
-        places: Arc<Semaphore>,
+        slots: Arc<Semaphore>,
         cancel: CancellationToken,
     ) {
         let metrics = ChainMetrics::new(&metrics, &config.profile.name);
@@ -108,7 +108,7 @@ impl Chain {
             resolved_start: None,
             last_reset: None,
             may_be_replaced: false,
-            places,
+            slots,
         };
         let sessions = chain.sessions(&mut heads, &cancel);
         tokio::select! {

@@ -23,7 +23,7 @@ pub(super) struct Opened {
     pub(super) canonical: CanonicalChain,
     pub(super) published: Vec<PublishedBlock>,
     /// Released when the session ends, so that another chain can be opened instead.
-    pub(super) _place: OwnedSemaphorePermit,
+    pub(super) _slot: OwnedSemaphorePermit,
 }
 
 /// Why a session could not be opened.
@@ -53,13 +53,13 @@ impl Chain {
             .without_max_times()
             .build();
         loop {
-            let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
                 let why = "standing by: this instance holds as many chains as it may";
                 self.status.stand_still(Cause::Opening, why.to_owned(), Needs::Turn);
                 tokio::time::sleep(self.options.lease_ttl / 3).await;
                 continue;
             };
-            match self.try_open(place).await {
+            match self.try_open(slot).await {
                 Ok(opened) => {
                     // Only a successful step shows that Redis no longer refuses one.
                     self.status.go_on(|cause| cause != Cause::Refusal);
@@ -74,7 +74,7 @@ impl Chain {
         }
     }
 
-    async fn try_open(&mut self, place: OwnedSemaphorePermit) -> Result<Opened, NotYet> {
+    async fn try_open(&mut self, slot: OwnedSemaphorePermit) -> Result<Opened, NotYet> {
         let held = self.streams.cursor(self.id()).await.map_err(|error| self.not_read(&error))?;
         if let Some(cursor) = &held {
             // A standby may be the first to find Redis wiped.
@@ -121,7 +121,7 @@ impl Chain {
         );
         let tip = published.last().map(|p| p.block.number);
         self.status.update(|status| status.tip = tip);
-        Ok(Opened { publisher, canonical, published, _place: place })
+        Ok(Opened { publisher, canonical, published, _slot: slot })
     }
 
     /// After an operator's reset, forgets the state from before.

@@ -48,7 +48,7 @@ type Fetched = (Vec<BlockRef>, Result<Vec<Outcome>, Aborted>);
 
 struct Session<'a> {
     chain: &'a Chain,
-    _place: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
     lane: Lane,
     canonical: CanonicalChain,
     /// From the finalized block, or the first, to the tip of the stream.
@@ -156,7 +156,7 @@ impl<'a> Session<'a> {
         let start_block = cursor.start_number;
         Self {
             chain,
-            _place: opened._place,
+            _slot: opened._slot,
             lane: Lane::new(writer, opened.publisher),
             canonical: opened.canonical,
             published: opened.published.into(),

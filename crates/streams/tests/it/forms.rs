@@ -111,7 +111,7 @@ async fn g4_under_sentinel_the_chain_goes_on_from_what_a_lagging_replica_holds()
     streams.preflight().await.unwrap();
     let mut publisher = open(&streams, CHAIN).await;
     add_all(&mut publisher, 1..=2, 3).await;
-    set.servers[0].is_replicated().await.unwrap();
+    set.servers[0].until_replicated().await.unwrap();
 
     // The replica never receives what follows, and the master's clock is an hour ahead.
     set.servers[0].cut_replication().await.unwrap();
@@ -137,7 +137,7 @@ async fn g4_under_sentinel_the_chain_goes_on_from_what_a_lagging_replica_holds()
 
     // The old master comes back, becomes a replica, and is made the master again.
     set.servers[0].start().await.unwrap();
-    set.servers[0].is_synchronous().await.unwrap();
+    set.servers[0].until_synchronous().await.unwrap();
     assert_eq!(set.switch(1).await.unwrap(), 0);
     apply(&mut publisher, &block("4b", "3b", 1)).await.unwrap();
     assert_eq!(streams.cursor(CHAIN).await.unwrap().unwrap().seq, 4);
@@ -171,7 +171,7 @@ async fn g5_in_a_cluster_chains_are_on_all_masters_and_outlive_one() {
     streams.ping().await.unwrap();
 
     let node = &cluster.nodes[cluster.master_of("events:137").await.unwrap()];
-    node.is_replicated().await.unwrap();
+    node.until_replicated().await.unwrap();
     cluster.fail_over("events:137").await.unwrap();
     for (chain, publisher) in &mut publishers {
         apply(publisher, &block("3a", "2a", 2).on(*chain)).await.unwrap();

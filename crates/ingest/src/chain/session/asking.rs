@@ -21,7 +21,7 @@ const STALLED_POLLS: u32 = 2;
 /// Where there are no subscriptions, one poll in so many asks every endpoint.
 const ALL_EVERY: u32 = 8;
 /// A node that shows a branch we do not believe yet is asked again after a block time, or this.
-const UNEASY_POLL: Duration = Duration::from_secs(5);
+const UNCONFIRMED_POLL: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 impl Session<'_> {
@@ -162,8 +162,8 @@ impl Session<'_> {
                 }
             }
         }
-        if self.canonical.is_uneasy() {
-            let soon = self.chain.config.profile.block_time.min(UNEASY_POLL);
+        if self.canonical.has_unconfirmed_branch() {
+            let soon = self.chain.config.profile.block_time.min(UNCONFIRMED_POLL);
             self.due.poll = self.due.poll.min(Instant::now() + soon);
         } else if ask == Ask::Latest && self.canonical.ask().is_none() {
             self.chain.status.go_on(|cause| cause == Cause::Finality);

@@ -66,7 +66,7 @@ impl Scene {
             resolved_start: None,
             last_reset: None,
             may_be_replaced: false,
-            places: Arc::new(Semaphore::new(1)),
+            slots: Arc::new(Semaphore::new(1)),
         };
         Self { chain, metrics: all, board, heads, registry, redis, _sockets: sockets }
     }
@@ -85,7 +85,7 @@ impl Scene {
             publisher: self.publisher().await,
             canonical: CanonicalChain::new(1, [], false),
             published: Vec::new(),
-            _place: Arc::clone(&self.chain.places).try_acquire_owned().unwrap(),
+            _slot: Arc::clone(&self.chain.slots).try_acquire_owned().unwrap(),
         };
         Session::new(&self.chain, opened)
     }

@@ -107,7 +107,7 @@ impl Store {
         for server in servers {
             let info: String = server.ask("INFO replication").await?;
             if info.contains("role:slave") {
-                server.is_synchronous().await?;
+                server.until_synchronous().await?;
             }
         }
         servers[self.holder(chain).await?].cut_replication().await
