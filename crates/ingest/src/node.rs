@@ -117,9 +117,7 @@ impl Node {
     /// The node's `latest` block.
     pub(crate) async fn latest(&self) -> Result<Header, NodeError> {
         self.first(LEAST_PATIENCE, async |attempt| {
-            let header =
-                self.header(&attempt, "eth_getBlockByNumber", json!(["latest", false])).await?;
-            header.ok_or(NodeError::Unknown)
+            self.tagged(&attempt, "latest").await?.ok_or(NodeError::Unknown)
         })
         .await
     }
@@ -128,9 +126,7 @@ impl Node {
     /// but some nodes always answer with one.
     pub(crate) async fn finalized(&self) -> Result<Option<Header>, NodeError> {
         let asked = self
-            .first(LEAST_PATIENCE, async |attempt| {
-                self.header(&attempt, "eth_getBlockByNumber", json!(["finalized", false])).await
-            })
+            .first(LEAST_PATIENCE, async |attempt| self.tagged(&attempt, "finalized").await)
             .await;
         match asked {
             Ok(header) => {
@@ -154,8 +150,7 @@ impl Node {
     pub(crate) async fn highest_latest(&self) -> Result<Header, NodeError> {
         let ask = async |endpoint| {
             let attempt = Attempt::with(endpoint);
-            let asked = self.header(&attempt, "eth_getBlockByNumber", json!(["latest", false]));
-            asked.await?.ok_or(NodeError::Unknown)
+            self.tagged(&attempt, "latest").await?.ok_or(NodeError::Unknown)
         };
         let mut answers: FuturesUnordered<_> = self.endpoints.iter().map(ask).collect();
         let mut failure = NodeError::Rpc(RpcError::SetAside(None));
@@ -175,6 +170,19 @@ impl Node {
         highest.ok_or(failure)
     }
 
+    /// What each endpoint calls `finalized`, of those that have such a block.
+    ///
+    /// # Errors
+    /// If none has one.
+    pub(crate) async fn each_finalized(&self) -> Result<Vec<Header>, NodeError> {
+        let told = self
+            .each(async |attempt| {
+                self.tagged(&attempt, "finalized").await?.ok_or(NodeError::Unknown)
+            })
+            .await?;
+        Ok(told.into_iter().map(|(_, header)| header).collect())
+    }
+
     /// Whether any endpoint has the final block `block` at its height. If so, one that has another block there gave a
     /// false answer.
     ///
@@ -182,21 +190,12 @@ impl Node {
     /// If none has any block at that height: an endpoint that is behind proves nothing.
     pub(crate) async fn anyone_holds(&self, block: &BlockRef) -> Result<bool, NodeError> {
         let params = json!([Quantity(block.number), false]);
-        let ask = async |endpoint| {
-            let attempt = Attempt::with(endpoint);
-            let theirs = self.header(&attempt, "eth_getBlockByNumber", params.clone()).await?;
-            Ok((endpoint, theirs.ok_or(NodeError::Unknown)?.block.hash))
-        };
-        let (mut told, mut failure) = (Vec::new(), NodeError::Unknown);
-        for answer in join_all(self.endpoints.iter().map(ask)).await {
-            match answer {
-                Ok(answer) => told.push(answer),
-                Err(error) => failure = failure.or_more_telling(error),
-            }
-        }
-        if told.is_empty() {
-            return Err(failure);
-        }
+        let told = self
+            .each(async |attempt| {
+                let theirs = self.header(&attempt, "eth_getBlockByNumber", params.clone()).await?;
+                Ok(theirs.ok_or(NodeError::Unknown)?.block.hash)
+            })
+            .await?;
         let is_held = told.iter().any(|(_, theirs)| *theirs == block.hash);
         for (endpoint, theirs) in told {
             if is_held && theirs != block.hash {
@@ -386,6 +385,39 @@ impl Node {
             (endpoint.is_set_aside(), median.is_some_and(|median| median > too_slow)) // stable
         });
         order.into_iter().map(|(endpoint, _)| endpoint).collect()
+    }
+
+    /// The answers of all endpoints that have one.
+    ///
+    /// # Errors
+    /// If none has one, the most telling failure.
+    async fn each<'a, T, F>(
+        &'a self,
+        ask: impl Fn(Attempt<'a>) -> F,
+    ) -> Result<Vec<(&'a Endpoint, T)>, NodeError>
+    where
+        F: Future<Output = Result<T, NodeError>> + 'a,
+    {
+        let asked = self.endpoints.iter().map(|endpoint| {
+            ask(Attempt::with(endpoint)).map(move |answer| answer.map(|told| (endpoint, told)))
+        });
+        let (mut told, mut failure) = (Vec::new(), NodeError::Unknown);
+        for answer in join_all(asked).await {
+            match answer {
+                Ok(answer) => told.push(answer),
+                Err(error) => failure = failure.or_more_telling(error),
+            }
+        }
+        if told.is_empty() { Err(failure) } else { Ok(told) }
+    }
+
+    /// The block with a tag, such as `latest`.
+    async fn tagged(
+        &self,
+        attempt: &Attempt<'_>,
+        tag: &'static str,
+    ) -> Result<Option<Header>, NodeError> {
+        self.header(attempt, "eth_getBlockByNumber", json!([tag, false])).await
     }
 
     async fn header(

@@ -70,7 +70,7 @@ struct Session<'a> {
     failed_asks: u32,
     /// Whether a block that the node contradicts is held by any endpoint.
     judging: Running<'a, (FinalityViolation, Result<bool, NodeError>)>,
-    finality: Running<'a, Result<Option<Header>, NodeError>>,
+    finality: Running<'a, Result<Vec<Header>, NodeError>>,
     sweep: Running<'a, Result<Swept, ReadError>>,
     /// The consumer groups of the last sweep, and whether each counted as idle.
     groups: HashMap<String, bool>,
@@ -82,6 +82,8 @@ struct Session<'a> {
     /// A head spoke of another branch: the endpoint that is asked first may not know of it yet.
     heard_otherwise: bool,
     since_finality: u64,
+    /// Answers in a row with a finalized block that is not on our chain.
+    foreign_tags: u32,
     /// The tip was far behind the head when the finalized block was last asked for.
     was_behind: bool,
     /// The byte cap is reached and a group holds the trim: a backfill waits.
@@ -186,6 +188,7 @@ impl<'a> Session<'a> {
             silent_polls: 0,
             heard_otherwise: false,
             since_finality: 0,
+            foreign_tags: 0,
             was_behind: true,
             waits_for_room: false,
         }

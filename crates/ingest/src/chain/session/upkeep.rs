@@ -19,6 +19,8 @@ const FINALITY_BLOCKS: u64 = 1024;
 /// The finalized block is not asked for more often.
 const LEAST_FINALITY_EVERY: Duration = Duration::from_secs(30);
 const RETENTION_EVERY: Duration = Duration::from_secs(10);
+/// Finalized blocks in a row that are not on our chain, after which every endpoint is asked for its own.
+const FOREIGN_TAGS: u32 = 3;
 /// How long a session that ends waits for its sweep.
 const SWEEP: Duration = Duration::from_millis(500);
 
@@ -32,7 +34,8 @@ impl Session<'_> {
             self.due.finality = now + chain.finality_every();
             self.since_finality = 0;
             let tip = self.canonical.tip().map(|tip| tip.number);
-            self.finality = Some(async move { finalized(&chain.node, tip).await }.boxed());
+            let of_all = self.foreign_tags >= FOREIGN_TAGS;
+            self.finality = Some(async move { finalized(&chain.node, tip, of_all).await }.boxed());
         }
         if self.sweep.is_none() && now >= self.due.retention {
             self.due.retention = now + RETENTION_EVERY;
@@ -46,10 +49,11 @@ impl Session<'_> {
         }
     }
 
-    pub(super) fn tagged(&mut self, tag: Result<Option<Header>, NodeError>) {
+    /// Takes what endpoints call `finalized`; none where there is no such tag.
+    pub(super) fn tagged(&mut self, tags: Result<Vec<Header>, NodeError>) {
         self.finality = None;
-        let tag = match tag {
-            Ok(tag) => tag.map(|header| header.block),
+        let tags = match tags {
+            Ok(tags) => tags,
             Err(error) => {
                 // An answer all the same: whether it stays so is soon known.
                 if matches!(error, NodeError::Rpc(RpcError::Answer { .. })) {
@@ -62,9 +66,19 @@ impl Session<'_> {
         let (Some(tip), Some(published)) = (self.canonical.tip(), self.published.back()) else {
             return;
         };
-        let ours = |block: &BlockRef| self.canonical.at(block.number);
-        if let Some(tag) = tag.filter(|tag| ours(tag).is_some_and(|ours| ours.hash != tag.hash)) {
-            warn!(%tag, "the node's finalized block is not on our chain: not accepted");
+        let is_foreign = |tag: &BlockRef| {
+            self.canonical.at(tag.number).is_some_and(|ours| ours.hash != tag.hash)
+        };
+        let (foreign, ours): (Vec<_>, Vec<_>) =
+            tags.iter().map(|header| header.block).partition(is_foreign);
+        if let Some(tag) = foreign.first() {
+            warn!(%tag, "a node's finalized block is not on our chain: not accepted");
+            self.foreign_tags += 1;
+        } else {
+            self.foreign_tags = 0;
+        }
+        let tag = ours.iter().max_by_key(|tag| tag.number);
+        if tag.is_none() && !foreign.is_empty() {
             self.canonical.doubt();
             return;
         }
@@ -143,15 +157,20 @@ impl Session<'_> {
     }
 }
 
-/// The finalized block; if that is above the `tip`, where it could not be compared, the one at that height.
-async fn finalized(node: &Node, tip: Option<u64>) -> Result<Option<Header>, NodeError> {
-    let tag = node.finalized().await?;
-    match (&tag, tip) {
-        (Some(tag), Some(tip)) if tag.block.number > tip => {
-            node.by_numbers(tip..=tip).await?.pop().ok_or(NodeError::Unknown).map(Some)
+/// What the node calls `finalized`, or what each endpoint does. Above the `tip` it could not be compared: the block at
+/// that height takes its place.
+async fn finalized(node: &Node, tip: Option<u64>, of_all: bool) -> Result<Vec<Header>, NodeError> {
+    let mut tags = if of_all {
+        node.each_finalized().await?
+    } else {
+        node.finalized().await?.into_iter().collect()
+    };
+    for tag in &mut tags {
+        if let Some(tip) = tip.filter(|tip| tag.block.number > *tip) {
+            *tag = node.by_numbers(tip..=tip).await?.pop().ok_or(NodeError::Unknown)?;
         }
-        _ => Ok(tag),
     }
+    Ok(tags)
 }
 
 /// Whether entries have waited, and nobody has read, for so long.
@@ -170,6 +189,7 @@ impl Chain {
 mod tests {
     use ethhook_domain::canonical::Ask;
 
+    use super::super::finished;
     use super::super::scene::{Scene, header};
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig};
@@ -190,10 +210,42 @@ mod tests {
     async fn g10_a_finalized_block_that_is_not_ours_makes_nothing_final_and_raises_doubt() {
         let mut scene = Scene::of(ChainConfig::local([])).await;
         let mut session = nine_blocks(&mut scene).await;
-        session.tagged(Ok(Some(header(5, 'b'))));
+        session.tagged(Ok(vec![header(5, 'b')]));
         assert_eq!((session.finalize, session.ask()), (None, Some(Ask::Latest)));
-        session.tagged(Ok(Some(header(5, 'a'))));
+        session.tagged(Ok(vec![header(5, 'a')]));
         assert_eq!(session.finalize, Some(header(5, 'a').block));
+    }
+
+    #[tokio::test]
+    async fn g10_where_one_endpoint_keeps_calling_a_foreign_block_final_another_is_believed() {
+        let (wrong, right) = (mined(9), mined(9));
+        wrong.set_finalized(6);
+        right.set_finalized(5);
+        let nodes = [serve(wrong).await, serve(right.clone()).await];
+        let mut scene =
+            Scene::of(ChainConfig::local(nodes.each_ref().map(EndpointConfig::of))).await;
+        scene.chain.config.profile.finality_depth = 2;
+        let mut session = scene.session().await;
+        session.hear(1..=9);
+        session.publish().await;
+        session.answered((Ask::Latest, Ok(vec![header(9, 'a')])));
+        let asked = async |session: &mut Session<'_>| {
+            session.start_upkeep(session.due.finality);
+            let tags = finished(&mut session.finality).await.unwrap();
+            tags.iter().map(|tag| tag.block.number).collect::<Vec<_>>()
+        };
+        for _ in 0..FOREIGN_TAGS {
+            assert_eq!(asked(&mut session).await, [6], "that of the first endpoint");
+            session.tagged(Ok(vec![header(6, 'b')]));
+            assert_eq!((session.finalize, session.ask()), (None, Some(Ask::Latest)));
+            session.answered((Ask::Latest, Ok(vec![header(9, 'a')])));
+        }
+        assert_eq!(asked(&mut session).await, [6, 5]);
+        session.tagged(Ok(vec![header(6, 'b'), header(4, 'a'), header(5, 'a')]));
+        assert_eq!((session.finalize, session.ask()), (Some(header(5, 'a').block), None));
+        assert_eq!(asked(&mut session).await, [6, 5], "as long as one of them is foreign");
+        session.tagged(Ok(vec![header(5, 'a')]));
+        assert_eq!(asked(&mut session).await, [6]);
     }
 
     #[tokio::test]
@@ -214,16 +266,16 @@ mod tests {
     async fn g10_what_is_final_never_moves_back_and_is_published() {
         let mut scene = Scene::of(ChainConfig::local([])).await;
         let mut session = nine_blocks(&mut scene).await;
-        session.tagged(Ok(Some(header(6, 'a'))));
+        session.tagged(Ok(vec![header(6, 'a')]));
         session.publish().await;
         assert_eq!(session.published.front().unwrap().block, header(6, 'a').block);
         for older in [5, 6] {
-            session.tagged(Ok(Some(header(older, 'a'))));
+            session.tagged(Ok(vec![header(older, 'a')]));
             assert_eq!(session.finalize, None);
         }
         // Far above what is published: blocks that wait are not final.
         session.hear(10..=30);
-        session.tagged(Ok(Some(header(28, 'a'))));
+        session.tagged(Ok(vec![header(28, 'a')]));
         assert_eq!(session.finalize, Some(header(9, 'a').block));
     }
 
@@ -234,7 +286,7 @@ mod tests {
         let node = serve(chain.clone()).await;
         let scene = Scene::of(ChainConfig::local([EndpointConfig::of(&node)])).await;
         for (tip, compared) in [(None, 15), (Some(18), 15), (Some(15), 15), (Some(10), 10)] {
-            let found = finalized(&scene.chain.node, tip).await.unwrap().unwrap();
+            let found = finalized(&scene.chain.node, tip, false).await.unwrap().remove(0);
             assert_eq!(found.block.hash, chain.block(compared).unwrap().hash(), "{tip:?}");
         }
     }
