@@ -116,11 +116,12 @@ impl Ready {
 
         // Both servers keep answering until the very end.
         let mut servers = JoinSet::new();
-        let (max_lag, told) = (options.ready_max_lag, (status.clone(), metrics.clone()));
+        let max_lag = options.ready_max_lag;
         let live = Live::new(
             &options.instance_id,
             streams.clone(),
-            told,
+            status.clone(),
+            metrics.clone(),
             &config.chains,
             max_lag,
             stopping.clone(),

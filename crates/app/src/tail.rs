@@ -158,7 +158,7 @@ async fn print(streams: &Streams, chains: &[&Profile], options: Options) -> anyh
         let (name, id) = (chain.name.clone(), chain.chain_id);
         let source = match &options.group {
             Some((group, consumer)) => {
-                Source::Group(streams.group_reader(id, (group, consumer), READ_WAIT))
+                Source::Group(streams.group_reader(id, group, consumer, READ_WAIT))
             }
             None => {
                 let after = options.from.resolve(streams, chain).await?;

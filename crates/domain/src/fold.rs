@@ -313,10 +313,11 @@ impl Fold {
         }
         let first_id = claimed.first().map(|(id, _)| *id);
         let last_id = claimed.last().map_or(marker.last_id, |(id, _)| *id);
-        let said = (marker.events, marker.first_id, marker.last_id);
-        let found = (claimed.len() as u64, first_id, last_id);
-        if found != said {
-            let detail = format!("says {}, there are {}", range(said), range(found));
+        let count = claimed.len() as u64;
+        if (count, first_id, last_id) != (marker.events, marker.first_id, marker.last_id) {
+            let said = range(marker.events, marker.first_id, marker.last_id);
+            let found = range(count, first_id, last_id);
+            let detail = format!("says {said}, there are {found}");
             self.report(id, Problem::Range, detail);
         }
         claimed
@@ -524,7 +525,7 @@ fn folded(marker: &Marker, events: Vec<ProcessedEvent>, skipped_from: Option<u64
 }
 
 /// Describes a range of entries.
-fn range((events, first, last): (u64, Option<EntryId>, EntryId)) -> String {
+fn range(events: u64, first: Option<EntryId>, last: EntryId) -> String {
     match first {
         Some(first) => format!("{events} events from {first} to {last}"),
         None => format!("{events} events, no first_id"),

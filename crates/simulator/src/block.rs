@@ -237,7 +237,7 @@ impl Block {
                     if written > 0 {
                         out.push(',');
                     }
-                    self.write_log(out, (i as u64, &hash), index, log);
+                    self.write_log(out, i as u64, &hash, index, log);
                     written += 1;
                 }
                 index += 1;
@@ -264,7 +264,7 @@ impl Block {
         object.address("from", &transaction.from);
         object.quantity("gasUsed", transaction.gas_used);
         push_array(object.field("logs"), &transaction.logs, |out, log| {
-            self.write_log(out, (index as u64, &hash), *log_index, log);
+            self.write_log(out, index as u64, &hash, *log_index, log);
             *log_index += 1;
         });
         object.bloom("logsBloom", &transaction.bloom);
@@ -290,7 +290,8 @@ impl Block {
     fn write_log(
         &self,
         out: &mut String,
-        (tx_index, tx_hash): (u64, &B256),
+        tx_index: u64,
+        tx_hash: &B256,
         log_index: u64,
         log: &alloy_primitives::Log,
     ) {

@@ -56,7 +56,8 @@ impl Live {
     pub(crate) fn new(
         instance: &str,
         streams: Streams,
-        (board, metrics): (StatusBoard, Metrics),
+        board: StatusBoard,
+        metrics: Metrics,
         chains: &[ChainConfig],
         max_lag: Duration,
         stopping: CancellationToken,

@@ -1,6 +1,7 @@
 //! How far each consumer group lags, and which part of a stream it still needs.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ethhook_domain::EntryId;
@@ -97,8 +98,8 @@ pub(crate) async fn look_at_groups(
             // Pending entries below the stream's first one are already gone, so nothing need be
             // kept for them.
             if let Some(first) = first {
-                let span = (first, EntryId::MAX);
-                let found = pending(connection, key, &group.name, span, 1).await?;
+                let all = first..=EntryId::MAX;
+                let found = pending(connection, key, &group.name, all, 1).await?;
                 oldest_pending = found.first().copied();
             }
         }
@@ -134,11 +135,12 @@ pub(crate) async fn pending(
     connection: &mut impl ConnectionLike,
     key: &str,
     group: &str,
-    (from, to): (EntryId, EntryId),
+    ids: RangeInclusive<EntryId>,
     count: usize,
 ) -> Result<Vec<EntryId>, ReadError> {
     let mut command = redis::cmd("XPENDING");
-    command.arg(key).arg(group).arg(from.to_string()).arg(to.to_string()).arg(count);
+    command.arg(key).arg(group);
+    command.arg(ids.start().to_string()).arg(ids.end().to_string()).arg(count);
     // For each: ID, consumer, milliseconds since delivery, number of deliveries.
     let pending: Vec<(Value, Value, Value, Value)> = query(&command, connection, key).await?;
     let ids: Option<_> = pending.iter().map(|(id, ..)| reader::id(id)).collect();

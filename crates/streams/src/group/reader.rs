@@ -19,7 +19,8 @@ impl Streams {
     pub fn group_reader(
         &self,
         chain: ChainId,
-        (group, consumer): (&str, &str),
+        group: &str,
+        consumer: &str,
         block: Duration,
     ) -> GroupReader {
         GroupReader {

@@ -188,7 +188,7 @@ async fn a_group_reader_is_given_again_what_a_failure_left_open() {
     add_all(&mut publisher, 1..=1, 12).await;
     redis.ask::<String>("XGROUP CREATE events:7 g 0").await;
     let wait = Duration::from_millis(50);
-    let mut reader = redis.streams.group_reader(CHAIN, ("g", "c"), wait);
+    let mut reader = redis.streams.group_reader(CHAIN, "g", "c", wait);
     let first = given(&mut reader).await;
     redis.ask::<i64>("CLIENT KILL TYPE normal SKIPME yes").await;
     assert!(reader.acknowledge(&first).await.is_err(), "the connection is cut");
