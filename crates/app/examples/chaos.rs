@@ -111,7 +111,10 @@ fn render(results: &Path, into: Option<&Path>) -> anyhow::Result<()> {
         return Ok(());
     };
     let text = std::fs::read_to_string(page)?;
-    let (before, rest) = text.split_once(BEGIN).context("--into: the page has no line for the start of the results")?;
-    let (_, after) = rest.split_once(END).context("--into: the page has no line for the end of the results")?;
+    let (before, rest) = text
+        .split_once(BEGIN)
+        .context("--into: the page has no line for the start of the results")?;
+    let (_, after) =
+        rest.split_once(END).context("--into: the page has no line for the end of the results")?;
     Ok(std::fs::write(page, format!("{before}{BEGIN}\n{tables}\n{END}{after}"))?)
 }

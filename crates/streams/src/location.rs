@@ -198,7 +198,9 @@ fn read_query(form: &Form, url: &Url) -> Result<RedisConnectionInfo, String> {
             (Form::Sentinel(_), "sentinel_user") => info.set_username(value),
             (Form::Sentinel(_), "sentinel_password") => info.set_password(value),
             (Form::Sentinel(_), _) => {
-                return Err("knows only sentinel_user and sentinel_password after the ?".to_owned());
+                return Err(
+                    "must have only sentinel_user and sentinel_password after the ?".to_owned()
+                );
             }
             _ => return Err("must have nothing after a ?".to_owned()),
         };

@@ -225,7 +225,9 @@ impl Session<'_> {
                 self.heard_otherwise = true;
             }
             Err(error) => {
-                let why = format!("{violation}, and no endpoint says whether it has the finalized one: {error}");
+                let why = format!(
+                    "{violation}, and no endpoint says whether it has the finalized one: {error}"
+                );
                 self.chain.status.stand_still(Cause::Finality, why, Needs::Time);
             }
         }

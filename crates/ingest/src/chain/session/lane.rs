@@ -421,7 +421,7 @@ mod tests {
             patience.wait_after(&refused(kind)).await;
             assert_eq!(
                 stands_still(),
-                Some(("Redis does not take a step: Redis: no".into(), needs))
+                Some(("Redis does not accept a step: Redis: no".into(), needs))
             );
             patience.over();
             assert_eq!(stands_still(), None);

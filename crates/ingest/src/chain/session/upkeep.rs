@@ -90,7 +90,7 @@ impl Session<'_> {
                     let group = swept.held_by_group.as_deref().unwrap_or_default();
                     warn!(
                         group,
-                        "the byte cap is reached and the group has not read: the backfill waits"
+                        "the byte cap is reached and the group has not read: the backfill pauses"
                     );
                 }
                 for (group, entries) in &swept.lost_unread_by_group {
@@ -105,7 +105,7 @@ impl Session<'_> {
             }
             Err(error) => {
                 metrics.redis_error(error.kind());
-                warn!(%error, "retention did not run");
+                warn!(%error, "retention failed");
             }
         }
     }
@@ -131,7 +131,7 @@ impl Session<'_> {
             let was_idle = self.groups.remove(&lag.group).unwrap_or(false);
             let (group, hours) = (&lag.group, lag.idle.as_secs() / 3600);
             if is_idle && !was_idle {
-                warn!(group, hours, "the consumer group does not read: what waits for it is kept");
+                warn!(group, hours, "the consumer group does not read: its entries are kept");
             } else if was_idle && !is_idle {
                 info!(group, "the consumer group reads again");
             }

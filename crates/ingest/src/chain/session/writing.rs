@@ -69,8 +69,9 @@ impl Session<'_> {
                 }
                 other => {
                     let found = other.map_or("nothing".to_owned(), |p| p.block.to_string());
-                    self.alarm =
-                        Some(format!("{block} is to be removed, but the tip is {found}: this is a bug"));
+                    self.alarm = Some(format!(
+                        "{block} is to be removed, but the tip is {found}: this is a bug"
+                    ));
                     self.alarm.clone().map(Work::Alarm)
                 }
             },
