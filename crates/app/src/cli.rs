@@ -110,9 +110,10 @@ pub(crate) enum Command {
     },
     /// Fetches a range of final blocks again, checks them and writes them to a separate stream.
     ///
-    /// For a consumer that starts over, or a contract added later. To continue after a stop, or up to
-    /// a higher --to, run it again: no block is written twice. To repair a live stream, use `rewind`
-    /// instead. Nothing trims the stream: once it is read, delete it and the key replay:{STREAM}.
+    /// For a consumer that starts over, or a contract added later. To continue after a stop, or up
+    /// to a higher --to, run it again: no block is written twice. To repair a live stream, use
+    /// `rewind` instead. Nothing trims the stream: once it is read, delete it and the key
+    /// replay:{STREAM}.
     #[command(after_help = examples::REPLAY)]
     Replay {
         /// The chain.
@@ -164,9 +165,9 @@ pub(crate) enum Command {
     },
     /// Clears the alarm raised by a reorg below the finalized block.
     ///
-    /// Takes back the orphaned blocks, even finalized ones, as far as the stream retains them; if the
-    /// fork point is older, then skips to the node's finalized block. The ingestor may keep running:
-    /// it is waiting for this.
+    /// Takes back the orphaned blocks, even finalized ones, as far as the stream retains them; if
+    /// the fork point is older, then skips to the node's finalized block. The ingestor may keep
+    /// running: it is waiting for this.
     #[command(after_help = examples::CLEAR_ALARM)]
     ClearAlarm {
         /// The chain.
@@ -250,8 +251,8 @@ pub(crate) enum GroupsCommand {
         /// The group's name.
         #[arg(long, value_name = "NAME", value_parser = group_name)]
         group: String,
-        /// $: only new events; 0: everything retained; a block number; an entry ID to start after; or
-        /// a time, such as 2026-01-31T12:00:00Z.
+        /// $: only new events; 0: everything retained; a block number; an entry ID to start after;
+        /// or a time, such as 2026-01-31T12:00:00Z.
         #[arg(long, value_name = "PLACE", default_value = "$")]
         from: Place,
     },
@@ -349,7 +350,7 @@ pub(crate) struct Simulate {
     /// The same seed gives the same chain.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Answer one call in twenty wrongly, late or not at all, and heads likewise; seeds the faults.
+    /// Answer 1 call in 20, and send 1 head in 20, wrongly, late or not at all, based on this seed.
     #[arg(long, value_name = "SEED")]
     pub(crate) faults: Option<u64>,
     /// Time of block 0 in Unix seconds, which determines the height [default: now].
