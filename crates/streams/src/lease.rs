@@ -85,7 +85,7 @@ pub enum OpenError {
     },
     /// The stream's entries have another encoding, and a stream never mixes encodings.
     #[error(
-        "the stream's entries are encoded as `{found}`, STREAM_ENCODING is `{wanted}`: set it back to \
+        "the stream's entries have encoding `{found}`, STREAM_ENCODING is `{wanted}`: set it back to \
          `{found}`, or start the chain over in `{wanted}` with `ethhook reset`"
     )]
     Encoding {

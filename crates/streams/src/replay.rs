@@ -125,7 +125,7 @@ impl Streams {
             let Held { from, last: held_last, events: held_events } = check_held(&held, &spec)?;
             if held_events > 0 && !exists {
                 return Err(ReplayError::Other(format!(
-                    "no entries any more, although `{position}` says so"
+                    "no entries, although `{position}` records some"
                 )));
             }
             (spec.from, last, events) = (from, Some(held_last), held_events);

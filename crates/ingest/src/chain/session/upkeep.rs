@@ -90,7 +90,7 @@ impl Session<'_> {
                     let group = swept.held_by_group.as_deref().unwrap_or_default();
                     warn!(
                         group,
-                        "the byte cap is reached and the group has not read: the backfill pauses"
+                        "the byte cap is reached and the group has not read: the backfill waits"
                     );
                 }
                 for (group, entries) in &swept.lost_unread_by_group {
