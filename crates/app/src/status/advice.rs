@@ -38,13 +38,13 @@ impl Trouble {
         Self::error(
             format!("the service does not answer here: {why}"),
             "start it (`docker compose up -d`, `systemctl start ethhook` or `ethhook ingest`), or set \
-             HEALTH_PORT and BIND_ADDRESS as for the service; the data below is from Redis",
+             HEALTH_PORT and BIND_ADDRESS as for the service; the data shown is from Redis",
         )
     }
 
     /// Redis did not answer, or its data cannot be read.
     pub(super) fn no_redis(failure: &Failure) -> Self {
-        let what = format!("Redis failed: {failure}");
+        let what = format!("the data in Redis cannot be read: {failure}");
         match failure {
             Failure::Of(_, ReadError::Redis(_)) | Failure::Late => Self::error(
                 what,

@@ -201,7 +201,10 @@ async fn shows_what_redis_and_status_say() {
     })
     .await;
     rig.redis.kill();
-    until("Redis to be missed", async || browser.text().await.contains("Redis failed: ")).await;
+    until("Redis to be missed", async || {
+        browser.text().await.contains("the data in Redis cannot be read")
+    })
+    .await;
     assert!(browser.text().await.contains("What to do: nothing is lost"));
     rig.kill().await;
     until("the service to be missed", async || {

@@ -104,7 +104,10 @@ async fn status_tells_that_redis_is_away_and_asks_for_a_port() {
     assert_eq!(last["chains"][0]["published"], 3, "the service remembers: {last}");
     rig.terminate().await;
     let text = printed(&rig.command(&["status"]).await);
-    assert!(text.contains("does not answer here") && text.contains("Redis does not"), "{text}");
+    assert!(
+        text.contains("does not answer here") && text.contains("the data in Redis cannot be read"),
+        "{text}"
+    );
 }
 
 #[tokio::test]

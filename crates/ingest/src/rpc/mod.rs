@@ -366,7 +366,7 @@ mod tests {
     fn bytes_that_are_no_text_are_told_by_their_place() {
         assert_eq!(text(Bytes::from_static("{é}".as_bytes())).unwrap(), "{é}");
         match text(Bytes::from_static(b"{\"a\":\"\xff\"}")) {
-            Err(RpcError::Invalid(why)) => assert_eq!(why, "no text: byte 6 is not UTF-8"),
+            Err(RpcError::Invalid(why)) => assert_eq!(why, "not text: byte 6 is not UTF-8"),
             other => panic!("{other:?}"),
         }
     }
