@@ -24,7 +24,7 @@ put() {
 }
 
 [ "$(id -u)" -eq 0 ] || fail "must be root"
-command -v apt-get >/dev/null || fail "no apt-get here: Ubuntu 24.04 or Debian 13 is what this is for"
+command -v apt-get >/dev/null || fail "apt-get is missing: this is for Ubuntu 24.04 or Debian 13"
 
 # ---- Packages. A Docker with Compose v2 that is there already is left as it is.
 wanted="ca-certificates ufw unattended-upgrades"

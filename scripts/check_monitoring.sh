@@ -61,9 +61,9 @@ expect() { # TEMPLATE STATUS TEXT
   [ "$text" = "$3" ] || fail "ethhook.$1 of a $2 alert is '$text', not '$3'"
 }
 expect title firing 'PAGE: ChainStalled (base)'
-expect title resolved 'over: ChainStalled (base)'
+expect title resolved 'resolved: ChainStalled (base)'
 expect text firing 'S. D. Since 2026-01-01 00:00:00 UTC. What to do: R.md'
-expect text resolved 'Over since 2026-01-01 00:10:00 UTC: S.'
+expect text resolved 'Resolved at 2026-01-01 00:10:00 UTC: S.'
 expect color firing danger
 expect color resolved good
 echo "ok -- what is told, and to whom"

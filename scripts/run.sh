@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Ingests every chain that is configured, with a Redis of its own unless one is configured too.
-# With nothing configured, it simulates four chains and ingests those. Ctrl-C ends all of it.
+# With nothing configured, it simulates four chains and ingests those. Ctrl-C stops everything.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/install.sh
@@ -125,7 +125,7 @@ fi
 rm -f "$errors"
 mkdir -p "$home"
 exec 9>"data/run.lock"
-flock -n 9 || fail "another run.sh is at work here"
+flock -n 9 || fail "another run.sh is running here"
 log=$home/ethhook.log
 
 # ---- Redis.
@@ -235,7 +235,7 @@ say "Page:     http://$health/ (and /health, /ready)"
 say "Metrics:  http://$host:$(resolved METRICS_PORT)/metrics"
 say "Commands: export ${own_redis:+$own_redis }HEALTH_PORT=${health##*:}; $ethhook status"
 say "Log:      $PWD/$log"
-say "Ctrl-C ends all of it."
+say "Press Ctrl-C to stop everything."
 say ""
 touch "$log"
 started_at=$(wc -l <"$log")
@@ -249,7 +249,7 @@ until [ -n "$stopping" ] || ! alive "$ingestor_pid" || [ "${health##*:}" = 0 ]; 
     break
   fi
   if [ "$SECONDS" -ge "$deadline" ]; then
-    say "Not ready after $READY_SECONDS s, going on: $why"
+    say "Not ready after $READY_SECONDS s, continuing: $why"
     break
   fi
   sleep 0.5
@@ -262,7 +262,7 @@ until [ -n "$stopping" ] || ended "$ingestor_pid" || ended "$redis_pid" || ended
 done
 if [ -n "$stopping" ]; then exit 0; fi
 if ended "$redis_pid"; then
-  fail "its Redis ended; see $home/redis.log. Run this again: all goes on from what Redis has on disk"
+  fail "its Redis ended; see $home/redis.log. Run this again: everything continues from Redis' data on disk"
 fi
 if ended "$simulator_pid"; then fail "the simulator ended; see $log"; fi
 code=0

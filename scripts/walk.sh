@@ -262,8 +262,8 @@ done
 curl -s localhost:8080/ | grep -q '<title>EthHook</title>'
 
 # ---- Is the stream still the chain?
-run 'ethhook verify --chain ethereum' '^The same: [0-9]+ blocks'
-run 'ethhook verify --chain ethereum --from N --to N' '^The same: 30 blocks'
+run 'ethhook verify --chain ethereum' '^No differences: [0-9]+ blocks'
+run 'ethhook verify --chain ethereum --from N --to N' '^No differences: 30 blocks'
 # An entry is made another one, ten blocks below the tip, where no reorg comes. It cannot be changed, so the
 # stream is written anew.
 tip=$(cursor number)
@@ -301,7 +301,7 @@ until_true "the group's metrics" has_metrics
 for guide in docs/runbooks/*.md; do
   while read -r command; do
     case $command in
-      *'Redis went back'*) code=1 run "$command" ;; # it has not
+      *'Redis lost steps'*) code=1 run "$command" ;; # it has not
       *9091*) ;; # Prometheus' own, with --alerts
       curl* | journalctl* | redis-cli\ info* | redis-cli\ ping | redis-cli\ hmget* | redis-cli\ xrange*) run "$command" . ;;
       redis-cli\ xinfo\ stream* | redis-cli\ slowlog* | redis-cli\ --bigkeys | free* | ps* | df*) run "$command" ;;

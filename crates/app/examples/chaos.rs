@@ -11,41 +11,41 @@ use anyhow::Context as _;
 use clap::Parser;
 use ethhook_testkit::campaign::{self, PARTS, Part, Plan, Record, What};
 
-/// In the page, what is made from results stands between these.
+/// The tables made from results are between these lines of the page.
 const BEGIN: &str = "<!-- results: made by scripts/chaos.sh --render -->\n";
 const END: &str = "<!-- end of results -->\n";
 
-/// Causes faults and compares the streams with the chain after each round of them.
+/// Injects faults and compares the streams with the chain after each round.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The binary to try, built with the feature `fail-points`.
+    /// The binary to test, built with the feature `fail-points`.
     #[arg(long, required_unless_present_any = ["render", "list"])]
     program: Option<PathBuf>,
-    /// Repeats the schedule of another run. Not given: a new one.
+    /// Repeats the schedule of another run [default: random].
     #[arg(long)]
     seed: Option<u64>,
-    /// How long to go on with all kinds of faults, mixed.
+    /// How long to run with all kinds of faults, mixed.
     #[arg(long, default_value_t = 10.0, conflicts_with = "part")]
     minutes: f64,
-    /// One kind of fault alone, again and again.
+    /// Only this kind of fault, repeatedly; --list names them.
     #[arg(long)]
     part: Option<String>,
-    /// How often; not given: as in a full run.
+    /// How often [default: as in a full run].
     #[arg(long, requires = "part")]
     count: Option<u64>,
-    /// Names the parts and their counts in a full run.
+    /// Lists the parts and their counts in a full run.
     #[arg(long)]
     list: bool,
     /// Adds the results to this file, as a line of JSON.
     #[arg(long)]
     append: Option<PathBuf>,
-    /// When and on what it runs, for the results.
+    /// Date and machine, recorded with the results.
     #[arg(long, default_value = "")]
     about: String,
-    /// Prints the tables that the results in this file make.
+    /// Prints the tables of the results in this file.
     #[arg(long)]
     render: Option<PathBuf>,
-    /// Puts the tables into this page.
+    /// Writes the tables into this page instead.
     #[arg(long, requires = "render")]
     into: Option<PathBuf>,
 }
@@ -111,7 +111,10 @@ fn render(results: &Path, into: Option<&Path>) -> anyhow::Result<()> {
         return Ok(());
     };
     let text = std::fs::read_to_string(page)?;
-    let (before, rest) = text.split_once(BEGIN).context("the page has no place for results")?;
-    let (_, after) = rest.split_once(END).context("the results have no end")?;
+    let (before, rest) = text
+        .split_once(BEGIN)
+        .context("--into: the page has no line for the start of the results")?;
+    let (_, after) =
+        rest.split_once(END).context("--into: the page has no line for the end of the results")?;
     Ok(std::fs::write(page, format!("{before}{BEGIN}\n{tables}\n{END}{after}"))?)
 }

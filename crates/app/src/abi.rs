@@ -55,7 +55,7 @@ impl Abis {
             let file = file.as_ref();
             let shown = file.display();
             let text = std::fs::read_to_string(file).with_context(|| format!("{shown}"))?;
-            let abi = read(&text).with_context(|| format!("{shown} is no ABI"))?;
+            let abi = read(&text).with_context(|| format!("{shown} is not an ABI"))?;
             for event in abi.events() {
                 abis.add(event.clone()).with_context(|| format!("{shown}: {}", event.name))?;
             }
@@ -91,7 +91,7 @@ impl Abis {
             let names: std::collections::BTreeSet<_> = names.collect();
             let names = names.into_iter().collect::<Vec<_>>().join(", ");
             anyhow::bail!(
-                "no event {name} is known; there are {names}: give --abi FILE, or the signature, as \
+                "no event {name} is known; there are {names}: give --abi FILE, or the signature, such as \
                  'Deposit(address,uint256)'"
             );
         }

@@ -15,7 +15,7 @@ pub(crate) fn run(inputs: &Inputs) -> Result<Exit, Invalid> {
         let stream = stream_name(*chain_id);
         text += &format!(
             "# {name}: chain id {chain_id}, stream {stream}, a block every {block_time:?}, \
-             final from {finality_depth} below the head\n"
+             final {finality_depth} blocks below the head\n"
         );
     }
     for chain in &config.off {

@@ -31,62 +31,62 @@ pub(crate) struct Cli {
 /// The files of the configuration.
 #[derive(Debug, Args)]
 pub(crate) struct Files {
-    /// TOML file to read [default: ethhook.toml, if there is one].
+    /// TOML file to read [default: ethhook.toml, if it exists].
     #[arg(long, global = true, value_name = "PATH")]
     pub(crate) config: Option<PathBuf>,
-    /// File of KEY=value lines to read [default: .env, if there is one].
+    /// File of KEY=value lines to read [default: .env, if it exists].
     #[arg(long, global = true, value_name = "PATH")]
     pub(crate) env_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Ingests every configured chain until it is told to stop.
+    /// Ingests every configured chain until stopped.
     #[command(after_help = examples::INGEST)]
     Ingest {
-        /// Print a line a second for each chain.
+        /// Print a line per second for each chain.
         #[arg(long)]
         progress: bool,
     },
     /// Serves simulated chains, or recorded blocks, as a node would.
     #[command(after_help = examples::SIMULATE)]
     Simulate(Simulate),
-    /// Prints the configuration, secrets redacted, or everything that is wrong with it.
+    /// Prints the configuration with secrets redacted, or every error in it.
     #[command(after_help = examples::CHECK_CONFIG)]
     CheckConfig {
-        /// Print every key with its default instead, as .env.example has them.
+        /// Print every key with its default instead, in the form of .env.example.
         #[arg(long)]
         example: bool,
     },
-    /// Asks the service on this host whether it is alive: exit 0 if it is, else 1.
+    /// Checks whether the service on this host is alive: exits with 0 if it is, else with 1.
     #[command(after_help = examples::HEALTHCHECK)]
     Healthcheck {
-        /// Ask whether every chain is at its head instead.
+        /// Check instead whether it is ready: every chain at its head.
         #[arg(long)]
         ready: bool,
     },
-    /// Shows how the service and each chain are, what is wrong and what to do about it.
+    /// Shows the state of the service and each chain, what is wrong and what to do about it.
     ///
-    /// Asks the service on this host; where none answers, shows what Redis holds. Exits with 1 if
+    /// Asks the service on this host; if none answers, shows what is in Redis. Exits with 1 if
     /// something is wrong.
     #[command(after_help = examples::STATUS)]
     Status {
-        /// One line of JSON, as /status.json has it.
+        /// Print one line of JSON, the same as /status.json.
         #[arg(long)]
         json: bool,
         /// Refresh every two seconds until Ctrl-C.
         #[arg(long)]
         watch: bool,
     },
-    /// Prints events as JSON lines as they land, decoded where their ABI is known.
+    /// Prints events as JSON lines as they arrive, decoded if their ABI is known.
     #[command(after_help = examples::TAIL)]
     Tail(TailOptions),
-    /// Lists, makes and tidies up the consumer groups of the live streams.
+    /// Lists, creates, prunes and deletes consumer groups of the live streams.
     Groups {
         #[command(subcommand)]
         command: GroupsCommand,
     },
-    /// Prints completions for a shell.
+    /// Prints shell completions.
     #[command(after_help = examples::COMPLETIONS)]
     Completions {
         /// The shell.
@@ -94,25 +94,26 @@ pub(crate) enum Command {
     },
     /// Compares the stream with the chain and lists every difference.
     ///
-    /// Fetches and checks the blocks as the ingestor does; changes nothing; the ingestor may run.
+    /// Fetches and checks the blocks as the ingestor does. Changes nothing; the ingestor may keep
+    /// running.
     #[command(after_help = examples::VERIFY)]
     Verify {
         /// The chain.
         #[arg(long, value_name = "NAME")]
         chain: String,
-        /// First block; else the first that the stream keeps.
+        /// First block [default: the first one retained in the stream].
         #[arg(long, value_name = "N")]
         from: Option<u64>,
-        /// Last block; else the newest final one.
+        /// Last block [default: the newest final one].
         #[arg(long, value_name = "N")]
         to: Option<u64>,
     },
-    /// Fetches a final range of the chain again, checks it, and writes it to a stream of its own.
+    /// Fetches a range of final blocks again, checks them and writes them to a separate stream.
     ///
-    /// For a consumer that starts anew, or a contract added late. Run it again to go on after a stop,
-    /// or with a higher --to; what the stream holds already is not written twice. A live stream is
-    /// mended by `rewind`, never by this. Nothing trims the stream: delete it, and replay:{STREAM}
-    /// beside it, once it is read.
+    /// For a consumer that starts over, or a contract added later. To continue after a stop, or up
+    /// to a higher --to, run it again: no block is written twice. To repair a live stream, use
+    /// `rewind` instead. Nothing trims the stream: once it is read, delete it and the key
+    /// replay:{STREAM}.
     #[command(after_help = examples::REPLAY)]
     Replay {
         /// The chain.
@@ -124,65 +125,65 @@ pub(crate) enum Command {
         /// Last block; it must be final.
         #[arg(long, value_name = "N")]
         to: u64,
-        /// Name of the stream.
+        /// Name of the stream to write.
         #[arg(long, value_name = "STREAM")]
         into: String,
         #[command(flatten)]
         selection: Selection,
     },
-    /// Takes back every event above a block, in order; the ingestor then publishes them anew.
+    /// Takes back every event above a block, in order; the ingestor then publishes the blocks again.
     ///
-    /// The way to mend a live stream. The ingestor must be stopped. Nothing final is taken back.
+    /// Repairs a live stream. The ingestor must be stopped. Final blocks cannot be taken back.
     #[command(after_help = examples::REWIND)]
     Rewind {
         /// The chain.
         #[arg(long, value_name = "NAME")]
         chain: String,
-        /// The highest block that stays.
+        /// The highest block to keep.
         #[arg(long, value_name = "N")]
         to: u64,
-        /// Do not ask.
+        /// Do not ask for confirmation.
         #[arg(long)]
         yes: bool,
     },
-    /// Skips blocks: they are never published, and a `gap` marker says so.
+    /// Skips blocks: they are never published, and a `gap` marker records it.
     ///
-    /// The way past a block that no node can give any more. The ingestor must be stopped. The block
-    /// skipped to counts as final: choose one that is, or `latest` and accept that a reorg of it
-    /// stops the chain with an alarm.
+    /// For a block that no node has any more. The ingestor must be stopped. The last skipped block
+    /// counts as final: choose a final one, or `latest` and accept that a reorg of it stops the
+    /// chain with an alarm.
     #[command(after_help = examples::SKIP)]
     Skip {
         /// The chain.
         #[arg(long, value_name = "NAME")]
         chain: String,
-        /// The last block to skip; latest: the head, less the chain's confirmations.
+        /// The last block to skip; latest: the head minus the chain's confirmations.
         #[arg(long, value_name = "latest|N")]
         to: To,
-        /// Do not ask.
+        /// Do not ask for confirmation.
         #[arg(long)]
         yes: bool,
     },
-    /// Clears the alarm that a reorg below the finalized block latched.
+    /// Clears the alarm raised by a reorg below the finalized block.
     ///
-    /// Takes back what the node's chain orphaned, also below the finalized block, as far as the
-    /// stream still holds it; where it no longer does, skips to the node's finalized block. The
-    /// ingestor may run: it stands still.
+    /// Takes back the orphaned blocks, even finalized ones, as far as the stream retains them; if
+    /// the fork point is older, then skips to the node's finalized block. The ingestor may keep
+    /// running: it is waiting for this.
     #[command(after_help = examples::CLEAR_ALARM)]
     ClearAlarm {
         /// The chain.
         #[arg(long, value_name = "NAME")]
         chain: String,
-        /// Do not ask.
+        /// Do not ask for confirmation.
         #[arg(long)]
         yes: bool,
     },
-    /// Deletes all that Redis holds of a chain, after saying what and asking.
+    /// Shows all data of a chain in Redis and deletes it after confirmation.
     #[command(after_help = examples::RESET)]
     Reset {
         /// The chain.
         #[arg(long, value_name = "NAME")]
         chain: String,
-        /// Do not ask.
+        /// Do not ask for confirmation.
         #[arg(long)]
         yes: bool,
     },
@@ -191,27 +192,26 @@ pub(crate) enum Command {
 /// What to print.
 #[derive(Debug, Args)]
 pub(crate) struct TailOptions {
-    /// Only this chain; else every configured one, or all known ones if none is.
+    /// Only this chain [default: every configured one, or all known ones if none is].
     #[arg(long, value_name = "NAME")]
     chain: Option<String>,
-    /// $: only what lands from now on; 0: all that is kept; a block, whose first event comes first;
-    /// an entry ID to start behind; or a time, as 2026-01-31T12:00:00Z.
+    /// $: only new events; 0: everything retained; a block number; an entry ID to start after; or a
+    /// time, such as 2026-01-31T12:00:00Z.
     #[arg(long, value_name = "PLACE", default_value = "$")]
     from: Place,
-    /// Read as a consumer of this group, from where it stands: what is printed is acknowledged.
+    /// Read as a consumer of this group, from its position; printed events are acknowledged.
     #[arg(long, value_name = "NAME", conflicts_with = "from")]
     group: Option<String>,
-    /// Name of that consumer. Two readers must not share one.
+    /// Name of that consumer. Two readers must not share a name.
     #[arg(long, value_name = "NAME", default_value = "ethhook-tail", requires = "group")]
     consumer: String,
     #[command(flatten)]
     selection: Selection,
-    /// Only events of this name, or with this signature, as 'Deposit(address,uint256)'; give it
-    /// again for another.
+    /// Only events with this name or signature, such as 'Deposit(address,uint256)'; may be repeated.
     #[arg(long = "event", value_name = "NAME")]
     events: Vec<String>,
-    /// File with the ABI of a contract, beside the built-in ones of ERC-20, ERC-721 and ERC-1155; give
-    /// it again for another.
+    /// File with a contract's ABI, in addition to the built-in ERC-20, ERC-721 and ERC-1155; may be
+    /// repeated.
     #[arg(long = "abi", value_name = "FILE")]
     abis: Vec<PathBuf>,
 }
@@ -232,17 +232,17 @@ impl TailOptions {
 /// What to do with groups.
 #[derive(Debug, Subcommand)]
 pub(crate) enum GroupsCommand {
-    /// Lists the groups, how far each is behind, and its consumers.
+    /// Lists the groups, with their lag and consumers.
     #[command(after_help = examples::GROUPS_LIST)]
     List {
-        /// Only this chain; else every configured one, or all known ones if none is.
+        /// Only this chain [default: every configured one, or all known ones if none is].
         #[arg(long, value_name = "NAME")]
         chain: Option<String>,
-        /// A line of JSON for each group.
+        /// Print a line of JSON for each group.
         #[arg(long)]
         json: bool,
     },
-    /// Makes a group that begins with a block, at a time, or with what comes next.
+    /// Creates a group that starts at a block, at a time, or with the next event.
     #[command(after_help = examples::GROUPS_CREATE)]
     Create {
         /// The chain.
@@ -251,14 +251,14 @@ pub(crate) enum GroupsCommand {
         /// The group's name.
         #[arg(long, value_name = "NAME", value_parser = group_name)]
         group: String,
-        /// $: what lands from now on; 0: all that is kept; a block; an entry ID to start behind; or
-        /// a time, as 2026-01-31T12:00:00Z.
+        /// $: only new events; 0: everything retained; a block number; an entry ID to start after;
+        /// or a time, such as 2026-01-31T12:00:00Z.
         #[arg(long, value_name = "PLACE", default_value = "$")]
         from: Place,
     },
-    /// Removes the consumers of a group that are gone and hold nothing.
+    /// Removes idle consumers of a group that have no pending entries.
     ///
-    /// One that holds entries is named and stays: with it they would be lost.
+    /// An idle one with pending entries is listed and kept: removing it would lose them.
     #[command(after_help = examples::GROUPS_PRUNE)]
     Prune {
         /// The chain.
@@ -267,14 +267,14 @@ pub(crate) enum GroupsCommand {
         /// The group's name.
         #[arg(long, value_name = "NAME")]
         group: String,
-        /// Only consumers that have not tried to read for so many minutes.
+        /// Only consumers that have not tried to read for this many minutes.
         #[arg(long = "idle-minutes", value_name = "MINUTES", default_value = "60",
               value_parser = minutes)]
         idle: Duration,
     },
-    /// Deletes a group, after saying what it holds.
+    /// Shows a group and deletes it after confirmation.
     ///
-    /// What waits for it is forgotten: retention keeps nothing for it any more.
+    /// Its position and pending entries are lost, and retention no longer keeps entries for it.
     #[command(after_help = examples::GROUPS_DELETE)]
     Delete {
         /// The chain.
@@ -283,7 +283,7 @@ pub(crate) enum GroupsCommand {
         /// The group's name.
         #[arg(long, value_name = "NAME")]
         group: String,
-        /// Do not ask.
+        /// Do not ask for confirmation.
         #[arg(long)]
         yes: bool,
     },
@@ -300,13 +300,13 @@ fn minutes(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "must be a whole number up to 1000000".to_owned())
 }
 
-/// Which events are meant, where not all.
+/// Selects some of the events.
 #[derive(Debug, Args)]
 pub(crate) struct Selection {
-    /// Only of this contract; give it again for another.
+    /// Only events of this contract; may be repeated.
     #[arg(long = "contract", value_name = "ADDRESS", value_parser = address)]
     pub(crate) contracts: Vec<Address>,
-    /// Only with this first topic; give it again for another.
+    /// Only events with this first topic; may be repeated.
     #[arg(long = "topic", value_name = "HASH", value_parser = topic)]
     pub(crate) topics: Vec<B256>,
 }
@@ -328,7 +328,7 @@ pub(crate) struct Simulate {
     /// Address to listen on; port 0 takes any free one.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8545")]
     pub(crate) listen: SocketAddr,
-    /// Chain ids, with commas between; each is served under its id: /42161.
+    /// Chain ids, separated by commas; each is served at the path of its id, such as /42161.
     #[arg(long, value_name = "IDS", value_delimiter = ',', default_value = "1,42161,10,8453",
           value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) chains: Vec<u64>,
@@ -340,23 +340,23 @@ pub(crate) struct Simulate {
     #[arg(long, value_name = "N", default_value_t = 50,
           value_parser = events)]
     pub(crate) events_per_block: usize,
-    /// A reorg every so many blocks; 0: none.
+    /// Blocks between two reorgs; 0: no reorgs.
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) reorg_every: u64,
-    /// How deep reorgs go at most.
+    /// Maximum depth of a reorg.
     #[arg(long, value_name = "N", default_value_t = 3,
           value_parser = clap::value_parser!(u64).range(1..=64))]
     pub(crate) reorg_depth: u64,
-    /// Same seed, same chain.
+    /// The same seed gives the same chain.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Answer one call in twenty wrongly, late or not at all, and one head alike: by this seed.
+    /// Answer 1 call in 20, and send 1 head in 20, wrongly, late or not at all, based on this seed.
     #[arg(long, value_name = "SEED")]
     pub(crate) faults: Option<u64>,
-    /// Time of block 0 in unix seconds, from which the height follows; else now.
+    /// Time of block 0 in Unix seconds, which determines the height [default: now].
     #[arg(long, value_name = "UNIX_SECONDS")]
     pub(crate) genesis_time: Option<u64>,
-    /// Serve the recorded blocks of this folder instead.
+    /// Serve the recorded blocks in this folder instead.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["chains", "genesis_time"])]
     pub(crate) recorded: Option<PathBuf>,
 }

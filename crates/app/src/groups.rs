@@ -28,9 +28,9 @@ pub(crate) async fn run(inputs: &Inputs, command: GroupsCommand) -> anyhow::Resu
             let after = from.resolve(streams, chain).await?;
             streams.create_group(chain.chain_id, &group, after).await?;
             let given = match after {
-                None => "what comes next".to_owned(),
-                Some(EntryId::MIN) => "all that is kept".to_owned(),
-                Some(id) => format!("what comes after {id}"),
+                None => "only new events".to_owned(),
+                Some(EntryId::MIN) => "everything retained".to_owned(),
+                Some(id) => format!("everything after {id}"),
             };
             say!("Group {group} of {} reads {given}.", chain.name);
         }
@@ -44,7 +44,7 @@ pub(crate) async fn run(inputs: &Inputs, command: GroupsCommand) -> anyhow::Resu
             for dead in streams.consumers(chain.chain_id, &group).await? {
                 if dead.idle >= idle {
                     say!(
-                        "{} stays: it holds {} entries, which another consumer can claim (XAUTOCLAIM).",
+                        "{} is kept: it has {} pending entries, which another consumer can claim (XAUTOCLAIM).",
                         dead.name,
                         dead.pending
                     );
@@ -87,7 +87,7 @@ async fn list(streams: &Streams, chains: &[&Profile], json: bool) -> anyhow::Res
         }
     }
     if none && !json {
-        say!("There is no group; `ethhook groups create` makes one.");
+        say!("There are no groups; `ethhook groups create` creates one.");
     }
     Ok(())
 }
@@ -118,7 +118,7 @@ fn as_text(chain: &Profile, group: &GroupLag, consumers: &[Consumer]) -> String 
         None => "entries to read that Redis has not counted".to_owned(),
     };
     let mut text = format!(
-        "{} {}: {behind}, {} of them pending; the oldest waits for {} s\n",
+        "{} {}: {behind}, {} of them pending; the oldest waiting for {} s\n",
         chain.name,
         group.group,
         group.pending,

@@ -26,7 +26,7 @@ pub(crate) async fn run(inputs: &Inputs, ready: bool) -> anyhow::Result<Exit> {
     let url = format!("http://{}{path}", probe.health);
     if body.starts_with('<') {
         bail!(
-            "{url} is a page of another server: set HEALTH_PORT and BIND_ADDRESS as the service has them"
+            "{url} is a page of another server: set HEALTH_PORT and BIND_ADDRESS as for the service"
         );
     }
     if reply.status != 200 {
@@ -52,7 +52,7 @@ pub(crate) async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<Reply
     let reply = tokio::time::timeout(PATIENCE, get(address, path))
         .await
         .with_context(|| format!("{url} does not answer within {} s", PATIENCE.as_secs()))?
-        .with_context(|| format!("{url} cannot be asked"))?;
+        .with_context(|| format!("{url} cannot be reached"))?;
     let (head, body) = reply.split_once("\r\n\r\n").unwrap_or((&reply, ""));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let status = status.with_context(|| format!("{url} does not speak HTTP"))?;

@@ -156,7 +156,7 @@ where
             .await
             .unwrap_or_else(|| Answer::text(StatusCode::NOT_FOUND, "not found"))
     } else {
-        Answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered")
+        Answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are supported")
     };
     // For a HEAD request, hyper sends only the head of this.
     let mut response = Response::new(body);

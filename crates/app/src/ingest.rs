@@ -103,8 +103,8 @@ impl Ready {
         let options = config.service.options(server.maxmemory, config.chains.len());
         if !server.appends {
             tracing::warn!(
-                "Redis keeps no append-only file: with its memory all streams are lost, and each chain begins \
-                 anew where it once began; CONFIG SET appendonly yes"
+                "Redis has no append-only file: a restart of Redis loses all streams, and each chain starts \
+                 over at its first block; run CONFIG SET appendonly yes"
             );
         }
         let registry = Registry::new();
@@ -155,12 +155,12 @@ impl Ready {
 
         let exit = tokio::select! {
             () = signals.next() => {
-                tracing::info!("stopping: what is on the wire to Redis is awaited");
+                tracing::info!("stopping: waiting for the steps sent to Redis");
                 stopping.cancel();
                 drain(&mut ingestor, &mut signals).await
             }
             ended = ingestor.join_next() => {
-                tracing::error!(?ended, "the ingestor ended by itself");
+                tracing::error!(?ended, "the ingestor ended unexpectedly");
                 Exit::Failed
             }
         };
@@ -179,9 +179,9 @@ async fn drain(ingestor: &mut JoinSet<()>, signals: &mut Signals) -> Exit {
             tracing::info!("stopped");
         }
         () = tokio::time::sleep(DRAIN) => {
-            tracing::warn!("Redis has not answered in time; the next start goes on from its cursor");
+            tracing::warn!("Redis has not answered in time; the next start continues from the cursor");
         }
-        () = signals.next() => tracing::warn!("stopped at once, at the second signal"),
+        () = signals.next() => tracing::warn!("stopped immediately at the second signal"),
     }
     Exit::Done
 }
@@ -192,13 +192,14 @@ async fn listen(service: &Service, key: &'static str, port: u16) -> Result<TcpLi
         ErrorKind::AddrInUse => {
             Problem::new(key, format!("{port} is already in use: choose another"))
         }
-        ErrorKind::PermissionDenied => {
-            Problem::new(key, format!("{port} is not for this user: choose one above 1023"))
-        }
+        ErrorKind::PermissionDenied => Problem::new(
+            key,
+            format!("{port} needs privileges that this user lacks: choose one above 1023"),
+        ),
         ErrorKind::AddrNotAvailable => {
-            Problem::new("BIND_ADDRESS", format!("{address} is no address of this machine"))
+            Problem::new("BIND_ADDRESS", format!("{address} is not an address of this machine"))
         }
-        _ => Problem::new(key, format!("{address}:{port} cannot be listened on: {error}")),
+        _ => Problem::new(key, format!("cannot listen on {address}:{port}: {error}")),
     })
 }
 

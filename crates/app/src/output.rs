@@ -28,7 +28,7 @@ pub(crate) fn text(text: &str) {
 pub(crate) fn confirm(name: &str, do_what: &str) -> anyhow::Result<bool> {
     let input = std::io::stdin();
     if !input.is_terminal() {
-        bail!("standard input is not a terminal: pass --yes to {do_what} without being asked");
+        bail!("standard input is not a terminal: pass --yes to {do_what} without confirmation");
     }
     say!("Type {name} to {do_what}:");
     let mut answer = String::new();

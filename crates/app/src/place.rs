@@ -41,7 +41,7 @@ impl FromStr for Place {
             return Ok(Self::Id(id));
         }
         text.parse().map(Self::Time).map_err(|_| {
-            "must be $, 0, a block number, an entry ID as 1700000000000-0, or a time as \
+            "must be $, 0, a block number, an entry ID such as 1700000000000-0, or a time such as \
              2026-01-31T12:00:00Z"
                 .to_owned()
         })
@@ -70,13 +70,13 @@ impl Place {
         };
         let place = place.with_context(|| match self {
             Self::Block(number) => format!("{name}: block {number} is not published yet"),
-            _ => format!("{name}: no block from then on is published yet"),
+            _ => format!("{name}: no block with that time or later is published yet"),
         })?;
         if let Self::Block(number) = self
             && place.marker.op != Op::Gap
             && place.marker.number > *number
         {
-            bail!("{name}: the stream keeps blocks from {} on", place.marker.number);
+            bail!("{name}: the stream only has blocks from {} on", place.marker.number);
         }
         Ok(Some(place.after_entry))
     }

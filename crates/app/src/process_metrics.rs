@@ -20,7 +20,8 @@ impl ProcessMetrics {
     /// # Errors
     /// If a name is already registered.
     pub(crate) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let build = Opts::new("ethhook_build_info", "1, with the version of this build.");
+        let build =
+            Opts::new("ethhook_build_info", "Always 1; the label is the version of this build.");
         let build = IntGaugeVec::new(build, &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(build))?;

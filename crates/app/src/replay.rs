@@ -62,21 +62,22 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, order: Order) -> anyhow::R
 }
 
 fn go_on_from(next: u64) -> String {
-    format!("the next block is {next}: run it again to go on")
+    format!("the next block is {next}: run it again to continue")
 }
 
 /// Fails if a reorg may still orphan block `to`.
 async fn ensure_final(inquiry: &Inquiry, profile: &Profile, to: u64) -> anyhow::Result<()> {
-    let head = inquiry.header(Which::Latest).await?.context("the node shows no head")?;
+    let head = inquiry.header(Which::Latest).await?.context("the node returned no head")?;
     let tag = inquiry.header(Which::Finalized).await?;
     match profile.newest_final(head.block.number, tag.map(|tag| tag.block.number)) {
         Some(last) if to <= last => Ok(()),
         Some(last) => bail!(
-            "block {to} is not final yet, and a replayed stream takes nothing back: --to must not be \
-             above {last}"
+            "block {to} is not final yet, and a replay takes nothing back: --to must not be above {last}"
         ),
         None => {
-            bail!("no block of the chain is final yet, and a replayed stream takes nothing back")
+            bail!(
+                "no block of the chain is final yet, and a replay takes nothing back: try again later"
+            )
         }
     }
 }
@@ -96,7 +97,7 @@ async fn copy(
             let CheckedBlock { block, mut logs } = block;
             ensure!(
                 replay.tip().is_none_or(|tip| tip == block.parent_hash),
-                "block {block} does not stand on what was replayed: the node's chain is another one"
+                "the parent of block {block} is not the last replayed block: the node is on another chain"
             );
             logs.retain(|log| filter.passes(log));
             let id = target.id();

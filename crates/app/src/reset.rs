@@ -24,12 +24,12 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, yes: bool) -> anyhow::Resu
         Ok(inventory) => {
             output::text(&describe(chain, &streams.address(), &inventory));
             if let Some(holder) = streams.lease_holder(chain.chain_id).await? {
-                bail!("{}: {holder}: stop it first", chain.name);
+                bail!("{}: {holder}: stop that process first", chain.name);
             }
         }
         // Unreadable data is a reason to delete it, not to refuse.
         Err(error) if !error.is_retryable() => {
-            say!("The keys of {} cannot be understood: {error}", chain.name);
+            say!("The data of {} cannot be read: {error}", chain.name);
         }
         Err(error) => return Err(error.into()),
     }
@@ -38,7 +38,7 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, yes: bool) -> anyhow::Resu
         return Ok(Exit::Done);
     }
     streams.reset(chain.chain_id).await?;
-    say!("Deleted. The ingestor begins {} anew, at once if it runs.", chain.name);
+    say!("Deleted. The ingestor starts {} over, immediately if it is running.", chain.name);
     Ok(Exit::Done)
 }
 

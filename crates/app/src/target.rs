@@ -45,7 +45,9 @@ impl Target {
     /// The stream's cursor.
     pub(crate) async fn cursor(&self) -> anyhow::Result<Cursor> {
         let cursor = self.streams.cursor(self.id()).await?;
-        cursor.with_context(|| format!("Redis holds nothing of {}", self.name()))
+        cursor.with_context(|| {
+            format!("Redis has no data of {}: it was never ingested, or reset", self.name())
+        })
     }
 }
 

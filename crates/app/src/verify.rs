@@ -45,7 +45,7 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::R
     let target = Target::load(inputs, chain)?;
     let cursor = target.cursor().await?;
     let (place, from, to) = locate(&target, &cursor, range).await?;
-    say!("Chain {}: blocks {from} to {to} of the stream against the chain.", target.name());
+    say!("Chain {}: comparing blocks {from} to {to} of the stream with the chain.", target.name());
     let orders = retreats(&target, &place).await?;
     let bar = Bar::new("blocks", to - from + 1);
     let mut verification = Verification {
@@ -65,7 +65,7 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::R
     let Verification { fold, seen, bar, .. } = verification;
     bar.end();
     for (id, number) in &orders {
-        say!("By an operator's order finality moved back to block {number} (marker {id}).");
+        say!("An operator moved finality back to block {number} (marker {id}).");
     }
     let is_order = |violation: &&Violation| {
         violation.problem == Problem::Finalized && orders.iter().any(|(id, _)| *id == violation.at)
@@ -75,19 +75,19 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::R
     seen.differences.iter().for_each(|difference| say!("{difference}"));
     let count = faults.len() + seen.differences.len();
     if seen.skipped > 0 {
-        say!("{} blocks of them are not in the stream: an operator skipped them.", seen.skipped);
+        say!("{} of these blocks are not in the stream: an operator skipped them.", seen.skipped);
     }
     if count == 0 {
-        say!("The same: {} blocks with {} events.", seen.blocks, seen.events);
+        say!("No differences: {} blocks with {} events.", seen.blocks, seen.events);
         return Ok(Exit::Done);
     }
     let more = if count >= MAX_REPORTED { " or more" } else { "" };
     say!(
-        "{count} differences{more}. `ethhook rewind` mends what is not yet final, unless entries are \
-         missing in the stream: then `ethhook reset`."
+        "{count} differences{more}. `ethhook rewind` repairs blocks that are not final, but not missing \
+         entries of the stream: for those, `ethhook reset`."
     );
     if cursor.finalized().is_none_or(|finalized| to > finalized) {
-        say!("Not all of these blocks are final: a reorg meanwhile shows as a difference.");
+        say!("Not all of these blocks are final: a reorg in the meantime shows as a difference.");
     }
     Ok(Exit::Differs)
 }
@@ -106,14 +106,14 @@ async fn locate(
     ensure!(to <= tip, "block {to} is not published yet: the stream ends with block {tip}");
     let least = range.from.unwrap_or(0);
     let place = target.streams.place(target.id(), |marker| marker.number >= least).await?;
-    let place = place.context("no block of the range is kept in the stream any more")?;
+    let place = place.context("no block of the range is in the stream any more")?;
     let kept = match place.marker.op {
         Op::Gap => place.marker.number + 1,
         _ => place.marker.number,
     };
     let from = match range.from {
         Some(from) if from < kept && place.marker.op != Op::Gap => {
-            bail!("the stream keeps blocks from {kept} on: --from must not be below that")
+            bail!("the stream only has blocks from {kept} on: --from must not be below that")
         }
         Some(from) => from.max(kept),
         None => kept,
@@ -224,8 +224,8 @@ impl Verification<'_> {
         let kept = self.streams.markers(self.chain, EntryId::MIN, 1).await?;
         ensure!(
             kept.first().is_none_or(|(oldest, _)| *oldest <= last_read),
-            "retention has overtaken the reading at block {}: it takes what was to be compared; choose a \
-             higher --from",
+            "retention has removed entries that were to be compared, at block {}: choose a higher \
+             --from",
             self.next
         );
         Ok(())
@@ -260,8 +260,8 @@ impl Verification<'_> {
                 (self.next..=last).find(|number| self.seen.foreign_filter.contains_key(number))
             {
                 bail!(
-                    "block {number} was published under another filter (_CONTRACTS, _TOPICS) than the \
-                     configuration now has: it cannot be compared; choose --from and --to beside it"
+                    "block {number} was published with another filter (_CONTRACTS, _TOPICS) than the \
+                     configured one and cannot be compared: choose --from and --to without it"
                 );
             }
             let part = |number: u64| blocks.partition_point(|block| block.number < number);

@@ -89,8 +89,8 @@ fn check_config_prints_what_holds_and_where_it_came_from() {
         "RETENTION_HOURS=24 # default",
         "BASE_WS_URL=<redacted> # .env",
         "GNOSIS_HTTP_URL=<redacted> # ethhook.toml",
-        "# base: chain id 8453, stream events:8453, a block every 2s, final from 450 below the head",
-        "# gnosis: chain id 100, stream events:100, a block every 2s, final from 128 below the head",
+        "# base: chain id 8453, stream events:8453, a block every 2s, final 450 blocks below the head",
+        "# gnosis: chain id 100, stream events:100, a block every 2s, final 128 blocks below the head",
     ] {
         assert!(squeezed.iter().any(|l| l == line), "{line} is missing in:\n{text}");
     }

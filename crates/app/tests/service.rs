@@ -314,7 +314,7 @@ async fn healthcheck_tells_alive_and_ready_by_its_exit_code() {
     assert_eq!(service.ended().await.0, Some(0));
     let gone = output(&here, &["healthcheck"]).await;
     assert_eq!(gone.status.code(), Some(1));
-    assert!(told(&gone)[0].contains("/health cannot be asked: "), "{:?}", told(&gone));
+    assert!(told(&gone)[0].contains("/health cannot be reached: "), "{:?}", told(&gone));
     // Another server, which answers every path.
     let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = other.local_addr().unwrap().port().to_string();
@@ -401,7 +401,7 @@ async fn a_second_signal_ends_it_at_once() {
     signal(&service.child, "-INT").await;
     let (code, text) = service.ended_with_text().await;
     assert_eq!(code, Some(0));
-    assert!(text.contains("stopped at once, at the second signal"), "{text}");
+    assert!(text.contains("stopped immediately at the second signal"), "{text}");
 }
 
 #[tokio::test]
@@ -454,7 +454,7 @@ async fn tail_prints_events_and_reset_deletes_them() {
         told_of.starts_with("ethhook: local: `test` holds the lease for another "),
         "{told_of}"
     );
-    assert!(told_of.ends_with(" ms unless it is renewed: stop it first"), "{told_of}");
+    assert!(told_of.ends_with(" ms unless it is renewed: stop that process first"), "{told_of}");
     signal(&service.child, "-TERM").await;
     assert_eq!(service.ended().await.0, Some(0));
     let unasked = output(&env, &reset).await;
@@ -462,7 +462,7 @@ async fn tail_prints_events_and_reset_deletes_them() {
     assert_eq!(
         told(&unasked),
         [
-            "ethhook: standard input is not a terminal: pass --yes to delete all of this without being asked"
+            "ethhook: standard input is not a terminal: pass --yes to delete all of this without confirmation"
         ]
     );
     assert!(String::from_utf8_lossy(&unasked.stdout).contains("events:31337"));

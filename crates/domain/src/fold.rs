@@ -76,7 +76,7 @@ impl fmt::Display for Problem {
         f.write_str(match self {
             Self::Duplicate => "added while it is live already",
             Self::NotLive => "taken back though it is not live",
-            Self::TakenBackDiffers => "taken back by an entry of other content",
+            Self::TakenBackDiffers => "taken back by an entry with other content",
             Self::NotTakenBack => "not taken back with its block",
             Self::Order => "in the wrong order",
             Self::Parent => "added on another parent than the tip",
@@ -85,9 +85,9 @@ impl fmt::Display for Problem {
             Self::OutsideMarker => "the entry belongs to no marker",
             Self::Range => "the marker does not agree with its entries",
             Self::EntryDiffersFromMarker => "the entry does not agree with its marker",
-            Self::Finalized => "finality moved back, or to a block that is not there",
+            Self::Finalized => "finality moved back, or to a block that is not in the stream",
             Self::BelowFinalized => "taken back though it was final",
-            Self::Id => "the ID is not above the one before",
+            Self::Id => "the ID is not above the previous one",
         })
     }
 }

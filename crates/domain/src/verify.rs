@@ -412,7 +412,7 @@ fn prove_logs(profile: &Profile, header: &Header, logs: &[Log]) -> Result<Proof,
     let proof = prove_bloom(profile, header, logs.iter())?;
     if profile.verify == Proof::ReceiptsRoot {
         return fail(Check::Unprovable, || {
-            format!("{} logs without receipts prove no receiptsRoot", logs.len())
+            format!("{} logs without receipts cannot prove the receiptsRoot", logs.len())
         });
     }
     Ok(proof)

@@ -40,7 +40,7 @@ pub enum InquiryError {
     #[error("no endpoint has the logs of {0}")]
     NoLogs(BlockRef),
     /// Two consecutive blocks in the answer are not parent and child.
-    #[error("{above} does not stand on {below}: a reorg just now; ask again")]
+    #[error("{above} is not the child of {below}: a reorg has just happened; try again")]
     Reorg {
         /// The lower one.
         below: BlockRef,

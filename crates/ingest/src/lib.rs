@@ -57,7 +57,10 @@ pub async fn run(
         .instrument(span)
     };
     let ended = |config: &ChainConfig, cause: &'static str| {
-        error!(chain = config.profile.name, cause, "a chain's task ended: starting it again");
+        error!(
+            chain = config.profile.name,
+            cause, "a chain's task ended unexpectedly: restarting it"
+        );
         metrics.restarted(&config.profile.name, cause);
     };
     supervise(&chains, start, ended, &cancel).await;

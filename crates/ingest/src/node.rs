@@ -199,7 +199,9 @@ impl Node {
         let is_held = told.iter().any(|(_, theirs)| *theirs == block.hash);
         for (endpoint, theirs) in told {
             if is_held && theirs != block.hash {
-                let detail = format!("{block} is final, and another has it; got {theirs}");
+                let detail = format!(
+                    "{block} is final and another endpoint has it, but this one has {theirs}"
+                );
                 let _ = lie(endpoint, Failure { check: Check::BlockHash, detail });
                 endpoint.set_aside(LIAR_WAIT, None);
             }

@@ -186,7 +186,7 @@ impl ChainBoard {
     pub(crate) fn stand_still(&self, cause: Cause, why: String, needs: Needs) {
         self.update(|status| {
             if status.standstills.get(&cause).is_none_or(|standstill| standstill.why != why) {
-                warn!(reason = why, "the chain stands still");
+                warn!(reason = why, "the chain is stalled");
                 status.standstills.insert(cause, Standstill { why, needs });
             }
         });
@@ -198,7 +198,7 @@ impl ChainBoard {
             let stood_still = !status.standstills.is_empty();
             status.standstills.retain(|cause, _| !is_over(*cause));
             if stood_still && status.standstills.is_empty() {
-                info!("the chain goes on");
+                info!("the chain continues");
             }
         });
     }

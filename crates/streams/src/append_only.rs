@@ -17,19 +17,19 @@ pub(crate) async fn mend(connection: &mut impl ConnectionLike) {
         Ok(true) => {}
         Ok(false) => return,
         Err(failure) => {
-            tracing::debug!(%failure, "the state of the append-only file is not known");
+            tracing::debug!(%failure, "the state of the append-only file is unknown");
             return;
         }
     }
     let answer = redis::cmd("BGREWRITEAOF").exec_async(connection).await;
     match answer.map_err(RedisFailure::from) {
-        Ok(()) => tracing::info!("Redis writes its append-only file anew, as after each start"),
+        Ok(()) => tracing::info!("Redis rewrites its append-only file, as after each of its starts"),
         // Another chain may already have requested it, or a snapshot is being written.
         Err(failure) if failure.detail.contains("in progress") => {}
         Err(failure) => REFUSED.call_once(|| {
             tracing::warn!(
                 %failure,
-                "Redis does not write its append-only file anew: after a crash of Redis that cut it, \
+                "Redis does not rewrite its append-only file: after a crash of Redis that truncated it, \
                  run BGREWRITEAOF yourself before the next restart"
             );
         }),

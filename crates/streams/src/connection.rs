@@ -181,7 +181,7 @@ impl Streams {
             // A connection that does not confirm in time that it leads to the master is replaced.
             .recycle_timeout(Some(self.connect_timeout))
             .build()
-            .map_err(|_| RedisFailure::unexpected("the making of a pool"))?;
+            .map_err(|_| RedisFailure::unexpected("creating a connection pool"))?;
         pools.insert(slot, pool.clone());
         Ok(pool)
     }

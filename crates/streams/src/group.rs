@@ -31,10 +31,10 @@ pub enum GroupError {
     #[error("`{0}` does not exist: nothing has been published yet")]
     NoStream(String),
     /// There is no such group.
-    #[error("there is no group `{0}`: `ethhook groups create` makes one")]
+    #[error("there is no group `{0}`: create it with `ethhook groups create`")]
     NoGroup(String),
     /// A group of this name already exists.
-    #[error("there is a group `{0}` already")]
+    #[error("group `{0}` already exists")]
     Exists(String),
     /// Reading failed.
     #[error(transparent)]

@@ -56,7 +56,7 @@ pub enum OpenError {
     #[error("{0}")]
     LeaseHeld(Holder),
     /// Redis holds no cursor, and the caller gave no initial one.
-    #[error("Redis holds no cursor for this chain")]
+    #[error("Redis has no cursor for this chain")]
     NoCursor,
     /// There is no cursor, but there is data.
     #[error(
@@ -78,15 +78,15 @@ pub enum OpenError {
         expected: String,
     },
     /// The cursor was written by a program with another layout.
-    #[error("the cursor has schema `{found}`, this program writes {SCHEMA}")]
+    #[error("the cursor has schema `{found}`, this version of ethhook uses {SCHEMA}")]
     Schema {
         /// The cursor's schema.
         found: String,
     },
     /// The stream's entries have another encoding, and a stream never mixes encodings.
     #[error(
-        "the stream holds entries in encoding `{found}`, STREAM_ENCODING is `{wanted}`: set it back \
-         to `{found}`, or let `ethhook reset` delete it, to start the chain anew in `{wanted}`"
+        "the stream's entries have encoding `{found}`, STREAM_ENCODING is `{wanted}`: set it back to \
+         `{found}`, or start the chain over in `{wanted}` with `ethhook reset`"
     )]
     Encoding {
         /// The cursor's encoding.

@@ -198,7 +198,9 @@ fn read_query(form: &Form, url: &Url) -> Result<RedisConnectionInfo, String> {
             (Form::Sentinel(_), "sentinel_user") => info.set_username(value),
             (Form::Sentinel(_), "sentinel_password") => info.set_password(value),
             (Form::Sentinel(_), _) => {
-                return Err("knows only sentinel_user and sentinel_password after the ?".to_owned());
+                return Err(
+                    "must have only sentinel_user and sentinel_password after the ?".to_owned()
+                );
             }
             _ => return Err("must have nothing after a ?".to_owned()),
         };
@@ -289,7 +291,7 @@ mod tests {
             ("redis://:c4n4ry@a,b", "has several hosts: that needs redis-sentinel://"),
             ("redis-sentinel://:c4n4ry@a:1,b:2", "must name the master after the hosts"),
             ("redis-sentinel://a/m/c4n4ry", "must end in the number of a database"),
-            ("redis-sentinel://a/m?c4n4ry=1", "knows only sentinel_user and sentinel_password"),
+            ("redis-sentinel://a/m?c4n4ry=1", "must have only sentinel_user and sentinel_password"),
             (
                 "redis-cluster://:c4n4ry@a:1,b:99999",
                 "is wrong in host 2: it is not a URL: invalid port number",

@@ -39,7 +39,7 @@ pub struct ServerInfo {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PreflightError {
     /// It does not answer, or is not ready yet.
-    #[error("Redis at {address} does not serve: {failure}")]
+    #[error("Redis at {address} is not available: {failure}")]
     Unavailable {
         /// Host and port.
         address: String,
@@ -70,7 +70,7 @@ pub enum PreflightError {
     },
     /// Something that this program needs does not work.
     #[error(
-        "Redis does not do what is needed: {what}: {why}; needed rights: SETUP_GUIDE.md, Redis elsewhere"
+        "Redis fails a required operation: {what}: {why}; required rights: SETUP_GUIDE.md, Redis elsewhere"
     )]
     Probe {
         /// The step or command.
@@ -110,7 +110,7 @@ impl Streams {
             so_far.maxmemory = so_far.maxmemory.into_iter().chain(server.maxmemory).min();
             so_far.appends &= server.appends;
         }
-        all.ok_or_else(|| self.unavailable(RedisFailure::unexpected("the search for masters")))
+        all.ok_or_else(|| self.unavailable(RedisFailure::unexpected("finding the masters")))
     }
 
     async fn look_at_master(&self, keys: &Keys) -> Result<ServerInfo, PreflightError> {
@@ -129,7 +129,7 @@ impl Streams {
             Err(Failed { failure: Some(failure), .. })
                 if failure.kind == FailureKind::OutOfMemory =>
             {
-                tracing::warn!(%failure, "memory is full: what Redis can do was not tried");
+                tracing::warn!(%failure, "memory is full: the required operations were not tested");
                 Ok(server)
             }
             Err(Failed { failure: Some(failure), .. }) if failure.is_retryable() => {
@@ -305,8 +305,8 @@ async fn probe(
     publisher.release().await;
     let lease: Option<String> = query(redis::cmd("GET").arg(&keys.lease), connection, &keys.lease)
         .await
-        .trying("giving a lease up")?;
-    expect("giving a lease up", lease.is_some(), false)?;
+        .trying("releasing a lease")?;
+    expect("releasing a lease", lease.is_some(), false)?;
     let cursor = reader::cursor(connection, keys).await.trying("reading the cursor")?;
     expect("reading the cursor", cursor.map_or(0, |cursor| cursor.seq), 4)
 }
@@ -332,7 +332,7 @@ async fn probe_steps(publisher: &mut Publisher) -> Result<(), Failed> {
     let Some(tip) = published else {
         return Err(Failed {
             what: "publishing a block",
-            why: "it was taken for a duplicate".to_owned(),
+            why: "it was reported as a duplicate".to_owned(),
             failure: None,
         });
     };

@@ -155,7 +155,7 @@ impl Publisher {
             Err(failure) => Err(failure),
         };
         if let Err(failure) = result {
-            tracing::debug!(chain = self.chain, %failure, "the lease was not given up");
+            tracing::debug!(chain = self.chain, %failure, "the lease was not released");
         }
     }
 

@@ -24,7 +24,7 @@ pub enum ReadError {
     #[error(transparent)]
     Redis(#[from] RedisFailure),
     /// A key does not hold the type that this program writes.
-    #[error("key `{key}` holds another type than expected")]
+    #[error("key `{key}` does not have the expected type")]
     WrongType {
         /// Its name.
         key: String,
@@ -43,7 +43,7 @@ pub enum ReadError {
     #[error("the cursor moved while the stream was read")]
     Moved,
     /// Stream, markers and cursor contradict each other.
-    #[error("{0}: `ethhook reset` starts the chain anew")]
+    #[error("{0}: `ethhook reset` starts the chain over")]
     Inconsistent(String),
 }
 

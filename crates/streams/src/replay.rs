@@ -41,12 +41,14 @@ pub struct ReplaySpec {
 pub enum ReplayError {
     /// The name is one that the ingestor uses for its own keys.
     #[error(
-        "`{0}` is a name of the ingestor's own keys: a live stream is mended by `ethhook rewind`, \
-         never by replay; give --into a name of its own"
+        "`{0}` is reserved for the ingestor's keys: give --into another name; to repair a live \
+         stream, use `ethhook rewind`"
     )]
     Live(String),
     /// The name cannot be the hash tag of its position's key.
-    #[error("a stream's name has 1 to {MAX_NAME} printable characters, no spaces and no braces")]
+    #[error(
+        "a stream's name must be 1 to {MAX_NAME} printable characters without spaces or braces"
+    )]
     Name,
     /// The key exists, but no replay wrote it.
     #[error("`{0}` exists and was not written by a replay: give --into another name")]
@@ -55,7 +57,7 @@ pub enum ReplayError {
     #[error("the stream holds {0}: give --into another name, or delete it with its `replay:` key")]
     Other(String),
     /// Another replay moved the position.
-    #[error("another replay writes this stream")]
+    #[error("another replay is writing this stream")]
     Moved,
     /// Redis failed.
     #[error(transparent)]
@@ -121,7 +123,9 @@ impl Streams {
         } else {
             let Held { from, last: held_last, events: held_events } = check_held(&held, &spec)?;
             if held_events > 0 && !exists {
-                return Err(ReplayError::Other(format!("nothing any more, but `{position}` does")));
+                return Err(ReplayError::Other(format!(
+                    "no entries, although `{position}` records some"
+                )));
             }
             (spec.from, last, events) = (from, Some(held_last), held_events);
         }
@@ -151,7 +155,7 @@ struct Held {
 /// Checks that the position can be continued as `spec` asks.
 fn check_held(held: &HashMap<String, String>, spec: &ReplaySpec) -> Result<Held, ReplayError> {
     let text = |name: &str| held.get(name).cloned().unwrap_or_default();
-    let damaged = || ReplayError::Other("a position that cannot be read".to_owned());
+    let damaged = || ReplayError::Other("an unreadable position".to_owned());
     let number = |name: &str| text(name).parse::<u64>().map_err(|_| damaged());
     let (chain, from, last) = (number("chain_id")?, number("from")?, number("last")?);
     let hash = text("hash").parse().map_err(|_| damaged())?;

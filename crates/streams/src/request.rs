@@ -53,7 +53,7 @@ impl Turn {
         if let Some(after) = self.after
             && after.await.is_err()
         {
-            return Err((ErrorKind::Io, "the step before was cut short").into());
+            return Err((ErrorKind::Io, "the previous step was interrupted").into());
         }
         Ok(self.sent)
     }

@@ -40,7 +40,7 @@ pub struct Inventory {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResetError {
     /// An ingestor writes the chain: stop it, or wait until its lease expires.
-    #[error("{0}: stop it first")]
+    #[error("{0}: stop that process first")]
     LeaseHeld(Holder),
     /// Redis failed; repeat the reset, because some keys may already be deleted.
     #[error(transparent)]

@@ -106,7 +106,7 @@ pub(crate) async fn sweep(
             }
             // The next sweep cannot see these losses any more, so they are returned instead of the
             // error.
-            tracing::warn!(%error, "retention was cut short");
+            tracing::warn!(%error, "retention was interrupted");
             return Ok(swept);
         }
         (swept.len, swept.bytes) = size(connection, &keys.events).await?;

@@ -107,7 +107,7 @@ impl Servers {
                 worst = Some(failure);
             }
         }
-        Err(worst.unwrap_or_else(|| RedisFailure::unexpected("the search for the master")))
+        Err(worst.unwrap_or_else(|| RedisFailure::unexpected("finding the master")))
     }
 
     /// The address of `key`'s master according to `node`.

@@ -70,7 +70,7 @@ if part == 'close' then
     for _, entry in ipairs(redis.call('XRANGE', EVENTS, first, '+')) do
       redis.call('XDEL', EVENTS, entry[1])
     end
-    return refused('not all entries went in')
+    return refused('not all entries were written')
   end
   return record(redis.call('XRANGE', EVENTS, first, '+', 'COUNT', 1)[1][1], newest_id(EVENTS))
 end
@@ -123,7 +123,7 @@ if op == 'add' then
   if record then
     if in_place and (tip == '' or parent == tip) then
       return {'inconsistent', 'the dedup record of block ' .. number .. ' ' .. hash ..
-        ' exists, but the cursor stands before it'}
+        ' exists, but the cursor is before it'}
     end
     return {'duplicate', string.match(record, '^%d+') or '0'}
   end
@@ -148,7 +148,7 @@ elseif op == 'remove' then
   if final and n <= final then return refused(string.format('%.0f is finalized', final)) end
 elseif op == 'gap' then
   local least = tip == '' and tonumber(held.start_number) or tonumber(held.number) + 1
-  if n < least then return refused(string.format('a gap does not end below %.0f', least)) end
+  if n < least then return refused(string.format('a gap must not end below %.0f', least)) end
 elseif op == 'retreat' then
   if held.alarm == '' then return refused('no alarm is latched') end
   if not final or n > final then return refused('it is not at or below the finalized block') end

@@ -116,7 +116,7 @@ pub enum StepError {
     #[error(transparent)]
     Redis(#[from] RedisFailure),
     /// It was sent with replies off and is not in; applying it again shows why.
-    #[error("the step is not in")]
+    #[error("the step was not applied")]
     NotIn,
     /// The cursor is not what this publisher believes: Redis was rolled back or wiped, or the
     /// cursor moved. Open again.
@@ -134,13 +134,13 @@ pub enum StepError {
         epoch: u64,
     },
     /// An alarm is latched in the cursor.
-    #[error("the chain stands still: {0}")]
+    #[error("the chain is stopped by an alarm: {0}")]
     Alarmed(String),
     /// The step does not fit the chain: a bug in the caller.
     #[error("refused: {0}")]
     Refused(String),
     /// The data in Redis contradicts itself.
-    #[error("{0}: `ethhook reset` starts the chain anew")]
+    #[error("{0}: `ethhook reset` starts the chain over")]
     Inconsistent(String),
     /// The cursor cannot be read.
     #[error("the cursor is damaged: {0}")]

@@ -1,4 +1,4 @@
-//! What an event takes in Redis.
+//! Memory of an event in Redis.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::subject::{Chain, FIRST_ID, Subject};
 const LOGS: usize = 200;
 const BLOCKS: u64 = 100;
 
-/// One way of writing. To measure another encoding, add it to [`rows`].
+/// One encoding of entries. To measure another encoding, add it to [`rows`].
 struct Writing {
     name: &'static str,
     env: &'static [(&'static str, &'static str)],
@@ -43,7 +43,7 @@ pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
     ];
     let mut rows = Vec::new();
     for writing in writings {
-        // The node size is a setting of the server: one in use keeps its own.
+        // The node size is a server setting; that of a given Redis is not changed.
         if bench.options.redis_url.is_some() && writing.node_bytes != NODE_BYTES {
             continue;
         }

@@ -1,4 +1,4 @@
-//! How fast a backlog is caught up, and what it costs.
+//! Throughput and cost of catching up.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,9 +20,9 @@ use crate::report::{Bar, Row};
 use crate::subject::{Chain, FIRST_ID, Subject};
 
 const GROUP: &str = "catch-up";
-/// Longer than any run takes on a machine that is up to it.
+/// Longer than any run takes on a suitable machine.
 const DEADLINE: Duration = Duration::from_secs(600);
-/// Requests that the client of the node's limit has under way, as the ingestor has.
+/// Requests in flight when measuring the node's limit, as many as the ingestor has.
 const AT_ONCE: usize = 8;
 
 /// One way of catching up. To measure another mode, add it to [`rows`].
@@ -31,20 +31,20 @@ struct Mode {
     templates: Arc<[Template]>,
     blocks: u64,
     verify: &'static str,
-    /// Further keys of the chain in `ethhook.toml`.
+    /// More keys of the chain in `ethhook.toml`.
     chain: &'static str,
     env: &'static [(&'static str, &'static str)],
-    /// Least share of the limit of `XADD` with the same entries.
+    /// Least share of the `XADD` limit with the same entries.
     share: Option<f64>,
     /// Most resident memory, in MB.
     memory: Option<f64>,
 }
 
-/// How often each mode catches up and its limit is taken, in turns; the run of the middle ratio is
-/// shown, and the highest memory of all.
+/// Runs of each mode, each followed by a measurement of its limit. The run with the median ratio is shown,
+/// with the highest memory of all runs.
 const RUNS: usize = 3;
 
-/// What one run took.
+/// The result of one run.
 struct Run {
     seconds: f64,
     blocks: u64,
@@ -52,7 +52,7 @@ struct Run {
     cpu_micros: f64,
     redis_micros: f64,
     peak_mb: f64,
-    /// Where the node is ours.
+    /// None if the node is not the bench's own.
     asked: Option<Counts>,
 }
 
@@ -169,7 +169,7 @@ async fn run(redis: &mut RedisSide, chain: Chain, env: &[(&str, &str)], last: u6
     let events = redis.entries(&Keys::of(id).events).await?;
     let (started, before) = started.unwrap_or((ended, 0));
     let elapsed = ended.duration_since(started).as_secs_f64();
-    // The entries that were there when the clock started are not counted.
+    // Entries that existed when the clock started are not counted.
     let counted = events.saturating_sub(before).max(1);
     let per_event = |cpu: Duration| cpu.as_secs_f64() * 1e6 / events.max(1) as f64;
     Ok(Run {
@@ -214,7 +214,7 @@ fn table(
     rows
 }
 
-/// Blocks a second that a client gets which parses nothing: a header and the receipts of each.
+/// Blocks per second, each a header and its receipts, that a client gets if it parses nothing.
 async fn node_limit(url: &str, blocks: u64) -> Result<f64> {
     let whole = 128 << 20;
     let config =
@@ -243,7 +243,7 @@ async fn node_limit(url: &str, blocks: u64) -> Result<f64> {
             return Ok(blocks as f64 / started.elapsed().as_secs_f64());
         }
         let answer = socket.next().await;
-        ensure!(matches!(answer, Some(Ok(_))), "the node closed");
+        ensure!(matches!(answer, Some(Ok(_))), "the node closed the connection");
         under_way -= 1;
     }
 }

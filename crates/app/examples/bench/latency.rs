@@ -1,4 +1,4 @@
-//! How soon a block is in the stream, and what a live block costs.
+//! Latency from head to stream, and the cost of a live block.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::redis_side::{NODE_BYTES, RedisSide};
 use crate::report::{Bar, Row};
 use crate::subject::{Chain, FIRST_ID, Subject};
 
-/// Logs of the block that stands for all large ones: the recorded one, where it is there.
+/// Logs of the block that represents large ones: the recorded block, if available.
 const LARGE: usize = 10_000;
 
 /// One kind of live chain. To measure another mode, add it to the lists below.
@@ -22,7 +22,7 @@ const LARGE: usize = 10_000;
 struct Live {
     logs: usize,
     block_time: Duration,
-    /// Before each answer of the node.
+    /// Delay before each answer of the node.
     delay: Duration,
     blocks: usize,
 }
@@ -58,7 +58,7 @@ pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
         let live = Live { logs, ..live.clone() };
         let mut redis = RedisSide::start(bench.options.redis_url.as_deref(), NODE_BYTES).await?;
         let seen = see(&mut redis, &live, templates).await?;
-        // The time between two steps is what lets caches go cold; more of it tells no more.
+        // The pause between two steps lets caches go cold; a longer one changes nothing.
         let pause = live.block_time.min(Duration::from_millis(500));
         let limit = limit(&mut redis, FIRST_ID, logs, pause, live.blocks.min(30)).await?;
         redis.clear(FIRST_ID).await?;
@@ -136,7 +136,7 @@ fn table(live: &Live, seen: &Seen, limit: &[f64]) -> Vec<Row> {
         (false, _) => [None; 3],
     };
     for ((figure, percent), bar) in [("p50", 50), ("p99", 99), ("max", 100)].into_iter().zip(bars) {
-        // The limit: what Redis and the reader take by themselves, besides the node's delay.
+        // The limit: the time of Redis and the reader alone, plus the node's delay.
         let row = row(&format!("first and last entry, {figure}"), percentile(delays, percent))
             .of(percentile(limit, percent) + delay_ms);
         rows.push(bar.map(Bar::Under).into_iter().fold(row, Row::bar));

@@ -1,7 +1,7 @@
-//! A chain that grows: how soon its entries are there, seen by a reader of the stream.
+//! A growing chain: how soon a reader of the stream sees its entries.
 //!
-//! A block's entries come with one `EXEC`, so that a reader can have the first no sooner than the last: it
-//! asks for both at once, and has both with one answer.
+//! One `EXEC` writes all entries of a block, so a reader cannot see the first before the last: it reads
+//! both with one request.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::node::chain::PreparedChain;
 use crate::redis_side::{RedisSide, XADD_KEY};
 
-/// The value that so many of 100 do not exceed.
+/// The percentile: the value that this many percent do not exceed.
 pub(crate) fn percentile(values: &[f64], percent: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -42,8 +42,8 @@ pub(crate) fn mine(chains: &[Arc<PreparedChain>], block_time: Duration) -> JoinS
     miners
 }
 
-/// Waits until the chain is at its head, then watches `blocks` blocks arrive: from the node's send of a
-/// head to the first and the last entry of its block at a reader, in milliseconds, one a block.
+/// Waits until the chain is at its head, then measures `blocks` blocks: the milliseconds from the node
+/// sending a head until a reader has all entries of its block.
 pub(crate) async fn watch(
     redis: &RedisSide,
     chain: &PreparedChain,
@@ -51,7 +51,7 @@ pub(crate) async fn watch(
 ) -> Result<Vec<f64>> {
     let mut reader = Reader::new(redis, Keys::of(chain.id).events).await?;
     let mut delays = Vec::new();
-    // The first few fill the caches and end the catch-up.
+    // The first few blocks warm the caches and end the catch-up.
     let mut next = None;
     while delays.len() < blocks {
         let arrived;
@@ -62,9 +62,9 @@ pub(crate) async fn watch(
             entries == chain.template(number).log_count,
             "block {number} has {entries} entries"
         );
-        // Those that were overtaken are there as well, at the latest by now.
+        // Blocks that the reader skipped over have arrived too, by now at the latest.
         for number in *next.get_or_insert(number + 3)..=number {
-            let sent = chain.sent_at(number).context("a head that was never sent")?;
+            let sent = chain.sent_at(number).context("the node never sent this head")?;
             delays.push(arrived.at.duration_since(sent).as_secs_f64() * 1e3);
         }
         next = next.max(Some(number + 1));
@@ -72,8 +72,8 @@ pub(crate) async fn watch(
     Ok(delays)
 }
 
-/// The least that a block's entries take, in milliseconds, one a step: a client that does nothing else sends
-/// the newest entries of the chain, written beforehand, every `block_time`, and the same reader waits for them.
+/// The lower limit of a block's latency, in milliseconds per step: every `block_time`, a client that does
+/// nothing else sends the chain's newest entries, prepared beforehand, and the same reader waits for them.
 pub(crate) async fn limit(
     redis: &mut RedisSide,
     chain_id: u64,
@@ -98,14 +98,14 @@ pub(crate) async fn limit(
     Ok(took)
 }
 
-/// A reader on a thread of its own, that waits for entries.
+/// A reader on its own thread that waits for entries.
 struct Reader {
     connection: Connection,
     stream: String,
     after: String,
 }
 
-/// What a reader then has.
+/// The entries a reader received.
 struct Arrival {
     at: Instant,
     /// The newest entry: the last of its block.
@@ -117,7 +117,7 @@ impl Reader {
         Ok(Self { connection: redis.blocking_connection().await?, stream, after: "0-0".into() })
     }
 
-    /// The next block whose entries are there.
+    /// Waits for the next block's entries.
     async fn arrival(mut self) -> Result<(Self, Arrival)> {
         spawn_blocking(move || {
             let mut both = redis::pipe();

@@ -1,7 +1,7 @@
-//! What the service costs and how soon an event is in the stream, measured on this machine beside
-//! its limits: `./scripts/bench.sh`. Node and Redis are the bench's own; the node serves recorded
-//! blocks (simulated ones where they are not there) joined into a chain of any length, number,
-//! parent and time rewritten and the header's hash recomputed, so that every check still holds.
+//! Cost and latency of the service, compared with the limits of this machine: `./scripts/bench.sh`.
+//! The bench starts its own node and Redis. The node serves recorded blocks (or else simulated ones)
+//! as a chain of any length: their number, parent and time are rewritten and the hashes recomputed,
+//! so that every check still passes.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the table is the product")]
 #![allow(
     clippy::cast_possible_truncation,
@@ -30,7 +30,7 @@ use node::template::Recorded;
 use options::Options;
 use report::Row;
 
-/// What all groups of rows share.
+/// Shared by all groups of rows.
 struct Bench {
     options: Options,
     recorded: Recorded,
@@ -60,7 +60,7 @@ async fn main() -> Result<()> {
     let unknown = options.rows.iter().find(|row| !known.contains(&row.as_str()));
     ensure!(
         unknown.is_none(),
-        "--rows {}: known are {}",
+        "--rows {}: no such group; known are {}",
         unknown.cloned().unwrap_or_default(),
         known.join(",")
     );
@@ -91,7 +91,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// What the figures depend on.
+/// The machine and input that the figures depend on.
 fn machine(is_real: bool) -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");

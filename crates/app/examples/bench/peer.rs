@@ -1,4 +1,4 @@
-//! A node and a Redis for any other program, and the count of what that writes.
+//! A node and a Redis for another program, with a count of what it writes.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::node::PreparedNode;
 use crate::node::chain::{Counts, FIRST, PreparedChain};
 use crate::redis_side::{NODE_BYTES, RedisSide};
 
-/// The chain id that peers know.
+/// A chain id that other programs know.
 const MAINNET: u64 = 1;
 const EVENTS: u64 = 600_000;
 

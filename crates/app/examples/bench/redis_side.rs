@@ -1,4 +1,4 @@
-//! The Redis under the bench: its limit, its CPU, its bytes.
+//! The Redis of the bench: its limit, CPU time and memory.
 
 use std::time::{Duration, Instant};
 
@@ -10,19 +10,19 @@ use redis::streams::{StreamInfoStreamReply, StreamRangeReply};
 use redis::{AsyncConnectionConfig, Client, Connection, ConnectionLike as _};
 use tokio::task::spawn_blocking;
 
-/// Commands that are sent before their answers are read.
+/// Commands sent before their answers are read.
 const PIPELINE: usize = 500;
-/// Entries that are prepared; they repeat.
+/// Entries prepared; they are sent repeatedly.
 const PREPARED: usize = 50_000;
-/// The stream that the limits are measured with.
+/// The stream used to measure the limits.
 pub(crate) const XADD_KEY: &str = "bench:xadd";
 
-/// As `scripts/run.sh` and the compose file set it; Redis' own is 4096.
+/// As `scripts/run.sh` and the compose file set it; Redis' default is 4096.
 pub(crate) const NODE_BYTES: u32 = 16_384;
 
-/// A Redis of the bench's own, or one that is there already.
+/// The bench's own Redis, or a given one.
 pub(crate) struct RedisSide {
-    /// Killed with this value; none where Redis was there already.
+    /// Killed when dropped; none if Redis was given.
     _own: Option<RedisServer>,
     url: String,
     connection: MultiplexedConnection,
@@ -35,7 +35,7 @@ impl RedisSide {
             None => {
                 let more = vec![
                     ("stream-node-max-bytes".into(), node_bytes.to_string()),
-                    // A rewrite takes a core for a while, and would meet one run and not the other.
+                    // A rewrite occupies a core for a while and would disturb some runs only.
                     ("auto-aof-rewrite-percentage".into(), "0".into()),
                 ];
                 Some(RedisServer::spawn(RedisOptions { more, ..RedisOptions::default() }).await?)
@@ -51,12 +51,12 @@ impl RedisSide {
         &self.url
     }
 
-    /// A connection that no other answer holds up.
+    /// A separate connection, not delayed by other answers.
     pub(crate) async fn connect(&self) -> Result<MultiplexedConnection> {
         connect(&self.url).await
     }
 
-    /// The same for a thread that waits for its answers.
+    /// The same, blocking.
     pub(crate) async fn blocking_connection(&self) -> Result<Connection> {
         let url = self.url.clone();
         Ok(spawn_blocking(move || Client::open(url)?.get_connection()).await??)
@@ -121,7 +121,7 @@ impl RedisSide {
         }
     }
 
-    /// All streams by name, and how long each is.
+    /// All streams by name, with their lengths.
     pub(crate) async fn streams(&mut self) -> Result<Vec<(String, u64)>> {
         let mut streams = Vec::new();
         for key in self.keys("*").await? {
@@ -138,7 +138,7 @@ impl RedisSide {
         Ok(streams)
     }
 
-    /// Deletes all that the chain wrote.
+    /// Deletes everything written for the chain.
     pub(crate) async fn clear(&mut self, chain_id: u64) -> Result<()> {
         let keys = Keys::of(chain_id);
         let mut names = self.keys(&format!("*{{{}}}*", keys.events)).await?;
@@ -169,13 +169,13 @@ impl RedisSide {
         Ok(PreparedStep { connection, commands: commands.concat(), answers: reply.ids.len() + 2 })
     }
 
-    /// Deletes what the limits wrote.
+    /// Deletes what measuring the limits wrote.
     pub(crate) async fn clear_limits(&mut self) -> Result<()> {
         Ok(redis::cmd("UNLINK").arg(XADD_KEY).exec_async(&mut self.connection).await?)
     }
 
-    /// How many entries a second `XADD` takes at most, and the server's CPU an entry: the entries of
-    /// `stream`, one connection, buffers written beforehand, a pipeline of 500.
+    /// The most entries per second with `XADD`, and the server's CPU per entry: the entries of
+    /// `stream` over one connection, prepared beforehand, in pipelines of 500.
     pub(crate) async fn xadd_limit(&mut self, stream: &str, entries: u64) -> Result<(f64, f64)> {
         let reply: StreamRangeReply = redis::cmd("XRANGE")
             .arg(&[stream, "-", "+", "COUNT"])
@@ -204,7 +204,7 @@ impl RedisSide {
     }
 }
 
-/// A block's entries, written beforehand as one transaction.
+/// A block's entries, prepared as one transaction.
 pub(crate) struct PreparedStep {
     connection: Connection,
     commands: Vec<u8>,
@@ -212,7 +212,7 @@ pub(crate) struct PreparedStep {
 }
 
 impl PreparedStep {
-    /// Sends it and waits until Redis has answered; when it began to.
+    /// Sends it and waits for Redis' answer; returns when it started.
     pub(crate) async fn send(mut self) -> Result<(Self, Instant)> {
         spawn_blocking(move || {
             let sent = Instant::now();
@@ -223,14 +223,14 @@ impl PreparedStep {
     }
 }
 
-/// What a chain takes in Redis.
+/// Memory of a chain in Redis.
 pub(crate) struct Bytes {
     pub(crate) events: u64,
     pub(crate) markers: u64,
     pub(crate) dedup: u64,
 }
 
-/// The entries as they are sent to Redis again, field by field in their order.
+/// The commands that add the entries again, with the fields in their order.
 fn pipeline(entries: &[redis::streams::StreamId]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for entry in entries {

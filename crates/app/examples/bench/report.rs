@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-/// What is promised of a figure.
+/// The target of a figure.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Bar {
     Under(f64),
@@ -17,7 +17,7 @@ pub(crate) struct Row {
     pub(crate) figure: String,
     pub(crate) ours: f64,
     pub(crate) unit: &'static str,
-    /// What the machine can do at most, in the same unit.
+    /// The limit of this machine, in the same unit.
     pub(crate) limit: Option<f64>,
     pub(crate) bar: Option<Bar>,
 }
@@ -76,7 +76,7 @@ impl Row {
     }
 }
 
-/// Three digits that matter, and no more than are there.
+/// At most three significant digits.
 fn figure(value: f64) -> String {
     match value.abs() {
         a if a >= 100.0 => format!("{value:.0}"),
@@ -89,7 +89,7 @@ fn figure(value: f64) -> String {
 pub(crate) const HEADING: &str =
     "| Figure | Ours | Limit | Ratio | Bar |\n|---|---:|---:|---:|---|";
 
-/// The rows of one group as they come.
+/// Prints the rows of one group.
 pub(crate) fn print(rows: &[Row]) {
     for row in rows {
         let limit = row.limit.map(figure).unwrap_or_default();

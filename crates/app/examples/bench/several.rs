@@ -1,4 +1,4 @@
-//! Several chains in one process: what each adds, what none costs, and what one does to another.
+//! Several chains in one process: the cost of each, of an idle one, and how one affects another.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use crate::subject::{Chain, FIRST_ID, Subject};
 
 const BLOCK_TIME: Duration = Duration::from_secs(2);
 
-/// Redis, a node of `count` chains, and an ingestor that is at all their heads.
+/// Redis, a node with several chains, and an ingestor at the head of each.
 struct Stage {
     redis: RedisSide,
     chains: Vec<Arc<PreparedChain>>,
@@ -136,7 +136,7 @@ pub(crate) async fn neighbour_rows(bench: &Bench) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// How long Redis answers nobody: it is asked every millisecond.
+/// The longest time for which Redis answers nobody; measured by a `PING` every millisecond.
 struct Hold {
     longest_micros: Arc<AtomicU64>,
     _asking: JoinSet<()>,

@@ -1,4 +1,4 @@
-//! The ingestor under the bench: what it is set to, and what it costs.
+//! The ingestor being measured: its configuration and its cost.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use ethhook_testkit::ingestor::Ingestor;
 
 use crate::node::chain::FIRST;
 
-/// Chain ids that no real chain has, so that a Redis in use keeps its streams.
+/// Chain ids that no real chain has, so that a given Redis keeps its streams.
 pub(crate) const FIRST_ID: u64 = 990_000_001;
 
 /// One `ethhook ingest`; killed when dropped.
@@ -22,7 +22,7 @@ pub(crate) struct Chain {
     pub(crate) url: String,
     pub(crate) block_time: Duration,
     pub(crate) verify: &'static str,
-    /// Further keys of the chain, such as `fetch = "logs"`.
+    /// More keys of the chain, such as `fetch = "logs"`.
     pub(crate) more: String,
 }
 
@@ -34,7 +34,7 @@ impl Chain {
 }
 
 impl Subject {
-    /// Starts the binary beside this one, with nothing of the environment but `env`.
+    /// Starts the `ethhook` binary built with this one; `env` is its whole environment.
     pub(crate) fn start(redis_url: &str, chains: &[Chain], env: &[(&str, &str)]) -> Result<Self> {
         let here = std::env::current_exe()?;
         let program =
@@ -60,7 +60,7 @@ impl Subject {
         Ok(Self { ingestor })
     }
 
-    /// Fails with the end of its log if it ended.
+    /// Fails with the end of its log if it exited.
     pub(crate) fn check(&mut self) -> Result<()> {
         if let Some(status) = self.ingestor.ended()? {
             anyhow::bail!("the ingestor ended with {status}:\n{}", self.ingestor.log());
@@ -72,7 +72,7 @@ impl Subject {
     pub(crate) fn cpu(&self) -> Result<Duration> {
         let mut nanos = 0;
         for task in std::fs::read_dir(format!("/proc/{}/task", self.pid()?))? {
-            // A thread may end in this very moment.
+            // The thread may have just ended.
             let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else {
                 continue;
             };
@@ -81,7 +81,7 @@ impl Subject {
         Ok(Duration::from_nanos(nanos))
     }
 
-    /// The most memory that was ever resident, in MB.
+    /// Peak resident memory, in MB.
     pub(crate) fn peak_mb(&self) -> Result<f64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
         let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("no VmHWM")?;
@@ -90,6 +90,6 @@ impl Subject {
     }
 
     fn pid(&self) -> Result<u32> {
-        self.ingestor.pid().context("the ingestor does not run")
+        self.ingestor.pid().context("the ingestor is not running")
     }
 }

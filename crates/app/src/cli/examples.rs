@@ -9,17 +9,17 @@ Examples:
     ETHEREUM_WS_URL=ws://127.0.0.1:8545/1 ethhook ingest --progress
   See what is configured, and where each value came from:
     ethhook check-config
-  See how it goes:
+  See how it is doing:
     ethhook status --watch
   Watch the events of one chain:
     ethhook tail --chain ethereum
-  Hold its stream against the chain:
+  Compare its stream with the chain:
     ethhook verify --chain ethereum
 
 Configuration: environment, then .env, then ethhook.toml, then defaults; `ethhook check-config
 --example` prints every key.
 
-Exit codes: 0 done; 1 failed, trying again may help; 2 wrong command line; 78 wrong configuration.";
+Exit codes: 0 done; 1 failed, retrying may help; 2 wrong command line; 78 wrong configuration.";
 
 pub(super) const STATUS: &str = "\
 Examples:
@@ -35,7 +35,7 @@ Examples:
   ethhook verify --chain ethereum
   ethhook verify --chain ethereum --from 21000000 --to 21000999
 
-Exit codes: 0 the same; 1 they could not be compared, standard error says why; 2 wrong command line;
+Exit codes: 0 no differences; 1 could not compare, see standard error; 2 wrong command line;
 3 differences, listed on standard output; 78 wrong configuration.";
 
 pub(super) const REPLAY: &str = "\
@@ -44,7 +44,7 @@ Examples:
   ethhook replay --chain base --from 2000000 --to 2100000 --into usdc \\
     --contract 0x833589fcd6edb6e08f4c7c32d4f71b54bda02913
 
-Exit codes: 0 the stream holds the range; 1 stopped or failed, run it again to go on; 2 wrong
+Exit codes: 0 the stream has the whole range; 1 stopped or failed, run it again to continue; 2 wrong
 command line; 78 wrong configuration.";
 
 pub(super) const TAIL: &str = "\
@@ -75,7 +75,7 @@ Examples:
   ethhook ingest
   ETHEREUM_WS_URL=wss://... BASE_WS_URL=wss://... ethhook ingest --progress
 
-Exit codes: 0 stopped by a signal; 1 failed, trying again may help; 2 wrong command line; 78 wrong
+Exit codes: 0 stopped by a signal; 1 failed, retrying may help; 2 wrong command line; 78 wrong
 configuration.";
 
 pub(super) const SIMULATE: &str = "\
@@ -89,7 +89,7 @@ Examples:
   ethhook check-config
   ethhook check-config --example > .env.example
 
-Exit codes: 0 it can be started with; 78 wrong configuration.";
+Exit codes: 0 valid; 78 wrong configuration.";
 
 pub(super) const HEALTHCHECK: &str = "\
 Examples:

@@ -208,8 +208,8 @@ fn fetch(reader: &mut Reader<'_>, name: &str, profile: &Profile) -> Option<Fetch
     if fetch == Fetch::Logs && profile.verify == Proof::ReceiptsRoot {
         let verify = env_name(Some(name), "VERIFY");
         let text = format!(
-            "logs prove no receipts root, which {verify}=receipts_root asks for; set \
-             {verify}=bloom to accept that, or leave the receipts"
+            "logs cannot prove the receipts root, which {verify}=receipts_root requires; set \
+             {verify}=bloom, or fetch receipts"
         );
         reader.problems.push(setting.problem(text));
     }

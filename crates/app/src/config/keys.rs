@@ -31,7 +31,7 @@ pub(crate) const GLOBAL: &[Key] = &[
          under Sentinel redis-sentinel://[user:password@]host[:port],host[:port]/master[/db],\n\
          as a Cluster redis-cluster://[user:password@]host[:port],host[:port];\n\
          for TLS rediss://, rediss-sentinel://, rediss-cluster://.\n\
-         Sentinels that ask for a password: ?sentinel_user=USER&sentinel_password=PASSWORD at the end.\n\
+         If the Sentinels need a password: ?sentinel_user=USER&sentinel_password=PASSWORD at the end.\n\
          Set either this or REDIS_HOST, REDIS_PORT and REDIS_PASSWORD.",
     ),
     key("REDIS_HOST", "127.0.0.1", "Host of Redis."),
@@ -40,42 +40,42 @@ pub(crate) const GLOBAL: &[Key] = &[
     key(
         "REDIS_CA_FILE",
         "",
-        "PEM file of the certificate authorities that Redis' certificate is by, where it is not a\n\
-         public one; only with TLS.",
+        "PEM file of the certificate authorities that signed Redis' certificate, if they are not\n\
+         public; only with TLS.",
     ),
     key(
         "REDIS_POOL_SIZE",
         "8",
-        "Connections to Redis that all chains share, 1 to 1024; in a Cluster, that each chain has.",
+        "Connections to Redis, 1 to 1024: shared by all chains, or in a Cluster, per chain.",
     ),
     key(
         "DEDUP_TTL_SECONDS",
         "86400",
-        "How long a block's dedup record is kept. It only bounds memory: correctness rests on the\n\
-         cursor.",
+        "How long a block's dedup record is kept. This only limits memory: correctness depends on\n\
+         the cursor.",
     ),
     key(
         "STREAM_ENCODING",
         "fields",
-        "How entries are written: fields, each value a field of its own as text, or msgpack, all of\n\
-         them packed into one field, at half the memory (docs/consumers.md). A stream keeps the one\n\
-         it began with: to change it, `ethhook reset` the chain.",
+        "How entries are written: fields, each value as text in its own field, or msgpack, all values\n\
+         packed into one field, with half the memory (docs/consumers.md). A stream keeps the encoding\n\
+         it started with: to change it, `ethhook reset` the chain.",
     ),
     key(
         "RETENTION_HOURS",
         "24",
-        "How long events are kept. What a consumer group has not acknowledged stays longer.",
+        "How long events are kept. Those that a consumer group has not acknowledged stay longer.",
     ),
     key(
         "GROUP_IDLE_ALARM_HOURS",
         "24",
-        "A consumer group that has not read for so long, although entries wait, is told in the log\n\
-         and in ethhook_group_idle: it holds back what retention would remove.",
+        "A consumer group that has not read for this long although entries are waiting is reported in\n\
+         the log and by ethhook_group_idle: it keeps retention from removing those entries.",
     ),
     key(
         "STREAM_MAX_BYTES",
         "",
-        "Hard cap of one chain's event stream in bytes. Not set: the chains share 60 % of Redis'\n\
+        "Hard limit of one chain's event stream in bytes. Not set: the chains share 60 % of Redis'\n\
          maxmemory (of 512 MB where it has none).",
     ),
     key("METRICS_PORT", "9090", "Port of /metrics; 0 takes any free port."),
@@ -84,25 +84,25 @@ pub(crate) const GLOBAL: &[Key] = &[
     key(
         "READY_MAX_LAG_SECONDS",
         "60",
-        "/ready is 503 once a chain's tip lies further behind the head than this, or no endpoint\n\
-         has answered for as long.",
+        "/ready returns 503 if a chain's tip is further behind the head than this, or no endpoint\n\
+         has answered for this long.",
     ),
     key(
         "INSTANCE_ID",
         "",
         "Name under which this process holds its leases. Not set: the host name. Two processes\n\
-         must never share one.",
+         must never share a name.",
     ),
     key(
         "LEASE_TTL_MS",
         "10000",
-        "How long a lease outlives its owner's last sign of life, 1000 to 600000.",
+        "How long a lease remains valid after its owner last renewed it, 1000 to 600000.",
     ),
     key(
         "MAX_CHAINS_PER_INSTANCE",
         "",
-        "How many chains one process may hold at once; the others are left to instances with the\n\
-         same configuration. Not set: all.",
+        "How many chains this process may ingest at once; the others are left to other instances\n\
+         with the same configuration. Not set: all.",
     ),
     key("RUST_LOG", "info", "Which log lines are written: error, warn, info, debug, trace."),
     key("LOG_FORMAT", "text", "Log lines as text or as json."),
@@ -112,70 +112,70 @@ pub(crate) const GLOBAL: &[Key] = &[
 pub(crate) const CHAIN: &[Key] = &[
     secret(
         "WS_URL",
-        "ws:// or wss://, one URL or several with commas between, first preferred. Heads come\n\
-         from here.",
+        "ws:// or wss://: one URL, or several separated by commas, the first preferred. Heads are\n\
+         received from these.",
     ),
     secret(
         "HTTP_URL",
-        "http:// or https://, likewise. Requests go here if set, else over the WebSocket. The\n\
-         first of these and the first WebSocket URL are one endpoint, and so on.",
+        "http:// or https://, likewise. Requests are sent here if set, else over the WebSocket. The\n\
+         first of these and the first WebSocket URL form one endpoint, and so on.",
     ),
     key(
         "START_BLOCK",
         "latest",
-        "First block to publish: latest, or a number. A cursor that Redis holds wins over it.",
+        "First block to publish: latest, or a number. A cursor in Redis overrides it.",
     ),
     key(
         "END_BLOCK",
         "",
-        "Last block to publish; one below what is published counts as that. Not set: goes on for ever.",
+        "Last block to publish, or the newest published one if that is higher. Not set: no end.",
     ),
     key(
         "CONTRACTS",
         "",
-        "Only logs of these contracts, with commas between. Not set: of all contracts.",
+        "Only logs of these contracts, separated by commas. Not set: of all contracts.",
     ),
     key(
         "TOPICS",
         "",
-        "Only logs whose first topic is one of these, with commas between. Not set: all logs.",
+        "Only logs whose first topic is one of these, separated by commas. Not set: all logs.",
     ),
     key(
         "CONFIRMATIONS",
         "0",
-        "Publish a block once this many stand above it, up to 4096. For consumers that ignore\n\
+        "Publish a block once this many blocks follow it, up to 4096. For consumers that ignore\n\
          `removed`.",
     ),
     key(
         "RPS",
         "",
-        "Requests a second that each endpoint of the chain may be sent, 1 to 10000. Not set: no limit.",
+        "Maximum requests per second to each endpoint of the chain, 1 to 10000. Not set: no limit.",
     ),
     key(
         "CU_PER_SECOND",
         "",
-        "What the calls to each endpoint of the chain may cost a second, in its provider's units\n\
+        "Maximum cost per second of the calls to each endpoint of the chain, in its provider's units\n\
          (compute units, credits), by the published prices of Alchemy, Infura, QuickNode, Ankr and\n\
-         Moralis; with any other a call is one unit. Not set: no limit.",
+         Moralis; for any other provider, a call costs one unit. Not set: no limit.",
     ),
     key(
         "FETCH",
         "auto",
-        "How logs are fetched: receipts, by eth_getBlockReceipts alone; logs, by eth_getLogs alone,\n\
-         behind the head by ranges of blocks, which proves the bloom at most and so needs VERIFY=bloom or\n\
-         structure; auto, receipts, or where VERIFY allows logs whichever cost less.",
+        "How logs are fetched: receipts, only with eth_getBlockReceipts; logs, only with eth_getLogs, in\n\
+         ranges of blocks while catching up: proves at most the bloom, so it needs VERIFY=bloom or\n\
+         structure; auto: receipts, or if VERIFY allows logs, whichever costs less.",
     ),
     key(
         "BATCH_MS",
         "",
-        "For chains with more than a block a second: blocks at the head are fetched together, once in\n\
-         so many milliseconds, up to 60000. Not set: each block at once.",
+        "For chains with more than one block per second: fetch blocks at the head together, once per\n\
+         this many milliseconds, up to 60000. Not set: each block immediately.",
     ),
     key(
         "VERIFY",
         "",
-        "Weakest check with which a block may be published: receipts_root, bloom or structure.\n\
-         Not set: as the chain allows.",
+        "Weakest check that suffices to publish a block: receipts_root, bloom or structure.\n\
+         Not set: the chain's default.",
     ),
 ];
 
@@ -184,8 +184,8 @@ pub(crate) const CHAIN: &[Key] = &[
 pub(crate) const PROFILE: &[Key] = &[
     key("chain_id", "", "EIP-155 chain id; required for a chain that is not built in."),
     key("block_time_ms", "2000", "Usual time between blocks."),
-    key("finality_depth", "128", "A block is final only when this many stand above it."),
-    key("state_sync_logs", "false", "Polygon before PIP-74: some logs stand outside the roots."),
+    key("finality_depth", "128", "A block is final only if at least this many blocks follow it."),
+    key("state_sync_logs", "false", "Polygon before PIP-74: the roots do not cover some logs."),
     key(
         "empty_without_transactions",
         "false",
@@ -194,16 +194,16 @@ pub(crate) const PROFILE: &[Key] = &[
     key(
         "bloom_of_all_logs",
         "false",
-        "The header's bloom holds all logs, so nothing is fetched where it rules the filter out.",
+        "The header's bloom covers all logs, so nothing is fetched if it excludes the filter.",
     ),
 ];
 
 /// Keys that Docker Compose reads from the same `.env`, in addition to all that begin with
 /// `COMPOSE_`.
 pub(crate) const COMPOSE: &[Key] = &[
-    key("REDIS_MAXMEMORY", "256mb", "What the Redis of Compose may hold."),
-    key("REDIS_MEMORY_LIMIT", "320m", "What its container may take: a quarter more."),
-    key("REDIS_EXPORTER_ADDR", "", "Which Redis the monitoring watches, if not that of REDIS_URL."),
+    key("REDIS_MAXMEMORY", "256mb", "maxmemory of the Redis of Compose."),
+    key("REDIS_MEMORY_LIMIT", "320m", "Memory limit of its container: a quarter more."),
+    key("REDIS_EXPORTER_ADDR", "", "The Redis to monitor, if not that of REDIS_URL."),
 ];
 
 /// Whether `name` belongs to Compose.

@@ -355,7 +355,7 @@ fn unknown_hint(name: &str) -> String {
         Some(chain) if !chain.is_empty() => format!(
             "a chain that is not built in needs [chains.{chain}] with chain_id in ethhook.toml"
         ),
-        _ => "all keys stand in .env.example".to_owned(),
+        _ => ".env.example lists all keys".to_owned(),
     }
 }
 

@@ -209,8 +209,8 @@ pub(crate) fn address(text: &str) -> Result<Address, String> {
     let has = |case: fn(&char) -> bool| text.chars().skip(2).any(|digit| case(&digit));
     let is_mixed = has(char::is_ascii_lowercase) && has(char::is_ascii_uppercase);
     if is_mixed && address.to_checksum(None) != text {
-        return Err("has a wrong digit, or one in the wrong case: it does not match its checksum \
-                    (EIP-55); write it in lower case if it is right"
+        return Err("does not match its checksum (EIP-55): a digit or its case is wrong; if the \
+                    address is right, write it in lower case"
             .to_owned());
     }
     Ok(address)
@@ -252,7 +252,7 @@ pub(crate) fn check_url(text: &str, schemes: &[&str]) -> Result<Url, String> {
         return Err(format!("must start with {}://", schemes.join(":// or ")));
     }
     if text.contains(char::is_whitespace) {
-        return Err("has a space in it; between URLs stands a comma".to_owned());
+        return Err("contains a space; separate URLs with a comma".to_owned());
     }
     match Url::parse(text) {
         Ok(url) if url.host_str().is_some_and(|host| !host.is_empty()) => Ok(url),

@@ -142,7 +142,7 @@ pub(crate) fn health_address(reader: &mut Reader<'_>) -> Option<SocketAddr> {
 
 fn bind_address(reader: &mut Reader<'_>) -> Option<IpAddr> {
     let setting = reader.global("BIND_ADDRESS");
-    reader.parse(&setting, "an IP address, as 127.0.0.1 or 0.0.0.0", |text| text.parse().ok())
+    reader.parse(&setting, "an IP address, such as 127.0.0.1 or 0.0.0.0", |text| text.parse().ok())
 }
 
 fn number(reader: &mut Reader<'_>, name: &str, least: u64, most: u64) -> Option<u64> {
@@ -174,7 +174,7 @@ pub(crate) fn read_logging(reader: &mut Reader<'_>) -> Option<Logging> {
     };
     if !is_right {
         reader.problems.push(filter.problem(
-            "must be error, warn, info, debug, trace or off, or directives as \
+            "must be error, warn, info, debug, trace or off, or directives such as \
              info,ethhook_ingest=debug",
         ));
     }

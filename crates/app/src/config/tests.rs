@@ -215,7 +215,7 @@ fn env_example_is_what_the_table_of_keys_says() {
     let found = std::fs::read_to_string(path).unwrap_or_default();
     assert!(
         found == example(),
-        "write it anew: cargo run -p ethhook -- check-config --example > .env.example"
+        "regenerate it: cargo run -p ethhook -- check-config --example > .env.example"
     );
 }
 

@@ -69,7 +69,7 @@ fn read_chain(
         return;
     };
     if values.keys().any(|(known, _)| known.as_deref() == Some(&chain)) {
-        problems.push(Problem::new(&shown, "is described twice"));
+        problems.push(Problem::new(&shown, "is defined twice"));
         return;
     }
     if !chains.contains(&chain) {
@@ -102,7 +102,7 @@ fn read_value(
         Some(text) => {
             values.insert(place, Secret::new(text));
         }
-        None => problems.push(Problem::new(shown, "must be one value, or a list of texts")),
+        None => problems.push(Problem::new(shown, "must be one value, or a list of strings")),
     }
 }
 

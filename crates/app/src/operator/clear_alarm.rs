@@ -17,7 +17,7 @@ use crate::config::Inputs;
 use crate::output::say;
 use crate::target::Target;
 
-const NOTHING: &str = "nothing is published: `ethhook reset` starts the chain anew";
+const NOTHING: &str = "nothing is published: `ethhook reset` starts the chain over";
 
 /// The changes to make.
 struct Plan {
@@ -50,26 +50,22 @@ pub(crate) async fn run(inputs: &Inputs, order: Order<'_>) -> anyhow::Result<Exi
     }
     let mut writer = target.open("clear-alarm", &cursor).await?;
     let told = plan.tell(&cursor);
-    tracing::warn!(
-        chain = target.name(),
-        alarm = cursor.alarm,
-        "clearing the alarm, as ordered: {told}"
-    );
+    tracing::warn!(chain = target.name(), alarm = cursor.alarm, "clearing the alarm: {told}");
     let result = plan.carry_out(&mut writer, &cursor).await;
     writer.publisher.release().await;
     result?;
     tracing::warn!(chain = target.name(), "the alarm is cleared");
-    say!("Done. The ingestor goes on.");
+    say!("Done. The ingestor continues.");
     Ok(Exit::Done)
 }
 
 async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
     let inquiry = Inquiry::open(&target.chain)?;
-    let head = inquiry.header(Which::Latest).await?.context("the node shows no head")?.block;
+    let head = inquiry.header(Which::Latest).await?.context("the node returned no head")?.block;
     ensure!(
         head.number >= cursor.finalized_number,
-        "the node's head {} is below the finalized block {}, so that it tells nothing of it: try again \
-         when it has caught up",
+        "the node's head {} is below the finalized block {}, so it cannot confirm that block: try \
+         again when the node has caught up",
         head.number,
         cursor.finalized_number
     );
@@ -134,7 +130,7 @@ async fn gap(
     let number = newest.map_or(floor + 1, |newest| newest.max(floor + 1));
     ensure!(
         number <= head.number,
-        "the node's head {} is not above block {floor}, which the stream has: try again later",
+        "the node's head {} is not above block {floor}, which is in the stream: try again later",
         head.number
     );
     let header = inquiry.header(Which::Number(number)).await?;
@@ -152,24 +148,24 @@ impl Plan {
         let floor = self.floor.number;
         match &self.gap {
             None if cursor.finalized().is_none() => {
-                "Nothing is final yet, and nothing is taken back by this; \
+                "Nothing is final yet, so nothing will be taken back; \
                 the alarm is cleared, and the ingestor follows the node's chain."
                     .to_owned()
             }
             None if !self.retreats(cursor) => format!(
-                "The node's chain holds the finalized block {}: nothing below it is taken back; the \
-                 alarm is cleared, and the ingestor follows what is above.",
+                "The node's chain contains the finalized block {}: nothing below it is taken back; \
+                 the alarm is cleared, and the ingestor follows the node from there.",
                 cursor.finalized_number
             ),
             None => format!(
                 "The fork point, block {floor}, is retained: {blocks} blocks with {events} events \
-                 above it will be taken back, also below the finalized block {}.",
+                 above it will be taken back, even below the finalized block {}.",
                 cursor.finalized_number
             ),
             Some(gap) => format!(
-                "The fork point is older than what is retained: {blocks} blocks with {events} events \
-                 will be taken back, down to block {floor}, and a gap leads from there to the \
-                 node's block {}. What is orphaned below {floor} stays in the hands of the readers.",
+                "The fork point is no longer retained: {blocks} blocks with {events} events will be \
+                 taken back, down to block {floor}, and the blocks up to the node's block {} are \
+                 skipped. Orphaned events below {floor} cannot be taken back from consumers.",
                 gap.number
             ),
         }

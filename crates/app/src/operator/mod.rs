@@ -36,7 +36,7 @@ impl Target {
         let held = writer.publisher.cursor();
         if (held.seq, held.hash) != (seen.seq, seen.hash) {
             writer.publisher.release().await;
-            bail!("the stream has moved since it was looked at: run the command again");
+            bail!("the stream has changed in the meantime: run the command again");
         }
         Ok(writer)
     }
@@ -50,7 +50,9 @@ impl Target {
             Ok(publisher) => {
                 Ok(Writer { publisher, renew_every: lease_ttl / 3, renewed: Instant::now() })
             }
-            Err(OpenError::LeaseHeld(holder)) => bail!("{}: {holder}: stop it first", self.name()),
+            Err(OpenError::LeaseHeld(holder)) => {
+                bail!("{}: {holder}: stop that process first", self.name())
+            }
             Err(error) => Err(error.into()),
         }
     }

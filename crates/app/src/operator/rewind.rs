@@ -23,11 +23,11 @@ pub(crate) async fn run(inputs: &Inputs, order: Order<'_>, to: u64) -> anyhow::R
     let above = above(&cursor, &window, to)?;
     if above.is_empty() {
         let (name, tip) = (target.name(), cursor.number);
-        say!("Chain {name} stands at block {tip}: above {to} there is nothing to take back.");
+        say!("Chain {name} is at block {tip}: there is nothing above {to} to take back.");
         return Ok(Exit::Done);
     }
     say!(
-        "Chain {} stands at block {}: {} blocks with {} events will be taken back, down to block {to}.",
+        "Chain {} is at block {}: {} blocks with {} events will be taken back, down to block {to}.",
         target.name(),
         cursor.number,
         above.len(),
@@ -38,13 +38,13 @@ pub(crate) async fn run(inputs: &Inputs, order: Order<'_>, to: u64) -> anyhow::R
         return Ok(Exit::Done);
     }
     let mut writer = target.open("rewind", &cursor).await?;
-    tracing::warn!(chain = target.name(), from = cursor.number, to, "rewinding, as ordered");
+    tracing::warn!(chain = target.name(), from = cursor.number, to, "rewinding");
     let result = writer.take_back(above).await;
     let at = writer.publisher.cursor().number;
     writer.publisher.release().await;
     result?;
     tracing::warn!(chain = target.name(), at, events = events(above), "rewound");
-    say!("Done. The ingestor publishes what follows anew.");
+    say!("Done. The ingestor will publish these blocks again.");
     Ok(Exit::Done)
 }
 
@@ -55,16 +55,19 @@ fn above<'a>(
     to: u64,
 ) -> anyhow::Result<&'a [PublishedBlock]> {
     if !cursor.alarm.is_empty() {
-        bail!("the chain is stopped by an alarm ({}): `ethhook clear-alarm` first", cursor.alarm);
+        bail!(
+            "the chain is stopped by an alarm ({}): run `ethhook clear-alarm` first",
+            cursor.alarm
+        );
     }
     ensure!(
         cursor.finalized().is_none_or(|finalized| to >= finalized),
-        "block {} is final: nothing at or below it is taken back",
+        "block {} is final: --to must not be below it",
         cursor.finalized_number
     );
     ensure!(
         to.saturating_add(1) >= cursor.start_number,
-        "the stream begins with block {}: --to must not be below {}",
+        "the stream starts at block {}: --to must not be below {}",
         cursor.start_number,
         cursor.start_number.saturating_sub(1)
     );

@@ -45,7 +45,10 @@ pub(crate) async fn run(inputs: &Inputs, order: Order<'_>, to: To) -> anyhow::Re
     let target = Target::load(inputs, order.chain)?;
     let cursor = target.cursor().await?;
     if !cursor.alarm.is_empty() {
-        bail!("the chain is stopped by an alarm ({}): `ethhook clear-alarm` first", cursor.alarm);
+        bail!(
+            "the chain is stopped by an alarm ({}): run `ethhook clear-alarm` first",
+            cursor.alarm
+        );
     }
     let inquiry = Inquiry::open(&target.chain)?;
     let header = resolve(&target, &inquiry, to).await?;
@@ -65,8 +68,8 @@ pub(crate) async fn run(inputs: &Inputs, order: Order<'_>, to: To) -> anyhow::Re
     let result = writer.step(async |publisher| publisher.apply(&step).await).await;
     writer.publisher.release().await;
     result?;
-    tracing::warn!(chain = target.name(), from = first, to = %last, "skipped, as ordered");
-    say!("Done. A `gap` marker tells the readers; the ingestor goes on above it.");
+    tracing::warn!(chain = target.name(), from = first, to = %last, "skipped");
+    say!("Done. A `gap` marker tells the consumers; the ingestor continues after it.");
     Ok(Exit::Done)
 }
 
@@ -75,7 +78,7 @@ async fn resolve(target: &Target, inquiry: &Inquiry, to: To) -> anyhow::Result<H
     let number = match to {
         To::Number(number) => number,
         To::Latest => {
-            let head = inquiry.header(Which::Latest).await?.context("the node shows no head")?;
+            let head = inquiry.header(Which::Latest).await?.context("the node returned no head")?;
             if target.chain.confirmations == 0 {
                 return Ok(head);
             }
@@ -100,8 +103,8 @@ async fn check_tip(target: &Target, inquiry: &Inquiry, cursor: &Cursor) -> anyho
     }
     let Some(lowest) = orphan else { return Ok(()) };
     bail!(
-        "the node no longer has the published blocks from {lowest} on: `ethhook rewind --chain {} --to {}` \
-         first, for what stands below a gap is never taken back",
+        "the node has replaced the published blocks from {lowest} on: run `ethhook rewind --chain {} --to \
+         {}` first, as blocks below a gap can never be taken back",
         target.name(),
         lowest.number.saturating_sub(1)
     );
@@ -112,7 +115,7 @@ fn first_skipped(cursor: &Cursor, last: u64) -> anyhow::Result<u64> {
     let next = cursor.next_number();
     ensure!(
         last >= next,
-        "block {last} is not above the stream, whose next block is {next}: `ethhook rewind` goes back"
+        "block {last} is already published, the next block is {next}: to go back, use `ethhook rewind`"
     );
     Ok(next)
 }

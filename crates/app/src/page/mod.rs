@@ -45,7 +45,7 @@ impl Page {
     /// (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
     fn events(&self) -> Answer {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            let why = "as many pages are open as may be; /status.json answers";
+            let why = "too many pages are open; /status.json still answers";
             return Answer::text(StatusCode::SERVICE_UNAVAILABLE, why);
         };
         let mut ticks = interval(EVENT_EVERY);

@@ -9,7 +9,7 @@ const STATES = {
   following: 'at its head',
   catching_up: 'catching up',
   standing_by: 'standing by',
-  standing_still: 'stands still',
+  standing_still: 'stalled',
   unknown: 'unknown',
 };
 let heard = Date.now();
@@ -39,13 +39,13 @@ function sparkline(rates) {
   const top = Math.max(1, ...rates);
   const step = 120 / Math.max(1, rates.length - 1);
   const points = rates.map((rate, i) => `${(i * step).toFixed(2)},${(29 - (28 * rate) / top).toFixed(2)}`);
-  const label = `Events a second in the last ${rates.length} s, at most ${top}`;
+  const label = `Events per second in the last ${rates.length} s, at most ${top}`;
   const graph = { viewBox: '0 0 120 30', preserveAspectRatio: 'none', role: 'img', 'aria-label': label };
   return node('svg', graph, node('polyline', { points: points.join(' ') }));
 }
 
 function trouble(found, chain) {
-  const level = found.level === 'error' ? 'Wrong' : 'Worth a look';
+  const level = found.level === 'error' ? 'Error' : 'Warning';
   return node('div', { class: `trouble ${found.level}`, role: 'alert' },
     node('b', {}, `${level}: `), chain ? `${chain}: ${found.what}` : found.what,
     node('span', {}, `What to do: ${found.to_do}`));
@@ -73,7 +73,7 @@ function chain(of) {
       figure('published', 'Published', number(of.published)),
       figure('finalized', 'Finalized', number(of.finalized)),
       figure('lag', 'Lag', lag + late),
-      figure('rate', 'Events a second', rate),
+      figure('rate', 'Events per second', rate),
       figure('reorgs', 'Reorgs', number(counts.reorgs)),
       figure('entries', 'In the stream', stream),
       figure('taken_back', 'Taken back', number(counts.taken_back)),
@@ -123,7 +123,7 @@ setInterval(() => {
   const silent = Date.now() - heard;
   if (silent < LOST_MS) return;
   const lost = document.getElementById('lost');
-  lost.textContent = `Nothing was heard from the service for ${spoken(Math.floor(silent / 1000))}: what is `
-    + 'shown is as old. Is it running, and can this browser reach it? Its log says more.';
+  lost.textContent = `No update from the service for ${spoken(Math.floor(silent / 1000))}: what is `
+    + 'shown is that old. Is it running, and can this browser reach it? Its log says more.';
   lost.hidden = false;
 }, 1000);

@@ -38,24 +38,24 @@ impl Trouble {
         Self::error(
             format!("the service does not answer here: {why}"),
             "start it (`docker compose up -d`, `systemctl start ethhook` or `ethhook ingest`), or set \
-             HEALTH_PORT and BIND_ADDRESS as the service has them; below is what Redis holds",
+             HEALTH_PORT and BIND_ADDRESS as for the service; the data shown is from Redis",
         )
     }
 
     /// Redis did not answer, or its data cannot be read.
     pub(super) fn no_redis(failure: &Failure) -> Self {
-        let what = format!("Redis does not answer as it should: {failure}");
+        let what = format!("the data in Redis cannot be read: {failure}");
         match failure {
             Failure::Of(_, ReadError::Redis(_)) | Failure::Late => Self::error(
                 what,
-                "nothing is lost: the service waits and goes on from where Redis stands. Start Redis, \
-                 or look at its log, its memory and REDIS_URL",
+                "nothing is lost: the service waits, then continues from the cursor. Start Redis, or \
+                 check its log, its memory and REDIS_URL",
             ),
             Failure::Of(chain, _) => Self::error(
                 what,
                 format!(
-                    "this version of ethhook writes no such thing: find out what did; `ethhook reset \
-                     --chain {chain}` deletes the chain's keys, to start it anew"
+                    "this version of ethhook does not write such data: find out what did; `ethhook \
+                     reset --chain {chain}` deletes the chain's keys and starts it over"
                 ),
             ),
         }
@@ -89,8 +89,8 @@ fn unready(chain: &Chain, unready: Option<&Unready>) -> Option<Trouble> {
         return Some(Trouble::error(
             format!("stopped by an alarm: {alarm}"),
             format!(
-                "look at the chain in a block explorer; `ethhook clear-alarm --chain {name}` follows \
-                 the node once you trust it"
+                "check the chain in a block explorer; once you trust the node, follow it with \
+                 `ethhook clear-alarm --chain {name}`"
             ),
         ));
     }
@@ -98,30 +98,30 @@ fn unready(chain: &Chain, unready: Option<&Unready>) -> Option<Trouble> {
     let to_do = match unready {
         Unready::StandsStill(Standstill { needs: Needs::Turn, .. }) => return None,
         Unready::StandsStill(Standstill { needs: Needs::Operator, .. }) => format!(
-            "do as it says (commands want `--chain {name}`); the chain then goes on automatically"
+            "do as it says (add `--chain {name}` to commands); the chain then continues automatically"
         ),
         Unready::StandsStill(Standstill { needs: Needs::Room, .. }) => {
-            "nothing is lost: raise Redis' maxmemory, lower RETENTION_HOURS or STREAM_MAX_BYTES, or see that \
-             consumer groups read and acknowledge; the chain then goes on automatically"
+            "nothing is lost: raise Redis' maxmemory, lower RETENTION_HOURS or STREAM_MAX_BYTES, or make sure \
+             that consumer groups read and acknowledge; the chain then continues automatically"
                 .to_owned()
         }
         Unready::StandsStill(_) if all_set_aside(chain) => {
             let key = name.to_uppercase();
             format!(
-                "every endpoint is set aside: look at the provider's status page, the key's quota, \
-                 and {key}_WS_URL and {key}_HTTP_URL; another URL after a comma is asked next"
+                "every endpoint is set aside: check the provider's status page, the key's quota, \
+                 {key}_WS_URL and {key}_HTTP_URL, or add a second URL after a comma"
             )
         }
         Unready::StandsStill(Standstill { needs: Needs::Time, .. }) => {
-            "it goes on automatically once that is over; the log has each failure".to_owned()
+            "the chain continues automatically once this is over; the log has each failure".to_owned()
         }
         Unready::NoHead | Unready::NoAnswer(_) => {
-            "look at the provider, or add a second URL after a comma; it goes on once one answers"
+            "check the provider, or add a second URL after a comma; the chain continues once one answers"
                 .to_owned()
         }
         Unready::NothingPublished | Unready::Behind { .. } => format!(
-            "it catches up while this number falls; else the endpoint is too slow or its rate too low \
-             ({}_RPS)",
+            "if this number falls, it is catching up; if not, the endpoint is too slow or its rate limit \
+             too low ({}_RPS)",
             name.to_uppercase()
         ),
     };
@@ -137,15 +137,15 @@ fn endpoints(chain: &Chain) -> impl Iterator<Item = Trouble> {
         let position = endpoint.position;
         let set_aside = (endpoint.breaker != BreakerState::Closed).then(|| {
             Trouble::warning(
-                format!("endpoint {position} is set aside: it failed, lied or asked for patience"),
-                "it is tried again automatically; if this stays, look at its key's quota and its URL",
+                format!("endpoint {position} is set aside: it failed, gave wrong data or was rate limited"),
+                "it is retried automatically; if this persists, check its key's quota and its URL",
             )
         });
         let deaf = (endpoint.subscribed == Some(false)).then(|| {
             Trouble::warning(
-                format!("no heads come from endpoint {position}: its WebSocket is down"),
-                "the chain is polled as long as an endpoint answers, and nothing is lost; if this stays, \
-                 look at its ws URL",
+                format!("endpoint {position} sends no heads: its WebSocket is down"),
+                "nothing is lost: the chain is polled as long as an endpoint answers; if this persists, \
+                 check its ws URL",
             )
         });
         set_aside.into_iter().chain(deaf)
@@ -157,12 +157,12 @@ fn lost(chain: &Chain, entries: u64) -> Option<Trouble> {
     (entries > 0).then(|| {
         Trouble::error(
             format!(
-                "consumer groups have lost {entries} entries that they had not acknowledged to the byte \
-                 cap since the service started"
+                "consumer groups have lost {entries} entries since the service started: the byte cap \
+                 removed them before they were acknowledged"
             ),
             format!(
                 "raise STREAM_MAX_BYTES, or make the consumers faster; the log says which group, and \
-                 `ethhook replay --chain {name}` brings the events again"
+                 `ethhook replay --chain {name}` writes the events again"
             ),
         )
     })
@@ -178,18 +178,18 @@ fn groups(chain: &Chain) -> impl Iterator<Item = Trouble> {
         };
         let behind = group.behind.map(|entries| format!("{entries} ")).unwrap_or_default();
         let what = format!(
-            "group {} has {behind}entries to read, the oldest waits for {}",
+            "group {} has {behind}entries to read, the oldest waiting for {}",
             group.name,
             spoken(waiting)
         );
         let to_do = if group.consumers == 0 {
             format!(
                 "it has no consumer: start one, or delete the group (`ethhook groups delete --chain {} \
-                 --group {}`); what waits for it stays in Redis, up to STREAM_MAX_BYTES",
+                 --group {}`); its entries stay in Redis, up to STREAM_MAX_BYTES",
                 chain.name, group.name
             )
         } else {
-            "look whether its consumers run and acknowledge; what waits for them stays in Redis, up to \
+            "check that its consumers run and acknowledge; its entries stay in Redis, up to \
              STREAM_MAX_BYTES"
                 .to_owned()
         };
@@ -271,9 +271,9 @@ mod tests {
         let advice = |seen| told(&chain(), &seen).remove(0).1;
         let operator = advice(stands_still("data is left", Needs::Operator));
         assert!(operator.contains("do as it says") && operator.contains("--chain tiny"));
-        let full = advice(stands_still("Redis does not take a step", Needs::Room));
+        let full = advice(stands_still("Redis does not accept a step", Needs::Room));
         assert!(full.contains("raise Redis' maxmemory"), "{full}");
-        assert!(advice(stands_still("Redis is away", Needs::Time)).contains("once that is over"));
+        assert!(advice(stands_still("Redis is away", Needs::Time)).contains("once this is over"));
         let no_answer = advice(seen(Unready::NoAnswer(Some(Duration::from_secs(9)))));
         assert!(no_answer.starts_with("no endpoint has answered for 9 s"), "{no_answer}");
         assert!(no_answer.contains("second URL"), "{no_answer}");
@@ -301,7 +301,7 @@ mod tests {
         let chain = Chain { groups: vec![group(0, Some(5), 7_200)], ..chain() };
         let told = told(&chain, &Seen::default());
         assert!(
-            told[0].1.contains("waits for 2 h")
+            told[0].1.contains("waiting for 2 h")
                 && told[0].1.contains("groups delete --chain tiny --group g")
         );
     }

@@ -87,7 +87,7 @@ impl Asker {
         let report = (reply.status == 200).then(|| serde_json::from_str(&reply.body).ok());
         report.flatten().ok_or_else(|| {
             let address = self.probe.health;
-            format!("http://{address}/status.json is not of this version of ethhook")
+            format!("http://{address}/status.json is from another version of ethhook")
         })
     }
 

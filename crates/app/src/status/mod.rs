@@ -62,7 +62,7 @@ pub(crate) struct Trouble {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Level {
-    /// Worth a look; events flow.
+    /// Should be checked; events flow.
     Warning,
     /// Events do not flow, or will be lost.
     Error,

@@ -12,7 +12,7 @@ const HEADINGS: [&str; 8] =
 pub(super) fn render(report: &Report) -> String {
     let mut text = match &report.service {
         Some(service) => format!("ethhook {} runs as {}", service.version, service.instance),
-        None => "ethhook does not run here".to_owned(),
+        None => "ethhook is not running here".to_owned(),
     };
     let _ = writeln!(text, ", Redis at {}\n", report.redis.address);
     let rows: Vec<_> = report.chains.iter().map(row).collect();
@@ -102,8 +102,8 @@ fn details(text: &mut String, chain: &Chain) {
 
 fn tell(text: &mut String, chain: Option<&str>, trouble: &Trouble) {
     let level = match trouble.level {
-        Level::Warning => "Worth a look",
-        Level::Error => "WRONG",
+        Level::Warning => "Warning",
+        Level::Error => "ERROR",
     };
     let whose = chain.map(|chain| format!("{chain}: ")).unwrap_or_default();
     let _ = writeln!(text, "{level}: {whose}{}\n  What to do: {}", trouble.what, trouble.to_do);
@@ -114,7 +114,7 @@ fn state(state: State) -> &'static str {
         State::Following => "following",
         State::CatchingUp => "catching up",
         State::StandingBy => "standing by",
-        State::StandingStill => "STANDS STILL",
+        State::StandingStill => "STALLED",
         State::Unknown => "unknown",
     }
 }
@@ -193,7 +193,7 @@ mod tests {
                 "",
                 "tiny: events:7",
                 "",
-                "Worth a look: ethereum: this",
+                "Warning: ethereum: this",
                 "  What to do: that",
             ]
         );

@@ -240,7 +240,7 @@ async fn g1_a_wiped_redis_starts_again_where_this_process_began() {
     mine(&anvil, emitter, 1, 10).await;
     let report = check(&rig, &anvil).await;
     assert_eq!((before.blocks, report.blocks), (3, 4));
-    assert!(rig.log().contains("starting anew") && rig.log().contains("Redis was wiped"));
+    assert!(rig.log().contains("starting over") && rig.log().contains("Redis was wiped"));
     assert_eq!(rig.metric(r#"ethhook_redis_wipes_total{chain="local"}"#).await, Some(1.0));
     assert_eq!(rig.metric(r#"ethhook_redis_rollbacks_total{chain="local"}"#).await, Some(0.0));
 }

@@ -131,7 +131,7 @@ async fn g10_a_cleared_alarm_that_was_killed_half_way_is_cleared_whole() {
     // The ingestor does the rest by following the remaining reorg or, if that still goes below the
     // finalized block, the same command does.
     rig.start();
-    until("the chain goes on", async || {
+    until("the chain continues", async || {
         let told = again(&rig, &clear).await;
         assert!(
             told.contains("no alarm") || told.contains("alarm is cleared") || told.contains("Done"),

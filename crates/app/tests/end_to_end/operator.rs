@@ -57,7 +57,10 @@ async fn a_rewound_chain_is_published_anew_and_equal() {
     let checker = checker(&rig, &node).await;
     checker.settle_and_check(SETTLE).await.unwrap();
     let told = refused(&rig.command(&rewind).await);
-    assert!(told.contains("`rig` holds the lease") && told.contains("stop it first"), "{told}");
+    assert!(
+        told.contains("`rig` holds the lease") && told.contains("stop that process first"),
+        "{told}"
+    );
 
     rig.terminate().await;
     let unasked = refused(&rig.command(&rewind[..5]).await);
@@ -132,7 +135,7 @@ async fn skipped_blocks_are_a_gap_and_the_chain_goes_on_above() {
     let verify = |from, to| ["verify", "--chain", "local", "--from", from, "--to", to];
     let told = done(&rig.command(&verify("5", "22")).await);
     assert!(
-        told.contains("10 blocks of them are not") && told.contains("8 blocks with 80"),
+        told.contains("10 of these blocks are not") && told.contains("8 blocks with 80"),
         "{told}"
     );
     let told = refused(&rig.command(&verify("12", "15")).await);
@@ -294,7 +297,7 @@ async fn g10_a_cleared_alarm_skips_where_the_fork_point_is_gone() {
     trim("events:31337", marker.first_id.unwrap().next()).await;
 
     let told = clear_alarm(&rig, "tiny").await;
-    assert!(told.contains("older than what is retained: 49 blocks with 147 events"), "{told}");
+    assert!(told.contains("no longer retained: 49 blocks with 147 events"), "{told}");
     assert!(told.contains("down to block 991") && told.contains("node's block 1030"), "{told}");
     checker.settle(SETTLE).await.unwrap();
     let markers = checker.markers().await.unwrap();

@@ -202,13 +202,13 @@ async fn shows_what_redis_and_status_say() {
     .await;
     rig.redis.kill();
     until("Redis to be missed", async || {
-        browser.text().await.contains("Redis does not answer as it should")
+        browser.text().await.contains("the data in Redis cannot be read")
     })
     .await;
     assert!(browser.text().await.contains("What to do: nothing is lost"));
     rig.kill().await;
     until("the service to be missed", async || {
-        browser.text().await.contains("Nothing was heard from the service")
+        browser.text().await.contains("No update from the service")
     })
     .await;
 }
@@ -269,7 +269,7 @@ async fn subscribe(address: &str) -> (TcpStream, String) {
     stream.write_all(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let mut read = String::new();
     let mut buffer = [0; 4_096];
-    let begun = |read: &str| read.contains("data: {") || read.contains("as many pages");
+    let begun = |read: &str| read.contains("data: {") || read.contains("too many pages");
     while !begun(&read) {
         let count = timeout(SETTLE, stream.read(&mut buffer)).await.unwrap().unwrap();
         assert!(count > 0, "{read}");

@@ -81,7 +81,7 @@ async fn g2_a_failover_to_a_lagging_replica_is_told_and_the_stream_is_whole() {
     chains[0].mine(1);
     check(&rig.redis.servers[1], &node, 31337).await;
     assert_eq!(rollbacks(&rig, "local").await, Some(1.0));
-    assert!(rig.log().contains("Redis went back"));
+    assert!(rig.log().contains("Redis lost steps"));
     rig.terminate().await;
 }
 
@@ -283,7 +283,7 @@ async fn g1_without_the_right_to_bgrewriteaof_all_else_goes_on_and_it_is_told() 
     let mut rig = Rig::over(redis, &url);
     follow(&mut rig, &node, &CHAINS[..1]);
     rig.start();
-    let told = "Redis does not write its append-only file anew";
+    let told = "Redis does not rewrite its append-only file";
     for _ in 0..2 {
         chains[0].mine(3);
         check(&rig.redis, &node, 31337).await;

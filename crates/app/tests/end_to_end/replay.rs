@@ -47,7 +47,7 @@ async fn a_replayed_range_equals_the_live_stream_and_is_written_once() {
     assert_eq!(fields::<String>(&mut redis, "history").await, live[..800]);
 
     let told = refused(&range("1", "60", &["events:31337"]).await);
-    assert!(told.contains("live stream is mended by `ethhook rewind`"), "{told}");
+    assert!(told.contains("to repair a live stream, use `ethhook rewind`"), "{told}");
     let told = refused(&range("1", "97", &["other"]).await);
     assert!(told.contains("97 is not final") && told.contains("must not be above 96"), "{told}");
     assert!(!told.contains("run it again"), "{told}");
@@ -152,7 +152,7 @@ async fn replays_equal_the_live_stream<R>(
     }
     let verify = ["verify", "--chain", "local", "--from", "1", "--to", "70"];
     let told = done(&rig.command(&verify).await);
-    assert!(told.ends_with("The same: 70 blocks with 700 events.\n"), "{told}");
+    assert!(told.ends_with("No differences: 70 blocks with 700 events.\n"), "{told}");
 }
 
 #[tokio::test]

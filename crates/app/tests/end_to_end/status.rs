@@ -78,7 +78,7 @@ async fn status_agrees_with_redis_and_says_what_is_wrong() {
     assert_eq!((&shown["published"], &shown["head"]), (&cursor.number.into(), &Value::Null));
     assert_eq!(shown["groups"][0]["behind"], 1_000);
     let text = printed(&rig.command(&["status"]).await);
-    assert!(text.contains("WRONG: the service does not answer here"), "{text}");
+    assert!(text.contains("ERROR: the service does not answer here"), "{text}");
     assert!(text.contains("systemctl start ethhook"), "{text}");
     assert!(text.contains("ethhook clear-alarm --chain local"), "{text}");
 }
@@ -104,7 +104,10 @@ async fn status_tells_that_redis_is_away_and_asks_for_a_port() {
     assert_eq!(last["chains"][0]["published"], 3, "the service remembers: {last}");
     rig.terminate().await;
     let text = printed(&rig.command(&["status"]).await);
-    assert!(text.contains("does not answer here") && text.contains("Redis does not"), "{text}");
+    assert!(
+        text.contains("does not answer here") && text.contains("the data in Redis cannot be read"),
+        "{text}"
+    );
 }
 
 #[tokio::test]

@@ -141,7 +141,7 @@ async fn a_group_begins_with_a_block_is_read_and_tidied_up() {
     };
     done(&create("readers", "21").await);
     let told = refused(&create("readers", "$").await);
-    assert!(told.contains("there is a group `readers` already"), "{told}");
+    assert!(told.contains("group `readers` already exists"), "{told}");
     let told = refused(&create("late", "99").await);
     assert!(told.contains("block 99 is not published yet"), "{told}");
     assert_eq!(create("wrong", "yesterday").await.status.code(), Some(2));
@@ -188,7 +188,7 @@ async fn a_group_begins_with_a_block_is_read_and_tidied_up() {
     let told = done(&rig.command(&[&prune[..], &["60"]].concat()).await);
     assert_eq!(told, "No consumer was removed.\n");
     let told = done(&rig.command(&[&prune[..], &["0"]].concat()).await);
-    assert!(told.starts_with("Removed: gone.\nholds stays: it holds 3 entries"), "{told}");
+    assert!(told.starts_with("Removed: gone.\nholds is kept: it has 3 pending entries"), "{told}");
     let groups = listed().await;
     assert_eq!(groups[2]["consumers"][0]["name"], "holds");
     assert_eq!((&groups[2]["pending"], &groups[2]["behind"]), (&json!(3), &json!(110)));

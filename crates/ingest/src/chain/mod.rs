@@ -150,8 +150,8 @@ impl Chain {
                     let window = 3 * self.options.lease_ttl;
                     if last_namesake.is_some_and(|at| at.elapsed() < window) {
                         let why = format!(
-                            "another process runs under INSTANCE_ID `{}` and has taken this chain: \
-                             give each its own; this one goes on when the other ends",
+                            "another process with INSTANCE_ID `{}` has taken this chain: give each \
+                             its own; this one continues when the other ends",
                             self.options.instance_id
                         );
                         self.status.stand_still(Cause::Opening, why, Needs::Operator);
@@ -164,7 +164,7 @@ impl Chain {
                     "namesake"
                 }
             };
-            warn!(cause, "session ended: going on from what Redis holds");
+            warn!(cause, "session ended: continuing from the cursor in Redis");
             self.metrics.restart(cause);
             wait = wait_after(wait, started.elapsed());
             tokio::select! {

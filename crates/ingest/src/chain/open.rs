@@ -54,7 +54,7 @@ impl Chain {
             .build();
         loop {
             let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
-                let why = "standing by: this instance holds as many chains as it may";
+                let why = "standing by: this instance has as many chains as MAX_CHAINS_PER_INSTANCE allows";
                 self.status.stand_still(Cause::Opening, why.to_owned(), Needs::Turn);
                 tokio::time::sleep(self.options.lease_ttl / 3).await;
                 continue;
@@ -147,14 +147,14 @@ impl Chain {
                     acknowledged_seq = acknowledged,
                     held_seq = cursor.seq,
                     tip = cursor.number,
-                    "Redis went back: it lost steps that it had acknowledged. They are published anew"
+                    "Redis lost steps that it had acknowledged: publishing them again"
                 );
             }
             None => {
                 self.metrics.wipes.inc();
                 tracing::error!(
                     acknowledged_seq = acknowledged,
-                    "Redis was wiped: it holds nothing of this chain any more"
+                    "Redis was wiped: it has no data of this chain any more"
                 );
             }
         }
@@ -177,7 +177,7 @@ impl Chain {
         {
             return Err(for_operator(format!(
                 "the node's genesis block is {node}, but the stream holds a chain with genesis {held}: \
-                 a dev node that started anew? `ethhook reset --chain {}` deletes the old stream",
+                 was a dev node restarted? `ethhook reset --chain {}` deletes the old stream",
                 self.name()
             )));
         }
@@ -188,7 +188,7 @@ impl Chain {
     async fn resolve_start(&mut self) -> Result<u64, NotYet> {
         let start = match (self.resolved_start, self.config.start) {
             (Some(start), _) => {
-                tracing::warn!(start, "starting anew where this process began");
+                tracing::warn!(start, "starting over at the block where this process began");
                 start
             }
             (None, StartBlock::Number(number)) => number,

@@ -1,9 +1,9 @@
-//! A session: heads, questions, fetches and steps of one chain in one loop.
+//! A session: one loop that handles the heads, header requests, fetches and steps of one chain.
 //!
-//! All state is owned here and changed only between two waits, so that no order of events needs a
-//! lock: the canonical chain says what is wanted, the queue holds it until it is fetched and its
-//! turn has come. Blocks that join are sent one behind the other; every other step waits until all
-//! of them are acknowledged, and goes by itself.
+//! The loop owns all state and changes it only between awaits, so no lock is needed in any order of
+//! events. The canonical chain decides what is wanted; the queue keeps it until it is fetched and
+//! its turn comes. Added blocks are pipelined; every other step waits until all of them are
+//! acknowledged, and is sent alone.
 
 mod asking;
 mod fetching;
@@ -35,13 +35,13 @@ use crate::rpc::{Head, RpcError};
 use crate::status::{Cause, Lag, Needs};
 use lane::{Lane, Writer};
 
-/// Failures in a row of a block's fetch, or of a question about a branch, after which it is doubted that the
-/// chain still wants it.
+/// Consecutive failures to fetch a block, or a header of a branch, after which it is doubted that the
+/// chain still contains it.
 const DOUBT_AFTER: u32 = 3;
-/// Failures in a row after which the chain counts as standing still.
+/// Consecutive failures after which the chain counts as stalled.
 const TROUBLE_AFTER: u32 = 8;
 
-/// One thing at a time of its kind; taken out when it is done.
+/// At most one running operation of its kind; `None` once it is done.
 type Running<'a, T> = Option<BoxFuture<'a, T>>;
 type Asked = (Ask, Result<Vec<Header>, NodeError>);
 type Fetched = (Vec<BlockRef>, Result<Vec<Outcome>, Aborted>);
@@ -51,24 +51,24 @@ struct Session<'a> {
     _slot: OwnedSemaphorePermit,
     lane: Lane,
     canonical: CanonicalChain,
-    /// From the finalized block, or the first, to the tip of the stream.
+    /// From the finalized block, or else the first, to the tip of the stream.
     published: VecDeque<PublishedBlock>,
     queue: Queue,
-    /// The last block to be published: the configured one, or the last that an earlier run published if that is
-    /// above it, so that what is published stays what the chain is.
+    /// The last block to publish: the configured one, or the last that an earlier run published if that is
+    /// higher, so that all published blocks keep following the chain.
     end_block: Option<u64>,
     start_block: u64,
-    /// Another branch may replace all blocks from the first on: the genesis was just looked at.
+    /// A reorg may replace all blocks, even the first: the genesis was checked just before.
     may_be_replaced: bool,
     /// Height and time of the newest head.
     head: Option<(u64, u64)>,
-    /// How often in a row the node told of a lower one.
+    /// Consecutive answers of the node with a lower head.
     lower_heads: u32,
     fetches: JoinSet<Fetched>,
     asking: Running<'a, Asked>,
-    /// Questions in a row without an answer.
+    /// Consecutive header requests that failed.
     failed_asks: u32,
-    /// Whether a block that the node contradicts is held by any endpoint.
+    /// Whether any endpoint still has the finalized block that the node contradicts.
     judging: Running<'a, (FinalityViolation, Result<bool, NodeError>)>,
     finality: Running<'a, Result<Vec<Header>, NodeError>>,
     sweep: Running<'a, Result<Swept, ReadError>>,
@@ -77,32 +77,32 @@ struct Session<'a> {
     finalize: Option<BlockRef>,
     alarm: Option<String>,
     due: Due,
-    /// Polls in a row that no head interrupted.
+    /// Consecutive polls without a head in between.
     silent_polls: u32,
-    /// A head spoke of another branch: the endpoint that is asked first may not know of it yet.
+    /// A head announced another branch: the preferred endpoint may not know it yet.
     heard_otherwise: bool,
     since_finality: u64,
-    /// Answers in a row with a finalized block that is not on our chain.
+    /// Consecutive answers whose finalized block is not on our chain.
     foreign_tags: u32,
-    /// The tip was far behind the head when the finalized block was last asked for.
+    /// The tip was far behind the head when the finalized block was last requested.
     was_behind: bool,
-    /// The byte cap is reached and a group holds the trim: a backfill waits.
+    /// The byte cap is reached and a group blocks trimming: a backfill pauses.
     waits_for_room: bool,
 }
 
-/// When something is to be done next.
+/// When each activity is next due.
 struct Due {
     poll: Instant,
     ask: Instant,
     renew: Instant,
     finality: Instant,
     retention: Instant,
-    /// Where blocks at the head are fetched together.
+    /// Only used if blocks at the head are fetched together.
     batch: Instant,
 }
 
 impl Chain {
-    /// Drives a session until it ends.
+    /// Runs a session until it ends.
     pub(super) async fn drive(
         &self,
         opened: Opened,
@@ -116,8 +116,8 @@ impl Chain {
             session.report();
             let wake = sleep_until(session.next_due(now).into());
             let ended = tokio::select! {
-                // Steps first: they free what all else waits for. Heads before fetches: what is no
-                // longer wanted should not be published.
+                // Steps first: everything else waits for them. Heads before fetches: an orphaned
+                // block should not be published.
                 biased;
                 () = cancel.cancelled() => return session.drain().await,
                 Some(written) = session.lane.next() => session.written(written),
@@ -132,7 +132,7 @@ impl Chain {
             if let Some(end) = ended {
                 session.end_upkeep().await;
                 if matches!(end, End::Alarm) {
-                    // Nobody may write before the operator, who must not wait for us.
+                    // The operator writes next and must not have to wait for our lease.
                     session.give_lease_up().await;
                 }
                 return end;
@@ -200,9 +200,9 @@ impl<'a> Session<'a> {
         Some(self.end_block.map_or(tip, |end| tip.min(end)))
     }
 
-    /// When something is due that could not start at `now`.
+    /// When something is next due that could not start at `now`.
     fn next_due(&self, now: Instant) -> Instant {
-        // Only what could start then: what waits for something else is woken by that.
+        // Only what could start then: anything that waits for something else is woken by it.
         let due = &self.due;
         let mut next = due.poll;
         let mut consider = |at: Instant, could_start: bool| {
@@ -244,7 +244,7 @@ impl<'a> Session<'a> {
                 self.canonical.heard_of(number);
                 number >= next
             }
-            // Past the end there is nothing to follow.
+            // Nothing past the end needs following.
             Head::Header(header) if header.block.number > self.last_header() => false,
             Head::Header(header) if self.canonical.is_next(&header.block) && !self.has_room() => {
                 self.canonical.postpone(&header.block);
@@ -259,7 +259,7 @@ impl<'a> Session<'a> {
                 number >= next
             }
         };
-        // A head that says nothing new must not hold back the poll behind it.
+        // A head that brings nothing new must not delay the next poll.
         if is_news {
             self.silent_polls = 0;
             self.due.poll = Instant::now() + self.chain.poll_every();
@@ -276,14 +276,14 @@ impl<'a> Session<'a> {
         if change.is_empty() {
             return None;
         }
-        // A dev node that started anew has another genesis, which opening a session refuses.
+        // A restarted dev node has another genesis, which opening a session refuses.
         if change.undo.last().is_some_and(|lowest| lowest.number == self.start_block)
             && !std::mem::take(&mut self.may_be_replaced)
         {
             return Some(End::Replaced);
         }
         if let Some(tip) = self.canonical.tip() {
-            // A head counts once it joined the chain, not when somebody claimed it.
+            // A head counts once it has joined the chain, not when it is announced.
             if self.head.is_none_or(|(number, _)| number < tip.number) {
                 self.head = Some((tip.number, tip.timestamp));
             }
@@ -301,25 +301,25 @@ impl<'a> Session<'a> {
         None
     }
 
-    /// Whether another block may wait for its turn.
+    /// Whether the queue has room for another block.
     fn has_room(&self) -> bool {
         self.queue.room(self.chain.config.confirmations) > 0
     }
 
-    /// The chain stands still because the node does not give `what`, however often it is asked.
-    fn cannot_be_had(&self, cause: Cause, what: impl fmt::Display, error: &NodeError) {
+    /// Marks the chain stalled: the node does not return `what`, even after many attempts.
+    fn not_available(&self, cause: Cause, what: impl fmt::Display, error: &NodeError) {
         if matches!(error, NodeError::Rpc(RpcError::SetAside(_))) && !error.is_wrong_chain() {
-            return; // says less than what was said before
+            return; // the earlier error says more
         }
         let needs = if error.is_wrong_chain() { Needs::Operator } else { Needs::Time };
-        self.chain.status.stand_still(cause, format!("{what} cannot be had: {error}"), needs);
+        self.chain.status.stand_still(cause, format!("{what} is not available: {error}"), needs);
     }
 
     fn note_answer(&self) {
         self.chain.status.update(|s| s.last_answer = Some(Instant::now()));
     }
 
-    /// Whether all that the node has shown and the configuration lets through is published.
+    /// Whether everything up to the node's head that the configuration allows is published.
     fn is_at_head(&self) -> bool {
         self.head.is_some()
             && self.lane.is_empty()
@@ -327,15 +327,15 @@ impl<'a> Session<'a> {
             && self.up_to().is_none_or(|up_to| !self.queue.wants_any(up_to))
     }
 
-    /// Whether the tip is so far behind that nobody waits for its newest block; so it is thought of
-    /// until the node has shown its head.
+    /// Whether the tip is so far behind the head that the newest block is not urgent; true until the
+    /// node's head is known.
     fn is_backfilling(&self) -> bool {
         let depth = self.chain.config.profile.finality_depth;
         self.head.is_none() || self.lag().is_none_or(|lag| lag.blocks > depth)
     }
 
-    /// How far the tip is behind the newest block that should be published; none while head or tip is not
-    /// known.
+    /// How far the tip is behind the newest block that should be published; `None` while head or tip is
+    /// unknown.
     fn lag(&self) -> Option<Lag> {
         let config = &self.chain.config;
         let ((head, head_time), tip) = (self.head?, self.published.back()?.block);
@@ -375,9 +375,9 @@ impl Chain {
         self.config.endpoints.iter().any(|endpoint| endpoint.ws.is_some())
     }
 
-    /// How long no head may come before the node is asked for one.
+    /// How long to wait for a head before polling the node.
     fn poll_every(&self) -> Duration {
-        // Blocks that are fetched together need not be known of one by one.
+        // Where blocks are fetched together, each one need not be known at once.
         let block_time =
             self.config.profile.block_time.max(self.config.batch_every.unwrap_or_default());
         if self.has_socket() {
@@ -388,7 +388,7 @@ impl Chain {
     }
 }
 
-/// The outcome of what runs, once it is there; never, where nothing runs.
+/// Waits for the running operation; forever if none runs.
 async fn finished<T>(running: &mut Running<'_, T>) -> T {
     match running {
         Some(future) => future.await,

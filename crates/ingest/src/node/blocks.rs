@@ -301,7 +301,7 @@ impl Node {
     fn note_lack(&self, endpoint: &Endpoint, error: &RpcError) {
         if matches!(error, RpcError::NotOffered(_)) && endpoint.offers_receipts() {
             let method = About::Receipts.method();
-            warn!(endpoint = endpoint.metrics.position, method, "not offered");
+            warn!(endpoint = endpoint.metrics.position, method, "method not offered");
             endpoint.lacks_receipts();
         }
     }

@@ -178,7 +178,7 @@ impl<'a> Attempt<'a> {
         match &answer {
             Ok(_) => self.endpoint.with_span(about, |span| span.took(blocks, bytes)),
             Err(error) if blocks > 1 && error.may_be_of_size() => {
-                debug!(endpoint = self.endpoint.metrics.position, ?about, blocks, %error, "too much at once");
+                debug!(endpoint = self.endpoint.metrics.position, ?about, blocks, %error, "requested too much at once");
                 let suggested = error.suggested_blocks();
                 self.endpoint
                     .with_span(about, |span| span.refused(blocks, suggested, Instant::now()));

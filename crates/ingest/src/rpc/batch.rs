@@ -38,7 +38,7 @@ pub(super) fn decode<T: DeserializeOwned>(
     if !body.trim_ascii_start().starts_with('[') {
         let refusal: Response<IgnoredAny> = parse(body)?;
         let error = refusal.into_result().err();
-        return Err(error.unwrap_or_else(|| RpcError::Invalid("one answer to a batch".into())));
+        return Err(error.unwrap_or_else(|| RpcError::Invalid("a single answer to a batch".into())));
     }
     let unanswered = || Err(RpcError::Invalid("a call of the batch was not answered".into()));
     let mut items: Vec<Item<T>> = (0..calls).map(|_| unanswered()).collect();

@@ -86,7 +86,7 @@ pub(crate) enum RpcError {
     /// The endpoint serves another chain.
     #[error(
         "the endpoint serves chain id {got}, but {wanted} is configured: give it a URL of chain {wanted}, \
-         or mend chain_id"
+         or correct chain_id"
     )]
     WrongChain {
         /// The configured id.
@@ -256,7 +256,7 @@ impl<T> Response<T> {
 pub(crate) fn decode<T: DeserializeOwned>(body: &str, id: u64) -> Result<Option<T>, RpcError> {
     let response: Response<T> = parse(body)?;
     if response.error.is_none() && response.id != Some(id) {
-        return Err(RpcError::Invalid("the id is not the request's".into()));
+        return Err(RpcError::Invalid("the id differs from the request's".into()));
     }
     response.into_result()
 }
@@ -308,7 +308,7 @@ impl<'de> DeserializeSeed<'de> for IdVisitor<'_> {
 /// Checks `bytes` for invalid UTF-8 once, instead of again for each string.
 pub(crate) fn text(bytes: Bytes) -> Answer {
     Utf8Bytes::try_from(bytes).map_err(|error| {
-        RpcError::Invalid(format!("no text: byte {} is not UTF-8", error.valid_up_to()))
+        RpcError::Invalid(format!("not text: byte {} is not UTF-8", error.valid_up_to()))
     })
 }
 
@@ -366,7 +366,7 @@ mod tests {
     fn bytes_that_are_no_text_are_told_by_their_place() {
         assert_eq!(text(Bytes::from_static("{é}".as_bytes())).unwrap(), "{é}");
         match text(Bytes::from_static(b"{\"a\":\"\xff\"}")) {
-            Err(RpcError::Invalid(why)) => assert_eq!(why, "no text: byte 6 is not UTF-8"),
+            Err(RpcError::Invalid(why)) => assert_eq!(why, "not text: byte 6 is not UTF-8"),
             other => panic!("{other:?}"),
         }
     }

@@ -401,7 +401,7 @@ impl Connection {
             Frame::Refusal => {
                 let batch = pending.take_batch();
                 let asked =
-                    batch.ok_or_else(|| RpcError::Invalid("a refusal of nothing".into()))?;
+                    batch.ok_or_else(|| RpcError::Invalid("an error without a request".into()))?;
                 asked.send(Ok(frame)).ok(); // the caller may have given up
                 Ok(())
             }
@@ -423,7 +423,7 @@ impl Connection {
                 Ok(())
             }
             None if id <= highest_id => Ok(()), // its caller gave up long ago
-            None => Err(RpcError::Invalid("an answer to a question never asked".into())),
+            None => Err(RpcError::Invalid("an answer to an unknown request".into())),
         }
     }
 }
@@ -463,7 +463,7 @@ fn first_of(frame: &str) -> Result<Unnumbered<'_>, RpcError> {
 async fn send(socket: &mut Socket, message: Message) -> Result<(), RpcError> {
     match timeout(CONNECT_TIMEOUT, socket.send(message)).await {
         Ok(sent) => sent.map_err(describe),
-        Err(_) => Err(RpcError::Connection("the node does not read".into())),
+        Err(_) => Err(RpcError::Connection("the node does not read its requests".into())),
     }
 }
 

@@ -58,7 +58,7 @@ async fn another_encoding_is_refused_and_nothing_changes() {
         let told = error.to_string();
         assert!(matches!(error, OpenError::Encoding { .. }) && !error.is_retryable(), "{told}");
         for part in [
-            format!("holds entries in encoding `{holds}`, STREAM_ENCODING is `{wanted}`"),
+            format!("entries have encoding `{holds}`, STREAM_ENCODING is `{wanted}`"),
             format!("set it back to `{holds}`"),
             "`ethhook reset`".to_owned(),
         ] {

@@ -55,7 +55,7 @@ async fn g4_a_step_of_which_not_all_entries_went_in_leaves_nothing() {
     let cut = [open, entry(&redis), close];
     let answers = exec(&mut redis, cut).await;
     assert_eq!(words(&answers[0]), ["open"]);
-    assert!(words(&answers[2])[1].contains("not all entries went in"), "{answers:?}");
+    assert!(words(&answers[2])[1].contains("not all entries were written"), "{answers:?}");
     assert_eq!(redis.dump().await, before);
 
     // Without the opening call, entries and closing call have no effect.

@@ -15,7 +15,7 @@ const WRONG_VALUES: &[(&str, &str, &str)] = &[
     (
         "BIND_ADDRESS",
         "localhost",
-        "BIND_ADDRESS=localhost (from env): must be an IP address, as 127.0.0.1 or 0.0.0.0",
+        "BIND_ADDRESS=localhost (from env): must be an IP address, such as 127.0.0.1 or 0.0.0.0",
     ),
     (
         "DEDUP_TTL_SECONDS",
@@ -146,7 +146,7 @@ const WRONG_VALUES: &[(&str, &str, &str)] = &[
     (
         "ETHEREUM_HTTP_URL",
         "http://h/c4n4ry http://g/c4n4ry",
-        "ETHEREUM_HTTP_URL (from env): the URL has a space in it; between URLs stands a comma",
+        "ETHEREUM_HTTP_URL (from env): the URL contains a space; separate URLs with a comma",
     ),
     (
         "ETHEREUM_HTTP_URL",
@@ -185,8 +185,8 @@ const WRONG_VALUES: &[(&str, &str, &str)] = &[
         "LOCAL_CONTRACTS",
         "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913,0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02914",
         "LOCAL_CONTRACTS=0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913,0x833589fCD6eDb6E08f4c7C32D4f71b54bdA... \
-         (from env): item 2 `0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02914` has a wrong digit, or one in the wrong case: it does not match its checksum \
-         (EIP-55); write it in lower case if it is right",
+         (from env): item 2 `0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02914` does not match its checksum (EIP-55): a digit or \
+         its case is wrong; if the address is right, write it in lower case",
     ),
     (
         "LOCAL_CONTRACTS",
@@ -215,7 +215,7 @@ fn each_wrong_value_in_the_environment_is_told_in_one_line() {
 fn a_wrong_log_filter_is_told() {
     for filter in ["info,=x=", "loud", "Warning"] {
         let found = wrong(&[("RUST_LOG", filter)], "", "");
-        let must = "must be error, warn, info, debug, trace or off, or directives as \
+        let must = "must be error, warn, info, debug, trace or off, or directives such as \
                     info,ethhook_ingest=debug";
         assert_eq!(found, [format!("RUST_LOG={filter} (from env): {must}")]);
     }
@@ -253,9 +253,8 @@ fn values_that_contradict_each_other_are_told() {
         ),
         (
             vec![("LOCAL_FETCH", "logs")],
-            "LOCAL_FETCH=logs (from env): logs prove no receipts root, which \
-             LOCAL_VERIFY=receipts_root asks for; set LOCAL_VERIFY=bloom to accept that, or leave \
-             the receipts",
+            "LOCAL_FETCH=logs (from env): logs cannot prove the receipts root, which \
+             LOCAL_VERIFY=receipts_root requires; set LOCAL_VERIFY=bloom, or fetch receipts",
         ),
     ] {
         assert_eq!(wrong(&env, "", ""), [line], "{env:?}");
@@ -266,7 +265,7 @@ fn values_that_contradict_each_other_are_told() {
 fn the_env_file_is_strict_and_told_by_line() {
     for (text, line) in [
         ("METRICS_PORT=x", "METRICS_PORT=x (from .env): must be a whole number from 0 to 65535"),
-        ("FOO=c4n4ry", "FOO (from .env): is not a key; all keys stand in .env.example"),
+        ("FOO=c4n4ry", "FOO (from .env): is not a key; .env.example lists all keys"),
         ("REDIS_PORTS=1", "REDIS_PORTS (from .env): is not a key; did you mean REDIS_PORT?"),
         (
             "GNOSIS_WS_URL=wss://h/c4n4ry",
@@ -342,7 +341,7 @@ fn toml_keys_are_told_by_their_full_path() {
         ),
         (
             "[chains.gnosis]\nchain_id = 100\n[chains.GNOSIS]\nchain_id = 100",
-            "chains.gnosis (from ethhook.toml): is described twice",
+            "chains.gnosis (from ethhook.toml): is defined twice",
         ),
         (
             "[chains.gnosis]\nchain_id = 100\nblock_time_ms = 0",
@@ -354,7 +353,7 @@ fn toml_keys_are_told_by_their_full_path() {
         ),
         (
             "[chains.gnosis]\nchain_id = { a = 1 }",
-            "chains.gnosis.chain_id (from ethhook.toml): must be one value, or a list of texts",
+            "chains.gnosis.chain_id (from ethhook.toml): must be one value, or a list of strings",
         ),
         (
             "[chains.gnosis]\nchain_id = 31337\nhttp_url = 'http://h/c4n4ry'",

@@ -1,5 +1,5 @@
-//! The asking side of a session: what the canonical chain wants to know of the node, and what is made of
-//! the answers.
+//! The asking side of a session: the headers that the canonical chain needs from the node, and how
+//! their answers are handled.
 
 use std::time::{Duration, Instant};
 
@@ -14,18 +14,18 @@ use crate::node::{Node, NodeError};
 use crate::rpc::RpcError;
 use crate::status::{Cause, Needs};
 
-/// Headers that one message is sent for, if there are as many to be had.
+/// Headers that are worth a request of their own; fewer are requested only if there are no more.
 const HEADERS_WORTH_ASKING: u64 = 128;
-/// Polls in a row without a head after which the subscriptions are suspected.
+/// Consecutive polls without a head after which the subscriptions are suspected to be dead.
 const STALLED_POLLS: u32 = 2;
-/// Where there are no subscriptions, one poll in so many asks every endpoint.
+/// Without subscriptions, one in this many polls asks every endpoint.
 const ALL_EVERY: u32 = 8;
-/// A node that shows a branch we do not believe yet is asked again after a block time, or this.
+/// A branch that is not confirmed yet is polled again after a block time, or this.
 const UNCONFIRMED_POLL: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 impl Session<'_> {
-    /// The last header that is of interest: past the end block only those that make it final.
+    /// The last header of interest: past the end block, only those that make it final.
     pub(super) fn last_header(&self) -> u64 {
         let config = &self.chain.config;
         self.end_block.map_or(u64::MAX, |end| {
@@ -33,8 +33,8 @@ impl Session<'_> {
         })
     }
 
-    /// The last header, once the chain has reached it and until its end block is final: the node's block at
-    /// this height must stay ours.
+    /// The last header, once the chain has reached it and until the end block is final: the node's block at
+    /// this height must stay the same as ours.
     fn watched(&self) -> Option<u64> {
         let is_final = |end| {
             self.canonical.is_finalized()
@@ -45,7 +45,7 @@ impl Session<'_> {
         (is_reached && !self.end_block.is_some_and(is_final)).then_some(last)
     }
 
-    /// The question of the canonical chain, less what lies past the last header.
+    /// What the canonical chain asks for, up to the last header.
     pub(super) fn ask(&self) -> Option<Ask> {
         match self.canonical.ask()? {
             Ask::Numbers(numbers) => {
@@ -59,7 +59,7 @@ impl Session<'_> {
     pub(super) fn asks_something(&self) -> bool {
         self.asking.is_none()
             && match self.ask() {
-                // Not for the few that each published block makes room for.
+                // Not for the few that fit each time a block is published.
                 Some(Ask::Numbers(numbers)) => {
                     let wanted =
                         (numbers.end() - numbers.start()).min(HEADERS_WORTH_ASKING - 1) + 1;
@@ -77,7 +77,7 @@ impl Session<'_> {
         let node = &self.chain.node;
         let asking = match self.ask() {
             Some(Ask::Latest) => {
-                // The best endpoint may have fallen behind the others without an error.
+                // The preferred endpoint may lag behind the others without an error.
                 let all = if self.chain.has_socket() {
                     self.heard_otherwise || self.silent_polls >= STALLED_POLLS
                 } else {
@@ -146,7 +146,7 @@ impl Session<'_> {
                         && self.chain.has_socket()
                         && self.silent_polls >= STALLED_POLLS
                     {
-                        warn!("blocks arrive but no heads: subscribing anew");
+                        warn!("blocks arrive but no heads: subscribing again");
                         self.chain.metrics.stalls.inc();
                         self.chain.node.resubscribe();
                         self.silent_polls = 0;
@@ -173,11 +173,11 @@ impl Session<'_> {
 
     fn not_answered(&mut self, ask: &Ask, error: &NodeError) {
         if !matches!(error, NodeError::Rpc(RpcError::SetAside(_))) {
-            warn!(%error, "a question to the node has no answer: asking again");
+            warn!(%error, "the node did not return headers: asking again");
         }
         self.due.ask = Instant::now() + ASK_AGAIN;
         self.failed_asks += 1;
-        // Some say by an error that they do not have the block: that branch may be gone.
+        // Some nodes report an unknown block as an error: the branch may be gone.
         if matches!(ask, Ask::Hash(_)) && self.failed_asks >= DOUBT_AFTER {
             self.canonical.unanswered();
         }
@@ -187,11 +187,11 @@ impl Session<'_> {
                 Ask::Hash(_) => "a block of another branch",
                 Ask::Numbers(_) => "the next header",
             };
-            self.cannot_be_had(Cause::Headers, what, error);
+            self.not_available(Cause::Headers, what, error);
         }
     }
 
-    /// A head may go back, but one that does is most often of a node that lags.
+    /// A head may move back, but a lower one usually comes from a node that lags.
     fn told_of_head(&mut self, block: &BlockRef) {
         let is_lower = self.head.is_some_and(|(number, _)| block.number < number);
         self.lower_heads = if is_lower { self.lower_heads + 1 } else { 0 };
@@ -200,7 +200,7 @@ impl Session<'_> {
         }
     }
 
-    /// One endpoint contradicts the finalized block; all are asked for theirs.
+    /// One endpoint contradicts the finalized block: asks all of them for theirs.
     fn violated(&mut self, violation: FinalityViolation) {
         if self.judging.is_none() {
             let node = &self.chain.node;
@@ -220,20 +220,22 @@ impl Session<'_> {
                 self.alarm = Some(violation.to_string());
             }
             Ok(true) => {
-                let why = format!("{violation}, and an endpoint still holds that one");
+                let why = format!("{violation}, but an endpoint still has the finalized one");
                 self.chain.status.stand_still(Cause::Finality, why, Needs::Time);
                 self.heard_otherwise = true;
             }
             Err(error) => {
-                let why = format!("{violation}, and no endpoint tells of that one: {error}");
+                let why = format!(
+                    "{violation}, and no endpoint says whether it has the finalized one: {error}"
+                );
                 self.chain.status.stand_still(Cause::Finality, why, Needs::Time);
             }
         }
     }
 }
 
-/// The block that the node calls `latest`, of the `highest` of its endpoints or the first, and the one at
-/// the height `watched`, if that is lower.
+/// The node's `latest` block (of its highest endpoint if `highest`, else of the first), and the one at
+/// height `watched`, if that is lower.
 async fn latest(
     node: &Node,
     highest: bool,
@@ -264,7 +266,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
-    /// Asks what there is to ask, and takes the answer.
+    /// Sends the pending request and handles the answer.
     async fn ask(session: &mut Session<'_>) -> Ask {
         session.start_asking(session.due.ask);
         let (ask, answer) = finished(&mut session.asking).await;
@@ -286,7 +288,7 @@ mod tests {
         );
         let mut session = scene.session().await;
         let latest = |number| (Ask::Latest, Ok(vec![header(number, 'a')]));
-        // One poll may overtake a head, and where there is no new block there is no head.
+        // One poll may overtake a head, and without a new block there is no head.
         for (polls, number) in [(STALLED_POLLS - 1, 1), (STALLED_POLLS, 1)] {
             session.silent_polls = polls;
             session.answered(latest(number));
@@ -349,7 +351,7 @@ mod tests {
             theirs: header(number, 'b').block,
         };
         session.violated(of(5));
-        session.violated(of(6)); // one is enough to ask about
+        session.violated(of(6)); // ignored while one is being judged
         let (violation, _) = finished(&mut session.judging).await;
         assert_eq!(violation, of(5));
         session.judged((violation, Err(NodeError::Unknown)));
@@ -385,7 +387,7 @@ mod tests {
         let mut session = scene.session().await;
         session.hear(1..=600);
         assert_eq!((session.queue.len(), session.canonical.next_number()), (512, 513));
-        // Nor does what the node itself tells make it more, and what the head is, is known.
+        // A polled head does not add to the queue either, but the head is known.
         session.answered((Ask::Latest, Ok(vec![header(513, 'a')])));
         assert_eq!((session.queue.len(), session.head), (512, Some((513, 513))));
         assert!(!session.asks_something());
@@ -442,8 +444,8 @@ mod tests {
             session.answered(latest(Err(lie.into())));
         }
         let why = unready(&session).unwrap();
-        assert!(why.contains("the head cannot be had: check `header_hash` failed"), "{why}");
-        // A block that joins meanwhile says nothing of the questions.
+        assert!(why.contains("the head is not available: check `header_hash` failed"), "{why}");
+        // A block that is added meanwhile does not clear the failed requests.
         session.hear(4..=4);
         session.publish().await;
         assert!(unready(&session).is_some());

@@ -1,4 +1,4 @@
-//! The fetching side of a session: which blocks are asked for, when, and how many at once.
+//! The fetching side of a session: which blocks are requested, when, and how many at once.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use crate::node::NodeError;
 use crate::status::Cause;
 
 impl Session<'_> {
-    /// What may be fetched now. Blocks that are deep enough to be final are fetched together; so are
-    /// those above them where the operator wants it, but only once in a while.
+    /// What may be fetched now. Blocks deep enough to be final are fetched together. So are those above
+    /// them if `BATCH_MS` is set, but only once per interval.
     fn fetch_limits(&self, now: Instant) -> Option<Limits> {
         if self.queue.len() == 0 {
             return None;
@@ -39,7 +39,7 @@ impl Session<'_> {
         head.saturating_sub(self.chain.config.profile.finality_depth)
     }
 
-    /// When a fetch is due that could start then.
+    /// When the next fetch that could start then is due.
     pub(super) fn fetches_due(&self, now: Instant) -> Option<Instant> {
         let postponed = self.queue.next_due(&self.fetch_limits(now)?, now);
         let batch = (self.chain.config.batch_every.is_some() && now < self.due.batch)
@@ -63,7 +63,7 @@ impl Session<'_> {
                 let outcomes = node.blocks(&headers).await;
                 outcomes.unwrap_or_else(|error| vec![Err(error); headers.len()])
             });
-            // A task of its own: what is read and checked there holds up no step to Redis.
+            // In its own task: decoding and checking must not delay steps to Redis.
             let fetch = fetch.map(move |result| (blocks, result));
             self.fetches.spawn(fetch.instrument(Span::current()));
             self.queue.fetching(&hashes, abort);
@@ -75,7 +75,7 @@ impl Session<'_> {
 
     pub(super) fn fetched(&mut self, ended: Result<Fetched, JoinError>) {
         let (blocks, result) = ended.unwrap_or_else(|error| resume_unwind(error.into_panic()));
-        let Ok(outcomes) = result else { return }; // wanted no longer
+        let Ok(outcomes) = result else { return }; // no longer wanted
         for (block, outcome) in blocks.into_iter().zip(outcomes) {
             match outcome {
                 Ok(verified) => self.fetched_block(&block, verified),
@@ -93,7 +93,7 @@ impl Session<'_> {
     }
 
     fn not_fetched(&mut self, block: &BlockRef, error: &NodeError) {
-        // What an endpoint makes of a whole message says nothing of one block.
+        // A failure of the whole request says nothing about one block.
         let alone = !matches!(error, NodeError::Rpc(_));
         let Some(attempts) = self.queue.failed(block.hash, alone, Instant::now()) else { return };
         if matches!(error, NodeError::Check(_)) {
@@ -103,7 +103,7 @@ impl Session<'_> {
             self.canonical.doubt();
         }
         if attempts >= TROUBLE_AFTER {
-            self.cannot_be_had(Cause::Block, format_args!("block {}", block.number), error);
+            self.not_available(Cause::Block, format_args!("block {}", block.number), error);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The way to Redis: blocks that join are pipelined, one sent behind the other; what fails, and every other
-//! step, goes alone and is tried until it is in.
+//! The path to Redis: added blocks are pipelined; a block that failed, and every other step, is sent alone
+//! and retried until Redis has accepted it.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -18,30 +18,30 @@ use tracing::warn;
 use crate::metrics::ChainMetrics;
 use crate::status::{Cause, ChainBoard, Needs};
 
-/// Blocks on the wire at once: enough that Redis never waits for us.
+/// Blocks in flight at once: enough that Redis never waits for us.
 const MAX_BLOCKS: usize = 4;
-/// Events on the wire beyond which nothing is sent behind them. Redis may run what one connection
-/// brings without a break, and other chains wait for as long.
+/// Events in flight at which no further block is sent. Redis may execute everything from one
+/// connection without a break, while other chains wait.
 const MAX_EVENTS: usize = 1_000;
 
-/// A step that Redis has not taken for so long is a standstill.
+/// After this long, a step that Redis does not accept counts as a stall.
 const TOLD_AFTER: Duration = Duration::from_secs(3);
 
-/// One publisher, and what is under way with it.
+/// One publisher and the steps in flight on it.
 pub(super) struct Lane {
     writer: Writer,
     traffic: Traffic,
-    /// Blocks that have to go again, each alone, for one of them or one before them was not in. Nothing is
-    /// pipelined meanwhile.
+    /// Blocks to send again, each alone, because the first of them failed. Nothing is pipelined
+    /// meanwhile.
     again: VecDeque<Adding>,
 }
 
 enum Traffic {
-    /// Blocks go one behind the other, these are on the wire.
+    /// Blocks are pipelined; `sent` are in flight.
     Pipelined { publisher: Box<Publisher>, sent: VecDeque<Adding> },
-    /// One step goes alone.
+    /// One step is in flight alone.
     Alone(BoxFuture<'static, (Box<Publisher>, Result<Done, StepError>)>),
-    /// The lease was given up.
+    /// The lease was released.
     Closed,
 }
 
@@ -51,39 +51,39 @@ impl Lane {
         Self { writer, traffic, again: VecDeque::new() }
     }
 
-    /// Whether no step goes alone.
+    /// Whether no step is in flight alone.
     pub(super) fn is_free(&self) -> bool {
         matches!(self.traffic, Traffic::Pipelined { .. })
     }
 
-    /// Whether nothing is under way.
+    /// Whether nothing is in flight.
     pub(super) fn is_idle(&self) -> bool {
         matches!(&self.traffic, Traffic::Pipelined { sent, .. } if sent.is_empty())
     }
 
-    /// Whether nothing is under way, and nothing has to go again.
+    /// Whether nothing is in flight and nothing has to be sent again.
     pub(super) fn is_empty(&self) -> bool {
         self.is_idle() && self.again.is_empty()
     }
 
-    /// Whether a block may be sent behind those that are on the wire.
+    /// Whether a block may be sent behind those in flight.
     pub(super) fn has_room(&self) -> bool {
         let Traffic::Pipelined { sent, .. } = &self.traffic else { return false };
         let events: usize = sent.iter().map(|adding| adding.events.len()).sum();
         sent.len() < MAX_BLOCKS && events < MAX_EVENTS
     }
 
-    /// The next block that has to go again.
+    /// The next block to send again.
     pub(super) fn pop_again(&mut self) -> Option<Adding> {
         self.again.pop_front()
     }
 
-    /// A block that is to join.
+    /// A block to add.
     pub(super) fn adding(&self, block: BlockRef, heard: Option<Instant>, body: Verified) -> Adding {
         self.writer.adding(block, heard, body)
     }
 
-    /// Starts `work` on a lane that is free. All but blocks that join waits until nothing is under way.
+    /// Starts `work` on a free lane. Everything but added blocks needs an idle lane.
     pub(super) fn start(&mut self, work: Work) {
         let (mut publisher, mut sent) = match mem::replace(&mut self.traffic, Traffic::Closed) {
             Traffic::Pipelined { publisher, sent } => (publisher, sent),
@@ -100,7 +100,7 @@ impl Lane {
         };
     }
 
-    /// What has become of the oldest work; none if nothing is under way. May be dropped and called again.
+    /// The result of the oldest work; `None` if nothing is in flight. Safe to drop and call again.
     pub(super) async fn next(&mut self) -> Option<Result<Done, StepError>> {
         match &mut self.traffic {
             Traffic::Pipelined { publisher, sent } => {
@@ -114,7 +114,7 @@ impl Lane {
                     }
                     Err(error) if error.is_retryable() => {
                         metrics.redis_error(error.kind());
-                        warn!(%error, "Redis did not take a block: holding it and trying again");
+                        warn!(%error, "Redis did not accept a block: trying again");
                         self.again.push_back(adding);
                         self.again.append(sent);
                         Ok(Done::Held)
@@ -131,12 +131,12 @@ impl Lane {
         }
     }
 
-    /// Waits until nothing is under way.
+    /// Waits until nothing is in flight.
     pub(super) async fn settle(&mut self) {
         while self.next().await.is_some() {}
     }
 
-    /// The epoch under which this writer has the chain, as far as is known.
+    /// The epoch under which this writer owns the chain, if known.
     pub(super) fn epoch(&self) -> Option<u64> {
         match &self.traffic {
             Traffic::Pipelined { publisher, .. } => Some(publisher.cursor().epoch),
@@ -144,7 +144,7 @@ impl Lane {
         }
     }
 
-    /// Gives the lease up, unless a step is under way that will not end: then it runs out.
+    /// Releases the lease, unless a step in flight does not end: then the lease expires.
     pub(super) async fn close(&mut self) {
         if let Traffic::Pipelined { mut publisher, .. } =
             mem::replace(&mut self.traffic, Traffic::Closed)
@@ -154,7 +154,7 @@ impl Lane {
     }
 }
 
-/// What the publisher is sent off to do.
+/// Work for the publisher.
 pub(super) enum Work {
     Add(Adding),
     Undo(PublishedBlock),
@@ -163,27 +163,27 @@ pub(super) enum Work {
     Renew,
 }
 
-/// A block that joins, kept until Redis has acknowledged it: it may have to go again.
+/// A block being added, kept until Redis has acknowledged it: it may have to be sent again.
 pub(super) struct Adding {
     pub(super) block: BlockRef,
-    /// When its head came; none while catching up.
+    /// When its head arrived; `None` while catching up.
     heard: Option<Instant>,
     events: Events,
     proof: Proof,
     started: Instant,
 }
 
-/// What it comes back with.
+/// The result of the work.
 pub(super) enum Done {
     Added {
         block: PublishedBlock,
         heard: Option<Instant>,
     },
-    /// The block was there already, with so many events.
+    /// The block was already published, with this many events.
     Duplicate {
         events: u64,
     },
-    /// Redis did not take a block: it goes again, and those behind it.
+    /// Redis did not accept a block: it and those behind it are sent again.
     Held,
     Removed {
         block: PublishedBlock,
@@ -194,7 +194,7 @@ pub(super) enum Done {
     LeaseLost,
 }
 
-/// What a writer needs beside the publisher.
+/// What a writer needs in addition to the publisher.
 #[derive(Clone)]
 pub(super) struct Writer {
     pub(super) chain_id: ChainId,
@@ -205,7 +205,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Does `work`, however long Redis is away, and gives the publisher back.
+    /// Does `work`, however long Redis is unavailable, and returns the publisher.
     async fn write(
         self,
         mut publisher: Box<Publisher>,
@@ -253,7 +253,7 @@ impl Writer {
         Step::Add { block, events, proof: *proof, filter: &self.digest }
     }
 
-    /// Takes a block back, however long Redis is away.
+    /// Removes a block, however long Redis is unavailable.
     async fn undo(
         &self,
         publisher: &mut Publisher,
@@ -272,7 +272,7 @@ impl Writer {
         }
     }
 
-    /// Tries a step until it is in or refused.
+    /// Tries a step until it is accepted or refused.
     async fn apply(
         &self,
         publisher: &mut Publisher,
@@ -292,7 +292,7 @@ impl Writer {
     }
 
     fn patience(&self) -> Patience<'_> {
-        // 50 ms growing to 2 s, for ever.
+        // 50 ms growing to 2 s, without end.
         let waits = ExponentialBuilder::new()
             .with_min_delay(Duration::from_millis(50))
             .with_max_delay(Duration::from_secs(2))
@@ -302,13 +302,13 @@ impl Writer {
         Patience { writer: self, waits, tries: 0, since: Instant::now() }
     }
 
-    /// A renewal that failed comes again at the next turn; a lease that another took is lost.
+    /// A failed renewal is retried when the next is due; a lease taken by another is lost.
     async fn renew(&self, publisher: &mut Publisher) -> Done {
         match publisher.renew().await {
             Ok(()) => Done::Renewed,
             Err(error) if error.is_retryable() => {
                 self.metrics.redis_error(error.kind());
-                warn!(%error, "the lease was not renewed");
+                warn!(%error, "the lease was not renewed: trying again");
                 Done::Renewed
             }
             Err(error) => {
@@ -320,7 +320,7 @@ impl Writer {
     }
 }
 
-/// What a block that is in has become.
+/// Turns the outcome of an added block into a result.
 fn added(adding: Adding, outcome: Outcome) -> Done {
     let Adding { block, heard, events, proof, .. } = adding;
     match outcome {
@@ -333,7 +333,7 @@ fn added(adding: Adding, outcome: Outcome) -> Done {
     }
 }
 
-/// The tries of one step that Redis does not take.
+/// The retries of one step that Redis does not accept.
 struct Patience<'a> {
     writer: &'a Writer,
     waits: ExponentialBackoff,
@@ -347,7 +347,7 @@ impl Patience<'_> {
         self.tries += 1;
         if self.tries.is_power_of_two() {
             let tries = self.tries;
-            warn!(tries, %error, "Redis did not take the step: holding it and trying again");
+            warn!(tries, %error, "Redis did not accept a step: trying again");
         }
         if self.since.elapsed() >= TOLD_AFTER {
             let needs = match error {
@@ -356,13 +356,13 @@ impl Patience<'_> {
                 }
                 _ => Needs::Time,
             };
-            let why = format!("Redis does not take a step: {error}");
+            let why = format!("Redis does not accept a step: {error}");
             self.writer.status.stand_still(Cause::Step, why, needs);
         }
         tokio::time::sleep(self.waits.next().unwrap_or_default()).await;
     }
 
-    /// The step is in, or refused.
+    /// The step was accepted.
     fn over(self) {
         self.writer.status.go_on(|cause| cause == Cause::Step);
     }
@@ -384,7 +384,7 @@ mod tests {
         let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;
         session.hear(1..=1);
-        session.publish().await; // the first step of a publisher goes alone
+        session.publish().await; // a publisher's first step is sent alone
         scene.redis.ask::<String>("SCRIPT FLUSH").await.unwrap();
         session.hear(2..=9);
         session.start_writing(Instant::now());
@@ -421,7 +421,7 @@ mod tests {
             patience.wait_after(&refused(kind)).await;
             assert_eq!(
                 stands_still(),
-                Some(("Redis does not take a step: Redis: no".into(), needs))
+                Some(("Redis does not accept a step: Redis: no".into(), needs))
             );
             patience.over();
             assert_eq!(stands_still(), None);

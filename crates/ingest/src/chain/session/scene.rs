@@ -1,5 +1,5 @@
-//! Sessions on a real Redis that a test moves by hand: what is heard, what comes back and what is due is
-//! for the test to say.
+//! Sessions on a real Redis, driven step by step by a test: it decides which heads and answers arrive and
+//! what is due.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::node::Node;
 use crate::rpc::Head;
 use crate::{Metrics, StatusBoard, testing};
 
-/// A chain and its Redis; its node is whoever the configuration names.
+/// A chain and its Redis; its node is whatever the configuration names.
 pub(in crate::chain) struct Scene {
     pub(in crate::chain) chain: Chain,
     pub(super) metrics: Metrics,
@@ -102,14 +102,14 @@ impl Scene {
     }
 }
 
-/// The header of a block of a branch, which tells that it has no logs.
+/// The header of a block of a branch; it shows that the block has no logs.
 pub(in crate::chain) fn header(number: u64, branch: char) -> Header {
     let hash = |number: u64| keccak256(format!("{number}{branch}"));
     testing::header(number, hash(number), hash(number.wrapping_sub(1)))
 }
 
 impl Session<'_> {
-    /// Hears of these blocks of branch `a`, which join at once and need not be fetched.
+    /// Receives heads of these blocks of branch `a`, which join at once and need no fetch.
     pub(super) fn hear(&mut self, numbers: RangeInclusive<u64>) {
         for number in numbers {
             let ended = self.heard(Head::Header(Box::new(header(number, 'a'))));
@@ -117,7 +117,7 @@ impl Session<'_> {
         }
     }
 
-    /// Does to the end what may go to Redis now.
+    /// Writes everything that may go to Redis now.
     pub(super) async fn publish(&mut self) {
         loop {
             self.start_writing(Instant::now());

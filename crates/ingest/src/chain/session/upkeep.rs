@@ -1,4 +1,4 @@
-//! What a session does now and then beside publishing: finality and retention.
+//! What a session does periodically besides publishing: finality and retention.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -14,14 +14,14 @@ use crate::chain::Chain;
 use crate::node::{Node, NodeError};
 use crate::rpc::RpcError;
 
-/// Published blocks between two questions for the finalized block while catching up.
+/// Published blocks between two requests for the finalized block while catching up.
 const FINALITY_BLOCKS: u64 = 1024;
-/// The finalized block is not asked for more often.
+/// Least time between regular requests for the finalized block.
 const LEAST_FINALITY_EVERY: Duration = Duration::from_secs(30);
 const RETENTION_EVERY: Duration = Duration::from_secs(10);
-/// Finalized blocks in a row that are not on our chain, after which every endpoint is asked for its own.
+/// Consecutive finalized blocks not on our chain after which every endpoint is asked for its own.
 const FOREIGN_TAGS: u32 = 3;
-/// How long a session that ends waits for its sweep.
+/// How long an ending session waits for its sweep.
 const SWEEP: Duration = Duration::from_millis(500);
 
 impl Session<'_> {
@@ -55,12 +55,12 @@ impl Session<'_> {
         let tags = match tags {
             Ok(tags) => tags,
             Err(error) => {
-                // An answer all the same: whether it stays so is soon known.
+                // The node did answer: ask again soon, as the error may be temporary.
                 if matches!(error, NodeError::Rpc(RpcError::Answer { .. })) {
                     let soon = Instant::now() + LEAST_FINALITY_EVERY;
                     self.due.finality = self.due.finality.min(soon);
                 }
-                return; // counted where it happened; the next turn comes
+                return; // counted where it happened; requested again when due
             }
         };
         let (Some(tip), Some(published)) = (self.canonical.tip(), self.published.back()) else {
@@ -119,13 +119,13 @@ impl Session<'_> {
             }
             Err(error) => {
                 metrics.redis_error(error.kind());
-                warn!(%error, "retention did not run");
+                warn!(%error, "retention failed");
             }
         }
     }
 
-    /// Waits a moment for the sweep that is under way, for it alone can tell what a group has lost. The groups
-    /// are then shown by whoever writes the chain next.
+    /// Waits briefly for a running sweep, since only it knows which unread entries a group has lost. From then
+    /// on, the chain's next writer shows the groups.
     pub(super) async fn end_upkeep(&mut self) {
         if let Some(retention) = self.sweep.take()
             && let Ok(swept) = timeout(SWEEP, retention).await
@@ -135,8 +135,8 @@ impl Session<'_> {
         self.groups.drain().for_each(|(group, _)| self.chain.metrics.group_gone(&group));
     }
 
-    /// Shows how far each consumer group is behind, and tells once of one that has stopped reading:
-    /// it holds the trim.
+    /// Updates how far each consumer group is behind, and logs once when one stops reading: it
+    /// blocks trimming.
     fn look_at_groups(&mut self, lags: &[GroupLag]) {
         let metrics = &self.chain.metrics;
         let mut groups = HashMap::new();
@@ -145,7 +145,7 @@ impl Session<'_> {
             let was_idle = self.groups.remove(&lag.group).unwrap_or(false);
             let (group, hours) = (&lag.group, lag.idle.as_secs() / 3600);
             if is_idle && !was_idle {
-                warn!(group, hours, "the consumer group does not read: what waits for it is kept");
+                warn!(group, hours, "the consumer group does not read: its entries are kept");
             } else if was_idle && !is_idle {
                 info!(group, "the consumer group reads again");
             }
@@ -157,8 +157,8 @@ impl Session<'_> {
     }
 }
 
-/// What the node calls `finalized`, or what each endpoint does. Above the `tip` it could not be compared: the block at
-/// that height takes its place.
+/// The node's finalized block, or that of each endpoint. One above `tip` cannot be compared, and is replaced by the
+/// node's block at that height.
 async fn finalized(node: &Node, tip: Option<u64>, of_all: bool) -> Result<Vec<Header>, NodeError> {
     let mut tags = if of_all {
         node.each_finalized().await?
@@ -173,13 +173,13 @@ async fn finalized(node: &Node, tip: Option<u64>, of_all: bool) -> Result<Vec<He
     Ok(tags)
 }
 
-/// Whether entries have waited, and nobody has read, for so long.
+/// Whether entries have waited, and no consumer has read, for this long.
 fn is_idle(lag: &GroupLag, alarm_after: Duration) -> bool {
     lag.waiting >= alarm_after && lag.idle >= alarm_after
 }
 
 impl Chain {
-    /// How often the finalized block is asked for: every 32 blocks, but not every few seconds.
+    /// How often the finalized block is requested: every 32 blocks, but at most every 30 s.
     pub(super) fn finality_every(&self) -> Duration {
         (32 * self.config.profile.block_time).max(LEAST_FINALITY_EVERY)
     }
@@ -195,7 +195,7 @@ mod tests {
     use crate::config::{ChainConfig, EndpointConfig};
     use crate::testing::{mined, serve};
 
-    /// A session that has published blocks 1 to 9 of a chain on which two blocks make one final.
+    /// A session that has published blocks 1 to 9 of a chain with a finality depth of 2.
     async fn nine_blocks(scene: &mut Scene) -> Session<'_> {
         scene.chain.config.profile.finality_depth = 2;
         let mut session = scene.session().await;
@@ -273,7 +273,7 @@ mod tests {
             session.tagged(Ok(vec![header(older, 'a')]));
             assert_eq!(session.finalize, None);
         }
-        // Far above what is published: blocks that wait are not final.
+        // Far above the tip: blocks that are not published yet are not marked final.
         session.hear(10..=30);
         session.tagged(Ok(vec![header(28, 'a')]));
         assert_eq!(session.finalize, Some(header(9, 'a').block));
@@ -323,7 +323,7 @@ mod tests {
     async fn who_has_nothing_published_does_not_ask_for_the_finalized_block() {
         let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;
-        // The node has not come to the first block.
+        // The node has not reached the first block.
         session.answered((Ask::Latest, Ok(vec![header(0, 'a')])));
         assert!(session.is_at_head());
         session.start_upkeep(Instant::now());

@@ -1,4 +1,4 @@
-//! What goes to Redis next, and what became of it.
+//! What is written to Redis next, and how its result is handled.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::chain::End;
 use crate::chain::queue::Next;
 use crate::status::Cause;
 
-/// How long a step on the wire is waited for when the process stops.
+/// How long to wait for steps in flight when the process stops.
 const DRAIN: Duration = Duration::from_secs(5);
 
 impl Session<'_> {
@@ -23,7 +23,7 @@ impl Session<'_> {
         }
     }
 
-    /// What goes to Redis next. Only blocks that join go behind what is on the wire.
+    /// What is written to Redis next. Only added blocks are sent behind those in flight.
     fn next_work(&mut self, now: Instant) -> Option<Work> {
         let is_idle = self.lane.is_idle();
         if let Some(text) = self.alarm.clone() {
@@ -41,7 +41,7 @@ impl Session<'_> {
         if !is_idle && (!self.lane.has_room() || self.finalize.is_some()) {
             return None;
         }
-        // What was orphaned since it was to be marked final is not.
+        // Not if the block was orphaned in the meantime.
         if let Some(block) = self.finalize.take()
             && self.canonical.at(block.number) == Some(&block)
             && self.published.iter().any(|published| published.block == block)
@@ -58,7 +58,7 @@ impl Session<'_> {
     }
 
     fn next_of_queue(&mut self) -> Option<Work> {
-        // An undo comes before any height limit.
+        // An undo ignores any height limit.
         match self.queue.pop_ready(self.up_to().unwrap_or(0)) {
             Some(Next::Add { block, heard, body }) => {
                 Some(Work::Add(self.lane.adding(block, heard, body)))
@@ -69,8 +69,9 @@ impl Session<'_> {
                 }
                 other => {
                     let found = other.map_or("nothing".to_owned(), |p| p.block.to_string());
-                    self.alarm =
-                        Some(format!("to take back {block}, but {found} is the tip: a defect"));
+                    self.alarm = Some(format!(
+                        "{block} is to be removed, but the tip is {found}: this is a bug"
+                    ));
                     self.alarm.clone().map(Work::Alarm)
                 }
             },
@@ -106,7 +107,7 @@ impl Session<'_> {
                 });
                 self.published.push_back(block);
                 self.since_finality += 1;
-                // Blocks that were fetched before may go in while nobody answers any more.
+                // Blocks fetched earlier may be added while no endpoint answers header requests.
                 self.chain.status.go_on(|cause| cause != Cause::Headers);
             }
             Done::Removed { block } => {
@@ -121,7 +122,7 @@ impl Session<'_> {
             Done::Finalized(block) => {
                 if self.canonical.at(block.number).is_some_and(|ours| ours.hash != block.hash) {
                     self.alarm =
-                        Some(format!("a reorg orphaned {block} while it was marked final"));
+                        Some(format!("a reorg orphaned {block} while it was being marked final"));
                     return None;
                 }
                 self.canonical.finalize(block.number);
@@ -142,7 +143,7 @@ impl Session<'_> {
         error!(%error, "Redis refused a step");
         match error {
             StepError::Moved { .. } => End::Reopen("moved"),
-            // Our own name under a lower epoch is a Redis that lost its latest writes.
+            // Our own name under a lower epoch means a Redis that lost its latest writes.
             StepError::Fenced { writer, epoch }
                 if *writer == self.chain.options.instance_id
                     && self.lane.epoch().is_some_and(|ours| ours < *epoch) =>
@@ -154,17 +155,17 @@ impl Session<'_> {
         }
     }
 
-    /// Awaits the steps that are on the wire and gives the lease back; the cursor makes it safe to
-    /// drop the rest.
+    /// Awaits the steps in flight and releases the lease; the cursor makes it safe to drop the
+    /// rest.
     pub(super) async fn drain(mut self) -> End {
-        timeout(DRAIN, self.lane.settle()).await.ok(); // in or not: the cursor tells
+        timeout(DRAIN, self.lane.settle()).await.ok(); // accepted or not: the cursor tells
         self.end_upkeep().await;
         self.give_lease_up().await;
         End::Cancelled
     }
 
     pub(super) async fn give_lease_up(&mut self) {
-        timeout(Duration::from_secs(1), self.lane.close()).await.ok(); // it expires by itself
+        timeout(Duration::from_secs(1), self.lane.close()).await.ok(); // otherwise it expires
     }
 }
 
@@ -176,7 +177,7 @@ mod tests {
     use crate::status::Needs;
     use crate::testing::{mined, serve};
 
-    /// What goes by itself next, and how many blocks were acknowledged before it could.
+    /// The next step sent alone, and how many blocks were acknowledged before it.
     async fn goes_next(session: &mut Session<'_>) -> (usize, Done) {
         let mut blocks = 0;
         loop {
@@ -196,7 +197,7 @@ mod tests {
         let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;
         session.hear(1..=1);
-        session.publish().await; // the first step of a publisher goes by itself
+        session.publish().await; // a publisher's first step is sent alone
         let first = session.published.back().unwrap().block;
         session.hear(2..=40);
         session.start_writing(Instant::now());
