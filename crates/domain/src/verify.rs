@@ -199,33 +199,31 @@ pub fn verify(profile: &Profile, header: &Header, body: Body) -> Result<Verified
     Ok(Verified { logs, proof, unhashed: header.seal != Seal::Matches })
 }
 
-/// Checks the logs of a range of blocks against their headers, each block separately, as [`verify`]
-/// does. `headers` must be consecutive and ascending; the results are in the same order.
+/// Checks the logs of a range of blocks against their headers, as [`verify`] does for each block. `headers` must be
+/// consecutive and ascending; the results are in the same order.
 ///
-/// A log of a height outside the range belongs to no block: it fails the first one.
+/// # Errors
+/// The first failure of any block, or a log outside the range. The other blocks are then not accepted either: in an
+/// answer that was cut short, or puts a log into the wrong block, a block can lack logs without its bloom showing it.
 pub fn verify_range(
     profile: &Profile,
     headers: &[Header],
     logs: Vec<Log>,
-) -> Vec<Result<Verified, Failure>> {
+) -> Result<Vec<Verified>, Failure> {
     let lowest = headers.first().map_or(0, |header| header.block.number);
     let mut by_block: Vec<Vec<Log>> = headers.iter().map(|_| Vec::new()).collect();
-    let mut stray = None;
     for log in logs {
-        let position = log.block_number.checked_sub(lowest).and_then(|p| usize::try_from(p).ok());
-        match position.and_then(|position| by_block.get_mut(position)) {
-            Some(logs) => logs.push(log),
-            None => stray = Some(log.block_number),
-        }
+        let number = log.block_number;
+        let position = number.checked_sub(lowest).and_then(|p| usize::try_from(p).ok());
+        let Some(logs) = position.and_then(|position| by_block.get_mut(position)) else {
+            return fail(Check::BlockHash, || {
+                format!("a log is of block {number}, outside the range")
+            });
+        };
+        logs.push(log);
     }
-    let held = headers.iter().zip(by_block);
-    let mut outcomes: Vec<_> =
-        held.map(|(header, logs)| verify(profile, header, Body::Logs(logs))).collect();
-    if let (Some(number), Some(first)) = (stray, outcomes.first_mut()) {
-        *first =
-            fail(Check::BlockHash, || format!("a log is of block {number}, outside the range"));
-    }
-    outcomes
+    let blocks = headers.iter().zip(by_block);
+    blocks.map(|(header, logs)| verify(profile, header, Body::Logs(logs))).collect()
 }
 
 /// The hash under which Polygon (before PIP-74) reports the state-sync logs of a block.

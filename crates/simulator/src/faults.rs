@@ -44,6 +44,8 @@ pub enum Fault {
     ForeignLog,
     /// A range of logs without those of one block.
     DropBlock,
+    /// A range of logs without the last ones, cut in the middle of a block.
+    CutRange,
     /// Logs numbered from 0 in each transaction. Needs two transactions with logs.
     LogIndexPerTransaction,
     /// The second log of the block has the index of the first.
@@ -139,6 +141,7 @@ impl Fault {
             Self::ForeignLogs => "foreign_logs",
             Self::ForeignLog => "foreign_log",
             Self::DropBlock => "drop_block",
+            Self::CutRange => "cut_range",
             Self::LogIndexPerTransaction => "log_index_per_transaction",
             Self::DoubledLogIndex => "doubled_log_index",
             Self::UnknownAsEmpty(_) => "unknown_as_empty",
@@ -494,6 +497,7 @@ async fn play(fault: &Fault, honest: &impl Fn(Vantage) -> Answer) -> Option<Outc
         Fault::ForeignLogs => return altered(foreign_logs),
         Fault::ForeignLog => return altered(foreign_log),
         Fault::DropBlock => return altered(drop_block),
+        Fault::CutRange => return altered(cut_range),
         Fault::LogIndexPerTransaction => return altered(log_index_per_transaction),
         Fault::DoubledLogIndex => return altered(doubled_log_index),
         Fault::Bloom(BloomLie::Zero) => return altered(|block| BloomLie::Zero.tell(block)),
@@ -572,6 +576,19 @@ fn drop_block(result: &mut Value) -> bool {
         logs.retain(is_other);
     }
     others
+}
+
+/// Cuts the second half off, and the last log of the block that is then the last one.
+fn cut_range(result: &mut Value) -> bool {
+    let Some(logs) = some_logs(result) else { return false };
+    let block = logs[logs.len() / 2]["blockHash"].clone();
+    let Some(first) = logs.iter().position(|log| log["blockHash"] == block) else { return false };
+    let end = logs.iter().skip(first).take_while(|log| log["blockHash"] == block).count() + first;
+    let can_cut = end < logs.len() && end - first > 1;
+    if can_cut {
+        logs.truncate(end - 1);
+    }
+    can_cut
 }
 
 /// Alters the last digit of a hexadecimal text.

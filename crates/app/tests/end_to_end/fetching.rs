@@ -192,6 +192,7 @@ async fn g6_a_lie_in_a_range_is_made_good_block_by_block() {
     let faults = [
         Fault::DropLog,
         Fault::DropBlock,
+        Fault::CutRange,
         Fault::ForeignLog,
         Fault::ForeignLogs,
         Fault::DoubledLogIndex,

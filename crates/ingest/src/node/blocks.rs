@@ -216,7 +216,11 @@ impl Node {
         let logs = attempt.call_span::<Vec<Log>>(About::Logs, headers.len(), &bounds);
         let logs = logs.await?.ok_or(NodeError::Unknown)?;
         let verified = verify::verify_range(&self.profile, headers, logs);
-        Ok(verified.into_iter().map(|result| judged(attempt.endpoint(), result)).collect())
+        let verified = judged(attempt.endpoint(), verified).inspect_err(|_| {
+            // It may have been cut short.
+            attempt.endpoint().was_too_much(About::Logs, headers.len());
+        })?;
+        Ok(verified.into_iter().map(Ok).collect())
     }
 
     /// The receipts of each block, as one batch.
@@ -314,7 +318,7 @@ fn is_unproven(verified: &Verified) -> bool {
 
 /// Counts a failed check. It is not a false answer if the node has not caught up, or does not offer
 /// what the proof needs.
-fn judged(endpoint: &Endpoint, result: Result<Verified, Failure>) -> Outcome {
+fn judged<T>(endpoint: &Endpoint, result: Result<T, Failure>) -> Result<T, NodeError> {
     result.map_err(|failure| {
         if matches!(failure.check, Check::Empty | Check::Unprovable) {
             endpoint.metrics.check_failed(failure.check.as_str());

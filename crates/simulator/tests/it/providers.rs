@@ -81,6 +81,15 @@ async fn a_range_without_one_of_its_blocks() {
         heights.dedup();
         heights
     };
+    chain.faults().push("eth_getLogs", Fault::CutRange, 1);
+    let all = json!([{ "fromBlock": hex(1), "toBlock": hex(3) }]);
+    let (cut, whole) =
+        (result(&node, "eth_getLogs", all.clone()).await, result(&node, "eth_getLogs", all).await);
+    let of_block_two = |logs: &Value| {
+        logs.as_array().unwrap().iter().filter(|log| number(&log["blockNumber"]) == 2).count()
+    };
+    assert_eq!(of_block_two(&cut), of_block_two(&whole) - 1);
+    assert!(whole.as_array().unwrap().starts_with(cut.as_array().unwrap()));
     chain.faults().push("eth_getLogs", Fault::DropBlock, 1);
     // With only one block, nothing would be left.
     assert_eq!(range(2, 2).await, [2]);
