@@ -28,7 +28,8 @@ pub(crate) use self::blocks::{Outcome, Plan};
 use crate::config::{ChainConfig, Fetch};
 use crate::metrics::ChainMetrics;
 use crate::rpc::{
-    About, Attempt, Endpoint, Head, INVALID_PARAMS, REQUEST_TIMEOUT, RpcError, Socket, connect,
+    About, Attempt, BareBlock, Endpoint, Genesis, Head, INVALID_PARAMS, REQUEST_TIMEOUT, RpcError,
+    Socket, connect,
 };
 
 /// The least wait before the next endpoint is asked as well.
@@ -70,6 +71,11 @@ impl NodeError {
         matches!(self, Self::Rpc(error) if error.is_wrong_chain())
     }
 
+    /// Whether the endpoint serves another chain under the same id.
+    pub(crate) fn is_wrong_genesis(&self) -> bool {
+        matches!(self, Self::Rpc(error) if error.is_wrong_genesis())
+    }
+
     /// Of two endpoints' failures, the one that tells a person more.
     fn or_more_telling(self, other: Self) -> Self {
         let weight = |error: &Self| match error {
@@ -89,6 +95,7 @@ pub(crate) struct Node {
     /// Whether a block may contain a wanted log.
     wanted: BloomTest,
     endpoints: Vec<Endpoint>,
+    genesis: Genesis,
     /// Errors in a row in answer to requests for the finalized block.
     refused_tags: AtomicU32,
 }
@@ -100,7 +107,8 @@ impl Node {
         heads: &mpsc::Sender<Head>,
         metrics: &ChainMetrics,
     ) -> (Self, Vec<Socket>) {
-        let (endpoints, sockets) = connect(config, heads, metrics);
+        let genesis = Genesis::default();
+        let (endpoints, sockets) = connect(config, heads, metrics, &genesis);
         let (profile, wanted) = (config.profile.clone(), config.filter.bloom_test());
         (
             Self {
@@ -108,6 +116,7 @@ impl Node {
                 fetch: config.fetch,
                 wanted,
                 endpoints,
+                genesis,
                 refused_tags: AtomicU32::new(0),
             },
             sockets,
@@ -209,11 +218,17 @@ impl Node {
         Ok(is_held)
     }
 
+    /// Sets the genesis block that every endpoint must have; none accepts that of the first one asked. Each is checked
+    /// before its next request, because it may serve another chain by now.
+    pub(crate) fn expect_genesis(&self, hash: Option<B256>) {
+        let changed = self.genesis.expect(hash);
+        self.endpoints.iter().for_each(|endpoint| endpoint.identify_again(changed));
+    }
+
     /// The hash of block 0; none if the node no longer has it.
     pub(crate) async fn genesis_hash(&self) -> Result<Option<B256>, NodeError> {
         let asked = self
             .first(LEAST_PATIENCE, async |attempt| {
-                // On some chains, the genesis hash is not computed as for other headers.
                 let params = json!(["0x0", false]);
                 let header = attempt.call::<BareBlock>("eth_getBlockByNumber", &params).await?;
                 Ok(header.map(|block| block.hash))
@@ -436,11 +451,6 @@ impl Node {
         verify::verify_header(&self.profile, &header).map_err(|f| lie(endpoint, f))?;
         Ok(header)
     }
-}
-
-#[derive(serde::Deserialize)]
-struct BareBlock {
-    hash: B256,
 }
 
 /// Logs and counts a false answer.

@@ -397,6 +397,39 @@ fn dev_chain(seed: u64) -> ManualChain {
 }
 
 #[tokio::test]
+async fn g6_an_endpoint_that_serves_another_chain_by_now_is_left_for_another() {
+    let (ours, other) = (dev_chain(1), dev_chain(2));
+    let (first, second) = (serve(vec![ours.clone()]).await, serve(vec![ours.view()]).await);
+    let address = first.addr();
+    let mut rig = Rig::new().await;
+    let of_both = |url: &dyn Fn(&RunningNode) -> String| [url(&first), url(&second)].join(",");
+    rig.set("LOCAL_WS_URL", of_both(&|node| node.ws_url(LOCAL)))
+        .set("LOCAL_HTTP_URL", of_both(&|node| node.http_url(LOCAL)))
+        .set("LOCAL_START_BLOCK", 0);
+    rig.start();
+    ours.mine(10);
+    let checker = rig.checker(NodeRpc::at_url(second.http_url(LOCAL)), LOCAL).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    drop(first);
+    other.mine(30);
+    let mut node = None;
+    until("the port to be free", async || {
+        node = Node::bind(address, vec![other.clone()]).await.ok().map(Node::spawn);
+        node.is_some()
+    })
+    .await;
+    until("the other chain to be asked for", async || {
+        other.mine(1);
+        ours.mine(1);
+        other.stats().requests("eth_getBlockByNumber") > 3
+    })
+    .await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    rig.wait_for("ready", |status, _| status == 200).await;
+    rig.terminate().await;
+}
+
+#[tokio::test]
 async fn g3_a_dev_node_that_started_anew_is_not_followed_within_a_session() {
     let (first, second) = (dev_chain(1), dev_chain(2));
     let node = serve(vec![first.clone()]).await;

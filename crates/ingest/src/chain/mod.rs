@@ -189,10 +189,6 @@ impl Chain {
     fn id(&self) -> ChainId {
         self.config.profile.chain_id
     }
-
-    fn name(&self) -> &str {
-        &self.config.profile.name
-    }
 }
 
 #[cfg(test)]

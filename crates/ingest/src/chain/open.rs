@@ -91,11 +91,12 @@ impl Chain {
             }
             _ => {}
         }
-        let genesis = self.node.genesis_hash().await.map_err(|e| node_away(&e))?;
+        self.node.expect_genesis(held.as_ref().and_then(|cursor| cursor.genesis_hash));
+        let genesis = self.node.genesis_hash().await.map_err(|e| self.node_away(&e))?;
         self.status.update(|status| status.last_answer = Some(Instant::now()));
         let first = match &held {
             Some(cursor) => {
-                self.check_held(cursor, genesis)?;
+                check_alarm(cursor)?;
                 None
             }
             None => {
@@ -162,28 +163,6 @@ impl Chain {
         self.streams.forget_seq(self.id());
     }
 
-    /// Checks that the chain may continue from this cursor.
-    fn check_held(
-        &self,
-        cursor: &Cursor,
-        genesis: Option<alloy_primitives::B256>,
-    ) -> Result<(), NotYet> {
-        let for_operator = |why| NotYet::because(why, false);
-        if !cursor.alarm.is_empty() {
-            return Err(for_operator(format!("stopped by an alarm: {}", cursor.alarm)));
-        }
-        if let (Some(held), Some(node)) = (cursor.genesis_hash, genesis)
-            && held != node
-        {
-            return Err(for_operator(format!(
-                "the node's genesis block is {node}, but the stream holds a chain with genesis {held}: \
-                 was a dev node restarted? `ethhook reset --chain {}` deletes the old stream",
-                self.name()
-            )));
-        }
-        Ok(())
-    }
-
     /// The stream's first block; resolved once and kept.
     async fn resolve_start(&mut self) -> Result<u64, NotYet> {
         let start = match (self.resolved_start, self.config.start) {
@@ -193,7 +172,7 @@ impl Chain {
             }
             (None, StartBlock::Number(number)) => number,
             (None, StartBlock::Latest) => {
-                self.node.latest().await.map_err(|e| node_away(&e))?.block.number
+                self.node.latest().await.map_err(|e| self.node_away(&e))?.block.number
             }
         };
         self.resolved_start = Some(start);
@@ -203,6 +182,19 @@ impl Chain {
     fn not_read(&self, error: &ReadError) -> NotYet {
         self.metrics.redis_error(error.kind());
         NotYet::because(error, error.is_retryable())
+    }
+
+    fn node_away(&self, error: &NodeError) -> NotYet {
+        let why = if error.is_wrong_genesis() {
+            format!(
+                "{error}: correct its URL, or if a dev node was restarted, `ethhook reset --chain {}` deletes the \
+                 old stream",
+                self.config.profile.name
+            )
+        } else {
+            format!("no endpoint answers: {error}")
+        };
+        NotYet::because(why, !error.is_wrong_chain())
     }
 
     fn standing_by(&self, holder: &Holder) -> NotYet {
@@ -243,21 +235,26 @@ fn base(cursor: &Cursor, first: Option<BlockRef>) -> Option<BlockRef> {
     Some(BlockRef { number, hash, parent_hash: B256::ZERO, timestamp: 0 })
 }
 
-fn node_away(error: &NodeError) -> NotYet {
-    NotYet::because(format!("no endpoint answers: {error}"), !error.is_wrong_chain())
+/// Only an operator can clear an alarm.
+fn check_alarm(cursor: &Cursor) -> Result<(), NotYet> {
+    if cursor.alarm.is_empty() {
+        return Ok(());
+    }
+    Err(NotYet::because(format!("stopped by an alarm: {}", cursor.alarm), false))
 }
 
 #[cfg(test)]
 mod tests {
     use ethhook_domain::canonical::FinalityViolation;
     use ethhook_domain::{Proof, Secret};
+    use ethhook_simulator::{Chain as Simulated, ManualChain, ManualSpec};
     use ethhook_streams::{MarkedBlock, RedisConfig, Step, Streams};
     use tokio::time::timeout;
 
     use super::super::session::scene::{Scene, header};
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig};
-    use crate::testing::{mined, serve};
+    use crate::testing::{LOCAL, mined, serve};
 
     #[tokio::test]
     async fn g1_whoever_stood_by_begins_a_wiped_redis_where_the_other_had_begun() {
@@ -277,6 +274,32 @@ mod tests {
         chain.mine(10);
         one.redis.ask::<String>("FLUSHALL").await.unwrap();
         assert_eq!(two.chain.open().await.publisher.cursor().start_number, 20);
+    }
+
+    #[tokio::test]
+    async fn g6_an_endpoint_with_another_genesis_is_not_used() {
+        let ours = mined(20);
+        let of_genesis = |seed| ManualSpec { seed, genesis_time: seed, ..ManualSpec::new(LOCAL) };
+        let other = Simulated::manual(of_genesis(7));
+        other.mine(30);
+        let nodes = [serve(other.clone()).await, serve(ours.clone()).await];
+        let config = ChainConfig::local(nodes.each_ref().map(EndpointConfig::of));
+        let mut scene = Scene::of(config).await;
+        let hash = |chain: &ManualChain| chain.block(0).unwrap().hash();
+        // The cursor tells which one it must be; without one, it is that of the first endpoint that answers.
+        for (expected, head) in [(Some(hash(&ours)), 20), (Some(hash(&other)), 30), (None, 30)] {
+            scene.chain.node.expect_genesis(expected);
+            assert_eq!(scene.chain.node.latest().await.unwrap().block.number, head);
+            assert_eq!(scene.chain.node.highest_latest().await.unwrap().block.number, head);
+        }
+        let opened = scene.chain.open().await;
+        assert_eq!(opened.publisher.cursor().genesis_hash, Some(hash(&other)));
+        drop(opened);
+        scene.chain.node.expect_genesis(Some(B256::ZERO));
+        let refused = scene.chain.node.latest().await.unwrap_err();
+        let told = scene.chain.node_away(&refused).why;
+        assert!(told.contains("the node's genesis block is 0x"), "{told}");
+        assert!(told.contains("`ethhook reset --chain local`"), "{told}");
     }
 
     #[tokio::test]

@@ -360,6 +360,8 @@ mod tests {
             (config.fetch, config.profile.verify) = (Fetch::Logs, Proof::Bloom);
             let (heads, metrics) = unread();
             let (node, _) = Node::new(&config, &heads, &metrics);
+            node.highest_latest().await.unwrap(); // each is identified
+            views.iter().for_each(|view| view.stats().reset());
             Self { views, node, _nodes: nodes }
         }
 

@@ -4,9 +4,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use alloy_primitives::B256;
 use ethhook_domain::block::Quantity;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -57,6 +59,14 @@ impl Drop for Admitted<'_> {
 pub(crate) struct Attempt<'a> {
     endpoint: &'a Endpoint,
     watch: Arc<Mutex<Watch>>,
+}
+
+const BLOCK_BY_NUMBER: &str = About::Headers.method();
+
+/// A block of which only the hash counts: on some chains, that of the genesis is not computed as for other headers.
+#[derive(Deserialize)]
+pub(crate) struct BareBlock {
+    pub(crate) hash: B256,
 }
 
 /// A single message: one call or a batch.
@@ -195,7 +205,7 @@ impl<'a> Attempt<'a> {
     ) -> Result<T, RpcError> {
         let admitted = self.admitted()?;
         let method = message.method;
-        let result = match self.check_chain().await {
+        let result = match self.identify().await {
             Ok(()) => self.exchange(message, read).await,
             Err(error) => Err(error),
         };
@@ -228,21 +238,32 @@ impl<'a> Attempt<'a> {
         self.endpoint.set_aside(wait, Some(error.clone()));
     }
 
-    /// Checks once which chain an HTTP address serves; a WebSocket is checked each time it
-    /// connects.
-    async fn check_chain(&self) -> Result<(), RpcError> {
-        if self.endpoint.http.is_none() || self.endpoint.chain_checked.load(Ordering::Relaxed) {
+    /// Checks which chain the endpoint serves, unless it was checked before.
+    async fn identify(&self) -> Result<(), RpcError> {
+        let Endpoint { identified, chain_id, genesis, .. } = self.endpoint;
+        if identified.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let none: [(); 0] = [];
-        let message = self.message("eth_chainId", &none)?;
-        let id = message.first_id;
-        let got = self.exchange(message, |body| decode::<Quantity>(body, id)).await?;
-        let got = got.map_or(0, |q| q.0);
-        if got != self.endpoint.chain_id {
-            return Err(RpcError::WrongChain { wanted: self.endpoint.chain_id, got });
+        // A WebSocket is checked when it connects.
+        if self.endpoint.http.is_some() {
+            let none: [(); 0] = [];
+            let message = self.message("eth_chainId", &none)?;
+            let id = message.first_id;
+            let got = self.exchange(message, |body| decode::<Quantity>(body, id)).await?;
+            let got = got.map_or(0, |q| q.0);
+            if got != *chain_id {
+                return Err(RpcError::WrongChain { wanted: *chain_id, got });
+            }
         }
-        self.endpoint.chain_checked.store(true, Ordering::Relaxed);
+        let message = self.message(BLOCK_BY_NUMBER, &json!(["0x0", false]))?;
+        let id = message.first_id;
+        match self.exchange(message, |body| decode::<BareBlock>(body, id)).await {
+            Ok(Some(block)) => genesis.check(block.hash)?,
+            // It no longer has it.
+            Ok(None) | Err(RpcError::Answer { .. } | RpcError::NotOffered(_)) => {}
+            Err(error) => return Err(error),
+        }
+        identified.store(true, Ordering::Relaxed);
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::breaker::Breaker;
 use super::cost::Prices;
+use super::genesis::Genesis;
 use super::http::HttpClient;
 use super::latency::Latency;
 use super::redaction::Redaction;
@@ -58,7 +59,9 @@ pub(crate) struct Endpoint {
     /// How many blocks to ask about at once, indexed by [`About`].
     spans: [Mutex<Span>; 3],
     pub(super) next_id: AtomicU64,
-    pub(super) chain_checked: AtomicBool,
+    /// Whether it was found to serve this chain; a WebSocket that connects doubts it.
+    pub(super) identified: Arc<AtomicBool>,
+    pub(super) genesis: Genesis,
     /// When `eth_getBlockReceipts` was last refused as unknown.
     receipts_refused: Mutex<Option<Instant>>,
     /// Answers in a row that took too long to wait for.
@@ -81,8 +84,9 @@ pub(crate) fn connect(
     config: &ChainConfig,
     heads: &mpsc::Sender<Head>,
     metrics: &ChainMetrics,
+    genesis: &Genesis,
 ) -> (Vec<Endpoint>, Vec<Socket>) {
-    let connect = |position| Endpoint::new(config, position, heads.clone(), metrics);
+    let connect = |position| Endpoint::new(config, position, heads.clone(), metrics, genesis);
     let (endpoints, sockets): (Vec<_>, Vec<_>) = (0..config.endpoints.len()).map(connect).unzip();
     (endpoints, sockets.into_iter().flatten().collect())
 }
@@ -93,16 +97,20 @@ impl Endpoint {
         position: usize,
         heads: mpsc::Sender<Head>,
         metrics: &ChainMetrics,
+        genesis: &Genesis,
     ) -> (Self, Option<Socket>) {
         let (chain_id, config) = (chain.profile.chain_id, &chain.endpoints[position]);
         let metrics = metrics.endpoint(position);
         let breaker = Arc::<Mutex<Breaker>>::default();
+        let identified = Arc::<AtomicBool>::default();
         let only = config.http.is_none().then(|| Arc::clone(&breaker));
         let (ws, socket) = config
             .ws
             .clone()
             .map(|url| {
-                WsClient::new(url, chain_id, heads, metrics.clone(), Redaction::of(config), only)
+                let redaction = Redaction::of(config);
+                let identified = Arc::clone(&identified);
+                WsClient::new(url, chain_id, heads, metrics.clone(), redaction, identified, only)
             })
             .map_or((None, None), |(client, connection)| (Some(client), Some(Socket(connection))));
         let span = |first, most| Mutex::new(Span::new(first, most));
@@ -117,7 +125,8 @@ impl Endpoint {
             units: chain.units_per_second.map(Throttle::new),
             spans: [span(8, 128), span(1, 64), span(4, 128)],
             next_id: AtomicU64::new(FIRST_REQUEST + 1),
-            chain_checked: AtomicBool::new(false),
+            identified,
+            genesis: genesis.clone(),
             receipts_refused: Mutex::default(),
             unanswered: AtomicU32::new(0),
             redaction: Redaction::of(config),
@@ -194,6 +203,15 @@ impl Endpoint {
         act(&mut self.latency.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Checks again before the next request which chain it serves. If the expected genesis `changed`, failures of before
+    /// do not count.
+    pub(crate) fn identify_again(&self, changed: bool) {
+        self.identified.store(false, Ordering::Relaxed);
+        if changed {
+            self.with_breaker(Breaker::connected);
+        }
+    }
+
     /// Reconnects and subscribes again, because the subscription has fallen silent.
     pub(crate) fn resubscribe(&self) {
         if let Some(ws) = &self.ws {
@@ -247,7 +265,7 @@ mod tests {
 
     fn endpoint(config: &ChainConfig) -> Endpoint {
         let (heads, metrics) = unread();
-        let (mut endpoints, _) = connect(config, &heads, &metrics);
+        let (mut endpoints, _) = connect(config, &heads, &metrics, &Genesis::default());
         endpoints.remove(0)
     }
 

@@ -9,6 +9,7 @@ mod batch;
 mod breaker;
 mod cost;
 mod endpoint;
+mod genesis;
 mod http;
 mod latency;
 mod redaction;
@@ -20,6 +21,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
+use alloy_primitives::B256;
 use bytes::Bytes;
 use serde::de::{
     self, DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor,
@@ -28,9 +30,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::error::Category;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-pub(crate) use attempt::Attempt;
+pub(crate) use attempt::{Attempt, BareBlock};
 pub use breaker::State as BreakerState;
 pub(crate) use endpoint::{About, Endpoint, Socket, connect};
+pub(crate) use genesis::Genesis;
 pub(crate) use redaction::Redaction;
 pub(crate) use ws::{Frame, Head, read_frame};
 
@@ -94,6 +97,16 @@ pub(crate) enum RpcError {
         /// The endpoint's id.
         got: u64,
     },
+    /// The endpoint serves another chain under the same id.
+    #[error(
+        "the node's genesis block is {got}, but the stream holds a chain with genesis {wanted}"
+    )]
+    WrongGenesis {
+        /// Hash of the stream's block 0.
+        wanted: B256,
+        /// Hash of the endpoint's.
+        got: B256,
+    },
 }
 
 impl RpcError {
@@ -109,15 +122,24 @@ impl RpcError {
             Self::Invalid(_) => "invalid",
             Self::TooLarge(_) => "too_large",
             Self::SetAside(_) => "set_aside",
-            Self::WrongChain { .. } => "wrong_chain",
+            Self::WrongChain { .. } | Self::WrongGenesis { .. } => "wrong_chain",
         }
     }
 
     /// Whether the endpoint's URL is for another chain, which only an operator can correct.
     pub(crate) fn is_wrong_chain(&self) -> bool {
         match self {
-            Self::WrongChain { .. } => true,
+            Self::WrongChain { .. } | Self::WrongGenesis { .. } => true,
             Self::SetAside(Some(cause)) => cause.is_wrong_chain(),
+            _ => false,
+        }
+    }
+
+    /// Whether it serves another chain under the same id.
+    pub(crate) fn is_wrong_genesis(&self) -> bool {
+        match self {
+            Self::WrongGenesis { .. } => true,
+            Self::SetAside(Some(cause)) => cause.is_wrong_genesis(),
             _ => false,
         }
     }

@@ -10,6 +10,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -115,6 +116,8 @@ pub(super) struct Connection {
     breaker: Option<Arc<Mutex<Breaker>>>,
     /// Whether an answer or a head arrived since it connected.
     served: bool,
+    /// The endpoint's: it may be another node from now on.
+    identified: Arc<AtomicBool>,
     /// The error that ended the last connection.
     failed_with: Option<RpcError>,
     commands: mpsc::Receiver<Command>,
@@ -128,6 +131,7 @@ impl WsClient {
         heads: mpsc::Sender<Head>,
         metrics: EndpointMetrics,
         redaction: Redaction,
+        identified: Arc<AtomicBool>,
         breaker: Option<Arc<Mutex<Breaker>>>,
     ) -> (Self, Connection) {
         // Room for every request that may be pending: a full queue means a dead socket.
@@ -144,6 +148,7 @@ impl WsClient {
                 redaction,
                 breaker,
                 served: false,
+                identified,
                 failed_with: None,
                 commands,
                 reconnect,
@@ -231,6 +236,7 @@ impl Connection {
             let served = match connected.unwrap_or(Err(RpcError::Timeout(CONNECT_TIMEOUT))) {
                 Ok(socket) => {
                     self.served = false;
+                    self.identified.store(false, Ordering::Relaxed);
                     self.note_health(None);
                     self.metrics.socket_up(true);
                     info!(endpoint = self.metrics.position, "subscribed to newHeads");

@@ -107,6 +107,8 @@ impl Session<'_> {
         let headers = match answer {
             Ok(headers) => headers,
             Err(NodeError::Unknown) => Vec::new(),
+            // Opening the next session says what to do.
+            Err(error) if error.is_wrong_genesis() => return Some(End::Reopen("genesis")),
             Err(error) => {
                 self.not_answered(&ask, &error);
                 return None;
@@ -312,6 +314,8 @@ mod tests {
         let endpoints = nodes.each_ref().map(EndpointConfig::of);
         let asked = || [&first, &second].map(|view| view.stats().requests("eth_getBlockByNumber"));
         let scene = Scene::of(ChainConfig::local(endpoints.clone())).await;
+        scene.chain.node.highest_latest().await.unwrap(); // each is identified
+        [&first, &second].into_iter().for_each(|view| view.stats().reset());
         let mut session = scene.session().await;
         for poll in [1, 7, 8, 9, 16, 17] {
             session.canonical.doubt();
@@ -330,6 +334,8 @@ mod tests {
         endpoints[0].ws = Some(Secret::new(nodes[0].ws_url(LOCAL)));
         let scene = Scene::of(ChainConfig::local(endpoints)).await;
         let mut session = scene.session().await;
+        scene.chain.node.highest_latest().await.unwrap(); // each is identified
+        second.stats().reset();
         let asked = || second.stats().requests("eth_getBlockByNumber");
         for (polls, heard_otherwise, of_second) in
             [(0, false, 0), (1, false, 0), (2, false, 1), (0, true, 2), (0, false, 2)]
