@@ -108,6 +108,9 @@ pub struct Verified {
     /// The hash was not proven by the header's fields: some are fields that we do not know how to
     /// hash (or the chain's level is `structure`, which does not require it).
     pub unhashed: bool,
+    /// There were receipts, and their root is not the header's: they are altered, or the chain encodes them in a way
+    /// that we do not know. Only below `receipts_root`.
+    pub root_differs: bool,
 }
 
 /// Checks a header's hash, as soon as the header arrives.
@@ -155,7 +158,7 @@ pub fn without_fetching(
     } else {
         return None;
     };
-    Some(Verified { logs: Vec::new(), proof, unhashed: false })
+    Some(Verified { logs: Vec::new(), proof, unhashed: false, root_differs: false })
 }
 
 fn is_empty(header: &Header) -> bool {
@@ -173,7 +176,7 @@ fn is_empty(header: &Header) -> bool {
 pub fn verify(profile: &Profile, header: &Header, body: Body) -> Result<Verified, Failure> {
     verify_header(profile, header)?;
     let state_sync = profile.state_sync_logs.then(|| state_sync_hash(header));
-    let (logs, proof) = match body {
+    let (logs, proof, root_differs) = match body {
         Body::Receipts(receipts) => {
             check_receipts(header, &receipts)?;
             let committed = committed_receipts(&receipts, state_sync);
@@ -183,8 +186,9 @@ pub fn verify(profile: &Profile, header: &Header, body: Body) -> Result<Verified
             check_gas(header, committed)?;
             let proof = prove_receipts(profile, header, committed)?;
             let mut logs = Vec::with_capacity(receipts.iter().map(|r| r.logs.len()).sum());
+            let root_differs = proof != Proof::ReceiptsRoot && !receipts.is_empty();
             logs.extend(receipts.into_iter().flat_map(|r| r.logs));
-            (logs, proof)
+            (logs, proof, root_differs)
         }
         Body::Logs(logs) => {
             check_logs(header, &logs)?;
@@ -193,10 +197,11 @@ pub fn verify(profile: &Profile, header: &Header, body: Body) -> Result<Verified
                 check_no_logs(profile, header)?;
             }
             let proof = prove_logs(profile, header, committed)?;
-            (logs, proof)
+            (logs, proof, false)
         }
     };
-    Ok(Verified { logs, proof, unhashed: header.seal != Seal::Matches })
+    let unhashed = header.seal != Seal::Matches;
+    Ok(Verified { logs, proof, unhashed, root_differs })
 }
 
 /// Checks the logs of a range of blocks against their headers, as [`verify`] does for each block. `headers` must be

@@ -98,6 +98,8 @@ pub(crate) struct Node {
     genesis: Genesis,
     /// Errors in a row in answer to requests for the finalized block.
     refused_tags: AtomicU32,
+    /// Blocks in a row of whose receipts, with another root than the header's, no endpoint had others.
+    undisputed: AtomicU32,
 }
 
 impl Node {
@@ -118,6 +120,7 @@ impl Node {
                 endpoints,
                 genesis,
                 refused_tags: AtomicU32::new(0),
+                undisputed: AtomicU32::new(0),
             },
             sockets,
         )

@@ -347,7 +347,12 @@ mod tests {
     }
 
     fn arrive(queue: &mut Queue, name: &str) {
-        let nothing = Verified { logs: Vec::new(), proof: Proof::ReceiptsRoot, unhashed: false };
+        let nothing = Verified {
+            logs: Vec::new(),
+            proof: Proof::ReceiptsRoot,
+            unhashed: false,
+            root_differs: false,
+        };
         queue.fetched(keccak256(name), nothing);
     }
 
@@ -382,7 +387,8 @@ mod tests {
         let logs = vec![log()];
         let bring = |queue: &mut Queue| {
             let logs = logs.clone();
-            let body = Verified { logs, proof: Proof::ReceiptsRoot, unhashed: false };
+            let body =
+                Verified { logs, proof: Proof::ReceiptsRoot, unhashed: false, root_differs: false };
             queue.fetched(keccak256("1a"), body);
         };
         bring(&mut queue);
@@ -433,7 +439,10 @@ mod tests {
         assert_eq!(fetched, FETCHES_AT_ONCE);
         // Enough waiting logs stop fetching, too.
         let logs = vec![log(); MAX_WAITING_LOGS];
-        queue.fetched(keccak256("1a"), Verified { logs, proof: Proof::Bloom, unhashed: false });
+        queue.fetched(
+            keccak256("1a"),
+            Verified { logs, proof: Proof::Bloom, unhashed: false, root_differs: false },
+        );
         assert_eq!(fetch(&mut queue, 999), None);
         assert_eq!(pop(&mut queue, 999), "+1");
         assert_eq!(fetch(&mut queue, 999), None, "those under way may be as large");
@@ -479,7 +488,12 @@ mod tests {
         let mut queue = Queue::default();
         let names: Vec<_> = (1..=20).map(|n| format!("+{n}a")).collect();
         let known = |header: &Header| {
-            let nothing = Verified { logs: Vec::new(), proof: Proof::Bloom, unhashed: false };
+            let nothing = Verified {
+                logs: Vec::new(),
+                proof: Proof::Bloom,
+                unhashed: false,
+                root_differs: false,
+            };
             (header.block.number == 4).then_some(nothing)
         };
         let new = names.iter().map(|name| header(&name[1..])).collect();

@@ -3,6 +3,7 @@
 //! Either way, each block is checked against its own header; the caller requests a block that
 //! failed among others again, separately.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ethhook_domain::block::{Body, Quantity};
@@ -12,12 +13,14 @@ use serde_json::json;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{LEAST_PATIENCE, Node, NodeError, OTHERS_PATIENCE, lie};
+use super::{LEAST_PATIENCE, LIAR_WAIT, Node, NodeError, OTHERS_PATIENCE, lie};
 use crate::config::Fetch;
 use crate::rpc::{About, Attempt, Endpoint, INVALID_PARAMS, RpcError};
 
 /// Wait before asking an endpoint again about blocks that it says are empty.
 const SECOND_ASKING: Duration = Duration::from_millis(500);
+/// So many undisputed blocks in a row, and others with such receipts are not asked for twice.
+const ENOUGH_UNDISPUTED: u32 = 16;
 /// The least wait before another endpoint is asked for several blocks: such an answer takes time.
 pub(super) const SPAN_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -57,6 +60,52 @@ impl Node {
         if is_unproven(&verified) && !self.is_empty_again(answerer, header).await? {
             return Err(NodeError::Unknown);
         }
+        if self.is_disputable(&verified) {
+            return self.undisputed(answerer, header, verified).await;
+        }
+        Ok(verified)
+    }
+
+    /// Whether another endpoint should be asked for the receipts: their root is not the header's. Where that is so of
+    /// block after block, and all agree, it is the chain's way to encode receipts.
+    fn is_disputable(&self, verified: &Verified) -> bool {
+        verified.root_differs && self.undisputed.load(Ordering::Relaxed) < ENOUGH_UNDISPUTED
+    }
+
+    /// The block as the receipts root proves it if another endpoint has it so, else as `answerer` gave it, unless
+    /// another contradicts that without proof.
+    async fn undisputed(
+        &self,
+        answerer: &Endpoint,
+        header: &Header,
+        verified: Verified,
+    ) -> Outcome {
+        for other in self.others(answerer) {
+            let attempt = Attempt::with(other);
+            let asked = timeout(OTHERS_PATIENCE, self.checked(&attempt, header)).await;
+            let Ok(Ok(theirs)) = asked else { continue };
+            let differ = || Failure {
+                check: Check::ReceiptsRoot,
+                detail: format!("another endpoint has other receipts of {}", header.block),
+            };
+            if theirs.proof == Proof::ReceiptsRoot {
+                self.undisputed.store(0, Ordering::Relaxed);
+                let _ = lie(answerer, differ());
+                answerer.set_aside(LIAR_WAIT, None);
+                return Ok(theirs);
+            }
+            if theirs.logs != verified.logs {
+                return Err(differ().into());
+            }
+            break;
+        }
+        self.undisputed.fetch_add(1, Ordering::Relaxed);
+        warn!(
+            endpoint = answerer.metrics.position,
+            block = %header.block,
+            proof = verified.proof.as_str(),
+            "the receipts' root is not the header's, and no endpoint proves other receipts: published with a weaker proof"
+        );
         Ok(verified)
     }
 
@@ -237,7 +286,10 @@ impl Node {
         }
         let outcomes = headers.iter().zip(items).map(|(header, item)| match item {
             Ok(Some(receipts)) => {
-                self.held_against(attempt.endpoint(), header, Body::Receipts(receipts))
+                let body = Body::Receipts(receipts);
+                let verified = self.held_against(attempt.endpoint(), header, body)?;
+                // It is requested again, separately.
+                if self.is_disputable(&verified) { Err(NodeError::Unknown) } else { Ok(verified) }
             }
             Ok(None) => Err(NodeError::Unknown),
             Err(error) => {
@@ -339,6 +391,7 @@ mod tests {
     use crate::testing::{mined, serve, unread};
 
     const LOGS: &str = About::Logs.method();
+    const RECEIPTS: &str = About::Receipts.method();
 
     /// A chain without logs behind three endpoints; no single one of them is believed that there are none.
     struct Scene {
@@ -394,6 +447,50 @@ mod tests {
             [1, 2].into_iter().for_each(tells_nothing);
             assert_eq!(ask().await, [2, 1, 1], "itself, if no other tells");
         }
+    }
+
+    #[tokio::test]
+    async fn g6_receipts_of_another_root_are_held_against_another_endpoint() {
+        let chain = mined(40);
+        let views: [Chain; 2] = [chain.clone().into(), chain.view()];
+        let nodes = [serve(views[0].clone()).await, serve(views[1].clone()).await];
+        let node_of = |nodes: &[RunningNode]| {
+            let mut config = ChainConfig::local(nodes.iter().map(EndpointConfig::of));
+            (config.fetch, config.profile.verify) = (Fetch::Receipts, Proof::Bloom);
+            let (heads, metrics) = unread();
+            Node::new(&config, &heads, &metrics).0
+        };
+        let alter = |view: usize| {
+            views[view].faults().push(RECEIPTS, Fault::AlterLog, 1_000);
+        };
+        let proofs = async |node: &Node, headers: &[Header]| {
+            let mut proofs = Vec::new();
+            for header in headers {
+                proofs.push(node.block(header).await.map(|verified| verified.proof).ok());
+            }
+            proofs
+        };
+        let both = node_of(&nodes);
+        let mut headers = Vec::new();
+        while headers.len() < 20 {
+            headers.extend(both.by_numbers(headers.len() as u64 + 1..=40).await.unwrap());
+        }
+        alter(0);
+        assert_eq!(proofs(&both, &headers[..1]).await, [Some(Proof::ReceiptsRoot)]);
+        assert!(both.endpoints[0].is_set_aside());
+        // Several at once: the other is asked for them.
+        let both = node_of(&nodes);
+        let several = both.blocks(&headers[..3]).await.unwrap();
+        assert!(several.iter().all(|o| o.as_ref().unwrap().proof == Proof::ReceiptsRoot));
+        // Where no other answers, or all say the same, the bloom is proof enough, as the operator wants it.
+        views[1].faults().push(RECEIPTS, Fault::Null, 1);
+        assert_eq!(proofs(&both, &headers[..1]).await, [Some(Proof::Bloom)]);
+        alter(1);
+        views.iter().for_each(|view| view.stats().reset());
+        let enough = ENOUGH_UNDISPUTED as usize;
+        assert_eq!(proofs(&both, &headers[..20]).await, [Some(Proof::Bloom); 20]);
+        let asked = views.each_ref().map(|view| view.stats().requests(RECEIPTS));
+        assert_eq!(asked, [20, enough as u64 - 1]);
     }
 
     #[tokio::test]

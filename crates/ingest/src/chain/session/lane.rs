@@ -437,7 +437,12 @@ mod tests {
         let lane = &mut session.lane;
         let block = BlockRef { number: 2, hash: B256::ZERO, parent_hash: B256::ZERO, timestamp: 2 };
         for (logs, has_room) in [(MAX_EVENTS - 1, true), (1, false)] {
-            let body = Verified { logs: vec![log(); logs], proof: Proof::Bloom, unhashed: false };
+            let body = Verified {
+                logs: vec![log(); logs],
+                proof: Proof::Bloom,
+                unhashed: false,
+                root_differs: false,
+            };
             let adding = lane.adding(block, None, body);
             lane.start(Work::Add(adding));
             assert_eq!(lane.has_room(), has_room);
