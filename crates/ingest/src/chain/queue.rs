@@ -242,6 +242,12 @@ impl Queue {
         }
     }
 
+    /// Whether this block is the next one in turn.
+    pub(super) fn is_next(&self, hash: B256) -> bool {
+        let Some(Item::Add(pending)) = self.items.front() else { return false };
+        pending.header.block.hash == hash
+    }
+
     /// The next step in turn, if it is ready.
     pub(super) fn pop_ready(&mut self, up_to: u64) -> Option<Next> {
         match self.items.pop_front()? {

@@ -15,12 +15,14 @@ use super::redaction::Redaction;
 use super::span::Span;
 use super::throttle::Throttle;
 use super::ws::{Connection, FIRST_REQUEST, Head, WsClient};
-use super::{BreakerState, REQUEST_TIMEOUT, RpcError};
+use super::{BreakerState, RpcError};
 use crate::config::ChainConfig;
 use crate::metrics::{ChainMetrics, EndpointMetrics};
 
 /// From this many slow answers in a row on, each counts as a failure.
 const UNANSWERED: u32 = 3;
+/// How long an endpoint may take for one of its first answers before another one is asked as well.
+const FIRST_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a refusal of `eth_getBlockReceipts` is remembered.
 const RECEIPTS_AGAIN: Duration = Duration::from_secs(60);
 
@@ -164,9 +166,9 @@ impl Endpoint {
     }
 
     /// How long to wait for an answer before another endpoint is asked as well: the 95th percentile
-    /// of its last answers; with too few of them, as long as a request may take.
+    /// of its last answers, if there are enough of them.
     pub(crate) fn patience(&self) -> Duration {
-        self.with_latency(|latency| latency.percentile(95)).unwrap_or(REQUEST_TIMEOUT)
+        self.with_latency(|latency| latency.percentile(95)).unwrap_or(FIRST_PATIENCE)
     }
 
     /// Another endpoint was asked, because an answer took longer than this.

@@ -124,6 +124,13 @@ impl Session<'_> {
             self.canonical.unanswered();
         }
         if let (Ask::Latest, Some(latest)) = (&ask, headers.first()) {
+            let is_higher = self.head.is_some_and(|(known, _)| known < latest.block.number);
+            if is_higher && self.chain.has_socket() && self.silent_polls >= STALLED_POLLS {
+                warn!("the head rises, but the subscription is silent: subscribing again");
+                self.chain.metrics.stalls.inc();
+                self.chain.node.resubscribe();
+                self.silent_polls = 0;
+            }
             self.told_of_head(&latest.block);
         }
         for header in headers {
@@ -144,15 +151,6 @@ impl Session<'_> {
             };
             match result {
                 Ok(change) => {
-                    if !change.is_empty()
-                        && self.chain.has_socket()
-                        && self.silent_polls >= STALLED_POLLS
-                    {
-                        warn!("blocks arrive but no heads: subscribing again");
-                        self.chain.metrics.stalls.inc();
-                        self.chain.node.resubscribe();
-                        self.silent_polls = 0;
-                    }
                     let end = self.follow(change, None);
                     if end.is_some() {
                         return end;

@@ -102,8 +102,43 @@ impl Session<'_> {
         if attempts >= DOUBT_AFTER {
             self.canonical.doubt();
         }
-        if attempts >= TROUBLE_AFTER {
+        // Those behind it do not hold the chain up.
+        if attempts >= TROUBLE_AFTER && self.queue.is_next(block.hash) {
             self.not_available(Cause::Block, format_args!("block {}", block.number), error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy_primitives::Bloom;
+    use ethhook_domain::Header;
+
+    use super::super::scene::{Scene, header};
+    use super::*;
+    use crate::config::ChainConfig;
+    use crate::rpc::Head;
+
+    #[tokio::test]
+    async fn the_block_that_holds_the_chain_up_is_the_one_that_is_named() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        let logs_bloom = Box::new(Bloom::repeat_byte(0xff));
+        let with_logs = |number| Header { logs_bloom: logs_bloom.clone(), ..header(number, 'a') };
+        let headers = [1, 2].map(with_logs);
+        for header in headers.clone() {
+            assert!(session.heard(Head::Header(Box::new(header))).is_none());
+        }
+        let told = || {
+            let (_, status) = scene.board.snapshot().remove(0);
+            status.standstill().map(|standstill| standstill.why.clone())
+        };
+        let mut fails = |block: &BlockRef| {
+            (0..TROUBLE_AFTER).for_each(|_| session.not_fetched(block, &NodeError::Unknown));
+            told()
+        };
+        assert_eq!(fails(&headers[1].block), None, "it only waits");
+        let why = fails(&headers[0].block).unwrap();
+        assert!(why.starts_with("block 1 is not available: "), "{why}");
     }
 }
