@@ -71,6 +71,15 @@ impl NodeError {
         matches!(self, Self::Rpc(error) if error.is_wrong_chain())
     }
 
+    /// Whether the endpoint answered, but without what was asked for.
+    fn is_lack(&self) -> bool {
+        match self {
+            Self::Unknown | Self::Rpc(RpcError::Answer { .. }) => true,
+            Self::Check(failure) => failure.check == Check::Empty,
+            Self::Rpc(_) => false,
+        }
+    }
+
     /// Whether the endpoint serves another chain under the same id.
     pub(crate) fn is_wrong_genesis(&self) -> bool {
         matches!(self, Self::Rpc(error) if error.is_wrong_genesis())
@@ -342,6 +351,18 @@ impl Node {
     where
         F: Future<Output = Result<T, NodeError>> + 'a,
     {
+        self.first_to_have(least_patience, ask).await.map(|(answer, _)| answer)
+    }
+
+    /// As [`Node::first`]; also the endpoints that answered before, and do not have it.
+    async fn first_to_have<'a, T, F>(
+        &'a self,
+        least_patience: Duration,
+        ask: impl Fn(Attempt<'a>) -> F,
+    ) -> Result<(T, Vec<&'a Endpoint>), NodeError>
+    where
+        F: Future<Output = Result<T, NodeError>> + 'a,
+    {
         let mut rest = self.by_preference().into_iter();
         // Polling these few is cheaper than `FuturesUnordered`, which wakes its task once more for each that has no
         // answer yet.
@@ -350,7 +371,8 @@ impl Node {
         // once.
         let mut newest: Option<Attempt<'_>> = None;
         let patience = |attempt: &Attempt<'_>| attempt.endpoint().patience().max(least_patience);
-        let (mut liars, mut failure) = (Vec::new(), NodeError::Rpc(RpcError::SetAside(None)));
+        let (mut liars, mut lacking) = (Vec::new(), Vec::new());
+        let mut failure = NodeError::Rpc(RpcError::SetAside(None));
         loop {
             if newest.is_none()
                 && let Some(endpoint) = rest.next()
@@ -368,13 +390,15 @@ impl Node {
                 ((endpoint, answer), position, _) = select_all(&mut running) => match answer {
                     Ok(answer) => {
                         liars.iter().for_each(|liar: &&Endpoint| liar.set_aside(LIAR_WAIT, None));
-                        return Ok(answer);
+                        return Ok((answer, lacking));
                     }
                     Err(error) => {
                         drop(running.swap_remove(position));
                         newest.take_if(|newest| std::ptr::eq(newest.endpoint(), endpoint));
                         if error.is_lie() {
                             liars.push(endpoint);
+                        } else if error.is_lack() {
+                            lacking.push(endpoint);
                         }
                         failure = failure.or_more_telling(error);
                     }

@@ -19,6 +19,8 @@ use crate::rpc::{About, Attempt, Endpoint, INVALID_PARAMS, RpcError};
 
 /// Wait before asking an endpoint again about blocks that it says are empty.
 const SECOND_ASKING: Duration = Duration::from_millis(500);
+/// Times in a row that an endpoint may lack logs that another has.
+const LACKS: u32 = 10;
 /// So many undisputed blocks in a row, and others with such receipts are not asked for twice.
 const ENOUGH_UNDISPUTED: u32 = 16;
 /// The least wait before another endpoint is asked for several blocks: such an answer takes time.
@@ -52,11 +54,12 @@ impl Node {
 
     /// The checked logs of `header`'s block, by one request.
     pub(crate) async fn block(&self, header: &Header) -> Outcome {
-        let (answerer, verified) = self
-            .first(LEAST_PATIENCE, async |attempt| {
+        let ((answerer, verified), lacking) = self
+            .first_to_have(LEAST_PATIENCE, async |attempt| {
                 Ok((attempt.endpoint(), self.checked(&attempt, header).await?))
             })
             .await?;
+        note_lacks(answerer, &lacking);
         if is_unproven(&verified) && !self.is_empty_again(answerer, header).await? {
             return Err(NodeError::Unknown);
         }
@@ -118,8 +121,8 @@ impl Node {
         if let [header] = headers {
             return Ok(vec![self.block(header).await]);
         }
-        let (answerer, mut outcomes) = self
-            .first(SPAN_PATIENCE, async |attempt| {
+        let ((answerer, mut outcomes), lacking) = self
+            .first_to_have(SPAN_PATIENCE, async |attempt| {
                 let outcomes = self.several(&attempt, headers).await?;
                 match outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
                     Some(error) if outcomes.iter().all(Result::is_err) => Err(error.clone()),
@@ -127,6 +130,7 @@ impl Node {
                 }
             })
             .await?;
+        note_lacks(answerer, &lacking);
         let unproven = |outcome: &Outcome| outcome.as_ref().is_ok_and(is_unproven);
         if outcomes.iter().any(unproven) {
             let again = self.several_again(answerer, headers).await?;
@@ -363,6 +367,20 @@ impl Node {
     }
 }
 
+/// Sets those aside that lack the logs of one block after another, which others have. A node may be a little late, but
+/// not always.
+fn note_lacks(answerer: &Endpoint, lacking: &[&Endpoint]) {
+    answerer.has_logs();
+    for endpoint in lacking {
+        let lacks = endpoint.lacks_logs();
+        if lacks >= LACKS {
+            let cause = RpcError::Lacking(lacks);
+            warn!(endpoint = endpoint.metrics.position, %cause, "endpoint set aside");
+            endpoint.set_aside(LIAR_WAIT, Some(cause));
+        }
+    }
+}
+
 /// Whether the block is empty according to an answer, without proof.
 fn is_unproven(verified: &Verified) -> bool {
     verified.logs.is_empty() && verified.proof != Proof::ReceiptsRoot
@@ -388,6 +406,7 @@ mod tests {
 
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig};
+    use crate::rpc::REQUEST_TIMEOUT;
     use crate::testing::{mined, serve, unread};
 
     const LOGS: &str = About::Logs.method();
@@ -491,6 +510,48 @@ mod tests {
         assert_eq!(proofs(&both, &headers[..20]).await, [Some(Proof::Bloom); 20]);
         let asked = views.each_ref().map(|view| view.stats().requests(RECEIPTS));
         assert_eq!(asked, [20, enough as u64 - 1]);
+    }
+
+    #[tokio::test]
+    async fn one_that_lacks_what_another_has_time_after_time_is_set_aside() {
+        let chain = mined(3);
+        let views: [Chain; 2] = [chain.clone().into(), chain.view()];
+        let nodes = [serve(views[0].clone()).await, serve(views[1].clone()).await];
+        let config = ChainConfig::local(nodes.iter().map(EndpointConfig::of));
+        for (fault, lacks) in [
+            (Fault::Null, true),
+            (Fault::Empty, true),
+            (Fault::Error(-32000, "over quota".into()), true),
+            (Fault::Delay(Duration::ZERO), false),
+        ] {
+            let (heads, metrics) = unread();
+            let (node, _) = Node::new(&config, &heads, &metrics);
+            let header = node.by_numbers(1..=1).await.unwrap().remove(0);
+            let ask = async |times: u32, fault: &Fault| {
+                for _ in 0..times {
+                    views[0].faults().push(RECEIPTS, fault.clone(), 1);
+                    assert_eq!(node.block(&header).await.unwrap().proof, Proof::ReceiptsRoot);
+                }
+                node.endpoints[0].is_set_aside()
+            };
+            assert!(!ask(LACKS - 1, &fault).await, "{fault:?}");
+            assert!(!ask(1, &Fault::Delay(Duration::ZERO)).await, "it has one");
+            assert!(!ask(LACKS - 1, &fault).await, "{fault:?}");
+            assert_eq!(ask(1, &fault).await, lacks, "{fault:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_answer_at_first_is_not_waited_for_where_there_is_another() {
+        let chain = mined(3);
+        let views: [Chain; 2] = [chain.clone().into(), chain.view()];
+        let nodes = [serve(views[0].clone()).await, serve(views[1].clone()).await];
+        let config = ChainConfig::local(nodes.iter().map(EndpointConfig::of));
+        let (heads, metrics) = unread();
+        let (node, _) = Node::new(&config, &heads, &metrics);
+        views[0].faults().push("eth_chainId", Fault::NoAnswer, 1);
+        let latest = timeout(REQUEST_TIMEOUT / 2, node.latest()).await;
+        assert_eq!(latest.expect("an answer").unwrap().block.number, 3);
     }
 
     #[tokio::test]

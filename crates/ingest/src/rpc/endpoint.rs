@@ -66,6 +66,8 @@ pub(crate) struct Endpoint {
     pub(super) genesis: Genesis,
     /// When `eth_getBlockReceipts` was last refused as unknown.
     receipts_refused: Mutex<Option<Instant>>,
+    /// Times in a row that it lacked logs that another had.
+    lacks: AtomicU32,
     /// Answers in a row that took too long to wait for.
     pub(super) unanswered: AtomicU32,
     pub(super) redaction: Redaction,
@@ -130,6 +132,7 @@ impl Endpoint {
             identified,
             genesis: genesis.clone(),
             receipts_refused: Mutex::default(),
+            lacks: AtomicU32::new(0),
             unanswered: AtomicU32::new(0),
             redaction: Redaction::of(config),
             metrics,
@@ -212,6 +215,16 @@ impl Endpoint {
         if changed {
             self.with_breaker(Breaker::connected);
         }
+    }
+
+    /// It gave a block's logs.
+    pub(crate) fn has_logs(&self) {
+        self.lacks.store(0, Ordering::Relaxed);
+    }
+
+    /// It did not give a block's logs that another has; how often by now, in a row.
+    pub(crate) fn lacks_logs(&self) -> u32 {
+        self.lacks.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Reconnects and subscribes again, because the subscription has fallen silent.

@@ -86,6 +86,9 @@ pub(crate) enum RpcError {
     /// check.
     #[error("{} (set aside for a while)", .0.as_ref().map_or("an answer failed a check".to_owned(), ToString::to_string))]
     SetAside(Option<Box<RpcError>>),
+    /// The endpoint lacks what others have.
+    #[error("it lacked the logs of blocks that another endpoint has, {0} times in a row")]
+    Lacking(u32),
     /// The endpoint serves another chain.
     #[error(
         "the endpoint serves chain id {got}, but {wanted} is configured: give it a URL of chain {wanted}, \
@@ -122,6 +125,7 @@ impl RpcError {
             Self::Invalid(_) => "invalid",
             Self::TooLarge(_) => "too_large",
             Self::SetAside(_) => "set_aside",
+            Self::Lacking(_) => "lacking",
             Self::WrongChain { .. } | Self::WrongGenesis { .. } => "wrong_chain",
         }
     }
