@@ -166,29 +166,34 @@ impl Node {
         }
     }
 
-    /// The highest block that any endpoint calls `latest`. Once one has answered, the others are
+    /// The highest block that any endpoint calls `latest`, or one that is `tip` or its child, if the highest is only one
+    /// above it: of two branches that grow side by side, ours is kept. Once one endpoint has answered, the others are
     /// given only a little more time.
-    pub(crate) async fn highest_latest(&self) -> Result<Header, NodeError> {
+    pub(crate) async fn highest_latest(&self, tip: Option<B256>) -> Result<Header, NodeError> {
         let ask = async |endpoint| {
             let attempt = Attempt::with(endpoint);
             self.tagged(&attempt, "latest").await?.ok_or(NodeError::Unknown)
         };
         let mut answers: FuturesUnordered<_> = self.endpoints.iter().map(ask).collect();
         let mut failure = NodeError::Rpc(RpcError::SetAside(None));
-        let mut highest: Option<Header> = None;
-        while let Some(answer) = match &highest {
+        let mut told: Vec<Header> = Vec::new();
+        while let Some(answer) = match told.first() {
             None => answers.next().await,
             Some(_) => timeout(OTHERS_PATIENCE, answers.next()).await.ok().flatten(),
         } {
             match answer {
-                Ok(h) if highest.as_ref().is_none_or(|b| b.block.number < h.block.number) => {
-                    highest = Some(h);
-                }
-                Ok(_) => {}
+                Ok(header) => told.push(header),
                 Err(error) => failure = failure.or_more_telling(error),
             }
         }
-        highest.ok_or(failure)
+        let is_ours =
+            |block: &BlockRef| tip.is_some_and(|t| t == block.hash || t == block.parent_hash);
+        let highest = told.iter().map(|header| header.block.number).max().unwrap_or_default();
+        let rank = |header: &Header| {
+            let block = &header.block;
+            (block.number + 1 >= highest && is_ours(block), block.number)
+        };
+        told.into_iter().max_by_key(rank).ok_or(failure)
     }
 
     /// What each endpoint calls `finalized`, of those that have such a block.

@@ -290,7 +290,7 @@ mod tests {
         for (expected, head) in [(Some(hash(&ours)), 20), (Some(hash(&other)), 30), (None, 30)] {
             scene.chain.node.expect_genesis(expected);
             assert_eq!(scene.chain.node.latest().await.unwrap().block.number, head);
-            assert_eq!(scene.chain.node.highest_latest().await.unwrap().block.number, head);
+            assert_eq!(scene.chain.node.highest_latest(None).await.unwrap().block.number, head);
         }
         let opened = scene.chain.open().await;
         assert_eq!(opened.publisher.cursor().genesis_hash, Some(hash(&other)));

@@ -402,7 +402,7 @@ fn judged<T>(endpoint: &Endpoint, result: Result<T, Failure>) -> Result<T, NodeE
 mod tests {
     use alloy_primitives::B256;
     use ethhook_domain::BlockRef;
-    use ethhook_simulator::{Chain, Fault, RunningNode};
+    use ethhook_simulator::{Chain, Contents, Fault, ManualChain, RunningNode};
 
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig};
@@ -432,7 +432,7 @@ mod tests {
             (config.fetch, config.profile.verify) = (Fetch::Logs, Proof::Bloom);
             let (heads, metrics) = unread();
             let (node, _) = Node::new(&config, &heads, &metrics);
-            node.highest_latest().await.unwrap(); // each is identified
+            node.highest_latest(None).await.unwrap(); // each is identified
             views.iter().for_each(|view| view.stats().reset());
             Self { views, node, _nodes: nodes }
         }
@@ -555,6 +555,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn of_two_branches_that_grow_side_by_side_ours_is_kept() {
+        let (ours, other) = (mined(5), mined(5));
+        let nodes = [serve(ours.clone()).await, serve(other.clone()).await];
+        let config = ChainConfig::local(nodes.iter().map(EndpointConfig::of));
+        let (heads, metrics) = unread();
+        let (node, _) = Node::new(&config, &heads, &metrics);
+        let hash = |chain: &ManualChain, number| chain.block(number).unwrap().hash();
+        let (tip, base) = (hash(&ours, 5), hash(&ours, 4));
+        let highest = async |tip| node.highest_latest(Some(tip)).await.unwrap().block.hash;
+        other.reorg(1, 1, Contents::Fresh);
+        assert_eq!(highest(tip).await, tip);
+        assert_eq!(highest(hash(&other, 5)).await, hash(&other, 5));
+        other.mine(1);
+        assert_eq!(highest(tip).await, tip, "one above ours");
+        assert_eq!(highest(hash(&other, 5)).await, hash(&other, 6), "its child");
+        assert_eq!(highest(base).await, tip, "a child of ours");
+        other.mine(1);
+        assert_eq!(highest(tip).await, hash(&other, 7), "two above ours");
+    }
+
+    #[tokio::test]
     async fn g7_one_message_asks_for_as_many_blocks_as_the_endpoint_takes() {
         let scene = Scene::new().await;
         let headers = scene.node.by_numbers(1..=3).await.unwrap();
@@ -572,7 +593,7 @@ mod tests {
     #[tokio::test]
     async fn the_heads_of_all_are_asked_for_once_each_and_any_other_question_of_one() {
         let scene = Scene::new().await;
-        let highest = scene.node.highest_latest().await.unwrap();
+        let highest = scene.node.highest_latest(None).await.unwrap();
         assert_eq!(scene.asked("eth_getBlockByNumber"), [1, 1, 1]);
         assert!(scene.node.anyone_holds(&highest.block).await.unwrap());
         assert_eq!(scene.asked("eth_getBlockByNumber"), [1, 1, 1]);

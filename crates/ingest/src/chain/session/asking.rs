@@ -83,8 +83,13 @@ impl Session<'_> {
                 } else {
                     self.silent_polls.is_multiple_of(ALL_EVERY)
                 };
-                let watched = self.watched();
-                async move { (Ask::Latest, latest(node, all, watched).await) }.boxed()
+                let (watched, tip) = (self.watched(), self.canonical.tip().map(|tip| tip.hash));
+                async move {
+                    let latest =
+                        if all { node.highest_latest(tip).await } else { node.latest().await };
+                    (Ask::Latest, with_watched(node, latest, watched).await)
+                }
+                .boxed()
             }
             Some(Ask::Hash(hash)) => async move {
                 (Ask::Hash(hash), node.by_hash(hash).await.map(|header| vec![header]))
@@ -234,14 +239,13 @@ impl Session<'_> {
     }
 }
 
-/// The node's `latest` block (of its highest endpoint if `highest`, else of the first), and the one at
-/// height `watched`, if that is lower.
-async fn latest(
+/// The `latest` block, and the one at height `watched`, if it is lower.
+async fn with_watched(
     node: &Node,
-    highest: bool,
+    latest: Result<Header, NodeError>,
     watched: Option<u64>,
 ) -> Result<Vec<Header>, NodeError> {
-    let latest = if highest { node.highest_latest().await? } else { node.latest().await? };
+    let latest = latest?;
     let below = watched.filter(|watched| *watched < latest.block.number);
     let mut headers = vec![latest];
     if let Some(watched) = below {
@@ -312,7 +316,7 @@ mod tests {
         let endpoints = nodes.each_ref().map(EndpointConfig::of);
         let asked = || [&first, &second].map(|view| view.stats().requests("eth_getBlockByNumber"));
         let scene = Scene::of(ChainConfig::local(endpoints.clone())).await;
-        scene.chain.node.highest_latest().await.unwrap(); // each is identified
+        scene.chain.node.highest_latest(None).await.unwrap(); // each is identified
         [&first, &second].into_iter().for_each(|view| view.stats().reset());
         let mut session = scene.session().await;
         for poll in [1, 7, 8, 9, 16, 17] {
@@ -332,7 +336,7 @@ mod tests {
         endpoints[0].ws = Some(Secret::new(nodes[0].ws_url(LOCAL)));
         let scene = Scene::of(ChainConfig::local(endpoints)).await;
         let mut session = scene.session().await;
-        scene.chain.node.highest_latest().await.unwrap(); // each is identified
+        scene.chain.node.highest_latest(None).await.unwrap(); // each is identified
         second.stats().reset();
         let asked = || second.stats().requests("eth_getBlockByNumber");
         for (polls, heard_otherwise, of_second) in
