@@ -16,7 +16,9 @@ use crate::keys::Keys;
 use crate::reader::{ReadError, query};
 use crate::script::{Call, Reply, Script};
 
-static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("take_lease.lua")));
+static TAKE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!(include_str!("gone.lua"), include_str!("take_lease.lua")))
+});
 static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("renew_lease.lua")));
 static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("release_lease.lua")));
 
@@ -94,6 +96,9 @@ pub enum OpenError {
         /// The caller's encoding.
         wanted: Encoding,
     },
+    /// The data in Redis contradicts itself.
+    #[error("{0}: `ethhook reset` starts the chain over")]
+    Inconsistent(String),
     /// The cursor cannot be read.
     #[error("the cursor is damaged: {0}")]
     Malformed(CodecError),
@@ -114,6 +119,7 @@ impl OpenError {
             Self::WrongType { .. } => "wrong_type",
             Self::Schema { .. } => "schema",
             Self::Encoding { .. } => "encoding",
+            Self::Inconsistent(_) => "inconsistent",
             Self::Malformed(_) => "malformed",
         }
     }
@@ -219,6 +225,7 @@ impl WriterOptions {
             "held" => Err(OpenError::LeaseHeld(Holder::new(reply.text(0), &reply.text(1)))),
             "no_cursor" => Err(OpenError::NoCursor),
             "leftovers" => Err(OpenError::Leftovers { keys: reply.rest }),
+            "inconsistent" => Err(OpenError::Inconsistent(reply.text(0))),
             "schema" => Err(OpenError::Schema { found: reply.text(0) }),
             "encoding" => {
                 let wanted = self.encoding.unwrap_or_default();

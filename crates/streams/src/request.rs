@@ -27,7 +27,8 @@ use crate::keys::Keys;
 use crate::script::{Call, Script, is_unknown_script};
 use crate::step::Events;
 
-static STEP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("step.lua")));
+static STEP: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("gone.lua"), include_str!("step.lua"))));
 
 /// Up to this many entries, a step is one message and may be sent quietly.
 const QUIET: usize = 1_000;

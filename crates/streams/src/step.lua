@@ -97,6 +97,8 @@ if #fields == 0 then return moved() end
 if held.writer ~= writer or held.epoch ~= epoch then
   return {'fenced', held.writer or '', held.epoch or '0'}
 end
+local lost = gone(EVENTS, BLOCKS, held.seq)
+if lost then return {'inconsistent', lost} end
 local in_place = held.seq == seq and held.hash == tip
 
 if op == 'alarm' then
@@ -108,13 +110,9 @@ if op ~= 'retreat' and held.alarm ~= '' then return {'alarmed', held.alarm} end
 
 -- This very step may already be in: the caller repeats it because the answer was lost.
 if held.seq == next_seq then
-  local newest = redis.call('XREVRANGE', BLOCKS, '+', '-', 'COUNT', 1)[1]
-  if newest then
-    local marker = {}
-    for i = 1, #newest[2], 2 do marker[newest[2][i]] = newest[2][i + 1] end
-    if marker.seq == next_seq and marker.op == kind and marker.hash == hash then
-      return {'published', marker.first_id, marker.last_id, marker.events}
-    end
+  local marker = newest_marker(BLOCKS)
+  if marker.seq == next_seq and marker.op == kind and marker.hash == hash then
+    return {'published', marker.first_id, marker.last_id, marker.events}
   end
 end
 
@@ -175,25 +173,14 @@ local function make_stream()
   redis.call('XGROUP', 'DESTROY', EVENTS, 'ethhook-make')
 end
 
-local function last_generated_id()
-  if redis.call('EXISTS', EVENTS) == 0 then return nil end
-  local info = redis.call('XINFO', 'STREAM', EVENTS)
-  for i = 1, #info, 2 do
-    if info[i] == 'last-generated-id' then return info[i + 1] end
-  end
-end
-
 -- A failover may have lost entries whose IDs readers have already seen. Readers wait for higher IDs
 -- and would miss entries with lower ones.
-if floor ~= '' then
-  local last = last_generated_id()
-  if not last or below(last, floor) then
-    make_stream()
-    redis.call('XSETID', EVENTS, floor)
-  end
+if floor ~= '' and below(last_generated_id(EVENTS), floor) then
+  make_stream()
+  redis.call('XSETID', EVENTS, floor)
 end
 
-if part ~= 'open' then return record('', last_generated_id() or '0-0') end
+if part ~= 'open' then return record('', last_generated_id(EVENTS)) end
 
 local length = redis.call('XLEN', EVENTS)
 if length == 0 then make_stream() end

@@ -26,9 +26,11 @@ if made then
   if #left > 0 then return {'leftovers', unpack(left)} end
   if #ARGV < 5 then return {'no_cursor'} end
 else
-  local schema, encoding = unpack(redis.call('HMGET', CURSOR, 'schema', 'encoding'))
+  local schema, encoding, seq = unpack(redis.call('HMGET', CURSOR, 'schema', 'encoding', 'seq'))
   if schema ~= ARGV[3] then return {'schema', schema or ''} end
   if ARGV[4] ~= '' and encoding ~= ARGV[4] then return {'encoding', encoding or ''} end
+  local lost = gone(EVENTS, BLOCKS, seq)
+  if lost then return {'inconsistent', lost} end
 end
 
 -- Tests the rights on every key that the step writes, by calls that change nothing: a right missing in the middle of

@@ -85,6 +85,12 @@ async fn unwind(
     let mut before = EntryId::MAX;
     loop {
         let batch = newest_markers(connection, &keys.blocks, before).await?;
+        if batch.is_empty() && before == EntryId::MAX {
+            return Err(ReadError::Inconsistent(format!(
+                "the stream {} is gone, although the cursor is at seq {}",
+                keys.blocks, cursor.seq
+            )));
+        }
         let is_last = batch.len() < MARKERS_PER_BATCH;
         for (id, marker) in batch {
             if unwinding.older(id, marker)? {

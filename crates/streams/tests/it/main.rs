@@ -10,6 +10,7 @@ mod chain;
 mod encoding;
 mod fault;
 mod forms;
+mod gone;
 mod lease;
 mod model;
 mod orders;
