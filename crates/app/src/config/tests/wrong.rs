@@ -368,10 +368,27 @@ fn toml_keys_are_told_by_their_full_path() {
 
 #[test]
 fn all_that_is_wrong_with_a_chain_is_told_at_once() {
-    let found =
-        wrong(&[], "", "[chains.gnosis]\nchain_id = 100\nblock_time_ms = 0\nfinality_depth = -1");
-    assert!(found.iter().any(|line| line.contains("block_time_ms=0")), "{found:?}");
-    assert!(found.iter().any(|line| line.contains("finality_depth=-1")), "{found:?}");
+    let keys = "ws_url = 'c4n4ry'\nhttp_url = 'c4n4ry'\nstart_block = 'x'\nend_block = 'x'\n\
+                contracts = ['0x1']\ntopics = ['0x1']\nconfirmations = -1\nrps = 0\n\
+                cu_per_second = 0\nbatch_ms = 0\nfetch = 'x'\nverify = 'x'\nblock_time_ms = 0\n\
+                finality_depth = -1\nstate_sync_logs = 'x'\nempty_without_transactions = 'x'\n\
+                bloom_of_all_logs = 'x'\nchain_id = 0";
+    for name in ["ethereum", "gnosis"] {
+        let found = wrong(&[], "", &format!("[chains.{name}]\n{keys}"));
+        for key in keys.lines().filter_map(|line| line.split(' ').next()) {
+            let told = format!("chains.{name}.{key}");
+            assert!(found.iter().any(|line| line.starts_with(&told)), "{told}: {found:#?}");
+        }
+        assert_eq!(found.len(), keys.lines().count(), "{found:#?}");
+    }
+}
+
+#[test]
+fn a_chain_id_used_twice_is_told_even_if_a_url_is_wrong() {
+    let toml = "[chains.gnosis]\nchain_id = 31337\nhttp_url = 'c4n4ry'";
+    let found = wrong(&[], "", toml);
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found[1].contains("has the chain id 31337 of chain local"), "{found:#?}");
 }
 
 #[test]
