@@ -198,6 +198,20 @@ const WRONG_VALUES: &[(&str, &str, &str)] = &[
         "transfer",
         "LOCAL_TOPICS=transfer (from env): item 1 `transfer` must be 0x and 64 hex digits",
     ),
+    (
+        "LOCAL_TOPICS",
+        "Transfer(address,address,uint256)",
+        "LOCAL_TOPICS=Transfer(address,address,uint256) (from env): item 1 `Transfer(address,address,uint256)` must be \
+         0x and 64 hex digits: the keccak256 hash of the event's signature; of this one, \
+         0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef",
+    ),
+    (
+        "LOCAL_TOPICS",
+        "URI(string value, uint256 id)",
+        "LOCAL_TOPICS=URI(string value, uint256 id) (from env): item 1 `URI(string value, uint256 id)` must be 0x and \
+         64 hex digits: the keccak256 hash of the event's signature; write types only, without spaces, as in \
+         Transfer(address,address,uint256)",
+    ),
 ];
 
 #[test]
@@ -381,6 +395,15 @@ fn all_that_is_wrong_with_a_chain_is_told_at_once() {
         }
         assert_eq!(found.len(), keys.lines().count(), "{found:#?}");
     }
+}
+
+#[test]
+fn each_signature_among_the_topics_is_one_problem() {
+    let topics = format!("A(uint256,bool), 0x{},B((bool,bool),bool)", "0".repeat(64));
+    let found = wrong(&[("LOCAL_TOPICS", &topics)], "", "");
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found[0].contains("item 1 `A(uint256,bool)` must"), "{found:#?}");
+    assert!(found[1].contains("item 3 `B((bool,bool),bool)` must"), "{found:#?}");
 }
 
 #[test]
