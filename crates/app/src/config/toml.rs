@@ -40,6 +40,7 @@ pub(super) fn read(
             }
             kind => {
                 let known = keys::names(keys::GLOBAL).map(|key| key.to_lowercase());
+                let known = known.chain(["chains".to_owned()]); // handled above; near misses are told
                 read_value(&name, (None, name.clone()), kind, known, &mut values, &mut found);
             }
         }

@@ -328,6 +328,10 @@ fn toml_keys_are_told_by_their_full_path() {
             "metric_port (from ethhook.toml): is not a key; did you mean metrics_port?",
         ),
         ("[redis]\nurl = 'c4n4ry'", "redis (from ethhook.toml): is not a key"),
+        (
+            "[chain.gnosis]\nchain_id = 100",
+            "chain (from ethhook.toml): is not a key; did you mean chains?",
+        ),
         ("chains = 1", "chains (from ethhook.toml): must hold tables, as in [chains.NAME]"),
         (
             "[chains]\nethereum = 1",
