@@ -377,7 +377,10 @@ fn toml_keys_are_told_by_their_full_path() {
             "[chains.gnosis]\nchain_id = 31337\nhttp_url = 'http://h/c4n4ry'",
             "GNOSIS_*: chain gnosis has the chain id 31337 of chain local; keep one of them",
         ),
-        ("redis_password = c4n4ry", "ethhook.toml: is not valid TOML (line 1, column 18)"),
+        (
+            "redis_password = c4n4ry",
+            "ethhook.toml: is not valid TOML (line 1, column 18): string values must be quoted, expected literal string",
+        ),
     ] {
         let found = wrong(&[], "", text);
         assert_eq!(found.first().map(String::as_str), Some(line), "{text}");
@@ -408,6 +411,44 @@ fn each_signature_among_the_topics_is_one_problem() {
     assert_eq!(found.len(), 2, "{found:#?}");
     assert!(found[0].contains("item 1 `A(uint256,bool)` must"), "{found:#?}");
     assert!(found[1].contains("item 3 `B((bool,bool),bool)` must"), "{found:#?}");
+}
+
+/// `wrong` looks for the canary in every line.
+#[test]
+fn what_is_wrong_with_the_syntax_is_told_without_the_text() {
+    for text in [
+        "c4n4ry",
+        "c4n4ry = ",
+        "= 'c4n4ry'",
+        "redis_password = 'c4n4ry",
+        "redis_password = \"c4n4ry\\q\"",
+        "redis_password = \"\"\"c4n4ry",
+        "redis_password = 'c4n4ry' 'c4n4ry'",
+        "redis_password = 'c4n4ry'c4n4ry",
+        "redis_password = 7c4n4ry",
+        "redis_password = +c4n4ry",
+        "redis_password = 0xc4n4ry",
+        "redis_password = 1979-c4n4ry",
+        "redis_password = ['c4n4ry'",
+        "redis_password = { c4n4ry",
+        "redis_password = { c4n4ry = 1, c4n4ry = 1 }",
+        "redis_password : c4n4ry",
+        "redis password = 'c4n4ry'",
+        "c4n4ry = 1\nc4n4ry = 2",
+        "c4n4ry = 1\nc4n4ry.a = 2",
+        "c4n4ry = 1\n[c4n4ry]",
+        "[c4n4ry]\n[c4n4ry]",
+        "[c4n4ry",
+        "[c4n4ry] c4n4ry",
+        "\u{1}c4n4ry",
+    ] {
+        let found = wrong(&[], "", text);
+        let (_, why) = found[0].split_once("): ").unwrap_or_default();
+        assert!(
+            found[0].starts_with("ethhook.toml: is not valid TOML (line ") && !why.is_empty(),
+            "{text}: {found:?}"
+        );
+    }
 }
 
 #[test]
