@@ -265,7 +265,7 @@ fn read_secret_file(path: &Path) -> std::io::Result<String> {
     if text.len() as u64 > LONGEST_SECRET {
         return Err(std::io::Error::other(format!("it is longer than {LONGEST_SECRET} bytes")));
     }
-    Ok(text)
+    Ok(text.trim_start_matches('\u{feff}').to_owned()) // a byte order mark
 }
 
 /// Checks a URL. The error says what is wrong, never what the URL contains.
