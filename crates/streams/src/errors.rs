@@ -78,6 +78,9 @@ impl FailureKind {
     }
 }
 
+/// Where the rights are listed.
+const RIGHTS: &str = "SETUP_GUIDE.md, Redis elsewhere";
+
 /// What to do about data that contradicts itself.
 const WAY_OUT: &str = ": `ethhook reset` starts the chain over";
 
@@ -136,6 +139,7 @@ impl From<RedisError> for RedisFailure {
                     None => "no connection, or it was dropped".to_owned(),
                 }
             }
+            FailureKind::Denied => format!("{}; required rights: {RIGHTS}", said(&error)),
             _ => said(&error),
         };
         Self { kind, detail }
@@ -268,6 +272,17 @@ mod tests {
                 "{line}"
             );
         }
+    }
+
+    #[test]
+    fn a_missing_right_points_to_the_list_of_rights() {
+        let denied = said("NOPERM this user has no permissions to run the 'xadd' command");
+        assert!(
+            denied
+                .to_string()
+                .ends_with("'xadd' command; required rights: SETUP_GUIDE.md, Redis elsewhere")
+        );
+        assert!(!said("ERR syntax error").to_string().contains("rights"));
     }
 
     #[test]

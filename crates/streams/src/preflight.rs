@@ -69,9 +69,7 @@ pub enum PreflightError {
         found: String,
     },
     /// Something that this program needs does not work.
-    #[error(
-        "Redis fails a required operation: {what}: {why}; required rights: SETUP_GUIDE.md, Redis elsewhere"
-    )]
+    #[error("Redis fails a required operation: {what}: {why}")]
     Probe {
         /// The step or command.
         what: &'static str,

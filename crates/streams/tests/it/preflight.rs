@@ -54,7 +54,16 @@ async fn a_missing_right_is_named_and_the_password_is_not() {
         assert!(matches!(error, PreflightError::Probe { .. }), "{error}");
         let text = error.to_string();
         assert!(text.contains(denied) && !text.contains('\n'), "{text}");
+        assert_eq!(text.matches("SETUP_GUIDE.md, Redis elsewhere").count(), 1, "{text}");
         assert!(!format!("{text} {error:?}").contains("hunter2"));
+    }
+    // Without these two it is not even known whether the server is the right one.
+    for denied in ["info", "role"] {
+        let streams = redis.as_user(&format!("~* &* +@all -{denied}")).await;
+        let error = streams.preflight().await.unwrap_err();
+        let text = error.to_string();
+        assert!(!error.is_retryable() && text.contains(denied), "{text}");
+        assert!(text.ends_with("required rights: SETUP_GUIDE.md, Redis elsewhere"), "{text}");
     }
     let url = format!("redis://poor:wrong-hunter@127.0.0.1:{}/", redis.server.port());
     let streams = Streams::new(RedisConfig::new(Secret::new(url))).unwrap();
