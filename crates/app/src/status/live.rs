@@ -167,8 +167,12 @@ impl Live {
                 failed_checks: state.failed_checks,
             })
             .collect();
-        let unready = status.unready(self.max_lag);
-        chain.troubles = troubles(chain, &Seen { unready, lost_unread: status.lost_unread });
+        let seen = Seen {
+            unready: status.unready(self.max_lag),
+            cause: status.standstills.keys().next().copied(),
+            lost_unread: status.lost_unread,
+        };
+        chain.troubles = troubles(chain, &seen);
     }
 }
 
