@@ -63,6 +63,17 @@ impl Trouble {
         }
     }
 
+    /// Redis has a `maxmemory-policy` that evicts keys.
+    pub(super) fn evicting(policy: &str) -> Self {
+        Self::error(
+            format!(
+                "Redis' maxmemory-policy is {policy}: when memory is full, it deletes keys, and published \
+                 events with them"
+            ),
+            "run CONFIG SET maxmemory-policy noeviction, and set it in Redis' configuration",
+        )
+    }
+
     pub(super) fn stopping() -> Self {
         Self::error("the service is shutting down", "wait for its next start")
     }

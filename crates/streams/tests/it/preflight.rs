@@ -13,6 +13,7 @@ async fn a_right_server_passes_and_is_left_as_it_was() {
     let server = redis.streams.preflight().await.unwrap();
     assert!(server.version.starts_with(|c: char| c.is_ascii_alphanumeric()), "{server:?}");
     assert_eq!(server.maxmemory, Some(64 << 20));
+    assert_eq!(redis.streams.eviction_policy().await.unwrap(), None);
     assert_eq!(redis.ask::<Vec<String>>("KEYS *").await, Vec::<String>::new());
 }
 
@@ -28,6 +29,8 @@ async fn a_server_that_evicts_is_refused() {
          noeviction"
     );
     assert!(!error.is_retryable());
+    let policy = redis.streams.eviction_policy().await.unwrap();
+    assert_eq!(policy.as_deref(), Some("allkeys-lru"));
 }
 
 #[tokio::test]
