@@ -127,9 +127,9 @@ fn unready(chain: &Chain, seen: &Seen) -> Option<Trouble> {
         }
         // Nodes say in too many ways that they do not offer a method.
         Unready::StandsStill(_) if seen.cause == Some(Cause::Block) => format!(
-            "the chain continues automatically once this is over; if it lasts, perhaps no endpoint offers \
-             eth_getBlockReceipts, which {key}_VERIFY=receipts_root needs: add one that does, or set \
-             {key}_VERIFY=bloom, which does not check a log's data, nor that no log is missing"
+            "the chain continues automatically once this is over; if it lasts, add another endpoint: \
+             {key}_VERIFY=receipts_root needs one that offers eth_getBlockReceipts, and {key}_VERIFY=bloom does \
+             not, but then no check covers a log's data, and a log can be missing"
         ),
         Unready::StandsStill(Standstill { needs: Needs::Time, .. }) => {
             "the chain continues automatically once this is over; the log has each failure".to_owned()
