@@ -1,4 +1,4 @@
-//! `/health`: the process answers. `/ready`: Redis answers and every chain is at its head.
+//! `/health`: the process answers. `/ready`: Redis answers and every chain is close to its head.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,11 +1,14 @@
 //! The two small servers: `/metrics`, and `/health` with `/ready` and the page.
 //!
 //! Any client that can reach a port can open connections and leave them idle: their number, the
-//! time for a request's head and the lifetime of a connection are bounded (G7).
+//! time for a request's head and the lifetime of a connection are bounded (G7). When many are open, each is closed
+//! after its answer, so that pages left open never keep a probe waiting.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
@@ -13,8 +16,8 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue,
-    REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName,
+    HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -28,6 +31,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Connections that one port serves at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 64;
+/// When more than this many are open, none is kept open after its answer. Streams of events must be fewer.
+const MAX_KEPT_OPEN: usize = MAX_CONNECTIONS / 2;
 /// Time limit for a request's head, including the next one on an idle connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum lifetime of a connection, longer than the usual time between two scrapes.
@@ -105,13 +110,15 @@ where
     F: Future<Output = Option<Answer>> + Send + 'static,
 {
     let mut connections = JoinSet::new();
+    let crowded = Arc::<AtomicBool>::default();
     loop {
+        crowded.store(connections.len() > MAX_KEPT_OPEN, Ordering::Relaxed);
         tokio::select! {
             () = stop.cancelled() => return,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve_connection(stream, answer.clone()));
+                    connections.spawn(serve_connection(stream, answer.clone(), Arc::clone(&crowded)));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -122,15 +129,21 @@ where
     }
 }
 
-async fn serve_connection<S, A, F>(stream: S, answer: A)
+async fn serve_connection<S, A, F>(stream: S, answer: A, crowded: Arc<AtomicBool>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     A: Fn(String) -> F,
     F: Future<Output = Option<Answer>>,
 {
     let service = service_fn(|request: Request<Incoming>| {
-        let answer = &answer;
-        async move { Ok::<_, Infallible>(respond(&request, answer).await) }
+        let (answer, crowded) = (&answer, &crowded);
+        async move {
+            let mut response = respond(&request, answer).await;
+            if crowded.load(Ordering::Relaxed) {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -175,9 +188,9 @@ where
 #[cfg(test)]
 mod tests {
     use std::future::{pending, ready};
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
+    use futures_util::stream;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
     use tokio::net::TcpStream;
     use tokio::sync::Semaphore;
@@ -201,6 +214,9 @@ mod tests {
                 if path == "/held" {
                     gate.acquire().await.unwrap().forget();
                 }
+                if path == "/events" {
+                    return Some(Answer::events(stream::repeat("data: \n\n".to_owned())));
+                }
                 Some(Answer::text(StatusCode::OK, "here"))
             }
         };
@@ -215,7 +231,7 @@ mod tests {
         for _ in 1..MAX_CONNECTIONS {
             held.push(write("GET /held HTTP/1.1\r\nHost: x\r\n\r\n").await);
         }
-        let mut last = write(WHOLE).await;
+        let mut last = write("GET /events HTTP/1.1\r\nHost: x\r\n\r\n").await;
         let all_asked = async {
             while asked.load(Ordering::Relaxed) < MAX_CONNECTIONS {
                 tokio::task::yield_now().await;
@@ -225,16 +241,39 @@ mod tests {
         let mut late = write("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
         // Connections already accepted are still served.
         let mut reply = [0; 1024];
-        for times in 1..=20 {
+        for _ in 0..20 {
             assert!(last.read(&mut reply).await.unwrap() > 0);
-            assert_eq!(asked.load(Ordering::Relaxed), MAX_CONNECTIONS - 1 + times);
-            last.write_all(WHOLE.as_bytes()).await.unwrap();
+            assert_eq!(asked.load(Ordering::Relaxed), MAX_CONNECTIONS);
         }
         drop(last);
         let mut reply = String::new();
         timeout(PATIENCE, late.read_to_string(&mut reply)).await.unwrap().unwrap();
         assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
         let_go.add_permits(held.len());
+        tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn g7_clients_that_stay_after_their_answer_keep_nobody_waiting() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answer = |_| ready(Some(Answer::text(StatusCode::OK, "here")));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve(listener, answer, CancellationToken::new()));
+        let ask = async || {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(WHOLE.as_bytes()).await.unwrap();
+            let mut reply = [0; 1024];
+            let length = timeout(HEAD_TIMEOUT / 2, stream.read(&mut reply)).await.unwrap().unwrap();
+            let reply = String::from_utf8_lossy(&reply[..length]).into_owned();
+            (stream, reply.contains("connection: close"))
+        };
+        let mut stay = Vec::new();
+        for n in 1..=2 * MAX_CONNECTIONS {
+            let (stream, is_closed) = ask().await;
+            assert_eq!(is_closed, n > MAX_KEPT_OPEN, "client {n}");
+            stay.push(stream);
+        }
         tasks.shutdown().await;
     }
 
@@ -246,7 +285,7 @@ mod tests {
         let (mut client, server) = duplex(4096);
         client.write_all(request.as_bytes()).await.unwrap();
         let (began, mut reply) = (Instant::now(), String::new());
-        tokio::join!(serve_connection(server, answer), async {
+        tokio::join!(serve_connection(server, answer, Arc::default()), async {
             client.read_to_string(&mut reply).await.unwrap();
         });
         (reply, began.elapsed())

@@ -127,6 +127,7 @@ impl Ready {
             stopping.clone(),
         );
         servers.spawn(live.clone().count());
+        servers.spawn(live.clone().watch_policy());
         let page = Page::new(live);
         let health = Health::new(page, streams.clone(), status.clone(), max_lag, stopping.clone());
         let end = CancellationToken::new();

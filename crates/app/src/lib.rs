@@ -134,9 +134,7 @@ pub fn read_configuration(
     env_file: Option<&str>,
     toml: Option<&str>,
 ) -> Result<Vec<String>, Vec<String>> {
-    let file = |path: &str, text: Option<&str>| {
-        text.map(|text| TextFile { path: path.into(), text: Secret::new(text) })
-    };
+    let file = |path: &str, text: Option<&str>| text.map(|text| TextFile::new(path, text));
     let inputs = Inputs {
         env: env.into_iter().map(|(name, value)| (name, Secret::new(value))).collect(),
         env_file: file(".env", env_file),

@@ -78,6 +78,17 @@ impl FailureKind {
     }
 }
 
+/// Where the rights are listed.
+const RIGHTS: &str = "SETUP_GUIDE.md, Redis elsewhere";
+
+/// What to do about data that contradicts itself.
+const WAY_OUT: &str = ": `ethhook reset` starts the chain over";
+
+/// What contradicts itself, with what to do about it, once: the text may be that of an error which says so.
+pub(crate) fn inconsistent(what: &str) -> String {
+    format!("{}{WAY_OUT}", what.trim_end_matches(WAY_OUT))
+}
+
 /// One failure of Redis; its text holds no URL and no password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("Redis: {detail}")]
@@ -128,14 +139,20 @@ impl From<RedisError> for RedisFailure {
                     None => "no connection, or it was dropped".to_owned(),
                 }
             }
-            _ => match (error.code(), error.detail()) {
-                (Some(code), Some(detail)) => format!("{code} {}", cut(detail)),
-                (Some(code), None) => code.to_owned(),
-                (None, Some(detail)) => cut(detail),
-                (None, None) => error.category().to_owned(),
-            },
+            FailureKind::Denied => format!("{}; required rights: {RIGHTS}", said(&error)),
+            _ => said(&error),
         };
         Self { kind, detail }
+    }
+}
+
+/// What the server or the client library said.
+fn said(error: &RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {}", cut(detail)),
+        (Some(code), None) => code.to_owned(),
+        (None, Some(detail)) => cut(detail),
+        (None, None) => error.category().to_owned(),
     }
 }
 
@@ -209,6 +226,8 @@ fn cut(detail: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reader::ReadError;
+    use crate::step::StepError;
 
     fn said(line: &str) -> RedisFailure {
         let error = redis::parse_redis_value(format!("-{line}\r\n").as_bytes())
@@ -253,6 +272,24 @@ mod tests {
                 "{line}"
             );
         }
+    }
+
+    #[test]
+    fn a_missing_right_points_to_the_list_of_rights() {
+        let denied = said("NOPERM this user has no permissions to run the 'xadd' command");
+        assert!(
+            denied
+                .to_string()
+                .ends_with("'xadd' command; required rights: SETUP_GUIDE.md, Redis elsewhere")
+        );
+        assert!(!said("ERR syntax error").to_string().contains("rights"));
+    }
+
+    #[test]
+    fn what_to_do_is_said_once_whichever_error_wraps_which() {
+        let read = ReadError::Inconsistent("block 1 has no entries".to_owned()).to_string();
+        assert_eq!(read, "block 1 has no entries: `ethhook reset` starts the chain over");
+        assert_eq!(StepError::Inconsistent(read.clone()).to_string(), read);
     }
 
     #[test]

@@ -69,9 +69,7 @@ pub enum PreflightError {
         found: String,
     },
     /// Something that this program needs does not work.
-    #[error(
-        "Redis fails a required operation: {what}: {why}; required rights: SETUP_GUIDE.md, Redis elsewhere"
-    )]
+    #[error("Redis fails a required operation: {what}: {why}")]
     Probe {
         /// The step or command.
         what: &'static str,
@@ -139,16 +137,42 @@ impl Streams {
         }
     }
 
+    /// The `maxmemory-policy` of a master that evicts keys when memory is full; none if none does. It may be changed
+    /// while this program runs.
+    ///
+    /// # Errors
+    /// The failure of a master.
+    pub async fn eviction_policy(&self) -> Result<Option<String>, RedisFailure> {
+        for name in self.name_for_each_master(|n| format!("events:probe:{n}")).await? {
+            let mut connection = self.connect(&Keys::tagged(name).events, Duration::ZERO).await?;
+            let info: String =
+                redis::cmd("INFO").arg("memory").query_async(&mut connection).await?;
+            if let Some(policy) = eviction(&info) {
+                return Ok(Some(policy.to_owned()));
+            }
+        }
+        Ok(None)
+    }
+
     fn unavailable(&self, failure: RedisFailure) -> PreflightError {
         PreflightError::Unavailable { address: self.address(), failure }
     }
 }
 
+/// A field of the reply to `INFO`.
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
+}
+
+/// The policy, unless it is the only one that evicts nothing.
+fn eviction(info: &str) -> Option<&str> {
+    let policy = field(info, "maxmemory_policy").unwrap_or("unknown");
+    (policy != "noeviction").then_some(policy)
+}
+
 /// Evaluates the reply to `INFO`.
 fn examine(info: &str, streams: &Streams) -> Result<ServerInfo, PreflightError> {
-    let field = |name: &str| {
-        info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
-    };
+    let field = |name| field(info, name);
     let version = field("redis_version").unwrap_or("unknown");
     let mut numbers = version.split('.').map_while(|part| part.parse::<u64>().ok());
     if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < OLDEST {
@@ -161,8 +185,7 @@ fn examine(info: &str, streams: &Streams) -> Result<ServerInfo, PreflightError> 
     if field("cluster_enabled") == Some("1") && !streams.is_cluster() {
         return Err(PreflightError::Cluster { address: streams.address() });
     }
-    let policy = field("maxmemory_policy").unwrap_or("unknown");
-    if policy != "noeviction" {
+    if let Some(policy) = eviction(info) {
         return Err(PreflightError::Eviction { found: policy.to_owned() });
     }
     Ok(ServerInfo {

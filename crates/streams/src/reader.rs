@@ -8,7 +8,7 @@ use redis::aio::ConnectionLike;
 use redis::{Cmd, FromRedisValue, Value};
 
 use crate::connection::Streams;
-use crate::errors::{FailureKind, RedisFailure, is_wrong_type};
+use crate::errors::{FailureKind, RedisFailure, inconsistent, is_wrong_type};
 use crate::keys::Keys;
 use crate::window::PublishedBlock;
 
@@ -43,7 +43,7 @@ pub enum ReadError {
     #[error("the cursor moved while the stream was read")]
     Moved,
     /// Stream, markers and cursor contradict each other.
-    #[error("{0}: `ethhook reset` starts the chain over")]
+    #[error("{}", inconsistent(.0))]
     Inconsistent(String),
 }
 

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use redis::Value;
 use redis::aio::MultiplexedConnection;
 
-use crate::errors::{FailureKind, RedisFailure};
+use crate::errors::{FailureKind, RedisFailure, inconsistent};
 use crate::keys::Keys;
 use crate::reader;
 use crate::request::{Line, Request, Turn};
@@ -140,7 +140,7 @@ pub enum StepError {
     #[error("refused: {0}")]
     Refused(String),
     /// The data in Redis contradicts itself.
-    #[error("{0}: `ethhook reset` starts the chain over")]
+    #[error("{}", inconsistent(.0))]
     Inconsistent(String),
     /// The cursor cannot be read.
     #[error("the cursor is damaged: {0}")]

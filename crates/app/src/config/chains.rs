@@ -30,34 +30,11 @@ pub(crate) fn known(reader: &mut Reader<'_>) -> Vec<Profile> {
 }
 
 fn profile(reader: &mut Reader<'_>, name: &str, built_in: Option<&Profile>) -> Option<Profile> {
-    let chain_id = set(reader, name, "chain_id");
-    let chain_id = match (&chain_id, built_in) {
-        (Some(setting), _) => {
-            let set = reader.number(setting, 1..=u64::MAX / 2)?;
-            // A dev node may have any chain id.
-            if let Some(known) = built_in.filter(|known| known.chain_id != set && name != "local") {
-                let text = format!(
-                    "{name} is built in and has chain id {}; give chain {set} another name, as in \
-                     [chains.my_{name}]",
-                    known.chain_id
-                );
-                reader.problems.push(setting.problem(text));
-                return None;
-            }
-            set
-        }
-        (None, Some(built_in)) => built_in.chain_id,
-        (None, None) => {
-            reader.problems.push(Problem::new(
-                format!("chains.{name}.chain_id"),
-                "is missing: a chain that is not built in needs its chain id",
-            ));
-            return None;
-        }
-    };
-    let mut profile = built_in.cloned().unwrap_or_else(|| Profile::unknown(name, chain_id));
-    profile.chain_id = chain_id;
     let before = reader.problems.len();
+    let chain_id = chain_id(reader, name, built_in);
+    // The other keys are read even if the chain id is wrong, to report all errors at once.
+    let mut profile = built_in.cloned().unwrap_or_else(|| Profile::unknown(name, 0));
+    profile.chain_id = chain_id.unwrap_or(profile.chain_id);
     let ms = |reader: &mut Reader<'_>, s: &Setting| reader.number(s, 1..=3_600_000);
     if let Some(ms) = set(reader, name, "block_time_ms").and_then(|s| ms(reader, &s)) {
         profile.block_time = Duration::from_millis(ms);
@@ -82,6 +59,34 @@ fn profile(reader: &mut Reader<'_>, name: &str, built_in: Option<&Profile>) -> O
         profile.verify = verify;
     }
     (reader.problems.len() == before).then_some(profile)
+}
+
+/// None if it is missing or wrong, which is recorded in `reader`.
+fn chain_id(reader: &mut Reader<'_>, name: &str, built_in: Option<&Profile>) -> Option<u64> {
+    match (set(reader, name, "chain_id"), built_in) {
+        (Some(setting), _) => {
+            let set = reader.number(&setting, 1..=u64::MAX / 2)?;
+            // A dev node may have any chain id.
+            if let Some(known) = built_in.filter(|known| known.chain_id != set && name != "local") {
+                let text = format!(
+                    "{name} is built in and has chain id {}; give chain {set} another name, as in \
+                     [chains.my_{name}]",
+                    known.chain_id
+                );
+                reader.problems.push(setting.problem(text));
+                return None;
+            }
+            Some(set)
+        }
+        (None, Some(built_in)) => Some(built_in.chain_id),
+        (None, None) => {
+            reader.problems.push(Problem::new(
+                format!("chains.{name}.chain_id"),
+                "is missing: a chain that is not built in needs its chain id",
+            ));
+            None
+        }
+    }
 }
 
 /// A value only if it is set: the table's default must not override the profile's.
@@ -118,20 +123,22 @@ pub(crate) fn read(reader: &mut Reader<'_>, known: &[Profile]) -> Vec<ChainConfi
             ),
         ));
     }
-    let mut chains: Vec<ChainConfig> = Vec::new();
+    let mut chains = Vec::new();
+    let mut followed: Vec<&Profile> = Vec::new();
     for name in on {
         let profile = known.iter().find(|profile| profile.name == name);
-        // The rest of a chain is read even if its profile is wrong, to report all errors at once.
-        let Some(chain) = chain(reader, &name, profile) else { continue };
-        if let Some(same) = chains.iter().find(|c| c.profile.chain_id == chain.profile.chain_id) {
-            let id = chain.profile.chain_id;
-            let other = &same.profile.name;
+        // The rest of a chain is read even if one part is wrong, to report all errors at once.
+        chains.extend(chain(reader, &name, profile));
+        let Some(profile) = profile else { continue };
+        let id = profile.chain_id;
+        if let Some(same) = followed.iter().find(|other| other.chain_id == id) {
+            let other = &same.name;
             reader.problems.push(Problem::new(
                 env_name(Some(&name), "*"),
                 format!("chain {name} has the chain id {id} of chain {other}; keep one of them"),
             ));
         }
-        chains.push(chain);
+        followed.push(profile);
     }
     chains
 }
@@ -176,11 +183,11 @@ fn chain(reader: &mut Reader<'_>, name: &str, profile: Option<&Profile>) -> Opti
         }
         None => Some(None),
     };
-    let profile = profile?.clone();
-    let fetch = fetch(reader, name, &profile);
-    reader.resolve_verify(name, &profile);
+    let fetch = fetch(reader, name, profile);
+    let profile = profile?;
+    reader.resolve_verify(name, profile);
     Some(ChainConfig {
-        profile,
+        profile: profile.clone(),
         endpoints: endpoints?,
         start: start_block?,
         end_block: end_block?,
@@ -197,7 +204,7 @@ fn chain(reader: &mut Reader<'_>, name: &str, profile: Option<&Profile>) -> Opti
 }
 
 /// Only `VERIFY` can lower a check, so that one key tells how blocks are checked.
-fn fetch(reader: &mut Reader<'_>, name: &str, profile: &Profile) -> Option<Fetch> {
+fn fetch(reader: &mut Reader<'_>, name: &str, profile: Option<&Profile>) -> Option<Fetch> {
     let setting = reader.chain(name, "FETCH")?;
     let fetch = reader.parse(&setting, "auto, receipts or logs", |text| match text {
         "auto" => Some(Fetch::Auto),
@@ -205,7 +212,7 @@ fn fetch(reader: &mut Reader<'_>, name: &str, profile: &Profile) -> Option<Fetch
         "logs" => Some(Fetch::Logs),
         _ => None,
     })?;
-    if fetch == Fetch::Logs && profile.verify == Proof::ReceiptsRoot {
+    if fetch == Fetch::Logs && profile.is_some_and(|p| p.verify == Proof::ReceiptsRoot) {
         let verify = env_name(Some(name), "VERIFY");
         let text = format!(
             "logs cannot prove the receipts root, which {verify}=receipts_root requires; set \

@@ -48,6 +48,14 @@ pub(crate) struct TextFile {
     pub(crate) text: Secret,
 }
 
+impl TextFile {
+    /// Without the byte order mark that some editors begin a file with.
+    pub(crate) fn new(path: impl Into<Arc<str>>, text: &str) -> Self {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        Self { path: path.into(), text: Secret::new(text) }
+    }
+}
+
 /// All inputs, before parsing.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Inputs {
@@ -75,7 +83,7 @@ impl Inputs {
             let path = named.map_or_else(|| PathBuf::from(usual), Path::to_owned);
             let (read, path) = (std::fs::read_to_string(&path), path.display().to_string());
             match read {
-                Ok(text) => Some(TextFile { path: path.into(), text: Secret::new(text) }),
+                Ok(text) => Some(TextFile::new(path, &text)),
                 Err(e) if named.is_none() && e.kind() == std::io::ErrorKind::NotFound => None,
                 Err(e) => {
                     problems.push(Problem::new(path, format!("cannot be read: {e}")));

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
 
-use alloy_primitives::{Address, B256};
+use alloy_primitives::{Address, B256, keccak256};
 use ethhook_domain::{Profile, Secret};
 use url::Url;
 
@@ -157,7 +157,7 @@ impl Reader<'_> {
         let Some(setting) = setting else { return Some(Vec::new()) };
         let mut values = Vec::new();
         let before = self.problems.len();
-        for (i, item) in setting.text.split(',').map(str::trim).enumerate() {
+        for (i, item) in items(&setting.text).enumerate() {
             match read(item) {
                 Ok(value) => values.push(value),
                 Err(wrong) => {
@@ -200,6 +200,21 @@ impl Reader<'_> {
     }
 }
 
+/// The items of a comma-separated list. A comma in parentheses separates nothing: an event's signature
+/// given as a topic is one wrong item, not several.
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    let mut depth = 0_usize;
+    let separates = move |c: char| {
+        match c {
+            '(' => depth += 1,
+            ')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == ',' && depth == 0
+    };
+    text.split(separates).map(str::trim)
+}
+
 /// A contract's address. One in mixed case has a checksum (EIP-55), which reveals a wrong digit.
 ///
 /// # Errors
@@ -221,7 +236,18 @@ pub(crate) fn address(text: &str) -> Result<Address, String> {
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn topic(text: &str) -> Result<B256, String> {
-    hex(text, 64)
+    hex(text, 64).map_err(|must| {
+        if !text.contains('(') {
+            return must;
+        }
+        // With names of parameters or spaces, the hash would be another one.
+        let hash = match text.contains(char::is_whitespace) {
+            true => "write types only, without spaces, as in Transfer(address,address,uint256)"
+                .to_owned(),
+            false => format!("of this one, {}", keccak256(text)),
+        };
+        format!("{must}: the keccak256 hash of the event's signature; {hash}")
+    })
 }
 
 fn hex<T: FromStr>(text: &str, digits: usize) -> Result<T, String> {
@@ -239,7 +265,7 @@ fn read_secret_file(path: &Path) -> std::io::Result<String> {
     if text.len() as u64 > LONGEST_SECRET {
         return Err(std::io::Error::other(format!("it is longer than {LONGEST_SECRET} bytes")));
     }
-    Ok(text)
+    Ok(text.trim_start_matches('\u{feff}').to_owned()) // a byte order mark
 }
 
 /// Checks a URL. The error says what is wrong, never what the URL contains.

@@ -24,7 +24,7 @@ fn inputs(env: &[(&str, &str)], env_file: &str, toml: &str) -> Inputs {
 }
 
 fn file(path: &str, text: &str) -> Option<TextFile> {
-    (!text.is_empty()).then(|| TextFile { path: path.into(), text: Secret::new(text) })
+    (!text.is_empty()).then(|| TextFile::new(path, text))
 }
 
 fn load(env: &[(&str, &str)], env_file: &str, toml: &str) -> Config {
@@ -199,6 +199,17 @@ fn a_secret_may_come_from_a_file() {
     std::fs::write(path, "c4n4ry").unwrap();
     let line = "REDIS_URL_FILE (from env): the URL must start with redis://, redis-sentinel:// or redis-cluster://, or for TLS rediss://, rediss-sentinel:// or rediss-cluster://";
     assert_eq!(wrong(&[("REDIS_URL_FILE", path)], "", ""), [line]);
+}
+
+#[test]
+fn a_file_may_begin_with_a_byte_order_mark() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("url");
+    std::fs::write(&path, "\u{feff}redis://h:1\n").unwrap();
+    let env = [CHAIN_ON, ("REDIS_URL_FILE", path.to_str().unwrap())];
+    let config = load(&env, "\u{feff}METRICS_PORT=11\n", "\u{feff}health_port = 22\n");
+    assert_eq!((config.service.metrics_port, config.service.health_port), (11, 22));
+    assert_eq!(config.redis.url.reveal(), "redis://h:1");
 }
 
 #[test]

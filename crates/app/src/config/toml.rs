@@ -7,7 +7,7 @@ use ethhook_domain::Secret;
 
 use super::keys;
 use super::layers::{Origin, Place, TextFile};
-use super::problem::Problem;
+use super::problem::{Problem, one_line};
 use super::spelling;
 
 /// Reads the file, and adds the chains that it describes to `chains`.
@@ -40,6 +40,7 @@ pub(super) fn read(
             }
             kind => {
                 let known = keys::names(keys::GLOBAL).map(|key| key.to_lowercase());
+                let known = known.chain(["chains".to_owned()]); // handled above; near misses are told
                 read_value(&name, (None, name.clone()), kind, known, &mut values, &mut found);
             }
         }
@@ -129,13 +130,15 @@ fn text_of(kind: ValueKind) -> Option<String> {
     }
 }
 
-/// The library's own message repeats the line, which may contain a secret.
+/// The library's whole text repeats the line, which may contain a secret; its message does not.
 fn not_toml(path: &str, error: &config::ConfigError) -> Problem {
-    let text = match error {
-        config::ConfigError::FileParse { cause, .. } => cause.to_string(),
-        other => other.to_string(),
+    let config::ConfigError::FileParse { cause, .. } = error else {
+        return Problem::file(path, "is not valid TOML");
     };
+    let text = cause.to_string();
     let place = text.lines().next().and_then(|line| line.split_once(" at ")).map(|(_, at)| at);
     let place = place.map(|at| format!(" ({at})")).unwrap_or_default();
-    Problem::file(path, format!("is not valid TOML{place}"))
+    let why = cause.downcast_ref::<toml::de::Error>().map(toml::de::Error::message);
+    let why = why.map(|why| format!(": {}", one_line(why))).unwrap_or_default();
+    Problem::file(path, format!("is not valid TOML{place}{why}"))
 }

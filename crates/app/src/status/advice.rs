@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ethhook_ingest::BreakerState;
-use ethhook_ingest::status::{Needs, Standstill, Unready};
+use ethhook_ingest::status::{Cause, Needs, Standstill, Unready};
 use ethhook_streams::ReadError;
 
 use super::offline::Failure;
@@ -20,6 +20,8 @@ const GROUP_ERROR: Duration = Duration::from_secs(60 * 60);
 pub(super) struct Seen {
     /// Why `/ready` does not count it as ready.
     pub(super) unready: Option<Unready>,
+    /// The cause of the standstill in `unready`.
+    pub(super) cause: Option<Cause>,
     /// Entries removed by the byte cap before consumer groups read them, since the service started.
     pub(super) lost_unread: u64,
 }
@@ -61,6 +63,17 @@ impl Trouble {
         }
     }
 
+    /// Redis has a `maxmemory-policy` that evicts keys.
+    pub(super) fn evicting(policy: &str) -> Self {
+        Self::error(
+            format!(
+                "Redis' maxmemory-policy is {policy}: when memory is full, it deletes keys, and published \
+                 events with them"
+            ),
+            "run CONFIG SET maxmemory-policy noeviction, and set it in Redis' configuration",
+        )
+    }
+
     pub(super) fn stopping() -> Self {
         Self::error("the service is shutting down", "wait for its next start")
     }
@@ -68,7 +81,7 @@ impl Trouble {
 
 /// All troubles of `chain`, the worst first.
 pub(super) fn troubles(chain: &Chain, seen: &Seen) -> Vec<Trouble> {
-    let mut troubles: Vec<Trouble> = unready(chain, seen.unready.as_ref()).into_iter().collect();
+    let mut troubles: Vec<Trouble> = unready(chain, seen).into_iter().collect();
     // If all endpoints are set aside, the chain's own trouble already says so.
     let is_said = matches!(
         &seen.unready,
@@ -83,8 +96,9 @@ pub(super) fn troubles(chain: &Chain, seen: &Seen) -> Vec<Trouble> {
     troubles
 }
 
-fn unready(chain: &Chain, unready: Option<&Unready>) -> Option<Trouble> {
+fn unready(chain: &Chain, seen: &Seen) -> Option<Trouble> {
     let name = &chain.name;
+    let key = name.to_uppercase();
     if let Some(alarm) = &chain.alarm {
         return Some(Trouble::error(
             format!("stopped by an alarm: {alarm}"),
@@ -94,7 +108,7 @@ fn unready(chain: &Chain, unready: Option<&Unready>) -> Option<Trouble> {
             ),
         ));
     }
-    let unready = unready?;
+    let unready = seen.unready.as_ref()?;
     let to_do = match unready {
         Unready::StandsStill(Standstill { needs: Needs::Turn, .. }) => return None,
         Unready::StandsStill(Standstill { needs: Needs::Operator, .. }) => format!(
@@ -106,12 +120,17 @@ fn unready(chain: &Chain, unready: Option<&Unready>) -> Option<Trouble> {
                 .to_owned()
         }
         Unready::StandsStill(_) if all_set_aside(chain) => {
-            let key = name.to_uppercase();
             format!(
                 "every endpoint is set aside: check the provider's status page, the key's quota, \
                  {key}_WS_URL and {key}_HTTP_URL, or add a second URL after a comma"
             )
         }
+        // Nodes say in too many ways that they do not offer a method.
+        Unready::StandsStill(_) if seen.cause == Some(Cause::Block) => format!(
+            "the chain continues automatically once this is over; if it lasts, add another endpoint: \
+             {key}_VERIFY=receipts_root needs one that offers eth_getBlockReceipts, and {key}_VERIFY=bloom does \
+             not, but then no check covers a log's data, and a log can be missing"
+        ),
         Unready::StandsStill(Standstill { needs: Needs::Time, .. }) => {
             "the chain continues automatically once this is over; the log has each failure".to_owned()
         }
@@ -121,8 +140,7 @@ fn unready(chain: &Chain, unready: Option<&Unready>) -> Option<Trouble> {
         }
         Unready::NothingPublished | Unready::Behind { .. } => format!(
             "if this number falls, it is catching up; if not, the endpoint is too slow or its rate limit \
-             too low ({}_RPS)",
-            name.to_uppercase()
+             too low ({key}_RPS)"
         ),
     };
     Some(Trouble::error(unready.to_string(), to_do))
@@ -236,7 +254,7 @@ mod tests {
     }
 
     fn seen(unready: Unready) -> Seen {
-        Seen { unready: Some(unready), lost_unread: 0 }
+        Seen { unready: Some(unready), ..Seen::default() }
     }
 
     fn stands_still(why: &str, needs: Needs) -> Seen {
@@ -274,6 +292,12 @@ mod tests {
         let full = advice(stands_still("Redis does not accept a step", Needs::Room));
         assert!(full.contains("raise Redis' maxmemory"), "{full}");
         assert!(advice(stands_still("Redis is away", Needs::Time)).contains("once this is over"));
+        let block = stands_still("block 7 is not available: method not offered", Needs::Time);
+        let block = advice(Seen { cause: Some(Cause::Block), ..block });
+        assert!(
+            block.contains("eth_getBlockReceipts") && block.contains("TINY_VERIFY=bloom"),
+            "{block}"
+        );
         let no_answer = advice(seen(Unready::NoAnswer(Some(Duration::from_secs(9)))));
         assert!(no_answer.starts_with("no endpoint has answered for 9 s"), "{no_answer}");
         assert!(no_answer.contains("second URL"), "{no_answer}");

@@ -18,6 +18,8 @@ use super::{Chain, Counts, Endpoint, Redis, Report, Service, State, Trouble};
 /// How long a report is reused, so that all clients together cost Redis at most one query round a
 /// second.
 const REPORT_AGE: Duration = Duration::from_millis(900);
+/// How often it is checked that Redis still evicts nothing.
+const POLICY_EVERY: Duration = Duration::from_secs(60);
 /// Seconds for which rates are kept.
 const RATES: usize = 120;
 
@@ -49,6 +51,8 @@ pub(crate) struct Live {
     stopping: CancellationToken,
     rates: Arc<Mutex<HashMap<String, Rate>>>,
     last: Arc<tokio::sync::Mutex<Made>>,
+    /// Redis' `maxmemory-policy`, if it evicts keys.
+    evicting: Arc<Mutex<Option<String>>>,
 }
 
 impl Live {
@@ -77,6 +81,7 @@ impl Live {
             stopping,
             rates: Arc::default(),
             last: Arc::default(),
+            evicting: Arc::default(),
         }
     }
 
@@ -97,6 +102,33 @@ impl Live {
                 }
             }
         }
+    }
+
+    /// Watches Redis' `maxmemory-policy`, which was right at the start; never returns.
+    pub(crate) async fn watch_policy(self) {
+        loop {
+            tokio::time::sleep(POLICY_EVERY).await;
+            self.check_policy().await;
+        }
+    }
+
+    /// Logs each change once.
+    async fn check_policy(&self) {
+        // A Redis that does not answer is reported elsewhere.
+        let Ok(found) = self.streams.eviction_policy().await else { return };
+        let mut known = self.evicting.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == found {
+            return;
+        }
+        match &found {
+            Some(policy) => tracing::error!(
+                policy,
+                "Redis evicts keys when memory is full, and published events with them: run CONFIG SET \
+                 maxmemory-policy noeviction"
+            ),
+            None => tracing::info!("Redis evicts nothing any more"),
+        }
+        *known = found;
     }
 
     /// The current report; concurrent callers wait for the same one.
@@ -129,6 +161,8 @@ impl Live {
         };
         let chains = self.chains.iter().zip(standings).map(chain).collect();
         let mut wrong: Vec<_> = failure.iter().map(Trouble::no_redis).collect();
+        let evicting = self.evicting.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        wrong.extend(evicting.as_deref().map(Trouble::evicting));
         if self.stopping.is_cancelled() {
             wrong.push(Trouble::stopping());
         }
@@ -167,8 +201,12 @@ impl Live {
                 failed_checks: state.failed_checks,
             })
             .collect();
-        let unready = status.unready(self.max_lag);
-        chain.troubles = troubles(chain, &Seen { unready, lost_unread: status.lost_unread });
+        let seen = Seen {
+            unready: status.unready(self.max_lag),
+            cause: status.standstills.keys().next().copied(),
+            lost_unread: status.lost_unread,
+        };
+        chain.troubles = troubles(chain, &seen);
     }
 }
 
@@ -181,7 +219,32 @@ fn mean(rates: &[u64]) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use ethhook_domain::Secret;
+    use ethhook_streams::RedisConfig;
+    use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
+    use prometheus::Registry;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_policy_that_evicts_is_a_trouble_until_it_is_right_again() {
+        let redis = RedisServer::spawn(RedisOptions::default()).await.unwrap();
+        let mut connection = redis.connection().await.unwrap();
+        let streams = Streams::new(RedisConfig::new(Secret::new(redis.url()))).unwrap();
+        let metrics = Metrics::register(&Registry::new()).unwrap();
+        let (board, stopping) = (StatusBoard::new([]), CancellationToken::new());
+        let live = Live::new("one", streams, board, metrics, &[], Duration::MAX, stopping);
+        for (policy, is_ok) in [("noeviction", true), ("allkeys-lru", false), ("noeviction", true)]
+        {
+            let set = ["SET", "maxmemory-policy", policy];
+            redis::cmd("CONFIG").arg(&set).exec_async(&mut connection).await.unwrap();
+            live.check_policy().await;
+            let report = live.make().await;
+            assert_eq!(report.ok, is_ok, "{report:?}");
+            let told = report.troubles.first().map(|trouble| trouble.what.contains(policy));
+            assert_eq!(told, (!is_ok).then_some(true), "{report:?}");
+        }
+    }
 
     #[test]
     fn the_mean_is_of_all_seconds() {

@@ -13,6 +13,7 @@ use ethhook_testkit::redis_server::RedisOptions;
 
 use crate::operator::tiny;
 use crate::rig::{Rig, SETTLE, until};
+use crate::status::found;
 
 const LOCAL: u64 = 31337;
 const RECEIPTS: &str = "eth_getBlockReceipts";
@@ -286,6 +287,12 @@ async fn g6_without_receipts_the_logs_prove_the_bloom_at_most() {
     chain.mine(3);
     let body = rig.wait_for("ready", |status, body| status == 503 && body.contains("unprovable"));
     assert!(body.await.contains("receipts"));
+    found(&mut rig).await;
+    let status = rig.command(&["status"]).await;
+    let status = String::from_utf8_lossy(&status.stdout);
+    for advice in ["needs one that offers eth_getBlockReceipts", "LOCAL_VERIFY=bloom"] {
+        assert!(status.contains(advice), "{status}");
+    }
     // The operator lowers the check for this chain, and the markers show it.
     rig.terminate().await;
     rig.set("LOCAL_VERIFY", "bloom");

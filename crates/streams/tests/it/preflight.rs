@@ -13,6 +13,7 @@ async fn a_right_server_passes_and_is_left_as_it_was() {
     let server = redis.streams.preflight().await.unwrap();
     assert!(server.version.starts_with(|c: char| c.is_ascii_alphanumeric()), "{server:?}");
     assert_eq!(server.maxmemory, Some(64 << 20));
+    assert_eq!(redis.streams.eviction_policy().await.unwrap(), None);
     assert_eq!(redis.ask::<Vec<String>>("KEYS *").await, Vec::<String>::new());
 }
 
@@ -28,6 +29,8 @@ async fn a_server_that_evicts_is_refused() {
          noeviction"
     );
     assert!(!error.is_retryable());
+    let policy = redis.streams.eviction_policy().await.unwrap();
+    assert_eq!(policy.as_deref(), Some("allkeys-lru"));
 }
 
 #[tokio::test]
@@ -54,7 +57,16 @@ async fn a_missing_right_is_named_and_the_password_is_not() {
         assert!(matches!(error, PreflightError::Probe { .. }), "{error}");
         let text = error.to_string();
         assert!(text.contains(denied) && !text.contains('\n'), "{text}");
+        assert_eq!(text.matches("SETUP_GUIDE.md, Redis elsewhere").count(), 1, "{text}");
         assert!(!format!("{text} {error:?}").contains("hunter2"));
+    }
+    // Without these two it is not even known whether the server is the right one.
+    for denied in ["info", "role"] {
+        let streams = redis.as_user(&format!("~* &* +@all -{denied}")).await;
+        let error = streams.preflight().await.unwrap_err();
+        let text = error.to_string();
+        assert!(!error.is_retryable() && text.contains(denied), "{text}");
+        assert!(text.ends_with("required rights: SETUP_GUIDE.md, Redis elsewhere"), "{text}");
     }
     let url = format!("redis://poor:wrong-hunter@127.0.0.1:{}/", redis.server.port());
     let streams = Streams::new(RedisConfig::new(Secret::new(url))).unwrap();

@@ -198,6 +198,20 @@ const WRONG_VALUES: &[(&str, &str, &str)] = &[
         "transfer",
         "LOCAL_TOPICS=transfer (from env): item 1 `transfer` must be 0x and 64 hex digits",
     ),
+    (
+        "LOCAL_TOPICS",
+        "Transfer(address,address,uint256)",
+        "LOCAL_TOPICS=Transfer(address,address,uint256) (from env): item 1 `Transfer(address,address,uint256)` must be \
+         0x and 64 hex digits: the keccak256 hash of the event's signature; of this one, \
+         0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef",
+    ),
+    (
+        "LOCAL_TOPICS",
+        "URI(string value, uint256 id)",
+        "LOCAL_TOPICS=URI(string value, uint256 id) (from env): item 1 `URI(string value, uint256 id)` must be 0x and \
+         64 hex digits: the keccak256 hash of the event's signature; write types only, without spaces, as in \
+         Transfer(address,address,uint256)",
+    ),
 ];
 
 #[test]
@@ -314,6 +328,10 @@ fn toml_keys_are_told_by_their_full_path() {
             "metric_port (from ethhook.toml): is not a key; did you mean metrics_port?",
         ),
         ("[redis]\nurl = 'c4n4ry'", "redis (from ethhook.toml): is not a key"),
+        (
+            "[chain.gnosis]\nchain_id = 100",
+            "chain (from ethhook.toml): is not a key; did you mean chains?",
+        ),
         ("chains = 1", "chains (from ethhook.toml): must hold tables, as in [chains.NAME]"),
         (
             "[chains]\nethereum = 1",
@@ -359,7 +377,10 @@ fn toml_keys_are_told_by_their_full_path() {
             "[chains.gnosis]\nchain_id = 31337\nhttp_url = 'http://h/c4n4ry'",
             "GNOSIS_*: chain gnosis has the chain id 31337 of chain local; keep one of them",
         ),
-        ("redis_password = c4n4ry", "ethhook.toml: is not valid TOML (line 1, column 18)"),
+        (
+            "redis_password = c4n4ry",
+            "ethhook.toml: is not valid TOML (line 1, column 18): string values must be quoted, expected literal string",
+        ),
     ] {
         let found = wrong(&[], "", text);
         assert_eq!(found.first().map(String::as_str), Some(line), "{text}");
@@ -368,10 +389,74 @@ fn toml_keys_are_told_by_their_full_path() {
 
 #[test]
 fn all_that_is_wrong_with_a_chain_is_told_at_once() {
-    let found =
-        wrong(&[], "", "[chains.gnosis]\nchain_id = 100\nblock_time_ms = 0\nfinality_depth = -1");
-    assert!(found.iter().any(|line| line.contains("block_time_ms=0")), "{found:?}");
-    assert!(found.iter().any(|line| line.contains("finality_depth=-1")), "{found:?}");
+    let keys = "ws_url = 'c4n4ry'\nhttp_url = 'c4n4ry'\nstart_block = 'x'\nend_block = 'x'\n\
+                contracts = ['0x1']\ntopics = ['0x1']\nconfirmations = -1\nrps = 0\n\
+                cu_per_second = 0\nbatch_ms = 0\nfetch = 'x'\nverify = 'x'\nblock_time_ms = 0\n\
+                finality_depth = -1\nstate_sync_logs = 'x'\nempty_without_transactions = 'x'\n\
+                bloom_of_all_logs = 'x'\nchain_id = 0";
+    for name in ["ethereum", "gnosis"] {
+        let found = wrong(&[], "", &format!("[chains.{name}]\n{keys}"));
+        for key in keys.lines().filter_map(|line| line.split(' ').next()) {
+            let told = format!("chains.{name}.{key}");
+            assert!(found.iter().any(|line| line.starts_with(&told)), "{told}: {found:#?}");
+        }
+        assert_eq!(found.len(), keys.lines().count(), "{found:#?}");
+    }
+}
+
+#[test]
+fn each_signature_among_the_topics_is_one_problem() {
+    let topics = format!("A(uint256,bool), 0x{},B((bool,bool),bool)", "0".repeat(64));
+    let found = wrong(&[("LOCAL_TOPICS", &topics)], "", "");
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found[0].contains("item 1 `A(uint256,bool)` must"), "{found:#?}");
+    assert!(found[1].contains("item 3 `B((bool,bool),bool)` must"), "{found:#?}");
+}
+
+/// `wrong` looks for the canary in every line.
+#[test]
+fn what_is_wrong_with_the_syntax_is_told_without_the_text() {
+    for text in [
+        "c4n4ry",
+        "c4n4ry = ",
+        "= 'c4n4ry'",
+        "redis_password = 'c4n4ry",
+        "redis_password = \"c4n4ry\\q\"",
+        "redis_password = \"\"\"c4n4ry",
+        "redis_password = 'c4n4ry' 'c4n4ry'",
+        "redis_password = 'c4n4ry'c4n4ry",
+        "redis_password = 7c4n4ry",
+        "redis_password = +c4n4ry",
+        "redis_password = 0xc4n4ry",
+        "redis_password = 1979-c4n4ry",
+        "redis_password = ['c4n4ry'",
+        "redis_password = { c4n4ry",
+        "redis_password = { c4n4ry = 1, c4n4ry = 1 }",
+        "redis_password : c4n4ry",
+        "redis password = 'c4n4ry'",
+        "c4n4ry = 1\nc4n4ry = 2",
+        "c4n4ry = 1\nc4n4ry.a = 2",
+        "c4n4ry = 1\n[c4n4ry]",
+        "[c4n4ry]\n[c4n4ry]",
+        "[c4n4ry",
+        "[c4n4ry] c4n4ry",
+        "\u{1}c4n4ry",
+    ] {
+        let found = wrong(&[], "", text);
+        let (_, why) = found[0].split_once("): ").unwrap_or_default();
+        assert!(
+            found[0].starts_with("ethhook.toml: is not valid TOML (line ") && !why.is_empty(),
+            "{text}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn a_chain_id_used_twice_is_told_even_if_a_url_is_wrong() {
+    let toml = "[chains.gnosis]\nchain_id = 31337\nhttp_url = 'c4n4ry'";
+    let found = wrong(&[], "", toml);
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found[1].contains("has the chain id 31337 of chain local"), "{found:#?}");
 }
 
 #[test]
