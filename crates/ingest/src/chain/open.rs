@@ -110,6 +110,12 @@ impl Chain {
         let publisher = publisher.map_err(|error| self.not_open(&error))?;
         let cursor = publisher.cursor();
         self.resolved_start = Some(cursor.start_number);
+        if let StartBlock::Number(configured) = self.config.start
+            && configured != cursor.start_number
+        {
+            let started = cursor.start_number;
+            tracing::info!(configured, started, "START_BLOCK is not used: the stream has started");
+        }
         let published =
             self.streams.window(self.id(), cursor).await.map_err(|error| self.not_read(&error))?;
         let base = base(cursor, published.first().map(|first| first.block));

@@ -136,6 +136,10 @@ impl Session<'_> {
                 self.chain.node.resubscribe();
                 self.silent_polls = 0;
             }
+            if self.head.is_none() && latest.block.number < self.start_block {
+                let (head, start) = (latest.block.number, self.start_block);
+                warn!(head, start, "the head is below the start block: waiting for it");
+            }
             self.told_of_head(&latest.block);
         }
         for header in headers {
