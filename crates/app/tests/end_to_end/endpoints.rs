@@ -206,7 +206,7 @@ async fn g10_one_endpoint_alone_contradicts_nothing_final() {
     })
     .await;
     // The first endpoint switches to a branch that forks off below it; the second stays.
-    chains[0].reorg(90, 91, Contents::Fresh);
+    chains[0].reorg(90, 92, Contents::Fresh);
     rig.wait_for("ready", |status, body| status == 503 && body.contains("still has")).await;
     chains[1].mine(3);
     checker.settle_and_check(SETTLE).await.unwrap();

@@ -409,10 +409,8 @@ async fn g6_an_endpoint_that_serves_another_chain_by_now_is_left_for_another() {
     let (first, second) = (serve(vec![ours.clone()]).await, serve(vec![ours.view()]).await);
     let address = first.addr();
     let mut rig = Rig::new().await;
-    let of_both = |url: &dyn Fn(&RunningNode) -> String| [url(&first), url(&second)].join(",");
-    rig.set("LOCAL_WS_URL", of_both(&|node| node.ws_url(LOCAL)))
-        .set("LOCAL_HTTP_URL", of_both(&|node| node.http_url(LOCAL)))
-        .set("LOCAL_START_BLOCK", 0);
+    let of_both = [&first, &second].map(|node| node.ws_url(LOCAL)).join(",");
+    rig.set("LOCAL_WS_URL", of_both).set("LOCAL_START_BLOCK", 0);
     rig.start();
     ours.mine(10);
     let checker = rig.checker(NodeRpc::at_url(second.http_url(LOCAL)), LOCAL).await;
@@ -428,7 +426,7 @@ async fn g6_an_endpoint_that_serves_another_chain_by_now_is_left_for_another() {
     until("the other chain to be asked for", async || {
         other.mine(1);
         ours.mine(1);
-        other.stats().requests("eth_getBlockByNumber") > 3
+        other.stats().requests("eth_getBlockByNumber") > 0
     })
     .await;
     checker.settle_and_check(SETTLE).await.unwrap();
