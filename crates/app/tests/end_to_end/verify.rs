@@ -180,12 +180,10 @@ async fn verify_reads_a_long_stream_with_a_gap_to_its_final_block() {
     chain.mine(1_100);
     rig.start();
     checker.settle(SETTLE).await.unwrap();
-    let mut finalized = 0;
-    until("a finalized block", async || {
-        finalized = checker.cursor().await.unwrap().unwrap().finalized_number;
-        finalized >= 1_000
-    })
-    .await;
+    let finalized = async || checker.cursor().await.unwrap().unwrap().finalized_number;
+    until("a finalized block", async || finalized().await >= 1_000).await;
+    rig.terminate().await; // it moves no more
+    let finalized = finalized().await;
     let told = done(&rig.command(&["verify", "--chain", "local"]).await);
     let (first, blocks) = (0, finalized + 1 - 30);
     assert!(told.contains(&format!("blocks {first} to {finalized}")), "{told}");
