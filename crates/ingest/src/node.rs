@@ -5,6 +5,7 @@
 //! against its header, before it leaves this module (G6).
 
 mod blocks;
+mod second_opinion;
 
 use std::future::Future;
 use std::ops::RangeInclusive;
@@ -28,8 +29,8 @@ pub(crate) use self::blocks::{Outcome, Plan};
 use crate::config::{ChainConfig, Fetch};
 use crate::metrics::ChainMetrics;
 use crate::rpc::{
-    About, Attempt, BareBlock, Endpoint, Genesis, Head, INVALID_PARAMS, REQUEST_TIMEOUT, RpcError,
-    Socket, connect,
+    About, Attempt, Endpoint, Genesis, Head, INVALID_PARAMS, REQUEST_TIMEOUT, RpcError, Socket,
+    connect,
 };
 
 /// The least wait before the next endpoint is asked as well.
@@ -235,26 +236,14 @@ impl Node {
         Ok(is_held)
     }
 
-    /// Sets the genesis block that every endpoint must have; none accepts that of the first one asked. Each is checked
-    /// before its next request, because it may serve another chain by now.
-    pub(crate) fn expect_genesis(&self, hash: Option<B256>) {
-        let changed = self.genesis.expect(hash);
+    /// The genesis block of the first endpoint that has the `expected` one, or any if there is none; none if it no longer
+    /// has it. From now on every endpoint must have the same, and is checked before its next request: it may serve
+    /// another chain by now.
+    pub(crate) async fn identify(&self, expected: Option<B256>) -> Result<Option<B256>, NodeError> {
+        let changed = self.genesis.expect(expected);
         self.endpoints.iter().for_each(|endpoint| endpoint.identify_again(changed));
-    }
-
-    /// The hash of block 0; none if the node no longer has it.
-    pub(crate) async fn genesis_hash(&self) -> Result<Option<B256>, NodeError> {
-        let asked = self
-            .first(LEAST_PATIENCE, async |attempt| {
-                let params = json!(["0x0", false]);
-                let header = attempt.call::<BareBlock>("eth_getBlockByNumber", &params).await?;
-                Ok(header.map(|block| block.hash))
-            })
-            .await;
-        match asked {
-            Err(NodeError::Rpc(RpcError::Answer { .. } | RpcError::NotOffered(_))) => Ok(None),
-            other => other,
-        }
+        self.first(LEAST_PATIENCE, async |attempt| Ok(attempt.ask_identity().await?)).await?;
+        Ok(self.genesis.known())
     }
 
     /// The block with `hash`.

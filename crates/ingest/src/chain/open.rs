@@ -91,8 +91,8 @@ impl Chain {
             }
             _ => {}
         }
-        self.node.expect_genesis(held.as_ref().and_then(|cursor| cursor.genesis_hash));
-        let genesis = self.node.genesis_hash().await.map_err(|e| self.node_away(&e))?;
+        let expected = held.as_ref().and_then(|cursor| cursor.genesis_hash);
+        let genesis = self.node.identify(expected).await.map_err(|e| self.node_away(&e))?;
         self.status.update(|status| status.last_answer = Some(Instant::now()));
         let first = match &held {
             Some(cursor) => {
@@ -294,15 +294,14 @@ mod tests {
         let hash = |chain: &ManualChain| chain.block(0).unwrap().hash();
         // The cursor tells which one it must be; without one, it is that of the first endpoint that answers.
         for (expected, head) in [(Some(hash(&ours)), 20), (Some(hash(&other)), 30), (None, 30)] {
-            scene.chain.node.expect_genesis(expected);
+            scene.chain.node.identify(expected).await.unwrap();
             assert_eq!(scene.chain.node.latest().await.unwrap().block.number, head);
             assert_eq!(scene.chain.node.highest_latest(None).await.unwrap().block.number, head);
         }
         let opened = scene.chain.open().await;
         assert_eq!(opened.publisher.cursor().genesis_hash, Some(hash(&other)));
         drop(opened);
-        scene.chain.node.expect_genesis(Some(B256::ZERO));
-        let refused = scene.chain.node.latest().await.unwrap_err();
+        let refused = scene.chain.node.identify(Some(B256::ZERO)).await.unwrap_err();
         let told = scene.chain.node_away(&refused).why;
         assert!(told.contains("the node's genesis block is 0x"), "{told}");
         assert!(told.contains("`ethhook reset --chain local`"), "{told}");

@@ -3,26 +3,19 @@
 //! Either way, each block is checked against its own header; the caller requests a block that
 //! failed among others again, separately.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ethhook_domain::block::{Body, Quantity};
 use ethhook_domain::verify::{self, Check, Failure, Verified};
 use ethhook_domain::{Header, Log, Proof, Receipt};
 use serde_json::json;
-use tokio::time::timeout;
 use tracing::warn;
 
-use super::{LEAST_PATIENCE, LIAR_WAIT, Node, NodeError, OTHERS_PATIENCE, lie};
+use super::second_opinion::note_lacks;
+use super::{LEAST_PATIENCE, Node, NodeError, lie};
 use crate::config::Fetch;
 use crate::rpc::{About, Attempt, Endpoint, INVALID_PARAMS, RpcError};
 
-/// Wait before asking an endpoint again about blocks that it says are empty.
-const SECOND_ASKING: Duration = Duration::from_millis(500);
-/// Times in a row that an endpoint may lack logs that another has.
-const LACKS: u32 = 10;
-/// So many undisputed blocks in a row, and others with such receipts are not asked for twice.
-const ENOUGH_UNDISPUTED: u32 = 16;
 /// The least wait before another endpoint is asked for several blocks: such an answer takes time.
 pub(super) const SPAN_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -59,56 +52,8 @@ impl Node {
                 Ok((attempt.endpoint(), self.checked(&attempt, header).await?))
             })
             .await?;
+        let verified = self.confirmed(answerer, header, verified).await?;
         note_lacks(answerer, &lacking);
-        if is_unproven(&verified) && !self.is_empty_again(answerer, header).await? {
-            return Err(NodeError::Unknown);
-        }
-        if self.is_disputable(&verified) {
-            return self.undisputed(answerer, header, verified).await;
-        }
-        Ok(verified)
-    }
-
-    /// Whether another endpoint should be asked for the receipts: their root is not the header's. Where that is so of
-    /// block after block, and all agree, it is the chain's way to encode receipts.
-    fn is_disputable(&self, verified: &Verified) -> bool {
-        verified.root_differs && self.undisputed.load(Ordering::Relaxed) < ENOUGH_UNDISPUTED
-    }
-
-    /// The block as the receipts root proves it if another endpoint has it so, else as `answerer` gave it, unless
-    /// another contradicts that without proof.
-    async fn undisputed(
-        &self,
-        answerer: &Endpoint,
-        header: &Header,
-        verified: Verified,
-    ) -> Outcome {
-        for other in self.others(answerer) {
-            let attempt = Attempt::with(other);
-            let asked = timeout(OTHERS_PATIENCE, self.checked(&attempt, header)).await;
-            let Ok(Ok(theirs)) = asked else { continue };
-            let differ = || Failure {
-                check: Check::ReceiptsRoot,
-                detail: format!("another endpoint has other receipts of {}", header.block),
-            };
-            if theirs.proof == Proof::ReceiptsRoot {
-                self.undisputed.store(0, Ordering::Relaxed);
-                let _ = lie(answerer, differ());
-                answerer.set_aside(LIAR_WAIT, None);
-                return Ok(theirs);
-            }
-            if theirs.logs != verified.logs {
-                return Err(differ().into());
-            }
-            break;
-        }
-        self.undisputed.fetch_add(1, Ordering::Relaxed);
-        warn!(
-            endpoint = answerer.metrics.position,
-            block = %header.block,
-            proof = verified.proof.as_str(),
-            "the receipts' root is not the header's, and no endpoint proves other receipts: published with a weaker proof"
-        );
         Ok(verified)
     }
 
@@ -131,55 +76,8 @@ impl Node {
             })
             .await?;
         note_lacks(answerer, &lacking);
-        let unproven = |outcome: &Outcome| outcome.as_ref().is_ok_and(is_unproven);
-        if outcomes.iter().any(unproven) {
-            let again = self.several_again(answerer, headers).await?;
-            for (outcome, again) in outcomes.iter_mut().zip(again) {
-                if unproven(outcome) && !again.is_ok_and(|again| again.logs.is_empty()) {
-                    *outcome = Err(NodeError::Unknown);
-                }
-            }
-        }
+        self.confirm_several(answerer, headers, &mut outcomes).await?;
         Ok(outcomes)
-    }
-
-    /// Confirms that a block is empty. One empty answer proves nothing: another endpoint is asked,
-    /// or the same one again.
-    async fn is_empty_again(
-        &self,
-        answerer: &Endpoint,
-        header: &Header,
-    ) -> Result<bool, NodeError> {
-        for other in self.others(answerer) {
-            let attempt = Attempt::with(other);
-            let asked = timeout(OTHERS_PATIENCE, self.checked(&attempt, header)).await;
-            if let Ok(Ok(verified)) = asked {
-                return Ok(verified.logs.is_empty());
-            }
-        }
-        tokio::time::sleep(SECOND_ASKING).await;
-        Ok(self.checked(&Attempt::with(answerer), header).await?.logs.is_empty())
-    }
-
-    /// The same for several blocks.
-    async fn several_again(
-        &self,
-        answerer: &Endpoint,
-        headers: &[Header],
-    ) -> Result<Vec<Outcome>, NodeError> {
-        for other in self.others(answerer) {
-            let attempt = Attempt::with(other);
-            let asked = timeout(SPAN_PATIENCE, self.several(&attempt, headers)).await;
-            if let Ok(Ok(outcomes)) = asked {
-                return Ok(outcomes);
-            }
-        }
-        tokio::time::sleep(SECOND_ASKING).await;
-        self.several(&Attempt::with(answerer), headers).await
-    }
-
-    fn others<'a>(&'a self, answerer: &'a Endpoint) -> impl Iterator<Item = &'a Endpoint> {
-        self.endpoints.iter().filter(move |other| !std::ptr::eq(*other, answerer))
     }
 
     /// How to fetch this many blocks, from what the endpoint offers and the operator allows: the
@@ -197,7 +95,7 @@ impl Node {
         }
     }
 
-    async fn several(
+    pub(super) async fn several(
         &self,
         attempt: &Attempt<'_>,
         headers: &[Header],
@@ -304,7 +202,7 @@ impl Node {
         Ok(outcomes.collect())
     }
 
-    async fn checked(&self, attempt: &Attempt<'_>, header: &Header) -> Outcome {
+    pub(super) async fn checked(&self, attempt: &Attempt<'_>, header: &Header) -> Outcome {
         let body = self.body(attempt, header).await?;
         self.held_against(attempt.endpoint(), header, body)
     }
@@ -367,25 +265,6 @@ impl Node {
     }
 }
 
-/// Sets those aside that lack the logs of one block after another, which others have. A node may be a little late, but
-/// not always.
-fn note_lacks(answerer: &Endpoint, lacking: &[&Endpoint]) {
-    answerer.has_logs();
-    for endpoint in lacking {
-        let lacks = endpoint.lacks_logs();
-        if lacks >= LACKS {
-            let cause = RpcError::Lacking(lacks);
-            warn!(endpoint = endpoint.metrics.position, %cause, "endpoint set aside");
-            endpoint.set_aside(LIAR_WAIT, Some(cause));
-        }
-    }
-}
-
-/// Whether the block is empty according to an answer, without proof.
-fn is_unproven(verified: &Verified) -> bool {
-    verified.logs.is_empty() && verified.proof != Proof::ReceiptsRoot
-}
-
 /// Counts a failed check. It is not a false answer if the node has not caught up, or does not offer
 /// what the proof needs.
 fn judged<T>(endpoint: &Endpoint, result: Result<T, Failure>) -> Result<T, NodeError> {
@@ -404,13 +283,14 @@ mod tests {
     use ethhook_domain::BlockRef;
     use ethhook_simulator::{Chain, Contents, Fault, ManualChain, RunningNode};
 
+    use tokio::time::timeout;
+
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig};
     use crate::rpc::REQUEST_TIMEOUT;
     use crate::testing::{mined, serve, unread};
 
     const LOGS: &str = About::Logs.method();
-    const RECEIPTS: &str = About::Receipts.method();
 
     /// A chain without logs behind three endpoints; no single one of them is believed that there are none.
     struct Scene {
@@ -465,79 +345,6 @@ mod tests {
             assert_eq!(ask().await, [1, 1, 1], "the next, if one does not tell");
             [1, 2].into_iter().for_each(tells_nothing);
             assert_eq!(ask().await, [2, 1, 1], "itself, if no other tells");
-        }
-    }
-
-    #[tokio::test]
-    async fn g6_receipts_of_another_root_are_held_against_another_endpoint() {
-        let chain = mined(40);
-        let views: [Chain; 2] = [chain.clone().into(), chain.view()];
-        let nodes = [serve(views[0].clone()).await, serve(views[1].clone()).await];
-        let node_of = |nodes: &[RunningNode]| {
-            let mut config = ChainConfig::local(nodes.iter().map(EndpointConfig::of));
-            (config.fetch, config.profile.verify) = (Fetch::Receipts, Proof::Bloom);
-            let (heads, metrics) = unread();
-            Node::new(&config, &heads, &metrics).0
-        };
-        let alter = |view: usize| {
-            views[view].faults().push(RECEIPTS, Fault::AlterLog, 1_000);
-        };
-        let proofs = async |node: &Node, headers: &[Header]| {
-            let mut proofs = Vec::new();
-            for header in headers {
-                proofs.push(node.block(header).await.map(|verified| verified.proof).ok());
-            }
-            proofs
-        };
-        let both = node_of(&nodes);
-        let mut headers = Vec::new();
-        while headers.len() < 20 {
-            headers.extend(both.by_numbers(headers.len() as u64 + 1..=40).await.unwrap());
-        }
-        alter(0);
-        assert_eq!(proofs(&both, &headers[..1]).await, [Some(Proof::ReceiptsRoot)]);
-        assert!(both.endpoints[0].is_set_aside());
-        // Several at once: the other is asked for them.
-        let both = node_of(&nodes);
-        let several = both.blocks(&headers[..3]).await.unwrap();
-        assert!(several.iter().all(|o| o.as_ref().unwrap().proof == Proof::ReceiptsRoot));
-        // Where no other answers, or all say the same, the bloom is proof enough, as the operator wants it.
-        views[1].faults().push(RECEIPTS, Fault::Null, 1);
-        assert_eq!(proofs(&both, &headers[..1]).await, [Some(Proof::Bloom)]);
-        alter(1);
-        views.iter().for_each(|view| view.stats().reset());
-        let enough = ENOUGH_UNDISPUTED as usize;
-        assert_eq!(proofs(&both, &headers[..20]).await, [Some(Proof::Bloom); 20]);
-        let asked = views.each_ref().map(|view| view.stats().requests(RECEIPTS));
-        assert_eq!(asked, [20, enough as u64 - 1]);
-    }
-
-    #[tokio::test]
-    async fn one_that_lacks_what_another_has_time_after_time_is_set_aside() {
-        let chain = mined(3);
-        let views: [Chain; 2] = [chain.clone().into(), chain.view()];
-        let nodes = [serve(views[0].clone()).await, serve(views[1].clone()).await];
-        let config = ChainConfig::local(nodes.iter().map(EndpointConfig::of));
-        for (fault, lacks) in [
-            (Fault::Null, true),
-            (Fault::Empty, true),
-            (Fault::Error(-32000, "over quota".into()), true),
-            (Fault::Delay(Duration::ZERO), false),
-        ] {
-            let (heads, metrics) = unread();
-            let (node, _) = Node::new(&config, &heads, &metrics);
-            let header = node.by_numbers(1..=1).await.unwrap().remove(0);
-            let ask = async |times: u32, fault: &Fault| {
-                for _ in 0..times {
-                    views[0].faults().push(RECEIPTS, fault.clone(), 1);
-                    assert_eq!(node.block(&header).await.unwrap().proof, Proof::ReceiptsRoot);
-                }
-                node.endpoints[0].is_set_aside()
-            };
-            assert!(!ask(LACKS - 1, &fault).await, "{fault:?}");
-            assert!(!ask(1, &Fault::Delay(Duration::ZERO)).await, "it has one");
-            assert!(!ask(LACKS - 1, &fault).await, "{fault:?}");
-            assert_eq!(ask(1, &fault).await, lacks, "{fault:?}");
         }
     }
 
@@ -657,7 +464,7 @@ mod tests {
         };
         for code in [-32000, -32001] {
             says(code);
-            assert_eq!(scene.node.genesis_hash().await.unwrap(), None, "{code}");
+            assert_eq!(scene.node.identify(None).await.unwrap(), None, "{code}");
         }
         let is_missing = async || match scene.node.finalized().await {
             Ok(tag) => tag.is_none(),

@@ -65,8 +65,8 @@ const BLOCK_BY_NUMBER: &str = About::Headers.method();
 
 /// A block of which only the hash counts: on some chains, that of the genesis is not computed as for other headers.
 #[derive(Deserialize)]
-pub(crate) struct BareBlock {
-    pub(crate) hash: B256,
+struct BareBlock {
+    hash: B256,
 }
 
 /// A single message: one call or a batch.
@@ -203,12 +203,27 @@ impl<'a> Attempt<'a> {
         message: Message,
         read: impl FnOnce(&str) -> Result<T, RpcError>,
     ) -> Result<T, RpcError> {
-        let admitted = self.admitted()?;
         let method = message.method;
-        let result = match self.identify().await {
-            Ok(()) => self.exchange(message, read).await,
-            Err(error) => Err(error),
+        let asked = async {
+            self.identify().await?;
+            self.exchange(message, read).await
         };
+        self.guarded(method, asked).await
+    }
+
+    /// Makes sure that the endpoint serves this chain, if the breaker admits it.
+    pub(crate) async fn ask_identity(&self) -> Result<(), RpcError> {
+        self.guarded(BLOCK_BY_NUMBER, self.identify()).await
+    }
+
+    /// Sends what `asked` does if the breaker admits it, and tells it the outcome.
+    async fn guarded<T>(
+        &self,
+        method: &'static str,
+        asked: impl Future<Output = Result<T, RpcError>>,
+    ) -> Result<T, RpcError> {
+        let admitted = self.admitted()?;
+        let result = asked.await;
         match &result {
             Err(RpcError::SetAside(_)) => return result, // the socket sent nothing
             Err(error @ RpcError::RateLimited(wait)) => self.be_patient(method, error, *wait),

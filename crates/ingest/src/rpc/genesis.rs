@@ -16,6 +16,11 @@ impl Genesis {
         std::mem::replace(&mut *self.lock(), hash) != hash
     }
 
+    /// The hash, if it is known.
+    pub(crate) fn known(&self) -> Option<B256> {
+        *self.lock()
+    }
+
     /// Checks an endpoint's.
     pub(super) fn check(&self, got: B256) -> Result<(), RpcError> {
         match *self.lock().get_or_insert(got) {

@@ -30,7 +30,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::error::Category;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-pub(crate) use attempt::{Attempt, BareBlock};
+pub(crate) use attempt::Attempt;
 pub use breaker::State as BreakerState;
 pub(crate) use endpoint::{About, Endpoint, Socket, connect};
 pub(crate) use genesis::Genesis;
