@@ -66,7 +66,7 @@ metrics! {
     reorg_depth: histogram("ethhook_reorg_depth_blocks", "Blocks orphaned by a reorg.", ["chain"], DEPTH_BUCKETS);
     checks_failed: counter("ethhook_checks_failed_total", "Answers that failed a check.", ["chain", "endpoint", "check"]);
     headers_unhashed: counter("ethhook_headers_unhashed_total", "Blocks whose header hash was not verified: unknown fields, or VERIFY=structure.", ["chain"]);
-    rpc_requests: counter("ethhook_rpc_requests_total", "Calls by outcome; each call of a batch counts.", ["chain", "endpoint", "method", "outcome"]);
+    rpc_requests: counter("ethhook_rpc_requests_total", "Calls by outcome; each call of a batch counts. Abandoned: another endpoint answered first.", ["chain", "endpoint", "method", "outcome"]);
     rpc_units: counter("ethhook_rpc_compute_units_total", "Cost of the calls in the provider's units, by its published prices; one unit per call if they are unknown.", ["chain", "endpoint", "method"]);
     rpc_seconds: histogram("ethhook_rpc_request_seconds", "Time from request to parsed answer.", ["chain", "endpoint", "method"], LATENCY_BUCKETS);
     hedges: counter("ethhook_rpc_hedges_total", "Requests also sent to the next endpoint because the answer was slow.", ["chain", "endpoint"]);
@@ -274,6 +274,13 @@ impl EndpointMetrics {
         let requests = &self.all.rpc_requests;
         requests.with_label_values(&[labels[0], labels[1], method, outcome]).inc_by(calls.into());
         self.all.rpc_seconds.with_label_values(&labels).observe(took.as_secs_f64());
+    }
+
+    /// How many calls of `method` ended so.
+    #[cfg(test)]
+    pub(crate) fn requests(&self, method: &str, outcome: &str) -> u64 {
+        let labels = [self.chain.as_str(), &self.label, method, outcome];
+        self.all.rpc_requests.with_label_values(&labels).get()
     }
 
     pub(crate) fn spent(&self, method: &str, units: u64) {

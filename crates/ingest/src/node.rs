@@ -30,7 +30,7 @@ use crate::config::{ChainConfig, Fetch};
 use crate::metrics::ChainMetrics;
 use crate::rpc::{
     About, Attempt, Endpoint, Genesis, Head, INVALID_PARAMS, REQUEST_TIMEOUT, RpcError, Socket,
-    connect,
+    Streak, connect,
 };
 
 /// The least wait before the next endpoint is asked as well.
@@ -89,13 +89,34 @@ impl NodeError {
     /// Of two endpoints' failures, the one that tells a person more.
     fn or_more_telling(self, other: Self) -> Self {
         let weight = |error: &Self| match error {
-            Self::Rpc(RpcError::SetAside(_)) if !error.is_wrong_chain() => 0,
-            Self::Unknown => 1,
-            Self::Rpc(_) => 2,
-            Self::Check(_) => 3,
+            // The others may have it.
+            Self::Rpc(rpc) if rpc.is_wrong_chain() => 0,
+            Self::Rpc(RpcError::SetAside(_)) => 1,
+            Self::Unknown => 2,
+            Self::Rpc(_) => 3,
+            Self::Check(_) => 4,
         };
         if weight(&other) >= weight(&self) { other } else { self }
     }
+
+    /// The most telling of several endpoints' failures; that nobody has it if there is none.
+    fn most_telling(failures: impl IntoIterator<Item = Self>) -> Self {
+        failures.into_iter().reduce(Self::or_more_telling).unwrap_or(Self::Unknown)
+    }
+
+    /// Whether the endpoint may have it, but gave no answer.
+    fn is_silence(&self) -> bool {
+        matches!(self, Self::Rpc(error) if !error.is_wrong_chain())
+    }
+}
+
+/// Whether any endpoint has a certain block.
+#[derive(Debug)]
+pub(crate) enum Holds {
+    Someone,
+    Nobody,
+    /// None of those that answered, but one did not.
+    NotKnown(NodeError),
 }
 
 /// The endpoints of one chain.
@@ -108,8 +129,8 @@ pub(crate) struct Node {
     genesis: Genesis,
     /// Errors in a row in answer to requests for the finalized block.
     refused_tags: AtomicU32,
-    /// Blocks in a row of whose receipts, with another root than the header's, no endpoint had others.
-    undisputed: AtomicU32,
+    /// Blocks of whose receipts, with another root than the header's, no endpoint had others.
+    undisputed: Streak,
 }
 
 impl Node {
@@ -130,7 +151,7 @@ impl Node {
                 endpoints,
                 genesis,
                 refused_tags: AtomicU32::new(0),
-                undisputed: AtomicU32::new(0),
+                undisputed: Streak::default(),
             },
             sockets,
         )
@@ -176,7 +197,7 @@ impl Node {
             self.tagged(&attempt, "latest").await?.ok_or(NodeError::Unknown)
         };
         let mut answers: FuturesUnordered<_> = self.endpoints.iter().map(ask).collect();
-        let mut failure = NodeError::Rpc(RpcError::SetAside(None));
+        let mut failures = Vec::new();
         let mut told: Vec<Header> = Vec::new();
         while let Some(answer) = match told.first() {
             None => answers.next().await,
@@ -184,7 +205,7 @@ impl Node {
         } {
             match answer {
                 Ok(header) => told.push(header),
-                Err(error) => failure = failure.or_more_telling(error),
+                Err(error) => failures.push(error),
             }
         }
         let is_ours =
@@ -192,9 +213,9 @@ impl Node {
         let highest = told.iter().map(|header| header.block.number).max().unwrap_or_default();
         let rank = |header: &Header| {
             let block = &header.block;
-            (block.number + 1 >= highest && is_ours(block), block.number)
+            (block.number.saturating_add(1) >= highest && is_ours(block), block.number)
         };
-        told.into_iter().max_by_key(rank).ok_or(failure)
+        told.into_iter().max_by_key(rank).ok_or_else(|| NodeError::most_telling(failures))
     }
 
     /// What each endpoint calls `finalized`, of those that have such a block.
@@ -202,11 +223,14 @@ impl Node {
     /// # Errors
     /// If none has one.
     pub(crate) async fn each_finalized(&self) -> Result<Vec<Header>, NodeError> {
-        let told = self
+        let (told, failures) = self
             .each(async |attempt| {
                 self.tagged(&attempt, "finalized").await?.ok_or(NodeError::Unknown)
             })
-            .await?;
+            .await;
+        if told.is_empty() {
+            return Err(NodeError::most_telling(failures));
+        }
         Ok(told.into_iter().map(|(_, header)| header).collect())
     }
 
@@ -215,14 +239,17 @@ impl Node {
     ///
     /// # Errors
     /// If none has any block at that height: an endpoint that is behind proves nothing.
-    pub(crate) async fn anyone_holds(&self, block: &BlockRef) -> Result<bool, NodeError> {
+    pub(crate) async fn anyone_holds(&self, block: &BlockRef) -> Result<Holds, NodeError> {
         let params = json!([Quantity(block.number), false]);
-        let told = self
+        let (told, failures) = self
             .each(async |attempt| {
                 let theirs = self.header(&attempt, "eth_getBlockByNumber", params.clone()).await?;
                 Ok(theirs.ok_or(NodeError::Unknown)?.block.hash)
             })
-            .await?;
+            .await;
+        if told.is_empty() {
+            return Err(NodeError::most_telling(failures));
+        }
         let is_held = told.iter().any(|(_, theirs)| *theirs == block.hash);
         for (endpoint, theirs) in told {
             if is_held && theirs != block.hash {
@@ -233,7 +260,12 @@ impl Node {
                 endpoint.set_aside(LIAR_WAIT, None);
             }
         }
-        Ok(is_held)
+        let silent = failures.into_iter().find(NodeError::is_silence);
+        Ok(match silent {
+            _ if is_held => Holds::Someone,
+            Some(error) => Holds::NotKnown(error),
+            None => Holds::Nobody,
+        })
     }
 
     /// The genesis block of the first endpoint that has the `expected` one, or any if there is none; none if it no longer
@@ -366,7 +398,7 @@ impl Node {
         let mut newest: Option<Attempt<'_>> = None;
         let patience = |attempt: &Attempt<'_>| attempt.endpoint().patience().max(least_patience);
         let (mut liars, mut lacking) = (Vec::new(), Vec::new());
-        let mut failure = NodeError::Rpc(RpcError::SetAside(None));
+        let mut failures = Vec::new();
         loop {
             if newest.is_none()
                 && let Some(endpoint) = rest.next()
@@ -375,7 +407,7 @@ impl Node {
                 running.push(Box::pin(ask(attempt).map(move |answer| (endpoint, answer))));
             }
             if running.is_empty() {
-                return Err(failure);
+                return Err(NodeError::most_telling(failures));
             }
             let left =
                 newest.as_ref().map_or(REQUEST_TIMEOUT, |newest| newest.left_of(patience(newest)));
@@ -394,7 +426,7 @@ impl Node {
                         } else if error.is_lack() {
                             lacking.push(endpoint);
                         }
-                        failure = failure.or_more_telling(error);
+                        failures.push(error);
                     }
                 },
                 () = tokio::time::sleep(left), if rest.len() > 0 => {
@@ -413,40 +445,38 @@ impl Node {
     }
 
     /// The endpoints in the configured order, except that those much slower than the fastest come
-    /// later, and those that are set aside last.
+    /// later, then those that lack what others have, and those that are set aside last.
     fn by_preference(&self) -> Vec<&Endpoint> {
         let medians: Vec<_> = self.endpoints.iter().map(Endpoint::usual_latency).collect();
         let fastest = medians.iter().flatten().min().copied().unwrap_or_default();
         let too_slow = MUCH_SLOWER * fastest + NOTICEABLE;
         let mut order: Vec<_> = self.endpoints.iter().zip(medians).collect();
         order.sort_by_key(|(endpoint, median)| {
-            (endpoint.is_set_aside(), median.is_some_and(|median| median > too_slow)) // stable
+            let is_slow = median.is_some_and(|median| median > too_slow);
+            (endpoint.is_set_aside(), endpoint.is_lacking(), is_slow) // stable
         });
         order.into_iter().map(|(endpoint, _)| endpoint).collect()
     }
 
-    /// The answers of all endpoints that have one.
-    ///
-    /// # Errors
-    /// If none has one, the most telling failure.
+    /// The answers of all endpoints that have one, and the failures of the others.
     async fn each<'a, T, F>(
         &'a self,
         ask: impl Fn(Attempt<'a>) -> F,
-    ) -> Result<Vec<(&'a Endpoint, T)>, NodeError>
+    ) -> (Vec<(&'a Endpoint, T)>, Vec<NodeError>)
     where
         F: Future<Output = Result<T, NodeError>> + 'a,
     {
         let asked = self.endpoints.iter().map(|endpoint| {
             ask(Attempt::with(endpoint)).map(move |answer| answer.map(|told| (endpoint, told)))
         });
-        let (mut told, mut failure) = (Vec::new(), NodeError::Unknown);
+        let (mut told, mut failures) = (Vec::new(), Vec::new());
         for answer in join_all(asked).await {
             match answer {
                 Ok(answer) => told.push(answer),
-                Err(error) => failure = failure.or_more_telling(error),
+                Err(error) => failures.push(error),
             }
         }
-        if told.is_empty() { Err(failure) } else { Ok(told) }
+        (told, failures)
     }
 
     /// The block with a tag, such as `latest`.

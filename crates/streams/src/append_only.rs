@@ -1,4 +1,4 @@
-//! Repairs Redis' append-only file after a crash; `docs/adr/0008-one-connection-one-master.md`
+//! Repairs Redis' append-only file after a crash; `docs/adr/0008-redis-connections.md`
 //! explains why it is rewritten.
 
 use std::sync::Once;

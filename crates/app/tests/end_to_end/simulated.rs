@@ -431,6 +431,8 @@ async fn g6_an_endpoint_that_serves_another_chain_by_now_is_left_for_another() {
     .await;
     checker.settle_and_check(SETTLE).await.unwrap();
     rig.wait_for("ready", |status, _| status == 200).await;
+    let (_, metrics) = rig.get("metrics").await.unwrap();
+    assert!(!metrics.contains(r#"cause="genesis""#), "a session ended:\n{metrics}");
     rig.terminate().await;
 }
 

@@ -292,6 +292,9 @@ mod tests {
         let config = ChainConfig::local(nodes.each_ref().map(EndpointConfig::of));
         let mut scene = Scene::of(config).await;
         let hash = |chain: &ManualChain| chain.block(0).unwrap().hash();
+        scene.chain.node.identify(Some(hash(&ours))).await.unwrap();
+        let unknown = scene.chain.node.by_hash(B256::ZERO).await;
+        assert!(matches!(unknown, Err(NodeError::Unknown)), "what the right one says counts");
         // The cursor tells which one it must be; without one, it is that of the first endpoint that answers.
         for (expected, head) in [(Some(hash(&ours)), 20), (Some(hash(&other)), 30), (None, 30)] {
             scene.chain.node.identify(expected).await.unwrap();

@@ -248,13 +248,13 @@ impl Queue {
         pending.header.block.hash == hash
     }
 
-    /// The next step in turn, if it is ready.
-    pub(super) fn pop_ready(&mut self, up_to: u64) -> Option<Next> {
+    /// The next step in turn, if it is ready: an undo whatever its height, a block up to `up_to`.
+    pub(super) fn pop_ready(&mut self, up_to: Option<u64>) -> Option<Next> {
         match self.items.pop_front()? {
             Item::Undo(block) => Some(Next::Undo(block)),
             Item::Add(pending) => match *pending {
                 Pending { header: Header { block, .. }, heard, body: Slot::Here(body), .. }
-                    if block.number <= up_to =>
+                    if up_to.is_some_and(|up_to| block.number <= up_to) =>
                 {
                     self.waiting_logs -= body.logs.len();
                     Some(Next::Add { block, heard, body })
@@ -363,7 +363,7 @@ mod tests {
     }
 
     fn pop(queue: &mut Queue, up_to: u64) -> String {
-        match queue.pop_ready(up_to) {
+        match queue.pop_ready(Some(up_to)) {
             Some(Next::Undo(block)) => format!("-{}", block.number),
             Some(Next::Add { block, .. }) => format!("+{}", block.number),
             None => "nothing".into(),

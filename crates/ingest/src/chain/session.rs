@@ -7,19 +7,20 @@
 
 mod asking;
 mod fetching;
+mod finality;
 mod lane;
+mod retention;
 #[cfg(test)]
 pub(super) mod scene;
-mod upkeep;
 mod writing;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use ethhook_domain::canonical::{Ask, Change, FinalityViolation};
-use ethhook_domain::{BlockRef, CanonicalChain, Header};
-use ethhook_streams::{PublishedBlock, ReadError, Swept};
+use ethhook_domain::canonical::{Ask, Change};
+use ethhook_domain::{BlockRef, CanonicalChain};
+use ethhook_streams::PublishedBlock;
 use futures_util::future::{Aborted, BoxFuture, pending};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
@@ -33,7 +34,10 @@ use super::{Chain, End};
 use crate::node::{NodeError, Outcome};
 use crate::rpc::{Head, RpcError};
 use crate::status::{Cause, Lag, Needs};
+use asking::Asking;
+use finality::Finality;
 use lane::{Lane, Writer};
+use retention::Retention;
 
 /// Consecutive failures to fetch a block, or a header of a branch, after which it is doubted that the
 /// chain still contains it.
@@ -43,7 +47,6 @@ const TROUBLE_AFTER: u32 = 8;
 
 /// At most one running operation of its kind; `None` once it is done.
 type Running<'a, T> = Option<BoxFuture<'a, T>>;
-type Asked = (Ask, Result<Vec<Header>, NodeError>);
 type Fetched = (Vec<BlockRef>, Result<Vec<Outcome>, Aborted>);
 
 struct Session<'a> {
@@ -62,32 +65,12 @@ struct Session<'a> {
     may_be_replaced: bool,
     /// Height and time of the newest head.
     head: Option<(u64, u64)>,
-    /// Consecutive answers of the node with a lower head.
-    lower_heads: u32,
     fetches: JoinSet<Fetched>,
-    asking: Running<'a, Asked>,
-    /// Consecutive header requests that failed.
-    failed_asks: u32,
-    /// Whether any endpoint still has the finalized block that the node contradicts.
-    judging: Running<'a, (FinalityViolation, Result<bool, NodeError>)>,
-    finality: Running<'a, Result<Vec<Header>, NodeError>>,
-    sweep: Running<'a, Result<Swept, ReadError>>,
-    /// The consumer groups of the last sweep, and whether each counted as idle.
-    groups: HashMap<String, bool>,
-    finalize: Option<BlockRef>,
     alarm: Option<String>,
+    asking: Asking<'a>,
+    finality: Finality<'a>,
+    retention: Retention<'a>,
     due: Due,
-    /// Consecutive polls without a head in between.
-    silent_polls: u32,
-    /// A head announced another branch: the preferred endpoint may not know it yet.
-    heard_otherwise: bool,
-    since_finality: u64,
-    /// Consecutive answers whose finalized block is not on our chain.
-    foreign_tags: u32,
-    /// The tip was far behind the head when the finalized block was last requested.
-    was_behind: bool,
-    /// The byte cap is reached and a group blocks trimming: a backfill pauses.
-    waits_for_room: bool,
 }
 
 /// When each activity is next due.
@@ -122,15 +105,15 @@ impl Chain {
                 () = cancel.cancelled() => return session.drain().await,
                 Some(written) = session.lane.next() => session.written(written),
                 Some(head) = heads.recv() => session.heard(head),
-                asked = finished(&mut session.asking) => session.answered(asked),
-                judged = finished(&mut session.judging) => { session.judged(judged); None }
+                asked = finished(&mut session.asking.headers) => session.answered(asked),
+                judged = finished(&mut session.asking.judging) => { session.judged(judged); None }
                 Some(fetched) = session.fetches.join_next() => { session.fetched(fetched); None }
-                tag = finished(&mut session.finality) => { session.tagged(tag); None }
-                swept = finished(&mut session.sweep) => { session.swept(swept); None }
+                tag = finished(&mut session.finality.asking) => { session.tagged(tag); None }
+                swept = finished(&mut session.retention.sweep) => { session.swept(swept); None }
                 () = wake => None,
             };
             if let Some(end) = ended {
-                session.end_upkeep().await;
+                session.end_sweep().await;
                 if matches!(end, End::Alarm) {
                     // The operator writes next and must not have to wait for our lease.
                     session.give_lease_up().await;
@@ -167,16 +150,11 @@ impl<'a> Session<'a> {
             start_block,
             may_be_replaced: chain.may_be_replaced,
             head: None,
-            lower_heads: 0,
             fetches: JoinSet::new(),
-            asking: None,
-            failed_asks: 0,
-            judging: None,
-            finality: None,
-            sweep: None,
-            groups: HashMap::new(),
-            finalize: None,
             alarm: None,
+            asking: Asking::default(),
+            finality: Finality::unknown(),
+            retention: Retention::default(),
             due: Due {
                 poll: now + chain.poll_every(),
                 ask: now,
@@ -185,12 +163,6 @@ impl<'a> Session<'a> {
                 retention: now + Duration::from_secs(1),
                 batch: now,
             },
-            silent_polls: 0,
-            heard_otherwise: false,
-            since_finality: 0,
-            foreign_tags: 0,
-            was_behind: true,
-            waits_for_room: false,
         }
     }
 
@@ -211,8 +183,8 @@ impl<'a> Session<'a> {
             }
         };
         consider(due.renew, self.lane.is_idle());
-        consider(due.finality, self.finality.is_none());
-        consider(due.retention, self.sweep.is_none());
+        consider(due.finality, self.finality.asking.is_none());
+        consider(due.retention, self.retention.sweep.is_none());
         consider(due.ask, self.asks_something());
         if let Some(fetch) = self.fetches_due(now) {
             consider(fetch, true);
@@ -223,13 +195,14 @@ impl<'a> Session<'a> {
     fn start_what_can_be(&mut self, now: Instant) {
         if now >= self.due.poll {
             self.canonical.doubt();
-            self.silent_polls += 1;
+            self.asking.silent_polls += 1;
             self.due.poll = now + self.chain.poll_every();
         }
         self.start_fetches(now);
         self.start_writing(now);
         self.start_asking(now);
-        self.start_upkeep(now);
+        self.start_asking_for_finalized(now);
+        self.start_sweep(now);
     }
 
     fn heard(&mut self, head: Head) -> Option<End> {
@@ -244,24 +217,27 @@ impl<'a> Session<'a> {
                 self.canonical.heard_of(number);
                 number >= next
             }
-            // Nothing past the end needs following.
-            Head::Header(header) if header.block.number > self.last_header() => false,
+            // Nothing past the end needs following, but the subscription is alive.
+            Head::Header(header) if header.block.number > self.last_header() => {
+                self.asking.silent_polls = 0;
+                false
+            }
             Head::Header(header) if self.canonical.is_next(&header.block) && !self.has_room() => {
                 self.canonical.postpone(&header.block);
-                self.silent_polls = 0;
+                self.asking.silent_polls = 0;
                 false
             }
             Head::Header(header) => {
                 let number = header.block.number;
                 let change = self.canonical.heard(*header);
-                self.heard_otherwise |= self.canonical.ask() == Some(Ask::Latest);
+                self.asking.heard_otherwise |= self.canonical.ask() == Some(Ask::Latest);
                 end = self.follow(change, Some(Instant::now()));
                 number >= next
             }
         };
         // A head that brings nothing new must not delay the next poll.
         if is_news {
-            self.silent_polls = 0;
+            self.asking.silent_polls = 0;
             self.due.poll = Instant::now() + self.chain.poll_every();
             self.note_answer();
         }

@@ -75,8 +75,8 @@ impl Node {
                 }
             })
             .await?;
-        note_lacks(answerer, &lacking);
         self.confirm_several(answerer, headers, &mut outcomes).await?;
+        note_lacks(answerer, &lacking);
         Ok(outcomes)
     }
 
@@ -208,7 +208,11 @@ impl Node {
     }
 
     fn held_against(&self, endpoint: &Endpoint, header: &Header, body: Body) -> Outcome {
-        judged(endpoint, verify::verify(&self.profile, header, body))
+        let verified = judged(endpoint, verify::verify(&self.profile, header, body))?;
+        if verified.proof == Proof::ReceiptsRoot {
+            self.undisputed.end();
+        }
+        Ok(verified)
     }
 
     /// The logs of one block, in the best way that the endpoint offers.
@@ -285,6 +289,7 @@ mod tests {
 
     use tokio::time::timeout;
 
+    use super::super::Holds;
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig};
     use crate::rpc::REQUEST_TIMEOUT;
@@ -359,6 +364,8 @@ mod tests {
         views[0].faults().push("eth_chainId", Fault::NoAnswer, 1);
         let latest = timeout(REQUEST_TIMEOUT / 2, node.latest()).await;
         assert_eq!(latest.expect("an answer").unwrap().block.number, 3);
+        let counted = |outcome| node.endpoints[0].metrics.requests("eth_chainId", outcome);
+        assert_eq!(["abandoned", "ok"].map(counted), [1, 0]);
     }
 
     #[tokio::test]
@@ -402,7 +409,8 @@ mod tests {
         let scene = Scene::new().await;
         let highest = scene.node.highest_latest(None).await.unwrap();
         assert_eq!(scene.asked("eth_getBlockByNumber"), [1, 1, 1]);
-        assert!(scene.node.anyone_holds(&highest.block).await.unwrap());
+        let holds = scene.node.anyone_holds(&highest.block).await.unwrap();
+        assert!(matches!(holds, Holds::Someone));
         assert_eq!(scene.asked("eth_getBlockByNumber"), [1, 1, 1]);
         // Its usual latency is not known yet, so its answer is awaited.
         let slow = Fault::Delay(Duration::from_millis(30));
@@ -445,12 +453,16 @@ mod tests {
             scene.views[view].faults().push("eth_getBlockByNumber", Fault::Null, 1);
         };
         null(0);
-        assert!(scene.node.anyone_holds(&block).await.unwrap(), "the other tells");
+        let holds = scene.node.anyone_holds(&block).await.unwrap();
+        assert!(matches!(holds, Holds::Someone), "the other tells");
         (0..2).for_each(null);
         assert!(matches!(scene.node.anyone_holds(&block).await, Err(NodeError::Unknown)));
         let other = BlockRef { hash: B256::ZERO, ..block };
         null(0);
-        assert!(!scene.node.anyone_holds(&other).await.unwrap());
+        assert!(matches!(scene.node.anyone_holds(&other).await.unwrap(), Holds::Nobody));
+        let busy = Fault::Error(-32000, "busy".into());
+        scene.views[0].faults().push("eth_getBlockByNumber", busy, 1);
+        assert!(matches!(scene.node.anyone_holds(&other).await.unwrap(), Holds::NotKnown(_)));
     }
 
     #[tokio::test]

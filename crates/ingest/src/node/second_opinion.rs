@@ -1,9 +1,8 @@
 //! What one endpoint's answer does not prove is compared with another's (ADR 5).
 //!
 //! An empty answer proves nothing where the header does not say so, and receipts of another root than the
-//! header's may be altered. An endpoint that lacks what others have, time after time, is set aside.
+//! header's may be altered. An endpoint that lacks what others have, time after time, is asked last.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ethhook_domain::verify::{Check, Failure, Verified};
@@ -13,14 +12,13 @@ use tracing::warn;
 
 use super::blocks::{Outcome, SPAN_PATIENCE};
 use super::{LIAR_WAIT, Node, NodeError, OTHERS_PATIENCE, lie};
-use crate::rpc::{Attempt, Endpoint, RpcError};
+use crate::rpc::{Attempt, Endpoint};
 
 /// Wait before asking an endpoint again about blocks that it says are empty.
 const SECOND_ASKING: Duration = Duration::from_millis(500);
-/// Times in a row that an endpoint may lack logs that another has.
-const LACKS: u32 = 10;
-/// So many undisputed blocks in a row, and others with such receipts are not asked for twice.
+/// After so many undisputed blocks in a row, others with such receipts are not asked for twice for a while.
 const ENOUGH_UNDISPUTED: u32 = 16;
+const UNDISPUTED_REMEMBERED: Duration = Duration::from_secs(600);
 
 impl Node {
     /// The logs of `header`'s block, if `answerer`'s answer proves them or a second opinion confirms them.
@@ -39,7 +37,7 @@ impl Node {
                 }
             };
             if !second.logs.is_empty() {
-                note_lack(answerer);
+                answerer.lacks_logs();
                 return Err(NodeError::Unknown);
             }
         }
@@ -73,9 +71,9 @@ impl Node {
     }
 
     /// Whether another endpoint should be asked for the receipts, because their root is not the header's. If that is so
-    /// of block after block, and all agree, it is the chain's way to encode receipts.
+    /// of block after block, and nobody has others, it is probably the chain's way to encode receipts.
     pub(super) fn is_disputable(&self, verified: &Verified) -> bool {
-        verified.root_differs && self.undisputed.load(Ordering::Relaxed) < ENOUGH_UNDISPUTED
+        verified.root_differs && !self.undisputed.has(ENOUGH_UNDISPUTED, UNDISPUTED_REMEMBERED)
     }
 
     /// The block as the receipts root proves it, if another endpoint has it so; else as `answerer` gave it, unless
@@ -92,7 +90,6 @@ impl Node {
         };
         match self.opinion_of_another(answerer, header).await {
             Some(theirs) if theirs.proof == Proof::ReceiptsRoot => {
-                self.undisputed.store(0, Ordering::Relaxed);
                 let _ = lie(answerer, differ());
                 answerer.set_aside(LIAR_WAIT, None);
                 return Ok(theirs);
@@ -100,7 +97,7 @@ impl Node {
             Some(theirs) if theirs.logs != verified.logs => return Err(differ().into()),
             _ => {}
         }
-        self.undisputed.fetch_add(1, Ordering::Relaxed);
+        self.undisputed.note();
         warn!(
             endpoint = answerer.metrics.position,
             block = %header.block,
@@ -149,20 +146,10 @@ fn is_unproven(verified: &Verified) -> bool {
     verified.logs.is_empty() && verified.proof != Proof::ReceiptsRoot
 }
 
-/// Sets those aside that lack the logs of one block after another, which `answerer` has. A node may be a little late, but
-/// not always.
+/// Notes that some endpoints lack logs that `answerer` has.
 pub(super) fn note_lacks(answerer: &Endpoint, lacking: &[&Endpoint]) {
     answerer.has_logs();
-    lacking.iter().for_each(|endpoint| note_lack(endpoint));
-}
-
-fn note_lack(endpoint: &Endpoint) {
-    let lacks = endpoint.lacks_logs();
-    if lacks >= LACKS {
-        let cause = RpcError::Lacking(lacks);
-        warn!(endpoint = endpoint.metrics.position, %cause, "endpoint set aside");
-        endpoint.set_aside(LIAR_WAIT, Some(cause));
-    }
+    lacking.iter().for_each(|endpoint| endpoint.lacks_logs());
 }
 
 #[cfg(test)]
@@ -171,7 +158,7 @@ mod tests {
 
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig, Fetch};
-    use crate::rpc::About;
+    use crate::rpc::{About, MANY_LACKS};
     use crate::testing::{mined, serve, unread};
 
     const RECEIPTS: &str = About::Receipts.method();
@@ -216,10 +203,22 @@ mod tests {
         assert_eq!(proofs(&both, &headers[..20]).await, [Some(Proof::Bloom); 20]);
         let asked = views.each_ref().map(|view| view.stats().requests(RECEIPTS));
         assert_eq!(asked, [20, enough as u64 - 1]);
+        // Later, and after a block that is proven, another is asked again.
+        both.undisputed.age(UNDISPUTED_REMEMBERED);
+        let asks = async |header: &Header| {
+            views[1].stats().reset();
+            both.block(header).await.unwrap();
+            views[1].stats().requests(RECEIPTS)
+        };
+        assert_eq!((asks(&headers[0]).await, asks(&headers[0]).await), (1, 0));
+        views.iter().for_each(|view| view.faults().clear());
+        assert_eq!(asks(&headers[0]).await, 0);
+        alter(0);
+        assert_eq!(asks(&headers[0]).await, 1);
     }
 
     #[tokio::test]
-    async fn one_that_lacks_what_another_has_time_after_time_is_set_aside() {
+    async fn one_that_lacks_what_another_has_time_after_time_is_asked_last() {
         let (views, nodes) = two_views(3).await;
         let config = ChainConfig::local(nodes.iter().map(EndpointConfig::of));
         for (fault, lacks) in [
@@ -236,12 +235,18 @@ mod tests {
                     views[0].faults().push(RECEIPTS, fault.clone(), 1);
                     assert_eq!(node.block(&header).await.unwrap().proof, Proof::ReceiptsRoot);
                 }
-                node.endpoints[0].is_set_aside()
+                assert!(!node.endpoints[0].is_set_aside());
+                !std::ptr::eq(node.by_preference()[0], &raw const node.endpoints[0])
             };
-            assert!(!ask(LACKS - 1, &fault).await, "{fault:?}");
+            assert!(!ask(MANY_LACKS - 1, &fault).await, "{fault:?}");
             assert!(!ask(1, &Fault::Delay(Duration::ZERO)).await, "it has one");
-            assert!(!ask(LACKS - 1, &fault).await, "{fault:?}");
+            assert!(!ask(MANY_LACKS - 1, &fault).await, "{fault:?}");
             assert_eq!(ask(1, &fault).await, lacks, "{fault:?}");
+            // It is still there if the other fails.
+            views[0].faults().clear();
+            views[1].faults().push(RECEIPTS, Fault::Null, 1);
+            assert!(node.block(&header).await.is_ok(), "{fault:?}");
+            views[1].faults().clear();
         }
     }
 
@@ -254,7 +259,7 @@ mod tests {
         let (node, _) = Node::new(&config, &heads, &metrics);
         let header = node.by_numbers(1..=1).await.unwrap().remove(0);
         views[0].faults().push(About::Logs.method(), Fault::Empty, 1_000);
-        for _ in 0..LACKS {
+        for _ in 0..MANY_LACKS {
             assert!(matches!(node.block(&header).await, Err(NodeError::Unknown)));
         }
         assert!(!node.block(&header).await.unwrap().logs.is_empty());

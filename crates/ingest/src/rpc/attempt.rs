@@ -54,6 +54,22 @@ impl Drop for Admitted<'_> {
     }
 }
 
+/// A message on its way, which is counted once: if dropped before its outcome is known, as abandoned.
+struct Sent<'a> {
+    endpoint: &'a Endpoint,
+    method: &'static str,
+    calls: u32,
+    at: Instant,
+    outcome: &'static str,
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        let metrics = &self.endpoint.metrics;
+        metrics.request(self.method, self.calls, self.outcome, self.at.elapsed());
+    }
+}
+
 /// One attempt with an endpoint: one or more requests in sequence.
 #[derive(Clone)]
 pub(crate) struct Attempt<'a> {
@@ -289,20 +305,19 @@ impl<'a> Attempt<'a> {
     ) -> Result<T, RpcError> {
         let (method, calls, is_single) = (message.method, message.calls(), message.blocks == 1);
         self.wait_for_leave(method, calls).await;
-        let started = Instant::now();
+        let endpoint = self.endpoint;
+        let mut sent = Sent { endpoint, method, calls, at: Instant::now(), outcome: "abandoned" };
         let answer = timeout(REQUEST_TIMEOUT, self.send(message))
             .await
             .unwrap_or(Err(RpcError::Timeout(REQUEST_TIMEOUT)));
-        let result = answer
-            .and_then(|body| read(&body))
-            .map_err(|error| self.endpoint.redaction.apply(error));
-        self.endpoint.unanswered.store(0, Ordering::Relaxed);
-        let outcome = result.as_ref().map_or_else(RpcError::outcome, |_| "ok");
-        self.endpoint.metrics.request(method, calls, outcome, started.elapsed());
+        let result =
+            answer.and_then(|body| read(&body)).map_err(|error| endpoint.redaction.apply(error));
+        endpoint.unanswered.store(0, Ordering::Relaxed);
+        sent.outcome = result.as_ref().map_or_else(RpcError::outcome, |_| "ok");
         // Answers about several blocks say nothing about when one is late, and neither do immediate
         // failures.
         if is_single && matches!(result, Ok(_) | Err(RpcError::Timeout(_))) {
-            self.endpoint.note_latency(started.elapsed());
+            endpoint.note_latency(sent.at.elapsed());
         }
         result
     }

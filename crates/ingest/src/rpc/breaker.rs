@@ -141,10 +141,14 @@ impl Breaker {
     /// Opens at once: an answer failed a check, or by `cause` the endpoint asked us to wait. Lasts
     /// at least `wait`.
     pub(crate) fn set_aside(&mut self, now: Instant, wait: Duration, cause: Option<RpcError>) {
-        self.state = State::Open;
+        let until = now + wait.clamp(FIRST_WAIT, LONGEST_PATIENCE);
         self.failures = 0;
-        self.cause = cause.map(Box::new);
-        self.until = Some(now + wait.clamp(FIRST_WAIT, LONGEST_PATIENCE));
+        // A shorter wait does not end a longer one.
+        if self.state != State::Open || self.until.is_none_or(|earlier| earlier <= until) {
+            self.state = State::Open;
+            self.cause = cause.map(Box::new);
+            self.until = Some(until);
+        }
     }
 
     fn open(&mut self, now: Instant, jitter: f64) {
@@ -239,6 +243,17 @@ mod tests {
         breaker.success();
         breaker.unknown(now + seconds(4));
         assert_eq!(breaker.admit(now + seconds(4)), Ok(()), "it was no probe");
+    }
+
+    #[test]
+    fn a_shorter_wait_does_not_end_a_longer_one() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        breaker.set_aside(now, seconds(300), Some(cut()));
+        breaker.set_aside(now, seconds(1), None);
+        assert_eq!(breaker.admit(now), Err(seconds(300)));
+        assert!(breaker.cause().is_some());
+        breaker.set_aside(now, seconds(400), None);
+        assert_eq!(breaker.admit(now), Err(seconds(400)));
     }
 
     #[test]

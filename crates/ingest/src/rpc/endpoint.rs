@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use tracing::{info, warn};
 
 use super::breaker::Breaker;
 use super::cost::Prices;
@@ -13,6 +14,7 @@ use super::http::HttpClient;
 use super::latency::Latency;
 use super::redaction::Redaction;
 use super::span::Span;
+use super::streak::Streak;
 use super::throttle::Throttle;
 use super::ws::{Connection, FIRST_REQUEST, Head, WsClient};
 use super::{BreakerState, RpcError};
@@ -23,6 +25,10 @@ use crate::metrics::{ChainMetrics, EndpointMetrics};
 const UNANSWERED: u32 = 3;
 /// How long an endpoint may take for one of its first answers before another one is asked as well.
 const FIRST_PATIENCE: Duration = Duration::from_secs(2);
+/// After lacking the logs of this many blocks in a row, an endpoint is asked after all others.
+pub(crate) const MANY_LACKS: u32 = 10;
+/// For how long: it may only have been late.
+const LACK_REMEMBERED: Duration = Duration::from_secs(30);
 /// How long a refusal of `eth_getBlockReceipts` is remembered.
 const RECEIPTS_AGAIN: Duration = Duration::from_secs(60);
 
@@ -64,10 +70,10 @@ pub(crate) struct Endpoint {
     /// Whether it was found to serve this chain; a WebSocket that connects doubts it.
     pub(super) identified: Arc<AtomicBool>,
     pub(super) genesis: Genesis,
-    /// When `eth_getBlockReceipts` was last refused as unknown.
-    receipts_refused: Mutex<Option<Instant>>,
-    /// Times in a row that it lacked logs that another had.
-    lacks: AtomicU32,
+    /// Refusals of `eth_getBlockReceipts` as unknown.
+    receipts_refused: Streak,
+    /// Blocks whose logs it did not give, though another has them.
+    lacks: Streak,
     /// Answers in a row that took too long to wait for.
     pub(super) unanswered: AtomicU32,
     pub(super) redaction: Redaction,
@@ -131,8 +137,8 @@ impl Endpoint {
             next_id: AtomicU64::new(FIRST_REQUEST + 1),
             identified,
             genesis: genesis.clone(),
-            receipts_refused: Mutex::default(),
-            lacks: AtomicU32::new(0),
+            receipts_refused: Streak::default(),
+            lacks: Streak::default(),
             unanswered: AtomicU32::new(0),
             redaction: Redaction::of(config),
             metrics,
@@ -219,12 +225,23 @@ impl Endpoint {
 
     /// It gave a block's logs.
     pub(crate) fn has_logs(&self) {
-        self.lacks.store(0, Ordering::Relaxed);
+        self.lacks.end();
     }
 
-    /// It did not give a block's logs that another has; how often by now, in a row.
-    pub(crate) fn lacks_logs(&self) -> u32 {
-        self.lacks.fetch_add(1, Ordering::Relaxed) + 1
+    /// It did not give a block's logs that another has.
+    pub(crate) fn lacks_logs(&self) {
+        if self.lacks.note() == MANY_LACKS {
+            let endpoint = self.metrics.position;
+            warn!(
+                endpoint,
+                "another endpoint has the blocks that this one lacks: it is asked last"
+            );
+        }
+    }
+
+    /// Whether it lacked one block after another, lately.
+    pub(crate) fn is_lacking(&self) -> bool {
+        self.lacks.has(MANY_LACKS, LACK_REMEMBERED)
     }
 
     /// Reconnects and subscribes again, because the subscription has fallen silent.
@@ -237,13 +254,11 @@ impl Endpoint {
     /// Whether to ask for receipts: a refusal is remembered only for a while, because it may have
     /// come from one bad node behind a load balancer.
     pub(crate) fn offers_receipts(&self) -> bool {
-        let refused = self.receipts_refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.is_none_or(|at| at.elapsed() > RECEIPTS_AGAIN)
+        !self.receipts_refused.has(1, RECEIPTS_AGAIN)
     }
 
     pub(crate) fn lacks_receipts(&self) {
-        let mut refused = self.receipts_refused.lock().unwrap_or_else(PoisonError::into_inner);
-        *refused = Some(Instant::now());
+        self.receipts_refused.note();
     }
 
     pub(super) fn with_breaker<T>(&self, act: impl FnOnce(&mut Breaker) -> T) -> T {
@@ -253,7 +268,7 @@ impl Endpoint {
         let after = breaker.state();
         self.metrics.breaker(after);
         if before != after && after != BreakerState::HalfOpen {
-            tracing::info!(endpoint = self.metrics.position, ?before, ?after, "breaker");
+            info!(endpoint = self.metrics.position, ?before, ?after, "breaker");
         }
         result
     }

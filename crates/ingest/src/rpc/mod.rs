@@ -14,6 +14,7 @@ mod http;
 mod latency;
 mod redaction;
 mod span;
+mod streak;
 mod throttle;
 mod ws;
 
@@ -32,9 +33,12 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 pub(crate) use attempt::Attempt;
 pub use breaker::State as BreakerState;
+#[cfg(test)]
+pub(crate) use endpoint::MANY_LACKS;
 pub(crate) use endpoint::{About, Endpoint, Socket, connect};
 pub(crate) use genesis::Genesis;
 pub(crate) use redaction::Redaction;
+pub(crate) use streak::Streak;
 pub(crate) use ws::{Frame, Head, read_frame};
 
 /// Timeout of a request.
@@ -86,9 +90,6 @@ pub(crate) enum RpcError {
     /// check.
     #[error("{} (set aside for a while)", .0.as_ref().map_or("an answer failed a check".to_owned(), ToString::to_string))]
     SetAside(Option<Box<RpcError>>),
-    /// The endpoint lacks what others have.
-    #[error("it lacked the logs of blocks that another endpoint has, {0} times in a row")]
-    Lacking(u32),
     /// The endpoint serves another chain.
     #[error(
         "the endpoint serves chain id {got}, but {wanted} is configured: give it a URL of chain {wanted}, \
@@ -125,7 +126,6 @@ impl RpcError {
             Self::Invalid(_) => "invalid",
             Self::TooLarge(_) => "too_large",
             Self::SetAside(_) => "set_aside",
-            Self::Lacking(_) => "lacking",
             Self::WrongChain { .. } | Self::WrongGenesis { .. } => "wrong_chain",
         }
     }

@@ -8,9 +8,9 @@ use ethhook_domain::{BlockRef, Header};
 use futures_util::FutureExt;
 use tracing::{error, warn};
 
-use super::{Asked, DOUBT_AFTER, Session, TROUBLE_AFTER};
+use super::{DOUBT_AFTER, Running, Session, TROUBLE_AFTER};
 use crate::chain::End;
-use crate::node::{Node, NodeError};
+use crate::node::{Holds, Node, NodeError};
 use crate::rpc::RpcError;
 use crate::status::{Cause, Needs};
 
@@ -23,6 +23,28 @@ const ALL_EVERY: u32 = 8;
 /// A branch that is not confirmed yet is polled again after a block time, or this.
 const UNCONFIRMED_POLL: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// How long a finality violation is doubted while an endpoint that may have our block cannot be asked.
+const VIOLATION_DOUBTED: Duration = Duration::from_secs(120);
+
+type Asked = (Ask, Result<Vec<Header>, NodeError>);
+
+/// What is being asked of the node, and what was noticed of its heads.
+#[derive(Default)]
+pub(super) struct Asking<'a> {
+    pub(super) headers: Running<'a, Asked>,
+    /// Consecutive header requests that failed.
+    failed: u32,
+    /// Whether any endpoint still has the finalized block that the node contradicts.
+    pub(super) judging: Running<'a, (FinalityViolation, Result<Holds, NodeError>)>,
+    /// Since when no endpoint has had it.
+    violated_since: Option<Instant>,
+    /// Consecutive polls without a head in between.
+    pub(super) silent_polls: u32,
+    /// A head announced another branch: the preferred endpoint may not know it yet.
+    pub(super) heard_otherwise: bool,
+    /// Consecutive answers of the node with a lower head.
+    lower_heads: u32,
+}
 
 impl Session<'_> {
     /// The last header of interest: past the end block, only those that make it final.
@@ -57,7 +79,7 @@ impl Session<'_> {
     }
 
     pub(super) fn asks_something(&self) -> bool {
-        self.asking.is_none()
+        self.asking.headers.is_none()
             && match self.ask() {
                 // Not for the few that fit each time a block is published.
                 Some(Ask::Numbers(numbers)) => {
@@ -78,11 +100,12 @@ impl Session<'_> {
         let asking = match self.ask() {
             Some(Ask::Latest) => {
                 // The preferred endpoint may lag behind the others without an error.
-                let all = if self.chain.has_socket() {
-                    self.heard_otherwise || self.silent_polls >= STALLED_POLLS
+                let is_time = if self.chain.has_socket() {
+                    self.asking.silent_polls >= STALLED_POLLS
                 } else {
-                    self.silent_polls.is_multiple_of(ALL_EVERY)
+                    self.asking.silent_polls.is_multiple_of(ALL_EVERY)
                 };
+                let all = self.asking.heard_otherwise || is_time;
                 let (watched, tip) = (self.watched(), self.canonical.tip().map(|tip| tip.hash));
                 async move {
                     let latest =
@@ -104,11 +127,11 @@ impl Session<'_> {
             }
             None => return,
         };
-        self.asking = Some(asking);
+        self.asking.headers = Some(asking);
     }
 
     pub(super) fn answered(&mut self, (ask, answer): Asked) -> Option<End> {
-        self.asking = None;
+        self.asking.headers = None;
         let headers = match answer {
             Ok(headers) => headers,
             Err(NodeError::Unknown) => Vec::new(),
@@ -120,21 +143,21 @@ impl Session<'_> {
             }
         };
         self.chain.status.go_on(|cause| cause == Cause::Headers);
-        self.failed_asks = 0;
+        self.asking.failed = 0;
         self.note_answer();
         if ask == Ask::Latest {
-            self.heard_otherwise = false;
+            self.asking.heard_otherwise = false;
         }
         if headers.is_empty() {
             self.canonical.unanswered();
         }
         if let (Ask::Latest, Some(latest)) = (&ask, headers.first()) {
             let is_higher = self.head.is_some_and(|(known, _)| known < latest.block.number);
-            if is_higher && self.chain.has_socket() && self.silent_polls >= STALLED_POLLS {
+            if is_higher && self.chain.has_socket() && self.asking.silent_polls >= STALLED_POLLS {
                 warn!("the head rises, but the subscription is silent: subscribing again");
                 self.chain.metrics.stalls.inc();
                 self.chain.node.resubscribe();
-                self.silent_polls = 0;
+                self.asking.silent_polls = 0;
             }
             if self.head.is_none() && latest.block.number < self.start_block {
                 let (head, start) = (latest.block.number, self.start_block);
@@ -172,10 +195,13 @@ impl Session<'_> {
             }
         }
         if self.canonical.has_unconfirmed_branch() {
+            // The endpoint that named it may be the only one on it.
+            self.asking.heard_otherwise = true;
             let soon = self.chain.config.profile.block_time.min(UNCONFIRMED_POLL);
             self.due.poll = self.due.poll.min(Instant::now() + soon);
         } else if ask == Ask::Latest && self.canonical.ask().is_none() {
             self.chain.status.go_on(|cause| cause == Cause::Finality);
+            self.asking.violated_since = None;
         }
         None
     }
@@ -185,12 +211,12 @@ impl Session<'_> {
             warn!(%error, "the node did not return headers: asking again");
         }
         self.due.ask = Instant::now() + ASK_AGAIN;
-        self.failed_asks += 1;
+        self.asking.failed += 1;
         // Some nodes report an unknown block as an error: the branch may be gone.
-        if matches!(ask, Ask::Hash(_)) && self.failed_asks >= DOUBT_AFTER {
+        if matches!(ask, Ask::Hash(_)) && self.asking.failed >= DOUBT_AFTER {
             self.canonical.unanswered();
         }
-        if self.failed_asks >= TROUBLE_AFTER {
+        if self.asking.failed >= TROUBLE_AFTER {
             let what = match ask {
                 Ask::Latest => "the head",
                 Ask::Hash(_) => "a block of another branch",
@@ -203,43 +229,50 @@ impl Session<'_> {
     /// A head may move back, but a lower one usually comes from a node that lags.
     fn told_of_head(&mut self, block: &BlockRef) {
         let is_lower = self.head.is_some_and(|(number, _)| block.number < number);
-        self.lower_heads = if is_lower { self.lower_heads + 1 } else { 0 };
-        if !is_lower || self.lower_heads >= SIGHTINGS {
+        self.asking.lower_heads = if is_lower { self.asking.lower_heads + 1 } else { 0 };
+        if !is_lower || self.asking.lower_heads >= SIGHTINGS {
             self.head = Some((block.number, block.timestamp));
         }
     }
 
     /// One endpoint contradicts the finalized block: asks all of them for theirs.
     fn violated(&mut self, violation: FinalityViolation) {
-        if self.judging.is_none() {
+        if self.asking.judging.is_none() {
             let node = &self.chain.node;
             let judging = async move { (violation, node.anyone_holds(&violation.finalized).await) };
-            self.judging = Some(judging.boxed());
+            self.asking.judging = Some(judging.boxed());
         }
     }
 
     pub(super) fn judged(
         &mut self,
-        (violation, is_held): (FinalityViolation, Result<bool, NodeError>),
+        (violation, holds): (FinalityViolation, Result<Holds, NodeError>),
     ) {
-        self.judging = None;
-        match is_held {
-            Ok(false) => {
+        self.asking.judging = None;
+        let since = *self.asking.violated_since.get_or_insert_with(Instant::now);
+        let why = match holds {
+            Ok(Holds::Someone) => {
+                self.asking.heard_otherwise = true;
+                self.asking.violated_since = None;
+                format!("{violation}, but an endpoint still has the finalized one")
+            }
+            Ok(Holds::NotKnown(error)) if since.elapsed() < VIOLATION_DOUBTED => {
+                format!(
+                    "{violation}, and an endpoint that may have the finalized one cannot be asked: {error}"
+                )
+            }
+            Ok(Holds::NotKnown(_) | Holds::Nobody) => {
                 error!(%violation, "finality violation: the chain stops");
                 self.alarm = Some(violation.to_string());
-            }
-            Ok(true) => {
-                let why = format!("{violation}, but an endpoint still has the finalized one");
-                self.chain.status.stand_still(Cause::Finality, why, Needs::Time);
-                self.heard_otherwise = true;
+                return;
             }
             Err(error) => {
-                let why = format!(
+                format!(
                     "{violation}, and no endpoint says whether it has the finalized one: {error}"
-                );
-                self.chain.status.stand_still(Cause::Finality, why, Needs::Time);
+                )
             }
-        }
+        };
+        self.chain.status.stand_still(Cause::Finality, why, Needs::Time);
     }
 }
 
@@ -277,7 +310,7 @@ mod tests {
     /// Sends the pending request and handles the answer.
     async fn ask(session: &mut Session<'_>) -> Ask {
         session.start_asking(session.due.ask);
-        let (ask, answer) = finished(&mut session.asking).await;
+        let (ask, answer) = finished(&mut session.asking.headers).await;
         session.answered((ask.clone(), answer));
         ask
     }
@@ -296,14 +329,15 @@ mod tests {
         );
         let mut session = scene.session().await;
         let latest = |number| (Ask::Latest, Ok(vec![header(number, 'a')]));
+        session.answered(latest(1));
         // One poll may overtake a head, and without a new block there is no head.
-        for (polls, number) in [(STALLED_POLLS - 1, 1), (STALLED_POLLS, 1)] {
-            session.silent_polls = polls;
+        for (polls, number) in [(STALLED_POLLS - 1, 2), (STALLED_POLLS, 2)] {
+            session.asking.silent_polls = polls;
             session.answered(latest(number));
-            assert_eq!((session.silent_polls, stalls(), is_up()), (polls, 0, true));
+            assert_eq!((session.asking.silent_polls, stalls(), is_up()), (polls, 0, true));
         }
-        session.answered(latest(2));
-        assert_eq!((session.silent_polls, stalls()), (0, 1));
+        session.answered(latest(3));
+        assert_eq!((session.asking.silent_polls, stalls()), (0, 1));
         let lost = async {
             while is_up() {
                 tokio::task::yield_now().await;
@@ -325,7 +359,7 @@ mod tests {
         let mut session = scene.session().await;
         for poll in [1, 7, 8, 9, 16, 17] {
             session.canonical.doubt();
-            session.silent_polls = poll;
+            session.asking.silent_polls = poll;
             assert_eq!(ask(&mut session).await, Ask::Latest);
         }
         assert_eq!(asked(), [6, 2], "where there is no subscription, one poll of eight");
@@ -347,11 +381,40 @@ mod tests {
             [(0, false, 0), (1, false, 0), (2, false, 1), (0, true, 2), (0, false, 2)]
         {
             session.canonical.doubt();
-            session.silent_polls = polls;
-            session.heard_otherwise |= heard_otherwise;
+            session.asking.silent_polls = polls;
+            session.asking.heard_otherwise |= heard_otherwise;
             assert_eq!(ask(&mut session).await, Ask::Latest);
             assert_eq!(asked(), of_second, "{polls} polls, {heard_otherwise}");
         }
+    }
+
+    #[tokio::test]
+    async fn g3_without_subscriptions_a_lower_branch_of_one_endpoint_is_not_followed() {
+        let (ours, other) = (mined(9), mined(9));
+        other.reorg(5, 1, simulator::Contents::Fresh);
+        let nodes = [serve(other).await, serve(ours.clone()).await];
+        let scene = Scene::of(ChainConfig::local(nodes.each_ref().map(EndpointConfig::of))).await;
+        let mut session = scene.session().await;
+        for poll in 0..2 * ALL_EVERY {
+            session.canonical.doubt();
+            session.asking.silent_polls = poll;
+            while session.ask().is_some() {
+                ask(&mut session).await;
+            }
+            let tip = session.canonical.tip().map(|tip| tip.hash);
+            assert_eq!(tip, Some(ours.block(9).unwrap().hash()), "poll {poll}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_past_the_last_block_shows_that_the_subscription_is_alive() {
+        let config = ChainConfig { end_block: Some(2), ..ChainConfig::local([]) };
+        let scene = Scene::of(config).await;
+        let mut session = scene.session().await;
+        session.asking.silent_polls = STALLED_POLLS;
+        session.hear(10_000..=10_000);
+        assert_eq!(session.asking.silent_polls, 0);
+        assert_eq!(session.queue.len(), 0);
     }
 
     #[tokio::test]
@@ -364,17 +427,28 @@ mod tests {
         };
         session.violated(of(5));
         session.violated(of(6)); // ignored while one is being judged
-        let (violation, _) = finished(&mut session.judging).await;
+        let (violation, _) = finished(&mut session.asking.judging).await;
         assert_eq!(violation, of(5));
         session.judged((violation, Err(NodeError::Unknown)));
-        assert!(session.judging.is_none() && session.alarm.is_none());
-        session.judged((violation, Ok(true)));
-        assert!(session.heard_otherwise && session.alarm.is_none());
+        assert!(session.asking.judging.is_none() && session.alarm.is_none());
+        session.judged((violation, Ok(Holds::Someone)));
+        assert!(session.asking.heard_otherwise && session.alarm.is_none());
         let stands_still = || scene.board.snapshot().remove(0).1.standstill().is_some();
         assert!(stands_still());
         session.answered((Ask::Latest, Ok(vec![header(1, 'a')])));
         assert!(!stands_still(), "the node no longer says so");
-        session.judged((violation, Ok(false)));
+        // One that may have it cannot be asked for now.
+        let not_known = || Ok(Holds::NotKnown(RpcError::RateLimited(None).into()));
+        session.judged((violation, not_known()));
+        assert!(stands_still() && session.alarm.is_none());
+        *session.asking.violated_since.as_mut().unwrap() -= VIOLATION_DOUBTED;
+        session.judged((violation, Ok(Holds::Someone)));
+        session.judged((violation, not_known()));
+        assert_eq!(session.alarm, None, "it was there a moment ago");
+        *session.asking.violated_since.as_mut().unwrap() -= VIOLATION_DOUBTED;
+        session.judged((violation, not_known()));
+        assert_eq!(session.alarm.take(), Some(of(5).to_string()));
+        session.judged((violation, Ok(Holds::Nobody)));
         assert_eq!(session.alarm, Some(of(5).to_string()));
     }
 
@@ -481,14 +555,14 @@ mod tests {
         let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;
         session.hear(1..=3);
-        session.silent_polls = 5;
+        session.asking.silent_polls = 5;
         session.due.poll = Instant::now();
         let due = session.due.poll;
         session.hear(3..=3);
         session.heard(Head::Number(2));
         session.heard(Head::Subscribed);
-        assert_eq!((session.silent_polls, session.due.poll), (5, due));
+        assert_eq!((session.asking.silent_polls, session.due.poll), (5, due));
         session.hear(4..=4);
-        assert!(session.silent_polls == 0 && session.due.poll > due);
+        assert!(session.asking.silent_polls == 0 && session.due.poll > due);
     }
 }

@@ -44,7 +44,7 @@ impl Session<'_> {
         let postponed = self.queue.next_due(&self.fetch_limits(now)?, now);
         let batch = (self.chain.config.batch_every.is_some() && now < self.due.batch)
             .then_some(self.due.batch)
-            .filter(|_| self.queue.wants_fetch(self.up_to().unwrap_or(0)));
+            .filter(|_| self.up_to().is_some_and(|up_to| self.queue.wants_fetch(up_to)));
         postponed.into_iter().chain(batch).min()
     }
 

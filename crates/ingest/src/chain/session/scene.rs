@@ -73,17 +73,26 @@ impl Scene {
 
     /// A writer of a stream that begins with block 1.
     pub(in crate::chain) async fn publisher(&self) -> Publisher {
+        self.publisher_from(1).await
+    }
+
+    async fn publisher_from(&self, start: u64) -> Publisher {
         let Chain { streams, config, options, .. } = &self.chain;
-        let first = Cursor::starting_at(1, None, config.filter.digest());
+        let first = Cursor::starting_at(start, None, config.filter.digest());
         let opened = Publisher::open(streams, self.chain.id(), options.for_writer(), Some(first));
         opened.await.unwrap()
     }
 
     /// A session that begins with block 1.
     pub(super) async fn session(&self) -> Session<'_> {
+        self.session_from(1).await
+    }
+
+    /// A session that begins with block `start`.
+    pub(super) async fn session_from(&self, start: u64) -> Session<'_> {
         let opened = Opened {
-            publisher: self.publisher().await,
-            canonical: CanonicalChain::new(1, [], false),
+            publisher: self.publisher_from(start).await,
+            canonical: CanonicalChain::new(start, [], false),
             published: Vec::new(),
             _slot: Arc::clone(&self.chain.slots).try_acquire_owned().unwrap(),
         };

@@ -38,17 +38,17 @@ impl Session<'_> {
         if is_idle && let Some(adding) = self.lane.pop_again() {
             return Some(Work::Add(adding));
         }
-        if !is_idle && (!self.lane.has_room() || self.finalize.is_some()) {
+        if !is_idle && (!self.lane.has_room() || self.finality.next.is_some()) {
             return None;
         }
         // Not if the block was orphaned in the meantime.
-        if let Some(block) = self.finalize.take()
+        if let Some(block) = self.finality.next.take()
             && self.canonical.at(block.number) == Some(&block)
             && self.published.iter().any(|published| published.block == block)
         {
             return Some(Work::Finalize(block));
         }
-        if self.waits_for_room && self.is_backfilling() {
+        if self.retention.waits_for_room && self.is_backfilling() {
             return None;
         }
         if !is_idle && self.queue.undo_is_next() {
@@ -59,7 +59,7 @@ impl Session<'_> {
 
     fn next_of_queue(&mut self) -> Option<Work> {
         // An undo ignores any height limit.
-        match self.queue.pop_ready(self.up_to().unwrap_or(0)) {
+        match self.queue.pop_ready(self.up_to()) {
             Some(Next::Add { block, heard, body }) => {
                 Some(Work::Add(self.lane.adding(block, heard, body)))
             }
@@ -88,6 +88,9 @@ impl Session<'_> {
 
     fn done(&mut self, done: Done) -> Option<End> {
         let metrics = &self.chain.metrics;
+        if matches!(done, Done::Removed { .. } | Done::Finalized(_)) {
+            self.chain.status.go_on(|cause| cause == Cause::Refusal);
+        }
         match done {
             Done::Duplicate { events } => {
                 metrics.duplicates.inc_by(events);
@@ -106,7 +109,7 @@ impl Session<'_> {
                     status.events += events;
                 });
                 self.published.push_back(block);
-                self.since_finality += 1;
+                self.finality.blocks_since += 1;
                 // Blocks fetched earlier may be added while no endpoint answers header requests.
                 self.chain.status.go_on(|cause| cause != Cause::Headers);
             }
@@ -159,7 +162,7 @@ impl Session<'_> {
     /// rest.
     pub(super) async fn drain(mut self) -> End {
         timeout(DRAIN, self.lane.settle()).await.ok(); // accepted or not: the cursor tells
-        self.end_upkeep().await;
+        self.end_sweep().await;
         self.give_lease_up().await;
         End::Cancelled
     }
@@ -207,7 +210,7 @@ mod tests {
         assert_eq!(blocks, 4, "those that were on the wire");
         assert!(session.due.renew > Instant::now(), "once in a while");
         session.start_writing(Instant::now());
-        session.finalize = Some(first);
+        session.finality.next = Some(first);
         let (blocks, done) = goes_next(&mut session).await;
         assert!(matches!(done, Done::Finalized(block) if block == first));
         assert_eq!(blocks, 4, "those that were on the wire");
@@ -236,5 +239,29 @@ mod tests {
         session.publish().await;
         drop(session);
         assert_eq!(shown(&scene), None);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_over_also_where_no_block_is_added_any_more() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=2);
+        session.publish().await;
+        scene.chain.status.stand_still(Cause::Refusal, "no rights".to_owned(), Needs::Operator);
+        session.finality.next = session.published.back().map(|published| published.block);
+        session.publish().await;
+        assert!(scene.board.snapshot().remove(0).1.standstill().is_none());
+    }
+
+    #[tokio::test]
+    async fn block_0_waits_for_its_confirmations_too() {
+        let config = ChainConfig { confirmations: 3, ..ChainConfig::local([]) };
+        let scene = Scene::of(config).await;
+        let mut session = scene.session_from(0).await;
+        for (tip, published) in [(2, 0), (3, 1), (5, 3)] {
+            session.hear(session.canonical.next_number()..=tip);
+            session.publish().await;
+            assert_eq!(session.published.len(), published, "{tip}");
+        }
     }
 }

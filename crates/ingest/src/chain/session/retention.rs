@@ -1,0 +1,148 @@
+//! Retention: a session sweeps its streams periodically, and shows how far each consumer group is.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use ethhook_streams::{GroupLag, ReadError, RetentionPolicy, Swept};
+use futures_util::FutureExt;
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+use super::{Running, Session, gauge};
+
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// How long an ending session waits for its sweep.
+const LAST_SWEEP: Duration = Duration::from_millis(500);
+
+/// What a session knows of retention.
+#[derive(Default)]
+pub(super) struct Retention<'a> {
+    pub(super) sweep: Running<'a, Result<Swept, ReadError>>,
+    /// The consumer groups of the last sweep, and whether each counted as idle.
+    groups: HashMap<String, bool>,
+    /// The byte cap is reached and a group blocks trimming: a backfill pauses.
+    pub(super) waits_for_room: bool,
+}
+
+impl Session<'_> {
+    pub(super) fn start_sweep(&mut self, now: Instant) {
+        if self.retention.sweep.is_none() && now >= self.due.retention {
+            self.due.retention = now + SWEEP_EVERY;
+            let policy = RetentionPolicy {
+                keep: self.chain.options.retention,
+                max_bytes: self.chain.options.stream_max_bytes,
+                following_head: !self.is_backfilling(),
+            };
+            let (id, streams) = (self.chain.id(), &self.chain.streams);
+            self.retention.sweep = Some(async move { streams.sweep(id, &policy).await }.boxed());
+        }
+    }
+
+    pub(super) fn swept(&mut self, swept: Result<Swept, ReadError>) {
+        self.retention.sweep = None;
+        let metrics = &self.chain.metrics;
+        match swept {
+            Ok(swept) => {
+                metrics.trimmed.inc_by(swept.trimmed_entries);
+                metrics.stream_entries.set(gauge(swept.len));
+                metrics.stream_bytes.set(gauge(swept.bytes));
+                let full = swept.bytes > self.chain.options.stream_max_bytes;
+                self.retention.waits_for_room = full && swept.held_by_group.is_some();
+                if self.retention.waits_for_room && self.is_backfilling() {
+                    let group = swept.held_by_group.as_deref().unwrap_or_default();
+                    warn!(
+                        group,
+                        "the byte cap is reached and the group has not read: the backfill waits"
+                    );
+                }
+                for (group, entries) in &swept.lost_unread_by_group {
+                    error!(
+                        group,
+                        entries, "the byte cap removed entries that the group had not acknowledged"
+                    );
+                    metrics.lost_unread(group, *entries);
+                    self.chain.status.update(|s| s.lost_unread += entries);
+                }
+                self.look_at_groups(&swept.groups);
+            }
+            Err(error) => {
+                metrics.redis_error(error.kind());
+                warn!(%error, "retention failed");
+            }
+        }
+    }
+
+    /// Waits briefly for a running sweep, since only it knows which unread entries a group has lost. From then
+    /// on, the chain's next writer shows the groups.
+    pub(super) async fn end_sweep(&mut self) {
+        if let Some(retention) = self.retention.sweep.take()
+            && let Ok(swept) = timeout(LAST_SWEEP, retention).await
+        {
+            self.swept(swept);
+        }
+        self.retention.groups.drain().for_each(|(group, _)| self.chain.metrics.group_gone(&group));
+    }
+
+    /// Updates how far each consumer group is behind, and logs once when one stops reading: it
+    /// blocks trimming.
+    fn look_at_groups(&mut self, lags: &[GroupLag]) {
+        let metrics = &self.chain.metrics;
+        let mut groups = HashMap::new();
+        for lag in lags {
+            let is_idle = is_idle(lag, self.chain.options.group_idle_alarm);
+            let was_idle = self.retention.groups.remove(&lag.group).unwrap_or(false);
+            let (group, hours) = (&lag.group, lag.idle.as_secs() / 3600);
+            if is_idle && !was_idle {
+                warn!(group, hours, "the consumer group does not read: its entries are kept");
+            } else if was_idle && !is_idle {
+                info!(group, "the consumer group reads again");
+            }
+            metrics.group(lag, is_idle);
+            groups.insert(lag.group.clone(), is_idle);
+        }
+        self.retention.groups.keys().for_each(|gone| metrics.group_gone(gone));
+        self.retention.groups = groups;
+    }
+}
+
+/// Whether entries have waited, and no consumer has read, for this long.
+fn is_idle(lag: &GroupLag, alarm_after: Duration) -> bool {
+    lag.waiting >= alarm_after && lag.idle >= alarm_after
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::scene::Scene;
+    use super::*;
+    use crate::config::ChainConfig;
+
+    #[tokio::test]
+    async fn a_group_that_is_gone_and_a_session_that_ended_show_no_lag() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        let swept = |groups: &[&str]| {
+            let lag = |group: &&str| GroupLag { group: (*group).to_owned(), ..GroupLag::default() };
+            Ok(Swept { groups: groups.iter().map(lag).collect(), ..Swept::default() })
+        };
+        let shown = |group| {
+            let label = format!("group=\"{group}\"");
+            let scrape = scene.scrape();
+            scrape.lines().filter(|l| l.contains("_group_") && l.contains(&label)).count()
+        };
+        session.swept(swept(&["one", "two"]));
+        assert_eq!((shown("one"), shown("two")), (3, 3));
+        session.swept(swept(&["two"]));
+        assert_eq!((shown("one"), shown("two")), (0, 3));
+        session.end_sweep().await;
+        assert_eq!(shown("two"), 0);
+    }
+
+    #[test]
+    fn a_group_is_idle_only_if_entries_wait_and_nobody_reads() {
+        const HOUR: Duration = Duration::from_secs(3_600);
+        let lag = |waiting, idle| GroupLag { waiting, idle, ..GroupLag::default() };
+        assert!(is_idle(&lag(HOUR, HOUR), HOUR));
+        assert!(!is_idle(&lag(HOUR, HOUR / 2), HOUR), "it reads, and is slow");
+        assert!(!is_idle(&lag(HOUR / 2, 9 * HOUR), HOUR), "there was nothing to read for long");
+    }
+}
