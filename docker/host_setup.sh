@@ -1,10 +1,10 @@
 #!/bin/sh
-# Makes a fresh Ubuntu 24.04 or Debian 13 ready for EthHook: firewall, swap, security updates, Docker
-# with Compose. As root. Run again, it changes nothing. It runs at the first boot from
-# docker/cloud-init.yml, and each time from scripts/deploy_droplet.sh.
+# Prepares a fresh Ubuntu 24.04 or Debian 13 for EthHook: firewall, swap, security updates, Docker
+# with Compose. Run as root; idempotent. docker/cloud-init.yml runs it at the first boot, and
+# scripts/deploy_droplet.sh at each deployment.
 set -eu
 
-# Where files are written; not empty only in tests.
+# Prefix of the files written; set only in tests.
 root=${ETHHOOK_ROOT:-}
 SWAP_MEGABYTES=2048
 
@@ -14,8 +14,8 @@ fail() {
   exit 1
 }
 
-# put PATH: writes standard input there, if it is not there already; says which by its exit code.
-put() {
+# write_if_changed PATH: writes standard input to PATH; returns 1 if the file already has that content.
+write_if_changed() {
   content=$(cat)
   if [ "$(cat "$root$1" 2>/dev/null)" = "$content" ]; then return 1; fi
   mkdir -p "$(dirname "$root$1")"
@@ -26,7 +26,7 @@ put() {
 [ "$(id -u)" -eq 0 ] || fail "must be root"
 command -v apt-get >/dev/null || fail "apt-get is missing: this is for Ubuntu 24.04 or Debian 13"
 
-# ---- Packages. A Docker with Compose v2 that is there already is left as it is.
+# ---- Packages. An existing Docker with Compose v2 is kept.
 wanted="ca-certificates ufw unattended-upgrades"
 if ! docker compose version >/dev/null 2>&1; then
   id=$(sed -n 's/^ID=//p' "$root/etc/os-release" | tr -d '"')
@@ -43,7 +43,7 @@ done
 if [ -n "$missing" ]; then
   say "installing$missing"
   export DEBIAN_FRONTEND=noninteractive
-  # The first boot may be installing something itself.
+  # At the first boot, another process may hold the lock.
   apt-get -o DPkg::Lock::Timeout=600 update -qq
   # shellcheck disable=SC2086 # several packages
   apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends $missing >/dev/null
@@ -51,9 +51,9 @@ fi
 docker compose version >/dev/null 2>&1 \
   || fail "docker compose does not work here (Debian 12's is too old): see docs.docker.com/engine/install"
 
-# ---- Swap: what is seldom touched makes room, and a build does not run out of memory.
+# ---- Swap, for rarely used pages, and so that a build does not run out of memory.
 if [ -z "$(swapon --noheadings --show)" ]; then
-  say "making $SWAP_MEGABYTES MB of swap"
+  say "creating $SWAP_MEGABYTES MB of swap"
   fallocate -l "${SWAP_MEGABYTES}M" "$root/swapfile"
   chmod 600 "$root/swapfile"
   mkswap "$root/swapfile" >/dev/null
@@ -63,27 +63,27 @@ if [ -e "$root/swapfile" ] && ! grep -qs '^/swapfile ' "$root/etc/fstab"; then
   echo '/swapfile none swap sw 0 0' >>"$root/etc/fstab"
 fi
 
-# ---- Memory that Linux promises: else Redis cannot fork to rewrite its append-only file.
-if put /etc/sysctl.d/90-ethhook.conf <<'EOF'
+# ---- Memory overcommit: without it, Redis may fail to fork to rewrite its append-only file.
+if write_if_changed /etc/sysctl.d/90-ethhook.conf <<'EOF'
 vm.overcommit_memory = 1
 vm.swappiness = 10
 EOF
 then sysctl -q -p "$root/etc/sysctl.d/90-ethhook.conf"; fi
 
-# ---- Security updates by themselves, and the restart that some of them need: EthHook drains, and
-# goes on from its cursor.
-put /etc/apt/apt.conf.d/52ethhook-upgrades <<'EOF' || true
+# ---- Automatic security updates, with a reboot if one needs it: EthHook drains, and continues from
+# its cursor.
+write_if_changed /etc/apt/apt.conf.d/52ethhook-upgrades <<'EOF' || true
 APT::Periodic::Update-Package-Lists "1";
 APT::Periodic::Unattended-Upgrade "1";
 Unattended-Upgrade::Automatic-Reboot "true";
 Unattended-Upgrade::Automatic-Reboot-Time "04:00";
 EOF
 
-# ---- Firewall: ssh alone, on the ports where sshd listens. (Docker opens the ports of containers past
-# it, which is why docker-compose.yml binds each to 127.0.0.1.)
+# ---- Firewall: only ssh, on the ports sshd listens on. (Docker's published ports bypass it, which is
+# why docker-compose.yml binds each to 127.0.0.1.)
 if ! ufw status | grep -q '^Status: active'; then
   ports=$(sshd -T 2>/dev/null | sed -n 's/^port //p')
-  # Not `limit`: six connections in half a minute are soon made by a deployment and a tunnel.
+  # Not `limit`: a deployment and a tunnel easily open six connections in 30 seconds.
   for port in ${ports:-22}; do ufw allow "$port/tcp" >/dev/null; done
   ufw default deny incoming >/dev/null
   ufw --force enable >/dev/null

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures latency, throughput and cost on this machine, beside its limits, and prints a table.
+# Measures latency, throughput and cost, compared with the limits of this machine, and prints a table.
 # Usage: scripts/bench.sh [--quick] [--rows A,B] [--json] [--redis-url URL] [--node-url URL] [--peer]
 #        scripts/bench.sh --help
 set -euo pipefail
@@ -8,7 +8,8 @@ cd "$(dirname "$0")/.."
 . scripts/install.sh
 need_cargo
 need redis-server redis-server
-# Apart, so that the program is built as it is shipped, without what only tests ask of its libraries.
+# Built separately from the example, so that the binary has only the features of a release and none that
+# only tests enable.
 cargo build --release --quiet --package ethhook --bin ethhook
 cargo build --release --quiet --package ethhook --example bench
 exec target/release/examples/bench "$@"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Causes faults between the real binary, nodes and a Redis, and compares the streams with the chains
-# after each round of them.
+# Injects faults between the real binary, nodes and a Redis, and compares the streams with the chains
+# after each round.
 # Usage: scripts/chaos.sh [--seed N] [--minutes M] [--append FILE]           all kinds, mixed
 #        scripts/chaos.sh --part NAME [--count N] [--seed N] [--append FILE] one kind, N times
 #        scripts/chaos.sh --list                                            the parts
 #        scripts/chaos.sh --all FILE                     all parts in full, then 20 minutes mixed
 #        scripts/chaos.sh --render FILE [--into PAGE]    tables of the results in FILE
-#   --seed     repeats the schedule of another run (default: a new one, which is printed)
-#   --append   adds the results to a file, as a line of JSON
-# With CHAOS_PREBUILT=1 it runs what the last call has built.
+#   --seed     repeats the schedule of an earlier run (default: a new seed, which is printed)
+#   --append   appends the results to a file, as a line of JSON
+# With CHAOS_PREBUILT=1 it reuses the last build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/install.sh
@@ -17,7 +17,7 @@ need_cargo
 need redis-server redis-server
 if [ -z "${CHAOS_PREBUILT:-}" ]; then
   cargo build --quiet --locked --package ethhook --features fail-points --bin ethhook --example chaos
-  # Copies, so that another build meanwhile does not change what is being tried.
+  # Copies, so that a concurrent build does not change what is being tested.
   mkdir -p target/chaos
   cp --remove-destination target/debug/ethhook target/debug/examples/chaos target/chaos/
   git describe --always --dirty --abbrev=7 >target/chaos/commit 2>/dev/null || echo unknown >target/chaos/commit

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks what watches the service: Prometheus' configuration and rules with their tests, and
-# Alertmanager's with its templates. That the metrics are there is tested with the service itself:
+# Checks the monitoring: Prometheus' configuration and rules, with their tests, and Alertmanager's
+# configuration and templates. That the metrics exist is tested with the service itself, in
 # crates/app/tests/end_to_end/monitoring.rs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,25 +18,25 @@ need_unpacked amtool prometheus-alertmanager
 promtool check config docker/prometheus/prometheus.yml
 promtool test rules docker/prometheus/tests/*.yml
 
-# Each alert has a page and two tests; each page has an alert.
+# Each alert has a runbook and two tests; each runbook has an alert.
 alerts=$(sed -n 's/^      - alert: //p' docker/prometheus/rules/*.yml | sort)
 for alert in $alerts; do
   page=docs/runbooks/$alert.md
-  grep -qx "# $alert" "$page" || fail "$page is missing, or has another title"
+  grep -qx "# $alert" "$page" || fail "$page is missing, or its title is wrong"
   grep -qF "[$alert]($alert.md)" docs/runbooks/README.md || fail "docs/runbooks/README.md lacks $alert"
   grep -qF "runbook: $page" docker/prometheus/rules/*.yml || fail "$alert does not name $page"
   for does in fires "is silent"; do
-    grep -qF -- "- name: $alert $does " docker/prometheus/tests/*.yml || fail "no test in which $alert $does"
+    grep -qF -- "- name: $alert $does " docker/prometheus/tests/*.yml || fail "no test named '$alert $does …'"
   done
 done
 pages=$(basename --suffix .md docs/runbooks/[A-Z]*[a-z].md | grep -vx README | sort)
-[ "$alerts" = "$pages" ] || fail "docs/runbooks has a page without an alert"
-echo "$(wc -w <<<"$alerts") alerts, each with a page and two tests"
+[ "$alerts" = "$pages" ] || fail "docs/runbooks has a runbook without an alert"
+echo "ok -- $(wc -w <<<"$alerts") alerts, each with a runbook and two tests"
 
 amtool check-config docker/alertmanager/alertmanager.yml
 route() { amtool config routes test --config.file docker/alertmanager/alertmanager.yml "$@" 2>/dev/null; }
-[ "$(route severity=page chain=base)" = page ] || fail "a page does not reach PagerDuty"
-[ "$(route severity=warn chain=base)" = warn ] || fail "a warning does not go to Slack alone"
+[ "$(route severity=page chain=base)" = page ] || fail "a page is not routed to PagerDuty"
+[ "$(route severity=warn chain=base)" = warn ] || fail "a warning is not routed to Slack only"
 
 rendered() { # TEMPLATE STATUS
   amtool template render --template.glob='docker/alertmanager/templates/*.tmpl' \
@@ -66,4 +66,4 @@ expect text firing 'S. D. Since 2026-01-01 00:00:00 UTC. What to do: R.md'
 expect text resolved 'Resolved at 2026-01-01 00:10:00 UTC: S.'
 expect color firing danger
 expect color resolved good
-echo "ok -- what is told, and to whom"
+echo "ok -- alert routes and templates"

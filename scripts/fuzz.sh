@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Tries bytes of libFuzzer's making wherever bytes from outside are read. Needs no nightly Rust.
+# Fuzzes everything that reads bytes from outside, with libFuzzer. Needs no nightly Rust.
 # Usage: scripts/fuzz.sh [--seconds N] [TARGET]...
 #   --seconds  how long each target runs (default 60)
 #   TARGET     one of those in fuzz/targets (default: all)
-# What makes a target fail is left in fuzz/artifacts: mend it, then add it to fuzz/seeds/TARGET,
-# which the usual tests try as well.
+# Inputs that make a target fail are saved in fuzz/artifacts: fix the bug, then add the input to
+# fuzz/seeds/TARGET, which the normal tests run as well.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/install.sh
@@ -41,7 +41,7 @@ if ! cargo fuzz --version >/dev/null 2>&1; then
   cargo install --locked --quiet "cargo-fuzz@$CARGO_FUZZ_VERSION"
 fi
 
-# Without a sanitizer, as the stable toolchain has none; the code forbids `unsafe`.
+# No sanitizer, because the stable toolchain has none; the code forbids `unsafe`.
 options=(-max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=65536 -print_final_stats=1)
 cargo fuzz build --sanitizer none
 for target in "${targets[@]}"; do

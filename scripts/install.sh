@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Installs what a script needs. To be sourced, not run.
+# Functions that install what a script needs. Source this file; do not run it.
 
-# need COMMAND PACKAGE...: installs the Debian packages if there is no such command.
+# need COMMAND PACKAGE...: installs the Debian packages if the command is missing.
 need() {
   local command=$1
   shift
@@ -31,7 +31,7 @@ apt_get() {
 }
 
 # need_unpacked COMMAND PACKAGE...: unpacks the Debian packages into .tools/deb, unless that was done
-# or the command is installed. Nothing is set up and no service is started, unlike by need.
+# before. Unlike need, it configures nothing and starts no service.
 need_unpacked() {
   local command=$1 root=.tools/deb
   shift
@@ -46,7 +46,7 @@ need_unpacked() {
   mkdir -p "$root"
   local packages
   packages=$(mktemp -d)
-  # The lists may be missing or old; only root can bring new ones.
+  # The package lists may be missing or outdated; only root can update them.
   (cd "$packages" && apt-get download -qq "$@" 2>/dev/null) || {
     apt_get update -qq
     (cd "$packages" && apt-get download -qq "$@")
@@ -56,7 +56,7 @@ need_unpacked() {
   rm -rf "$packages"
 }
 
-# Debian's Alertmanager looks for its templates in one place, wherever it was unpacked itself.
+# Debian's Alertmanager looks for its templates at a fixed path, wherever it was unpacked.
 need_alertmanager() {
   local templates=usr/share/prometheus/alertmanager
   need_unpacked prometheus-alertmanager prometheus-alertmanager
@@ -65,7 +65,7 @@ need_alertmanager() {
   as_root cp ".tools/deb/$templates/default.tmpl" ".tools/deb/$templates/email.tmpl" "/$templates/"
 }
 
-# What watches the service.
+# Prometheus, Alertmanager and the exporters.
 need_monitoring() {
   need_unpacked prometheus prometheus
   need_alertmanager
@@ -73,12 +73,12 @@ need_monitoring() {
   need_unpacked prometheus-node-exporter prometheus-node-exporter
 }
 
-# What a user of examples/ installs, at the versions pinned there, under .tools/examples.
+# The dependencies of examples/, at the versions pinned there, under .tools/examples.
 need_examples() {
   local tools=.tools/examples
   need python3 python3
   if ! cmp -s examples/python/requirements.txt "$tools/python/requirements.txt"; then
-    # Debian splits it off; there is no command by which to know it.
+    # A separate package in Debian, without a command to detect it by.
     python3 -c 'import ensurepip' 2>/dev/null || need ensurepip python3-venv
     python3 -m venv "$tools/python"
     "$tools/python/bin/pip" install --quiet --disable-pip-version-check -r examples/python/requirements.txt
@@ -102,7 +102,7 @@ need_cargo() {
     echo "Rust is missing: see https://rustup.rs" >&2
     exit 1
   fi
-  # What crates build of C: assembly of TLS and Keccak, and the allocator.
+  # For crates with C or assembly code: TLS, Keccak and the allocator.
   need cc gcc libc6-dev
   need make make
 }

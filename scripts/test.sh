@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs all checks, or a part of them:
-#   --unit         formatting, lints, docs and the tests beside the code, some with a Redis of their own
-#   --integration  the tests of the programs, against a real Redis and a real dev node
+#   --unit         formatting, lints, docs and the tests next to the code, some with their own Redis
+#   --integration  the tests of the programs, with a real Redis and a real dev node
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/install.sh
@@ -26,7 +26,7 @@ esac
 need_cargo
 need redis-server redis-server
 if [ -n "$integration" ]; then
-  section "Redis, the dev node and what watches the service"
+  section "Redis, the dev node and the monitoring"
   need_monitoring
   need chromium chromium
   if [ -z "${ANVIL_BIN:-}" ]; then
@@ -51,7 +51,7 @@ if [ -n "$unit" ]; then
   section "cargo clippy"
   cargo clippy --workspace --all-targets --locked -- -D warnings
   section "cargo doc"
-  # Read by those who work on it, so private items are documented and may be linked to.
+  # For contributors, so private items are documented and may be linked to.
   RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --workspace --no-deps --document-private-items --locked --quiet
 fi
 
@@ -65,7 +65,7 @@ if [ -n "$unit" ]; then
   ./scripts/check_monitoring.sh
 fi
 
-# Most tests wait most of the time, for a block or for a server.
+# Most tests spend most of their time waiting for a block or a server.
 export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((3 * $(nproc)))}
 if [ -n "$unit" ] && [ -n "$integration" ]; then
   section "All tests"
@@ -79,12 +79,12 @@ else
   cargo test --workspace --locked --test '*'
 fi
 if [ -n "$integration" ]; then
-  section "The guides, walked"
+  section "The commands of the guides"
   if [ "$(id -u)" -eq 0 ] && unshare --net --mount true 2>/dev/null; then
-    # As the tests built it.
+    # The binary that the tests built.
     ETHHOOK_BIN=${CARGO_TARGET_DIR:-target}/debug/ethhook ./scripts/walk.sh
   else
-    echo "Left out: it needs root, and namespaces of its own"
+    echo "Skipped: this needs root and its own namespaces"
   fi
 fi
 section "Passed"

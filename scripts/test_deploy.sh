@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Deploys to a host that is a folder: scripts/deploy_droplet.sh with an ssh that runs here, and with
-# programs in the place of docker, apt-get, ufw and the like that note what they are told. What they
-# note and what lies in the folder must be right after the first time, and stay so after the second.
+# Tests scripts/deploy_droplet.sh with a folder as the host: ssh is replaced by a stub that runs commands
+# locally; docker, apt-get, ufw and others by stubs that record their calls. The recorded calls and the
+# contents of the folder must be right after the first deployment, and still be after the second.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,8 +10,8 @@ fail() {
   sed 's/^/  /' "$machine/calls" >&2; sed "s/^/  out: /" "$work/out" >&2
   exit 1
 }
-noted() { grep -qF -- "$1" "$machine/calls" || fail "nobody said: $1"; }
-silent() { ! grep -qF -- "$1" "$machine/calls" || fail "somebody said: $1"; }
+called() { grep -qF -- "$1" "$machine/calls" || fail "not called: $1"; }
+not_called() { ! grep -qF -- "$1" "$machine/calls" || fail "called: $1"; }
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -20,16 +20,16 @@ stubs=$work/stubs
 mkdir -p "$machine/etc" "$stubs"
 echo 'ID=ubuntu' >"$machine/etc/os-release"
 
-stub() { # NAME: notes its call, then does what standard input says
+stub() { # NAME: records its call, then runs the script on standard input
   # shellcheck disable=SC2016 # expanded when it is called
   { printf '#!/bin/bash\necho "%s $*" >>"$machine/calls"\n' "$1" && cat; } >"$stubs/$1"
   chmod +x "$stubs/$1"
 }
-# The last argument is the line for the host's shell.
+# The last argument is the command for the host's shell.
 stub ssh <<'END'
 ETHHOOK_ROOT=$machine exec bash -c "${!#}"
 END
-# As root, whoever runs this.
+# Always root, whoever runs this.
 stub id <<'END'
 [ "$*" = -u ] && echo 0
 END
@@ -59,55 +59,55 @@ END
 for name in mkswap sysctl systemctl cloud-init chgrp; do stub "$name" </dev/null; done
 
 export PATH=$stubs:$PATH ETHHOOK_DIR=$machine/opt/ethhook
-# The shell forgets nothing that git does not know; the version before had a file more.
 deploy() { ./scripts/deploy_droplet.sh "$@" operator@host >"$work/out" 2>&1; }
 
 ./scripts/deploy_droplet.sh --help | grep -q '^Usage:' || fail "no --help"
 code=0
 ./scripts/deploy_droplet.sh >/dev/null 2>&1 || code=$?
-[ "$code" = 2 ] || fail "no host ends with $code"
+[ "$code" = 2 ] || fail "without a host it exits with $code"
 
 touch "$machine/calls"
 : >"$work/empty.env"
-deploy --dry-run --env "$work/empty.env" || fail "--dry-run fails"
+deploy --dry-run --env "$work/empty.env" || fail "--dry-run failed"
 [ ! -s "$machine/calls" ] || fail "--dry-run reached the host"
-grep -q 'docker compose up' "$work/out" || fail "--dry-run does not say what it would do"
+grep -q 'docker compose up' "$work/out" || fail "--dry-run does not show what it would do"
 
-# A wrong configuration is told before anything is started.
+# A wrong configuration is reported before anything is started.
 if deploy --env "$work/empty.env"; then fail "a wrong configuration was deployed"; fi
 grep -q 'Checking the configuration: failed on operator@host' "$work/out" || fail "it does not say what failed"
-silent "compose up"
-noted "apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends ca-certificates ufw"
-noted "docker.io docker-compose-v2"
-noted "fallocate -l 2048M"
-noted "ufw allow 2222/tcp"
-noted "ufw --force enable"
-noted "systemctl enable --quiet --now docker"
+not_called "compose up"
+called "apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends ca-certificates ufw"
+called "docker.io docker-compose-v2"
+called "fallocate -l 2048M"
+called "ufw allow 2222/tcp"
+called "ufw --force enable"
+called "systemctl enable --quiet --now docker"
 grep -q 'overcommit_memory = 1' "$machine/etc/sysctl.d/90-ethhook.conf" || fail "no sysctl"
 grep -q 'Unattended-Upgrade "1"' "$machine/etc/apt/apt.conf.d/52ethhook-upgrades" || fail "no upgrades"
 [ "$(grep -c '^/swapfile ' "$machine/etc/fstab")" = 1 ] || fail "no swap in fstab"
 
-# The right one starts it; nothing of the machine is done a second time.
+# A valid one starts the service; the machine is not set up a second time. A file that only an earlier
+# version had is removed.
 : >"$machine/calls"
 echo 'ETHEREUM_WS_URL=wss://node.example/key' >"$work/right.env"
 echo 'gone' >"$ETHHOOK_DIR/of-an-older-version" && echo of-an-older-version >>"$ETHHOOK_DIR/.list"
 echo 'kept' >"$ETHHOOK_DIR/docker/alertmanager/secrets/slack_url"
-deploy --env "$work/right.env" || fail "it does not deploy: $(cat "$work/out")"
-noted "docker compose up -d --no-build --remove-orphans --wait"
-noted "docker compose kill -s HUP prometheus"
-for done in "apt-get " "fallocate" "mkswap" "sysctl" "ufw allow" "ufw --force"; do silent "$done"; done
-[ "$(stat -c %a "$ETHHOOK_DIR/.env")" = 600 ] || fail "others can read .env"
-cmp -s "$work/right.env" "$ETHHOOK_DIR/.env" || fail ".env is another"
+deploy --env "$work/right.env" || fail "it failed: $(cat "$work/out")"
+called "docker compose up -d --no-build --remove-orphans --wait"
+called "docker compose kill -s HUP prometheus"
+for done in "apt-get " "fallocate" "mkswap" "sysctl" "ufw allow" "ufw --force"; do not_called "$done"; done
+[ "$(stat -c %a "$ETHHOOK_DIR/.env")" = 600 ] || fail ".env is readable by others"
+cmp -s "$work/right.env" "$ETHHOOK_DIR/.env" || fail ".env differs"
 cmp -s Cargo.lock "$ETHHOOK_DIR/Cargo.lock" || [ -n "$(git status --porcelain Cargo.lock)" ] || fail "files are missing"
-[ ! -e "$ETHHOOK_DIR/of-an-older-version" ] || fail "what an older version had is still there"
-[ -e "$ETHHOOK_DIR/docker/alertmanager/secrets/slack_url" ] || fail "a secret of the host is gone"
+[ ! -e "$ETHHOOK_DIR/of-an-older-version" ] || fail "a file of an older version is still there"
+[ -e "$ETHHOOK_DIR/docker/alertmanager/secrets/slack_url" ] || fail "a secret on the host is gone"
 
-# With the image from here, and the configuration that the host has.
+# With an image built here, and the host's configuration.
 : >"$machine/calls"
 if [ ! -e .env ]; then
   deploy --build-here || fail "--build-here: $(cat "$work/out")"
-  noted "docker build --quiet"
-  silent "compose build"
+  called "docker build --quiet"
+  not_called "compose build"
   cmp -s "$work/right.env" "$ETHHOOK_DIR/.env" || fail "the host's .env was not kept"
 fi
 echo "ok -- deployed three times"

@@ -1,13 +1,13 @@
-// Sums the ERC-20 transfers of a chain by contract, exactly, whatever is killed when.
+// Sums the ERC-20 transfers of a chain by contract, exactly once each, even if killed at any moment.
 //
-// What is delivered to this consumer is pending until it is acknowledged. All work is done on what is
-// pending, and the sums and the acknowledgements move in one MULTI/EXEC: an entry is pending exactly as
-// long as it is not in the sums, so that a kill at any moment neither loses nor doubles it.
+// An entry delivered to this consumer is pending until it is acknowledged. Only pending entries are
+// processed, and the sums and the acknowledgements are written in one MULTI/EXEC: an entry is pending
+// exactly as long as it is not in the sums, so that a kill neither loses it nor counts it twice.
 //
 //     CHAIN_ID=1 GROUP=sums CONSUMER=one node consumer.mjs [--finalized]
 //
-// With --finalized, an entry waits until its block is final. Have one reader a group then: the entries
-// that take a block back must come to the consumer that holds the block's own.
+// With --finalized, an entry waits until its block is final. Use one reader per group in that case: the
+// entries that take a block back must go to the consumer that holds the block's entries.
 
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
@@ -16,26 +16,27 @@ import { createClient, RESP_TYPES, WatchError } from "redis";
 
 const { CHAIN_ID = "1", GROUP = "sums", CONSUMER = "one", REDIS_URL = "redis://127.0.0.1:6379" } =
   process.env;
-// A consumer that has not acknowledged for so long is dead; more than any piece of work may take.
+// A consumer that has not acknowledged for this long is considered dead. Must exceed the time that any
+// batch takes.
 const CLAIM_IDLE_MS = process.env.CLAIM_IDLE_MS ?? "60000";
-// Throws at any other argument.
+// Throws on any other argument.
 const FINALIZED_ONLY = parseArgs({ options: { finalized: { type: "boolean" } } }).values.finalized;
 
 const EVENTS = `events:${CHAIN_ID}`;
 const BLOCKS = `blocks:{${EVENTS}}`;
-const SUMS = `sums:{${EVENTS}}:${GROUP}`; // a hash; the braces put it beside its stream on a Cluster
+const SUMS = `sums:{${EVENTS}}:${GROUP}`; // a hash; the braces put it in its stream's slot on a Cluster
 const BATCH = 1000;
 const FIELDS =
   "chain_id block_number block_hash tx_hash tx_index log_index contract topics data timestamp removed".split(" ");
 const TRANSFER = "ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef";
 
-// Answers as they are: Buffers, for a packed entry is no text.
+// Replies as Buffers, because a packed entry is not text.
 const client = createClient({ url: REDIS_URL, RESP: 2 }).withTypeMapping({
   [RESP_TYPES.BLOB_STRING]: Buffer,
 });
 client.on("error", (error) => console.error(`waiting for Redis: ${error.message}`));
 
-/** The fields of an entry, an array of names and values in turn. */
+/** The fields of an entry, from an array of alternating names and values. */
 function toObject(fields) {
   const object = {};
   for (let i = 0; i < fields.length; i += 2) object[fields[i]] = fields[i + 1];
@@ -61,15 +62,15 @@ function readEvent(fields) {
   return event;
 }
 
-/** Entries of this consumer: `>` has new ones delivered, an ID shows what is pending above it. */
+/** Entries of this consumer: `>` has new ones delivered, an ID returns the pending ones above it. */
 async function read(after, ...options) {
   const command = ["XREADGROUP", "GROUP", GROUP, CONSUMER, "COUNT", `${BATCH}`, ...options];
   const answer = await client.sendCommand([...command, "STREAMS", EVENTS, after]);
   return answer ? answer[0][1] : [];
 }
 
-/** What was delivered to us and is not acknowledged, oldest first: one batch, or all of it if entries
- * wait until they are final. */
+/** Entries delivered to us and not acknowledged, oldest first: one batch, or all of them if entries wait
+ * until they are final. */
 async function pending() {
   const entries = [];
   for (let after = "0"; ; ) {
@@ -82,17 +83,18 @@ async function pending() {
 
 const hex = (bytes) => Buffer.from(bytes).toString("hex");
 
-/** Puts what is pending, up to the block `final` if there is one, into the sums. */
+/** Adds pending entries to the sums, only up to block `final` if that is set. */
 async function work(final) {
   for (;;) {
-    // Whoever claims an entry from us and applies it changes the sums: then ours is off.
+    // If another consumer claims an entry of ours and applies it, the sums change and this transaction
+    // fails.
     await client.watch(SUMS);
     const ids = [];
     const changes = new Map();
     let lost = 0;
     for (const [id, fields] of await pending()) {
       if (!fields) {
-        ids.push(id); // trimmed by retention before we came to it
+        ids.push(id); // trimmed by retention before we processed it
         lost += 1;
         continue;
       }
@@ -103,7 +105,7 @@ async function work(final) {
       if (topics.length === 3 && hex(topics[0]) === TRANSFER && data.length === 32) {
         const contract = `0x${hex(event.contract)}`;
         const value = BigInt(`0x${hex(data)}`);
-        const change = event.removed ? -value : value; // takes an earlier entry back
+        const change = event.removed ? -value : value; // undoes an earlier entry
         changes.set(contract, (changes.get(contract) ?? 0n) + change);
       }
     }
@@ -118,18 +120,18 @@ async function work(final) {
     try {
       await step.exec();
     } catch (error) {
-      if (!(error instanceof WatchError)) throw error; // else look again at what is still ours
+      if (!(error instanceof WatchError)) throw error; // else check again what is still ours
     }
   }
 }
 
-/** Makes ours what another has not acknowledged for too long. */
-async function claimFromTheDead() {
+/** Takes over entries that another consumer has not acknowledged for too long. */
+async function claimFromDeadConsumers() {
   for (let start = "0-0"; ; ) {
     const command = ["XAUTOCLAIM", EVENTS, GROUP, CONSUMER, CLAIM_IDLE_MS, start];
     const [next, , trimmed] = await client.sendCommand([...command, "COUNT", `${BATCH}`, "JUSTID"]);
     if (trimmed.length) {
-      // Gone from the stream before anybody worked on them: a loss.
+      // Removed from the stream before anyone processed them: a loss.
       console.error(`${trimmed.length} entries were lost to retention`);
       await client.hIncrBy(SUMS, "lost", trimmed.length);
     }
@@ -138,7 +140,7 @@ async function claimFromTheDead() {
   }
 }
 
-/** From the chain's markers; -1 while no block is final. */
+/** Read from the chain's markers; -1 while no block is final. */
 async function newestFinalBlock() {
   for (let before = "+"; ; ) {
     const page = await client.sendCommand(["XREVRANGE", BLOCKS, before, "-", "COUNT", `${BATCH}`]);
@@ -151,21 +153,21 @@ async function newestFinalBlock() {
   }
 }
 
-/** Returns the block up to which pending entries were worked on; `done` is the round's before. */
+/** Returns the block up to which pending entries were processed; `done` is the previous round's. */
 async function oneRound(done) {
-  await claimFromTheDead();
+  await claimFromDeadConsumers();
   await read(">", "BLOCK", "1000");
   let final;
   if (FINALIZED_ONLY) {
     final = await newestFinalBlock();
-    // What took a block back stands before the marker that made its successor final.
+    // The entries that took a block back precede the marker that made its successor final.
     while ((await read(">")).length);
   }
   if (final === undefined || final !== done) await work(final);
   return final;
 }
 
-// The round ends first: what was delivered is worked on.
+// The current round is finished first: what was delivered is processed.
 let stopping = false;
 for (const signal of ["SIGTERM", "SIGINT"]) process.on(signal, () => (stopping = true));
 
@@ -178,7 +180,7 @@ while (!stopping) {
     let done;
     while (!stopping) done = await oneRound(done);
   } catch (error) {
-    console.error(`trying again: ${error.message}`);
+    console.error(`retrying: ${error.message}`);
     await sleep(1000);
   }
 }

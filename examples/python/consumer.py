@@ -1,13 +1,13 @@
-"""Sums the ERC-20 transfers of a chain by contract, exactly, whatever is killed when.
+"""Sums the ERC-20 transfers of a chain by contract, exactly once each, even if killed at any moment.
 
-What is delivered to this consumer is pending until it is acknowledged. All work is done on what is
-pending, and the sums and the acknowledgements move in one MULTI/EXEC: an entry is pending exactly as
-long as it is not in the sums, so that a kill at any moment neither loses nor doubles it.
+An entry delivered to this consumer is pending until it is acknowledged. Only pending entries are
+processed, and the sums and the acknowledgements are written in one MULTI/EXEC: an entry is pending
+exactly as long as it is not in the sums, so that a kill neither loses it nor counts it twice.
 
     CHAIN_ID=1 GROUP=sums CONSUMER=one python consumer.py [--finalized]
 
-With --finalized, an entry waits until its block is final. Have one reader a group then: the entries
-that take a block back must come to the consumer that holds the block's own.
+With --finalized, an entry waits until its block is final. Use one reader per group in that case: the
+entries that take a block back must go to the consumer that holds the block's entries.
 """
 
 import argparse
@@ -23,7 +23,8 @@ import redis
 CHAIN_ID = os.environ.get("CHAIN_ID", "1")
 GROUP = os.environ.get("GROUP", "sums")
 CONSUMER = os.environ.get("CONSUMER", "one")
-# A consumer that has not acknowledged for so long is dead; more than any piece of work may take.
+# A consumer that has not acknowledged for this long is considered dead. Must exceed the time that any
+# batch takes.
 CLAIM_IDLE_MS = int(os.environ.get("CLAIM_IDLE_MS", "60000"))
 ARGUMENTS = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -33,7 +34,7 @@ FINALIZED_ONLY = ARGUMENTS.parse_args().finalized
 
 EVENTS = f"events:{CHAIN_ID}"
 BLOCKS = f"blocks:{{{EVENTS}}}"
-SUMS = f"sums:{{{EVENTS}}}:{GROUP}"  # a hash; the braces put it beside its stream on a Cluster
+SUMS = f"sums:{{{EVENTS}}}:{GROUP}"  # a hash; the braces put it in its stream's slot on a Cluster
 BATCH = 1000
 FIELDS = "chain_id block_number block_hash tx_hash tx_index log_index contract topics data timestamp removed".split()
 TRANSFER = bytes.fromhex("ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef")
@@ -54,13 +55,13 @@ def read_event(fields):
 
 
 def deliver(client, wait_ms=None):
-    """Has new entries delivered to us: pending from now on. False if there are none."""
+    """Has new entries delivered to us, which makes them pending. False if there are none."""
     return bool(client.xreadgroup(GROUP, CONSUMER, {EVENTS: ">"}, count=BATCH, block=wait_ms))
 
 
 def pending(client):
-    """What was delivered to us and is not acknowledged, oldest first: one batch, or all of it if
-    entries wait until they are final."""
+    """Entries delivered to us and not acknowledged, oldest first: one batch, or all of them if entries
+    wait until they are final."""
     entries, after = [], "0"
     while True:
         answer = client.xreadgroup(GROUP, CONSUMER, {EVENTS: after}, count=BATCH)
@@ -72,14 +73,15 @@ def pending(client):
 
 
 def work(client, final):
-    """Puts what is pending, up to the block `final` if there is one, into the sums."""
+    """Adds pending entries to the sums, only up to block `final` if that is set."""
     with client.pipeline() as pipe:
         while True:
-            # Whoever claims an entry from us and applies it changes the sums: then ours is off.
+            # If another consumer claims an entry of ours and applies it, the sums change and this
+            # transaction fails.
             pipe.watch(SUMS)
             ids, changes, lost = [], {}, 0
             for entry_id, fields in pending(pipe):
-                if not fields:  # trimmed by retention before we came to it
+                if not fields:  # trimmed by retention before we processed it
                     ids.append(entry_id)
                     lost += 1
                     continue
@@ -91,7 +93,7 @@ def work(client, final):
                 if len(topics) == 3 and topics[0] == TRANSFER and len(data) == 32:
                     contract = "0x" + event["contract"].hex()
                     value = int.from_bytes(data, "big")
-                    value = -value if event["removed"] else value  # takes an earlier entry back
+                    value = -value if event["removed"] else value  # undoes an earlier entry
                     changes[contract] = changes.get(contract, 0) + value
             if not ids:
                 return
@@ -105,17 +107,17 @@ def work(client, final):
             try:
                 pipe.execute()
             except redis.WatchError:
-                pass  # look again at what is still ours
+                pass  # check again what is still ours
 
 
-def claim_from_the_dead(client):
-    """Makes ours what another has not acknowledged for too long."""
+def claim_from_dead_consumers(client):
+    """Takes over entries that another consumer has not acknowledged for too long."""
     start = "0-0"
     while True:
         start, _, trimmed = client.xautoclaim(
             EVENTS, GROUP, CONSUMER, CLAIM_IDLE_MS, start, count=BATCH
         )
-        if trimmed:  # gone from the stream before anybody worked on them: a loss
+        if trimmed:  # removed from the stream before anyone processed them: a loss
             print(f"{len(trimmed)} entries were lost to retention", file=sys.stderr)
             client.hincrby(SUMS, "lost", len(trimmed))
         if start == b"0-0":
@@ -123,7 +125,7 @@ def claim_from_the_dead(client):
 
 
 def newest_final_block(client):
-    """From the chain's markers; -1 while no block is final."""
+    """Read from the chain's markers; -1 while no block is final."""
     before = "+"
     while True:
         page = client.xrevrange(BLOCKS, before, "-", count=BATCH)
@@ -136,13 +138,13 @@ def newest_final_block(client):
 
 
 def one_round(client, done):
-    """Returns the block up to which pending entries were worked on; `done` is the round's before."""
-    claim_from_the_dead(client)
+    """Returns the block up to which pending entries were processed; `done` is the previous round's."""
+    claim_from_dead_consumers(client)
     deliver(client, wait_ms=1000)
     final = None
     if FINALIZED_ONLY:
         final = newest_final_block(client)
-        # What took a block back stands before the marker that made its successor final.
+        # The entries that took a block back precede the marker that made its successor final.
         while deliver(client):
             pass
     if final is None or final != done:
@@ -157,7 +159,7 @@ def main():
         nonlocal stopping
         stopping = True
 
-    # The round ends first: what was delivered is worked on.
+    # The current round is finished first: what was delivered is processed.
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     url = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379")
@@ -172,7 +174,7 @@ def main():
             done = None
             while not stopping:
                 done = one_round(client, done)
-        except redis.RedisError as error:  # also one that is full, or a replica now
+        except redis.RedisError as error:  # including a full Redis, or a master that became a replica
             print(f"waiting for Redis: {error}", file=sys.stderr)
             time.sleep(1)
 

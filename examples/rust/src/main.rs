@@ -1,14 +1,13 @@
-//! Sums the ERC-20 transfers of a chain by contract, exactly, whatever is killed when.
+//! Sums the ERC-20 transfers of a chain by contract, exactly once each, even if killed at any moment.
 //!
-//! What is delivered to this consumer is pending until it is acknowledged. All work is done on what
-//! is pending, and the sums and the acknowledgements move in one MULTI/EXEC: an entry is pending
-//! exactly as long as it is not in the sums, so that a kill at any moment neither loses nor doubles
-//! it.
+//! An entry delivered to this consumer is pending until it is acknowledged. Only pending entries are
+//! processed, and the sums and the acknowledgements are written in one MULTI/EXEC: an entry is pending
+//! exactly as long as it is not in the sums, so that a kill neither loses it nor counts it twice.
 //!
 //!     CHAIN_ID=1 GROUP=sums CONSUMER=one cargo run [-- --finalized]
 //!
-//! With `--finalized`, an entry waits until its block is final. Have one reader a group then: the
-//! entries that take a block back must come to the consumer that holds the block's own.
+//! With `--finalized`, an entry waits until its block is final. Use one reader per group in that case:
+//! the entries that take a block back must go to the consumer that holds the block's entries.
 
 use std::collections::{BTreeMap, HashMap};
 use std::env;
@@ -26,10 +25,10 @@ use serde_bytes::ByteBuf;
 const BATCH: usize = 1000;
 const TRANSFER: &str = "ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef";
 
-/// An ID, and the fields; none if retention trimmed the entry before we came to it.
+/// An ID and the fields, or `None` if retention trimmed the entry before we processed it.
 type Entry = (String, Option<HashMap<String, Vec<u8>>>);
 
-/// The values in the order of the fields; of them only what is needed has a use here.
+/// The values in the order of the fields; not all are used here.
 #[derive(Deserialize)]
 #[allow(dead_code)]
 struct Event {
@@ -77,7 +76,7 @@ struct Consumer {
     redis: Connection,
     events: String,
     blocks: String,
-    /// A hash; the braces put it beside its stream on a Cluster.
+    /// A hash; the braces put it in its stream's slot on a Cluster.
     sums: String,
     group: String,
     name: String,
@@ -88,7 +87,7 @@ struct Consumer {
 impl Consumer {
     fn connect(client: &Client, finalized_only: bool) -> Result<Self> {
         let variable = |name: &str, default: &str| env::var(name).unwrap_or(default.to_owned());
-        // Without a read timeout, for with one a signal would cut a blocking read off.
+        // No read timeout: with one, a signal would interrupt a blocking read.
         let redis = client.get_connection()?;
         let events = format!("events:{}", variable("CHAIN_ID", "1"));
         let group = variable("GROUP", "sums");
@@ -99,7 +98,8 @@ impl Consumer {
             events,
             group,
             name: variable("CONSUMER", "one"),
-            // A consumer that has not acknowledged for so long is dead; more than any work may take.
+            // A consumer that has not acknowledged for this long is considered dead. Must exceed the
+            // time that any batch takes.
             claim_idle_ms: variable("CLAIM_IDLE_MS", "60000").parse()?,
             finalized_only,
         };
@@ -111,7 +111,7 @@ impl Consumer {
         }
     }
 
-    /// Entries of this consumer: `>` has new ones delivered, an ID shows what is pending above it.
+    /// Entries of this consumer: `>` has new ones delivered, an ID returns the pending ones above it.
     fn read(&mut self, after: &str, wait_ms: Option<u64>) -> Result<Vec<Entry>> {
         let mut command = cmd("XREADGROUP");
         command.arg("GROUP").arg(&self.group).arg(&self.name).arg("COUNT").arg(BATCH);
@@ -123,8 +123,8 @@ impl Consumer {
         Ok(streams.into_iter().flatten().next().map(|(_, entries)| entries).unwrap_or_default())
     }
 
-    /// What was delivered to us and is not acknowledged, oldest first: one batch, or all of it if
-    /// entries wait until they are final.
+    /// Entries delivered to us and not acknowledged, oldest first: one batch, or all of them if entries
+    /// wait until they are final.
     fn pending(&mut self) -> Result<Vec<Entry>> {
         let (mut entries, mut after) = (Vec::new(), "0".to_owned());
         loop {
@@ -140,10 +140,11 @@ impl Consumer {
         }
     }
 
-    /// Puts what is pending, up to the block `last` if there is one, into the sums.
+    /// Adds pending entries to the sums, only up to block `last` if that is set.
     fn work(&mut self, last: Option<i64>) -> Result<()> {
         loop {
-            // Whoever claims an entry from us and applies it changes the sums: then ours is off.
+            // If another consumer claims an entry of ours and applies it, the sums change and this
+            // transaction fails.
             cmd("WATCH").arg(&self.sums).exec(&mut self.redis)?;
             let (mut ids, mut changes, mut lost) = (Vec::new(), BTreeMap::new(), 0);
             for (id, fields) in self.pending()? {
@@ -164,7 +165,7 @@ impl Consumer {
                 if is_transfer && event.data.len() == 32 {
                     let value = BigInt::from_bytes_be(Sign::Plus, &event.data);
                     let contract = format!("0x{}", hex::encode(&event.contract));
-                    // One that is removed takes an earlier entry back.
+                    // A removed one undoes an earlier entry.
                     *changes.entry(contract).or_insert_with(BigInt::default) +=
                         if event.removed { -value } else { value };
                 }
@@ -185,13 +186,13 @@ impl Consumer {
                 step.hincr(&self.sums, "lost", lost).ignore();
             }
             step.cmd("XACK").arg(&self.events).arg(&self.group).arg(ids).ignore();
-            // Nothing comes back if the sums changed: look again at what is still ours.
+            // The reply is empty if the sums changed: check again what is still ours.
             let _taken: Option<()> = step.query(&mut self.redis)?;
         }
     }
 
-    /// Makes ours what another has not acknowledged for too long.
-    fn claim_from_the_dead(&mut self) -> Result<()> {
+    /// Takes over entries that another consumer has not acknowledged for too long.
+    fn claim_from_dead_consumers(&mut self) -> Result<()> {
         let mut start = "0-0".to_owned();
         loop {
             let mut command = cmd("XAUTOCLAIM");
@@ -200,7 +201,7 @@ impl Consumer {
             let (next, _claimed, trimmed): (String, Vec<String>, Vec<String>) =
                 command.query(&mut self.redis)?;
             if !trimmed.is_empty() {
-                // Gone from the stream before anybody worked on them: a loss.
+                // Removed from the stream before anyone processed them: a loss.
                 eprintln!("{} entries were lost to retention", trimmed.len());
                 let mut count = cmd("HINCRBY");
                 count.arg(&self.sums).arg("lost").arg(trimmed.len()).exec(&mut self.redis)?;
@@ -212,7 +213,7 @@ impl Consumer {
         }
     }
 
-    /// From the chain's markers; -1 while no block is final.
+    /// Read from the chain's markers; -1 while no block is final.
     fn newest_final_block(&mut self) -> Result<i64> {
         let mut before = "+".to_owned();
         loop {
@@ -231,14 +232,14 @@ impl Consumer {
         }
     }
 
-    /// Returns the block up to which pending entries were worked on; `done` is the round's before.
+    /// Returns the block up to which pending entries were processed; `done` is the previous round's.
     fn round(&mut self, done: Option<i64>) -> Result<Option<i64>> {
-        self.claim_from_the_dead()?;
+        self.claim_from_dead_consumers()?;
         self.read(">", Some(1_000))?;
         let mut last = None;
         if self.finalized_only {
             last = Some(self.newest_final_block()?);
-            // What took a block back stands before the marker that made its successor final.
+            // The entries that took a block back precede the marker that made its successor final.
             while !self.read(">", None)?.is_empty() {}
         }
         if last.is_none() || last != done {
@@ -255,7 +256,7 @@ fn main() -> Result<()> {
         [only] if only == "--finalized" => true,
         _ => bail!("the only argument is --finalized"),
     };
-    // The round ends first: what was delivered is worked on.
+    // The current round is finished first: what was delivered is processed.
     let stopping = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stopping))?;
@@ -272,7 +273,7 @@ fn main() -> Result<()> {
             Ok(())
         });
         if let Err(error) = result {
-            eprintln!("trying again: {error:#}");
+            eprintln!("retrying: {error:#}");
             sleep(Duration::from_secs(1));
         }
     }
