@@ -1,7 +1,7 @@
 //! `ethhook groups`: the consumer groups of the live streams.
 
 use ethhook_domain::{EntryId, Profile};
-use ethhook_streams::{Consumer, GroupLag, Streams};
+use ethhook_streams::{Consumer, GroupError, GroupLag, Streams};
 use serde_json::json;
 
 use crate::cli::GroupsCommand;
@@ -78,7 +78,11 @@ async fn list(streams: &Streams, chains: &[&Profile], json: bool) -> anyhow::Res
     for chain in chains {
         for group in streams.groups(chain.chain_id).await? {
             none = false;
-            let consumers = streams.consumers(chain.chain_id, &group.group).await?;
+            let consumers = match streams.consumers(chain.chain_id, &group.group).await {
+                // Deleted in the meantime, or its name is not text.
+                Err(GroupError::NoGroup(_)) => Vec::new(),
+                consumers => consumers?,
+            };
             if json {
                 say!("{}", as_json(chain, &group, &consumers));
             } else {

@@ -61,7 +61,15 @@ impl Place {
         let (name, chain) = (&profile.name, profile.chain_id);
         let place = match self {
             Self::Next => return Ok(None),
-            Self::Id(id) => return Ok(Some(*id)),
+            Self::Id(id) => {
+                let last = streams.last_entry(chain).await?;
+                if *id > last {
+                    bail!(
+                        "{name}: {id} is after the stream's last entry {last}: use $ for new events only"
+                    );
+                }
+                return Ok(Some(*id));
+            }
             Self::Block(number) => streams.place(chain, |m| m.number >= *number).await?,
             Self::Time(time) => {
                 let seconds = u64::try_from(time.as_second()).unwrap_or_default();

@@ -44,7 +44,8 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, order: Order) -> anyhow::R
         if replay.next() > to {
             return anyhow::Ok(());
         }
-        let inquiry = Inquiry::open(&target.chain)?;
+        let live = target.streams.cursor(target.id()).await?;
+        let inquiry = Inquiry::open(&target.chain, live.and_then(|cursor| cursor.genesis_hash))?;
         ensure_final(&inquiry, &target.chain.profile, to).await?;
         let copied = copy(&target, &inquiry, &mut replay, to).await;
         copied.with_context(|| go_on_from(replay.next()))

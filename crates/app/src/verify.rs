@@ -50,7 +50,7 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::R
     let bar = Bar::new("blocks", to - from + 1);
     let mut verification = Verification {
         streams: &target.streams,
-        inquiry: Inquiry::open(&target.chain)?,
+        inquiry: Inquiry::open(&target.chain, cursor.genesis_hash)?,
         chain: target.id(),
         filter: &target.chain.filter,
         fold: Fold::after(target.id(), place.marker.seq - 1, place.after_entry),

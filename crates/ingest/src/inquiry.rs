@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
+use alloy_primitives::B256;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use ethhook_domain::{BlockRef, Header, Log};
 use futures_util::stream;
@@ -86,15 +87,17 @@ impl std::fmt::Debug for Inquiry {
 }
 
 impl Inquiry {
-    /// Connects to the endpoints of `chain`; must be called within a runtime.
+    /// Connects to the endpoints of `chain`; must be called within a runtime. Only those whose genesis block has the
+    /// hash `genesis` are used; none accepts that of the first one that answers.
     ///
     /// # Errors
     /// If the metrics, which are not exported here, cannot be created.
-    pub fn open(chain: &ChainConfig) -> Result<Self, prometheus::Error> {
+    pub fn open(chain: &ChainConfig, genesis: Option<B256>) -> Result<Self, prometheus::Error> {
         let metrics = Metrics::register(&Registry::new())?;
         let metrics = ChainMetrics::new(&metrics, &chain.profile.name);
         let (heads_in, heads) = mpsc::channel(MAX_HEADS);
         let (node, running) = Node::new(chain, &heads_in, &metrics);
+        node.expect_genesis(genesis);
         let mut sockets = JoinSet::new();
         for socket in running {
             sockets.spawn(socket.run());
@@ -180,7 +183,7 @@ async fn persist<T>(ask: impl AsyncFn() -> Result<T, NodeError>) -> Result<T, No
         .build();
     loop {
         match ask().await {
-            Err(_) if Instant::now() < deadline => {
+            Err(error) if !error.is_wrong_chain() && Instant::now() < deadline => {
                 tokio::time::sleep(waits.next().unwrap_or(LONGEST_WAIT)).await;
             }
             answer => return answer,
@@ -190,17 +193,38 @@ async fn persist<T>(ask: impl AsyncFn() -> Result<T, NodeError>) -> Result<T, No
 
 #[cfg(test)]
 mod tests {
-    use ethhook_simulator::Fault;
+    use ethhook_simulator::{Chain, Fault, ManualSpec, RunningNode};
 
     use super::*;
     use crate::config::EndpointConfig;
-    use crate::testing::{mined, serve};
+    use crate::testing::{LOCAL, mined, serve};
+
+    #[tokio::test]
+    async fn g6_an_endpoint_with_another_genesis_than_the_stream_is_not_asked() {
+        let ours = mined(3);
+        let other =
+            Chain::manual(ManualSpec { seed: 7, genesis_time: 7, ..ManualSpec::new(LOCAL) });
+        other.mine(9);
+        let nodes = [serve(other).await, serve(ours.clone()).await];
+        let latest = async |nodes: &[RunningNode]| {
+            let config = ChainConfig::local(nodes.iter().map(EndpointConfig::of));
+            let genesis = ours.block(0).unwrap().hash();
+            let inquiry = Inquiry::open(&config, Some(genesis)).unwrap();
+            inquiry.header(Which::Latest).await.map(|header| header.unwrap().block.number)
+        };
+        assert_eq!(latest(&nodes).await, Ok(3));
+        let started = Instant::now();
+        let told = latest(&nodes[..1]).await.unwrap_err().to_string();
+        assert!(told.contains("the node's genesis block is 0x"), "{told}");
+        assert!(started.elapsed() < PATIENCE, "nothing is to be waited for");
+    }
 
     #[tokio::test]
     async fn what_is_not_there_at_once_is_asked_for_again() {
         let chain = mined(3);
         let node = serve(chain.clone()).await;
-        let inquiry = Inquiry::open(&ChainConfig::local([EndpointConfig::of(&node)])).unwrap();
+        let inquiry =
+            Inquiry::open(&ChainConfig::local([EndpointConfig::of(&node)]), None).unwrap();
         for (method, times) in [("eth_getBlockByNumber", 1), ("eth_getBlockReceipts", 2)] {
             chain.faults().push(method, Fault::Null, times);
             let blocks = inquiry.blocks(1..=3).await.unwrap();
@@ -213,7 +237,8 @@ mod tests {
         let chain = mined(3);
         chain.set_finalized(2);
         let node = serve(chain.clone()).await;
-        let inquiry = Inquiry::open(&ChainConfig::local([EndpointConfig::of(&node)])).unwrap();
+        let inquiry =
+            Inquiry::open(&ChainConfig::local([EndpointConfig::of(&node)]), None).unwrap();
         for (errors, finalized) in [(1, Some(2)), (9, None)] {
             let error = Fault::Error(-32000, "finalized block not found".to_owned());
             chain.faults().push("eth_getBlockByNumber", error, errors);

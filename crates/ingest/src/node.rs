@@ -235,11 +235,12 @@ impl Node {
     }
 
     /// Whether any endpoint has the final block `block` at its height. If so, one that has another block there gave a
-    /// false answer.
+    /// false answer. First, each is checked again for the genesis block: it may serve another chain by now.
     ///
     /// # Errors
     /// If none has any block at that height: an endpoint that is behind proves nothing.
     pub(crate) async fn anyone_holds(&self, block: &BlockRef) -> Result<Holds, NodeError> {
+        self.expect_genesis(self.genesis.known());
         let params = json!([Quantity(block.number), false]);
         let (told, failures) = self
             .each(async |attempt| {
@@ -272,10 +273,16 @@ impl Node {
     /// has it. From now on every endpoint must have the same, and is checked before its next request: it may serve
     /// another chain by now.
     pub(crate) async fn identify(&self, expected: Option<B256>) -> Result<Option<B256>, NodeError> {
-        let changed = self.genesis.expect(expected);
-        self.endpoints.iter().for_each(|endpoint| endpoint.identify_again(changed));
+        self.expect_genesis(expected);
         self.first(LEAST_PATIENCE, async |attempt| Ok(attempt.ask_identity().await?)).await?;
         Ok(self.genesis.known())
+    }
+
+    /// From now on every endpoint must have the `expected` genesis block, if there is one, and is checked before its next
+    /// request.
+    pub(crate) fn expect_genesis(&self, expected: Option<B256>) {
+        let changed = self.genesis.expect(expected);
+        self.endpoints.iter().for_each(|endpoint| endpoint.identify_again(changed));
     }
 
     /// The block with `hash`.

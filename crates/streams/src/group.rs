@@ -90,7 +90,7 @@ impl Streams {
     ) -> Result<Vec<Consumer>, GroupError> {
         let keys = Keys::of(chain);
         let key = &keys.events;
-        let found = consumers(&mut *self.pooled(&keys).await?, key, group).await;
+        let found = consumers(&mut *self.pooled(&keys).await?, key, group.as_bytes()).await;
         found.map_err(|error| GroupError::of(error, key, group))
     }
 

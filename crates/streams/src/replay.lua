@@ -15,11 +15,13 @@ local held = {}
 local fields = redis.call('HGETALL', POSITION)
 for i = 1, #fields, 2 do held[fields[i]] = fields[i + 1] end
 if #fields == 0 then
-  if redis.call('EXISTS', STREAM) == 1 then return {'foreign', STREAM} end
+  if redis.call('XLEN', STREAM) > 0 then return {'foreign', STREAM} end
   if number ~= from then return {'moved'} end
 elseif held.chain_id ~= chain_id or held.from ~= from or held.filter ~= filter
     or held.encoding ~= encoding then
   return {'moved'}
+elseif tonumber(held.events) > 0 and redis.call('EXISTS', STREAM) == 0 then
+  return {'gone'}
 elseif held.last == number and held.hash == hash then
   return {'written'} -- by this very call, whose answer was lost
 elseif tonumber(held.last) + 1 ~= tonumber(number) then

@@ -17,6 +17,7 @@ use crate::connection::Streams;
 use crate::errors::RedisFailure;
 use crate::reader::{ReadError, query};
 use crate::script::{Call, Script};
+use crate::size::length;
 
 static REPLAY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("replay.lua")));
 
@@ -56,6 +57,16 @@ pub enum ReplayError {
     /// The stream contains something else.
     #[error("the stream holds {0}: give --into another name, or delete it with its `replay:` key")]
     Other(String),
+    /// Its entries are gone, but not its position.
+    #[error(
+        "`{stream}` was deleted, but `{position}` was not: delete that key too, and run this again"
+    )]
+    Gone {
+        /// The stream.
+        stream: String,
+        /// The key of its position.
+        position: String,
+    },
     /// Another replay moved the position.
     #[error("another replay is writing this stream")]
     Moved,
@@ -113,19 +124,19 @@ impl Streams {
         let mut held = redis::cmd("HGETALL");
         held.arg(&position);
         let held: HashMap<String, String> = query(&held, &mut connection, &position).await?;
-        let mut exists = redis::cmd("EXISTS");
-        let exists: bool = query(exists.arg(stream), &mut connection, stream).await?;
+        let mut kind = redis::cmd("TYPE");
+        let kind: String = query(kind.arg(stream), &mut connection, stream).await?;
+        let exists = kind != "none";
         let (mut last, mut events) = (None, 0);
         if held.is_empty() {
-            if exists {
+            // A consumer may have made its group, and with it an empty stream.
+            if exists && (kind != "stream" || length(&mut connection, stream).await? > 0) {
                 return Err(ReplayError::Foreign(stream.to_owned()));
             }
         } else {
             let Held { from, last: held_last, events: held_events } = check_held(&held, &spec)?;
             if held_events > 0 && !exists {
-                return Err(ReplayError::Other(format!(
-                    "no entries, although `{position}` records some"
-                )));
+                return Err(ReplayError::Gone { stream: stream.to_owned(), position });
             }
             (spec.from, last, events) = (from, Some(held_last), held_events);
         }
@@ -244,6 +255,10 @@ impl Replay {
                 self.last = Some((block.number, block.hash));
                 self.events += events.len() as u64;
                 Ok(())
+            }
+            "gone" => {
+                let (stream, position) = (self.stream.clone(), self.position.clone());
+                Err(ReplayError::Gone { stream, position })
             }
             "foreign" => Err(ReplayError::Foreign(reply.text(0))),
             _ => Err(ReplayError::Moved),

@@ -307,7 +307,7 @@ async fn lost(
     let end = end.last;
     let mut from = hold.oldest_pending.map(|oldest| oldest.max(first));
     while let Some(start) = from.filter(|start| *start <= end) {
-        let page = pending(connection, key, &hold.group, start..=end, PENDING_PER_PAGE).await?;
+        let page = pending(connection, key, &hold.raw_name, start..=end, PENDING_PER_PAGE).await?;
         lost += page.len() as u64;
         from = page.last().filter(|_| page.len() == PENDING_PER_PAGE).map(|last| last.next());
     }

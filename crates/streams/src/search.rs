@@ -22,6 +22,15 @@ pub struct Place {
 }
 
 impl Streams {
+    /// The last ID that the chain's event stream ever assigned; `0-0` if it does not exist.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn last_entry(&self, chain: ChainId) -> Result<EntryId, ReadError> {
+        let keys = Keys::of(chain);
+        reader::last_id(&mut *self.pooled(&keys).await?, &keys.events).await
+    }
+
     /// The place before the first block that `fits` and still has all its entries; none if there is
     /// none. If `fits` is true for all blocks above one for which it is true, then all entries of
     /// fitting blocks come after this place, including those of blocks taken back later. Reads the

@@ -18,9 +18,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use num_bigint::{BigInt, Sign};
-use redis::{Client, Connection, cmd, pipe};
+use redis::io::tcp::TcpSettings;
+use redis::{Client, Connection, IntoConnectionInfo as _, cmd, pipe};
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
+use socket2::TcpKeepalive;
 
 const BATCH: usize = 1000;
 const TRANSFER: &str = "ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef";
@@ -87,7 +89,7 @@ struct Consumer {
 impl Consumer {
     fn connect(client: &Client, finalized_only: bool) -> Result<Self> {
         let variable = |name: &str, default: &str| env::var(name).unwrap_or(default.to_owned());
-        // No read timeout: with one, a signal would interrupt a blocking read.
+        // No read timeout: with one, a signal would interrupt a blocking read. Keepalive notices a host that is gone.
         let redis = client.get_connection()?;
         let events = format!("events:{}", variable("CHAIN_ID", "1"));
         let group = variable("GROUP", "sums");
@@ -262,8 +264,13 @@ fn main() -> Result<()> {
         signal_hook::flag::register(signal, Arc::clone(&stopping))?;
     }
     let is_running = || !stopping.load(Ordering::Relaxed);
-    let client =
-        Client::open(env::var("REDIS_URL").unwrap_or("redis://127.0.0.1:6379".to_owned()))?;
+    let url = env::var("REDIS_URL").unwrap_or("redis://127.0.0.1:6379".to_owned());
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(3);
+    let settings = TcpSettings::default().set_keepalive(keepalive);
+    let client = Client::open(url.into_connection_info()?.set_tcp_settings(settings))?;
     while is_running() {
         let result = Consumer::connect(&client, finalized_only).and_then(|mut consumer| {
             let mut done = None;

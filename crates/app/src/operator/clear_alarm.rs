@@ -6,7 +6,7 @@
 //! reorg, or again finds that the node's chain contradicts the finalized block and latches the
 //! alarm again.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use ethhook_domain::{BlockRef, Cursor};
 use ethhook_ingest::inquiry::{Inquiry, Which};
 use ethhook_streams::{MarkedBlock, PublishedBlock, ReadError, Step};
@@ -60,7 +60,7 @@ pub(crate) async fn run(inputs: &Inputs, order: Order<'_>) -> anyhow::Result<Exi
 }
 
 async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
-    let inquiry = Inquiry::open(&target.chain)?;
+    let inquiry = Inquiry::open(&target.chain, cursor.genesis_hash)?;
     let head = inquiry.header(Which::Latest).await?.context("the node returned no head")?.block;
     ensure!(
         head.number >= cursor.finalized_number,
@@ -82,6 +82,13 @@ async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
         }
     }
     above.drain(..lost);
+    if above.first().is_some_and(|lowest| lowest.block.number == 0) {
+        bail!(
+            "the node has another block 0, so it serves another chain: correct its URL, or if this is a dev node that \
+             was restarted, run `ethhook reset --chain {}`",
+            target.name()
+        );
+    }
     let shared = retained.last().map(|common| common.block);
     let (number, hash) = match (above.first(), shared) {
         (Some(lowest), _) => (lowest.block.number.saturating_sub(1), lowest.block.parent_hash),
@@ -187,5 +194,41 @@ impl Plan {
             writer.step(async |publisher| publisher.apply(&step).await).await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy_primitives::B256;
+    use ethhook_domain::Proof;
+    use ethhook_ingest::Options;
+    use ethhook_simulator::{Chain, ManualSpec, Node};
+    use ethhook_streams::{Publisher, WriterOptions};
+
+    use super::super::tests::target;
+    use super::*;
+
+    #[tokio::test]
+    async fn another_block_0_is_another_chain_and_nothing_is_taken_back() {
+        let chain = Chain::manual(ManualSpec::new(31_337));
+        chain.mine(10);
+        let node = Node::bind(([127, 0, 0, 1], 0).into(), [chain]).await.unwrap().spawn();
+        let (_redis, target) = target(&node.http_url(31_337)).await;
+        let first = Cursor::starting_at(0, None, "all".to_owned());
+        let Options { lease_ttl, dedup_ttl, encoding, .. } = target.options;
+        let (writer, encoding) = ("one".to_owned(), Some(encoding));
+        let options = WriterOptions { writer, lease_ttl, dedup_ttl, encoding };
+        let mut publisher =
+            Publisher::open(&target.streams, target.id(), options, Some(first)).await.unwrap();
+        let hash = |number: u8| B256::with_last_byte(number + 1);
+        for number in 0..3_u8 {
+            let parent_hash = number.checked_sub(1).map_or(B256::ZERO, hash);
+            let (hash, number) = (hash(number), number.into());
+            let block = &BlockRef { number, hash, parent_hash, timestamp: number };
+            let (events, proof, filter) = (&Default::default(), Proof::Bloom, "all");
+            publisher.apply(&Step::Add { block, events, proof, filter }).await.unwrap();
+        }
+        let told = plan(&target, publisher.cursor()).await.err().unwrap().to_string();
+        assert!(told.contains("another block 0") && told.contains("`ethhook reset"), "{told}");
     }
 }

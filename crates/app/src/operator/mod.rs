@@ -130,8 +130,8 @@ mod tests {
     }
 
     /// The same with an empty stream.
-    async fn begun() -> (RedisServer, Target) {
-        let (redis, target) = target("http://127.0.0.1:1").await;
+    pub(super) async fn begun(http_url: &str) -> (RedisServer, Target) {
+        let (redis, target) = target(http_url).await;
         let first = Cursor::starting_at(1, None, "all".to_owned());
         let Options { lease_ttl, dedup_ttl, encoding, .. } = target.options;
         let (writer, encoding) = ("one".to_owned(), Some(encoding));
@@ -144,7 +144,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_that_moved_since_it_was_looked_at_is_left_alone() {
-        let (redis, target) = begun().await;
+        let (redis, target) = begun("http://127.0.0.1:1").await;
         let seen = target.cursor().await.unwrap();
         let marker = "XADD blocks:{events:31337} * last_id 0-0";
         redis.ask::<String>(marker).await.unwrap();
@@ -165,7 +165,7 @@ mod tests {
 
     #[tokio::test]
     async fn g5_a_command_that_takes_long_keeps_its_lease_or_stops() {
-        let (redis, target) = begun().await;
+        let (redis, target) = begun("http://127.0.0.1:1").await;
         let mut writer = target.open("rewind", &target.cursor().await.unwrap()).await.unwrap();
         // Whether the lease has a TTL. Removes the TTL, so that only a renewal restores it.
         let ends = async || {

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
-use ethhook_domain::{Cursor, Header};
+use ethhook_domain::{BlockRef, Cursor, Header};
 use ethhook_ingest::inquiry::{Inquiry, Which};
 use ethhook_streams::{PublishedBlock, Step};
 
@@ -50,7 +50,7 @@ pub(crate) async fn run(inputs: &Inputs, order: Order<'_>, to: To) -> anyhow::Re
             cursor.alarm
         );
     }
-    let inquiry = Inquiry::open(&target.chain)?;
+    let inquiry = Inquiry::open(&target.chain, cursor.genesis_hash)?;
     let header = resolve(&target, &inquiry, to).await?;
     let first = first_skipped(&cursor, header.block.number)?;
     check_tip(&target, &inquiry, &cursor).await?;
@@ -63,14 +63,31 @@ pub(crate) async fn run(inputs: &Inputs, order: Order<'_>, to: To) -> anyhow::Re
         say!("Nothing was skipped.");
         return Ok(Exit::Done);
     }
-    let mut writer = target.open("skip", &cursor).await?;
-    let step = Step::Gap { block: &last };
-    let result = writer.step(async |publisher| publisher.apply(&step).await).await;
-    writer.publisher.release().await;
-    result?;
+    write_gap(&target, &inquiry, &cursor, &last).await?;
     tracing::warn!(chain = target.name(), from = first, to = %last, "skipped");
     say!("Done. A `gap` marker tells the consumers; the ingestor continues after it.");
     Ok(Exit::Done)
+}
+
+/// Takes the lease and writes the gap up to `last`, if the node still has that block and our tip: the operator may have
+/// answered minutes later.
+async fn write_gap(
+    target: &Target,
+    inquiry: &Inquiry,
+    cursor: &Cursor,
+    last: &BlockRef,
+) -> anyhow::Result<()> {
+    let mut writer = target.open("skip", cursor).await?;
+    let step = Step::Gap { block: last };
+    let result = async {
+        check_tip(target, inquiry, cursor).await?;
+        let now = resolve(target, inquiry, To::Number(last.number)).await?.block;
+        ensure!(now.hash == last.hash, "the node has replaced block {last}: run the command again");
+        writer.step(async |publisher| publisher.apply(&step).await).await
+    };
+    let result = result.await;
+    writer.publisher.release().await;
+    result.map(|_| ())
 }
 
 /// The header of the block to skip to.
@@ -123,9 +140,9 @@ fn first_skipped(cursor: &Cursor, last: u64) -> anyhow::Result<u64> {
 #[cfg(test)]
 mod tests {
     use alloy_primitives::B256;
-    use ethhook_simulator::{Chain, ManualSpec, Node};
+    use ethhook_simulator::{Chain, Contents, ManualSpec, Node};
 
-    use super::super::tests::target;
+    use super::super::tests::{begun, target};
     use super::*;
 
     #[test]
@@ -148,10 +165,30 @@ mod tests {
             [(0, To::Latest, 10), (3, To::Latest, 7), (12, To::Latest, 0), (3, To::Number(9), 9)]
         {
             target.chain.confirmations = confirmations;
-            let inquiry = Inquiry::open(&target.chain).unwrap();
+            let inquiry = Inquiry::open(&target.chain, None).unwrap();
             let found = resolve(&target, &inquiry, to).await.unwrap().block;
             assert_eq!(found.hash, chain.block(number).unwrap().hash(), "{confirmations} {to:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_block_that_was_replaced_before_the_operator_answered_is_not_skipped_to() {
+        let chain = Chain::manual(ManualSpec::new(31_337));
+        let node = Node::bind(([127, 0, 0, 1], 0).into(), [chain.clone()]).await.unwrap().spawn();
+        chain.mine(10);
+        let (redis, target) = begun(&node.http_url(31_337)).await;
+        let cursor = target.cursor().await.unwrap();
+        let inquiry = Inquiry::open(&target.chain, None).unwrap();
+        let last = resolve(&target, &inquiry, To::Latest).await.unwrap().block;
+        chain.reorg(2, 3, Contents::Fresh);
+        let told = write_gap(&target, &inquiry, &cursor, &last).await.unwrap_err().to_string();
+        assert!(told.contains("has replaced block 10"), "{told}");
+        assert!(
+            !redis.ask::<bool>("EXISTS blocks:{events:31337} lease:{events:31337}").await.unwrap()
+        );
+        let last = resolve(&target, &inquiry, To::Latest).await.unwrap().block;
+        write_gap(&target, &inquiry, &cursor, &last).await.unwrap();
+        assert_eq!(target.cursor().await.unwrap().tip(), Some(11));
     }
 
     #[test]

@@ -433,6 +433,37 @@ async fn g6_an_endpoint_that_serves_another_chain_by_now_is_left_for_another() {
     rig.wait_for("ready", |status, _| status == 200).await;
     let (_, metrics) = rig.get("metrics").await.unwrap();
     assert!(!metrics.contains(r#"cause="genesis""#), "a session ended:\n{metrics}");
+    // Commands ask only the one that has the stream's chain.
+    let verified = rig.command(&["verify", "--chain", "local", "--to", "9"]).await;
+    assert!(verified.status.success(), "{verified:?}");
+    rig.terminate().await;
+}
+
+#[tokio::test]
+async fn g10_a_dev_node_that_started_anew_is_no_finality_violation() {
+    let (first, second) = (dev_chain(1), dev_chain(2));
+    let node = serve(vec![first.clone()]).await;
+    let address = node.addr();
+    let mut rig = Rig::new().await;
+    rig.set("LOCAL_HTTP_URL", node.http_url(LOCAL)).set("LOCAL_START_BLOCK", 0);
+    first.mine(80);
+    first.set_finalized(15);
+    rig.start();
+    let checker = rig.checker(NodeRpc::at_url(node.http_url(LOCAL)), LOCAL).await;
+    until("a block to be final", async || {
+        checker.cursor().await.unwrap().is_some_and(|cursor| cursor.finalized_number == 15)
+    })
+    .await;
+    drop(node);
+    second.mine(90);
+    let mut node = None;
+    until("the port to be free", async || {
+        node = Node::bind(address, vec![second.clone()]).await.ok().map(Node::spawn);
+        node.is_some()
+    })
+    .await;
+    rig.wait_for("ready", |_, body| body.contains("genesis")).await;
+    assert_eq!(checker.cursor().await.unwrap().unwrap().alarm, "");
     rig.terminate().await;
 }
 

@@ -27,6 +27,7 @@ pub(super) struct Opened {
 }
 
 /// Why a session could not be opened.
+#[derive(Debug)]
 struct NotYet {
     why: String,
     needs: Needs,
@@ -105,6 +106,7 @@ impl Chain {
                 Some(first.encoded(self.options.encoding))
             }
         };
+        self.check_end(held.as_ref().or(first.as_ref()))?;
         let publisher =
             Publisher::open(&self.streams, self.id(), self.options.for_writer(), first).await;
         let publisher = publisher.map_err(|error| self.not_open(&error))?;
@@ -129,6 +131,19 @@ impl Chain {
         let tip = published.last().map(|p| p.block.number);
         self.status.update(|status| status.tip = tip);
         Ok(Opened { publisher, canonical, published, _slot: slot })
+    }
+
+    /// Refuses an end block below the first block of a stream that has none yet.
+    fn check_end(&self, cursor: Option<&Cursor>) -> Result<(), NotYet> {
+        let (Some(cursor), Some(end)) = (cursor, self.config.end_block) else { return Ok(()) };
+        let start = cursor.start_number;
+        if cursor.hash.is_some() || end >= start {
+            return Ok(());
+        }
+        let why = format!(
+            "END_BLOCK {end} is below the first block {start}, so nothing would be published"
+        );
+        Err(NotYet::because(why, false))
     }
 
     /// After an operator's reset, forgets the state from before.
@@ -280,6 +295,33 @@ mod tests {
         chain.mine(10);
         one.redis.ask::<String>("FLUSHALL").await.unwrap();
         assert_eq!(two.chain.open().await.publisher.cursor().start_number, 20);
+    }
+
+    #[tokio::test]
+    async fn an_end_below_the_first_block_is_told_while_nothing_is_published() {
+        let node = serve(mined(20)).await;
+        let config = ChainConfig {
+            start: StartBlock::Latest,
+            end_block: Some(12),
+            ..ChainConfig::local([EndpointConfig::of(&node)])
+        };
+        let mut scene = Scene::of(config).await;
+        let open = async |scene: &mut Scene| {
+            let slot = Arc::clone(&scene.chain.slots).try_acquire_owned().unwrap();
+            scene.chain.try_open(slot).await.map(|opened| opened.publisher)
+        };
+        let told = open(&mut scene).await.unwrap_err();
+        assert!(told.why.starts_with("END_BLOCK 12 is below the first block 20"), "{}", told.why);
+        assert_eq!(told.needs, Needs::Operator);
+        scene.chain.config.end_block = Some(20);
+        let mut publisher = open(&mut scene).await.unwrap();
+        let block = header(20, 'a').block;
+        let events = Default::default();
+        let add = Step::Add { block: &block, events: &events, proof: Proof::Bloom, filter: "all" };
+        publisher.apply(&add).await.unwrap();
+        drop(publisher);
+        scene.chain.config.end_block = Some(12);
+        assert!(open(&mut scene).await.is_ok(), "the newest published block is the last one");
     }
 
     #[tokio::test]

@@ -106,7 +106,7 @@ impl Chain {
                 Some(written) = session.lane.next() => session.written(written),
                 Some(head) = heads.recv() => session.heard(head),
                 asked = finished(&mut session.asking.headers) => session.answered(asked),
-                judged = finished(&mut session.asking.judging) => { session.judged(judged); None }
+                judged = finished(&mut session.asking.judging) => session.judged(judged),
                 Some(fetched) = session.fetches.join_next() => { session.fetched(fetched); None }
                 tag = finished(&mut session.finality.asking) => { session.tagged(tag); None }
                 swept = finished(&mut session.retention.sweep) => { session.swept(swept); None }

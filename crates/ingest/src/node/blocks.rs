@@ -411,7 +411,7 @@ mod tests {
         assert_eq!(scene.asked("eth_getBlockByNumber"), [1, 1, 1]);
         let holds = scene.node.anyone_holds(&highest.block).await.unwrap();
         assert!(matches!(holds, Holds::Someone));
-        assert_eq!(scene.asked("eth_getBlockByNumber"), [1, 1, 1]);
+        assert_eq!(scene.asked("eth_getBlockByNumber"), [2, 2, 2], "and for the genesis block");
         // Its usual latency is not known yet, so its answer is awaited.
         let slow = Fault::Delay(Duration::from_millis(30));
         scene.views[0].faults().push("eth_getBlockByNumber", slow, 1);
@@ -449,9 +449,11 @@ mod tests {
         let mut scene = Scene::new().await;
         let block = scene.node.by_numbers(2..=2).await.unwrap()[0].block;
         scene.node.endpoints.truncate(2);
-        let null = |view: usize| {
-            scene.views[view].faults().push("eth_getBlockByNumber", Fault::Null, 1);
+        // Each is also asked for the genesis block.
+        let says = |view: usize, fault: Fault| {
+            scene.views[view].faults().push("eth_getBlockByNumber", fault, 2);
         };
+        let null = |view| says(view, Fault::Null);
         null(0);
         let holds = scene.node.anyone_holds(&block).await.unwrap();
         assert!(matches!(holds, Holds::Someone), "the other tells");
@@ -460,8 +462,7 @@ mod tests {
         let other = BlockRef { hash: B256::ZERO, ..block };
         null(0);
         assert!(matches!(scene.node.anyone_holds(&other).await.unwrap(), Holds::Nobody));
-        let busy = Fault::Error(-32000, "busy".into());
-        scene.views[0].faults().push("eth_getBlockByNumber", busy, 1);
+        says(0, Fault::Error(-32000, "busy".into()));
         assert!(matches!(scene.node.anyone_holds(&other).await.unwrap(), Holds::NotKnown(_)));
     }
 

@@ -39,6 +39,8 @@ pub struct GroupLag {
 pub struct Group {
     /// Its name.
     pub name: String,
+    /// The same as Redis has it, which need not be text.
+    pub(crate) raw_name: Vec<u8>,
     /// Number of consumers.
     pub consumers: u64,
     /// Entries delivered and not acknowledged.
@@ -64,6 +66,7 @@ pub struct Consumer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Hold {
     pub(crate) group: String,
+    pub(crate) raw_name: Vec<u8>,
     /// The last entry delivered.
     pub(crate) delivered: EntryId,
     /// The oldest entry, among those still in the stream, that is delivered and not acknowledged.
@@ -99,7 +102,7 @@ pub(crate) async fn look_at_groups(
             // kept for them.
             if let Some(first) = first {
                 let all = first..=EntryId::MAX;
-                let found = pending(connection, key, &group.name, all, 1).await?;
+                let found = pending(connection, key, &group.raw_name, all, 1).await?;
                 oldest_pending = found.first().copied();
             }
         }
@@ -112,7 +115,7 @@ pub(crate) async fn look_at_groups(
         let age = |id: EntryId| Duration::from_millis(now_ms.saturating_sub(id.ms));
         let waiting = waits.map(age).unwrap_or_default();
         let idle = if waiting >= WORTH_ASKING {
-            let consumers = consumers(connection, key, &group.name).await?;
+            let consumers = consumers(connection, key, &group.raw_name).await?;
             consumers.iter().map(|consumer| consumer.idle).min().unwrap_or(waiting)
         } else {
             Duration::ZERO
@@ -125,7 +128,8 @@ pub(crate) async fn look_at_groups(
             waiting,
             idle,
         });
-        holds.push(Hold { group: group.name, delivered, oldest_pending });
+        let (group, raw_name) = (group.name, group.raw_name);
+        holds.push(Hold { group, raw_name, delivered, oldest_pending });
     }
     Ok((holds, lags))
 }
@@ -134,7 +138,7 @@ pub(crate) async fn look_at_groups(
 pub(crate) async fn pending(
     connection: &mut impl ConnectionLike,
     key: &str,
-    group: &str,
+    group: &[u8],
     ids: RangeInclusive<EntryId>,
     count: usize,
 ) -> Result<Vec<EntryId>, ReadError> {
@@ -164,7 +168,7 @@ pub(crate) async fn groups(
 pub(crate) async fn consumers(
     connection: &mut impl ConnectionLike,
     key: &str,
-    group: &str,
+    group: &[u8],
 ) -> Result<Vec<Consumer>, ReadError> {
     let mut command = redis::cmd("XINFO");
     command.arg("CONSUMERS").arg(key).arg(group);
@@ -176,17 +180,24 @@ fn read<T: FromRedisValue>(fields: &HashMap<String, Value>, name: &str) -> Optio
     T::from_redis_value_ref(fields.get(name)?).ok()
 }
 
+/// A name as text; Redis accepts any bytes.
+fn as_text(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}
+
 fn consumer(fields: &HashMap<String, Value>) -> Option<Consumer> {
     Some(Consumer {
-        name: read(fields, "name")?,
+        name: as_text(&read::<Vec<u8>>(fields, "name")?),
         pending: read(fields, "pending")?,
         idle: Duration::from_millis(read(fields, "idle")?),
     })
 }
 
 fn group(fields: &HashMap<String, Value>) -> Option<Group> {
+    let raw_name: Vec<u8> = read(fields, "name")?;
     Some(Group {
-        name: read(fields, "name")?,
+        name: as_text(&raw_name),
+        raw_name,
         consumers: read(fields, "consumers")?,
         pending: read(fields, "pending")?,
         last_delivered_id: reader::id(fields.get("last-delivered-id")?)?,

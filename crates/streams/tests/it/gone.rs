@@ -1,6 +1,9 @@
 //! A stream that was deleted under the cursor: the chain stops instead of losing entries silently. G1.
 
-use ethhook_streams::{OpenError, Outcome, Publisher, ReadError, Step, StepError};
+use ethhook_domain::Encoding;
+use ethhook_streams::{
+    OpenError, Outcome, Publisher, ReadError, ReplayError, ReplaySpec, Step, StepError,
+};
 
 use crate::chain::{CHAIN, Fixture, add, add_all, block, first, open, remove};
 
@@ -70,6 +73,32 @@ async fn g1_a_stream_that_was_deleted_stops_the_chain() {
         let mut publisher = redis.publisher().await;
         add_all(&mut publisher, 1..=2, 2).await;
     }
+}
+
+#[tokio::test]
+async fn a_replayed_stream_that_is_deleted_meanwhile_is_not_written_any_more() {
+    let mut redis = Fixture::new().await;
+    // A consumer may have made its group first.
+    redis.ask::<String>("XGROUP CREATE history g 0 MKSTREAM").await;
+    let (filter, encoding) = ("all".to_owned(), Encoding::Fields);
+    let spec = ReplaySpec { chain: CHAIN, from: 1, filter, encoding };
+    let mut replay = redis.streams.replay_into("history", spec.clone()).await.unwrap();
+    let [one, two, three] = [("1a", "0", 0), ("2a", "1a", 2), ("3a", "2a", 2)]
+        .map(|(name, parent, events)| block(name, parent, events));
+    replay.append(&one.link, &one.events).await.unwrap();
+    redis.ask::<u64>("DEL history").await; // it had no entries yet
+    replay.append(&two.link, &two.events).await.unwrap();
+    redis.ask::<u64>("DEL history").await;
+    let (stream, position) = ("history".to_owned(), "replay:{history}".to_owned());
+    let gone = ReplayError::Gone { stream, position };
+    let told = replay.append(&three.link, &three.events).await;
+    assert_eq!(told, Err(gone.clone()));
+    let told = redis.streams.replay_into("history", spec.clone()).await;
+    assert_eq!(told.err(), Some(gone));
+    redis.ask::<String>("XADD history * a b").await;
+    redis.ask::<u64>("DEL replay:{history}").await;
+    let told = redis.streams.replay_into("history", spec).await;
+    assert_eq!(told.err(), Some(ReplayError::Foreign("history".to_owned())));
 }
 
 #[tokio::test]

@@ -336,6 +336,23 @@ async fn lag_is_told_for_each_group_in_entries_and_time() {
 }
 
 #[tokio::test]
+async fn g8_names_that_are_not_text_hold_their_entries_and_stop_no_sweep() {
+    let mut redis = Fixture::new().await;
+    redis.publisher().await;
+    redis.ask::<String>("XADD events:7 1-1 f v").await; // it has waited for long
+    let (group, consumer) = (b"g\xff", b"c\xfe");
+    let mut create = redis::cmd("XGROUP");
+    create.arg("CREATE").arg("events:7").arg(group).arg("0");
+    create.exec_async(&mut redis.raw).await.unwrap();
+    let mut read = redis::cmd("XREADGROUP");
+    read.arg("GROUP").arg(group).arg(consumer).arg(&["COUNT", "40", "STREAMS", "events:7", ">"]);
+    read.exec_async(&mut redis.raw).await.unwrap();
+    let swept = sweep(&redis, &keep_all()).await;
+    assert_eq!(lags(&swept), [("g\u{fffd}", Some(1), true)]);
+    assert!(swept.groups[0].idle < HOUR, "{:?}", swept.groups[0].idle);
+}
+
+#[tokio::test]
 async fn a_group_that_begins_in_the_middle_has_a_lag_in_entries() {
     let mut redis = Fixture::new().await;
     let mut publisher = chain(&mut redis, 700, 3, 0).await;

@@ -247,7 +247,7 @@ impl Session<'_> {
     pub(super) fn judged(
         &mut self,
         (violation, holds): (FinalityViolation, Result<Holds, NodeError>),
-    ) {
+    ) -> Option<End> {
         self.asking.judging = None;
         let since = *self.asking.violated_since.get_or_insert_with(Instant::now);
         let why = match holds {
@@ -264,8 +264,10 @@ impl Session<'_> {
             Ok(Holds::NotKnown(_) | Holds::Nobody) => {
                 error!(%violation, "finality violation: the chain stops");
                 self.alarm = Some(violation.to_string());
-                return;
+                return None;
             }
+            // Opening the next session says what to do.
+            Err(error) if error.is_wrong_genesis() => return Some(End::Reopen("genesis")),
             Err(error) => {
                 format!(
                     "{violation}, and no endpoint says whether it has the finalized one: {error}"
@@ -273,6 +275,7 @@ impl Session<'_> {
             }
         };
         self.chain.status.stand_still(Cause::Finality, why, Needs::Time);
+        None
     }
 }
 
@@ -293,6 +296,7 @@ async fn with_watched(
 
 #[cfg(test)]
 mod tests {
+    use alloy_primitives::B256;
     use ethhook_domain::Secret;
     use ethhook_domain::verify::{Check, Failure};
     use ethhook_simulator as simulator;
@@ -449,7 +453,10 @@ mod tests {
         session.judged((violation, not_known()));
         assert_eq!(session.alarm.take(), Some(of(5).to_string()));
         session.judged((violation, Ok(Holds::Nobody)));
-        assert_eq!(session.alarm, Some(of(5).to_string()));
+        assert_eq!(session.alarm.take(), Some(of(5).to_string()));
+        let other_chain = RpcError::WrongGenesis { wanted: B256::ZERO, got: B256::ZERO };
+        let ended = session.judged((violation, Err(other_chain.into())));
+        assert!(matches!(ended, Some(End::Reopen("genesis"))) && session.alarm.is_none());
     }
 
     #[tokio::test]
