@@ -169,19 +169,25 @@ async function oneRound(done) {
 
 // The current round is finished first: what was delivered is processed.
 let stopping = false;
-for (const signal of ["SIGTERM", "SIGINT"]) process.on(signal, () => (stopping = true));
+for (const signal of ["SIGTERM", "SIGINT"]) {
+  process.on(signal, () => {
+    stopping = true;
+    if (!client.isReady) client.destroy(); // nothing was delivered, and Redis may be away for long
+  });
+}
 
-await client.connect();
 while (!stopping) {
   try {
+    if (!client.isOpen) await client.connect();
     await client.xGroupCreate(EVENTS, GROUP, "0", { MKSTREAM: true }).catch((error) => {
       if (!error.message.includes("BUSYGROUP")) throw error;
     });
     let done;
     while (!stopping) done = await oneRound(done);
   } catch (error) {
+    if (stopping) break;
     console.error(`retrying: ${error.message}`);
     await sleep(1000);
   }
 }
-client.destroy();
+if (client.isOpen) client.destroy();

@@ -13,6 +13,7 @@ use ethhook_testkit::node_rpc::NodeRpc;
 use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
 use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::rig::{Rig, SETTLE, until};
@@ -87,6 +88,10 @@ impl Reader {
     /// Starts it under its former name, or under another one like a new host.
     async fn start(&mut self, same_name: bool) {
         self.lives += u32::from(!same_name || self.lives == 0);
+        self.process = Some(self.command().await.spawn().unwrap());
+    }
+
+    async fn command(&self) -> Command {
         let (program, script) = match self.language {
             Language::Python => {
                 (installed("python/bin/python"), Some(top().join("examples/python/consumer.py")))
@@ -94,7 +99,8 @@ impl Reader {
             Language::Node => ("node".into(), Some(self.folder.path().join("consumer.mjs"))),
             Language::Rust => (tokio::task::spawn_blocking(|| RUST.clone()).await.unwrap(), None),
         };
-        let process = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(script)
             .args(self.finalized.then_some("--finalized"))
             .env("REDIS_URL", &self.redis_url)
@@ -103,10 +109,8 @@ impl Reader {
             .env("CONSUMER", format!("life-{}", self.lives))
             .env("CLAIM_IDLE_MS", "500")
             .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        self.process = Some(process);
+            .kill_on_drop(true);
+        command
     }
 
     async fn kill(&mut self) {
@@ -248,6 +252,21 @@ async fn g2_the_sums_of_the_example_consumers_are_the_chains() {
 #[tokio::test]
 async fn g2_the_sums_of_the_example_consumers_are_the_chains_when_packed() {
     the_sums_are_the_chains("msgpack").await;
+}
+
+#[tokio::test]
+async fn a_reader_that_waits_for_redis_stops_when_it_is_told_to() {
+    for language in LANGUAGES {
+        let redis = RedisServer::spawn(RedisOptions::default()).await.unwrap();
+        let mut reader = Reader::new(language, false, &redis);
+        drop(redis);
+        let mut process = reader.command().await.stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = process.stderr.take().unwrap();
+        let first = BufReader::new(stderr).lines().next_line().await.unwrap();
+        assert!(first.is_some(), "{language:?} says nothing");
+        reader.process = Some(process);
+        reader.terminate().await;
+    }
 }
 
 #[tokio::test]
