@@ -353,6 +353,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn of_several_failures_the_one_that_tells_most_is_told_whichever_came_first() {
+        let wrong_chain = RpcError::WrongChain { wanted: 1, got: 2 };
+        let ascending: [NodeError; 5] = [
+            RpcError::SetAside(Some(Box::new(wrong_chain))).into(),
+            RpcError::SetAside(None).into(),
+            NodeError::Unknown,
+            RpcError::Timeout(REQUEST_TIMEOUT).into(),
+            Failure { check: Check::Empty, detail: "no logs".to_owned() }.into(),
+        ];
+        for pair in ascending.windows(2) {
+            for order in [[0, 1], [1, 0]] {
+                let told = NodeError::most_telling(order.map(|first| pair[first].clone()));
+                assert_eq!(told.to_string(), pair[1].to_string());
+            }
+        }
+        assert!(matches!(NodeError::most_telling([]), NodeError::Unknown));
+    }
+
     #[tokio::test]
     async fn one_that_does_not_answer_at_first_is_not_waited_for_where_there_is_another() {
         let chain = mined(3);
@@ -402,6 +421,86 @@ mod tests {
         assert_eq!(scene.asked("eth_getBlockByNumber"), [2, 0, 0]);
         assert_eq!(scene.node.blocks(&headers).await.unwrap().len(), 3);
         assert_eq!(scene.views[0].stats().requests(LOGS), 2, "two blocks, and one");
+    }
+
+    #[tokio::test]
+    async fn g7_what_is_refused_together_is_asked_for_in_smaller_parts_and_what_is_there_is_kept() {
+        let chain = mined(3);
+        let served = serve(chain.clone()).await;
+        let mut config = ChainConfig::local([EndpointConfig::of(&served)]);
+        (config.fetch, config.profile.verify) = (Fetch::Logs, Proof::Bloom);
+        let (heads, metrics) = unread();
+        let (node, _) = Node::new(&config, &heads, &metrics);
+        assert_eq!(node.by_numbers(2..=9).await.unwrap().len(), 2, "no more are there");
+        assert!(node.by_numbers(4..=9).await.unwrap().is_empty());
+        let headers = node.by_numbers(1..=3).await.unwrap();
+        chain.set_batch_limit(1);
+        assert_eq!(node.by_numbers(1..=3).await.unwrap(), headers[..1]);
+        let asked = async |faults: &[Fault]| {
+            chain.stats().reset();
+            faults.iter().for_each(|fault| chain.faults().push(LOGS, fault.clone(), 1));
+            let outcomes = node.blocks(&headers).await;
+            let are_there = outcomes.map(|all| all.iter().map(Result::is_ok).collect::<Vec<_>>());
+            (are_there.ok(), chain.stats().requests(LOGS))
+        };
+        let (refused, given) = (Fault::Error(-32000, "no".into()), Fault::Delay(Duration::ZERO));
+        assert_eq!(
+            asked(&[refused.clone()]).await,
+            (Some(vec![true; 3]), 4),
+            "all, and each alone"
+        );
+        assert_eq!(asked(&[refused.clone()]).await, (None, 1), "it is not for the size");
+        let first = Some(vec![true, false, false]);
+        assert_eq!(asked(&[given, refused]).await, (first, 2));
+        // A range would be of others, too.
+        let apart = [headers[0].clone(), headers[2].clone()];
+        assert!(node.blocks(&apart).await.unwrap().iter().all(Result::is_ok));
+    }
+
+    #[tokio::test]
+    async fn blocks_are_fetched_in_the_cheapest_way_that_proves_enough() {
+        const EQUAL: &str = "http://127.0.0.1:1";
+        const LOGS_CHEAPER: &str = "https://mainnet.infura.io/v3/key";
+        let (heads, metrics) = unread();
+        let node_of = |fetch, verify, url| {
+            let mut config = ChainConfig::local([EndpointConfig::http(url)]);
+            (config.fetch, config.profile.verify) = (fetch, verify);
+            Node::new(&config, &heads, &metrics).0
+        };
+        for (fetch, verify, url, blocks, way) in [
+            (Fetch::Receipts, Proof::Bloom, LOGS_CHEAPER, 8, About::Receipts),
+            (Fetch::Logs, Proof::ReceiptsRoot, EQUAL, 1, About::Logs),
+            (Fetch::Auto, Proof::ReceiptsRoot, LOGS_CHEAPER, 8, About::Receipts),
+            (Fetch::Auto, Proof::Bloom, LOGS_CHEAPER, 1, About::Logs),
+            (Fetch::Auto, Proof::Bloom, EQUAL, 1, About::Receipts), // which prove more
+            (Fetch::Auto, Proof::Bloom, EQUAL, 2, About::Logs),
+        ] {
+            let node = node_of(fetch, verify, url);
+            let endpoint = &node.endpoints[0];
+            assert_eq!(node.way(endpoint, blocks), way, "{fetch:?} {verify:?} {url} {blocks}");
+            endpoint.lacks_receipts();
+            let only = if fetch == Fetch::Receipts { About::Receipts } else { About::Logs };
+            assert_eq!(node.way(endpoint, blocks), only, "{fetch:?} {verify:?} {url} {blocks}");
+        }
+        let plan = |fetch| node_of(fetch, Proof::Bloom, EQUAL).plan();
+        assert_eq!(plan(Fetch::Logs), Plan { blocks: 4, in_a_row: true });
+        assert_eq!(plan(Fetch::Receipts), Plan { blocks: 1, in_a_row: false });
+    }
+
+    #[tokio::test]
+    async fn another_is_asked_soon_for_one_block_and_later_for_several() {
+        const HEADERS: &str = About::Headers.method();
+        let scene = Scene::new().await;
+        for _ in 0..8 {
+            scene.node.latest().await.unwrap(); // its usual latency is known now
+        }
+        scene.asked(HEADERS);
+        for (numbers, of_second) in [(1..=3, 0), (1..=1, 1)] {
+            let slow = Fault::Delay(Duration::from_millis(500));
+            scene.views[0].faults().push(HEADERS, slow, 1);
+            scene.node.by_numbers(numbers).await.unwrap();
+            assert_eq!(scene.asked(HEADERS)[1], of_second);
+        }
     }
 
     #[tokio::test]

@@ -218,6 +218,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn g6_where_two_differ_and_neither_proves_its_logs_nothing_is_published() {
+        let (views, nodes) = two_views(1).await;
+        let mut config = ChainConfig::local(nodes.iter().map(EndpointConfig::of));
+        config.profile.verify = Proof::Bloom;
+        let (heads, metrics) = unread();
+        let (node, _) = Node::new(&config, &heads, &metrics);
+        let header = node.by_numbers(1..=1).await.unwrap().remove(0);
+        views[0].faults().push(RECEIPTS, Fault::AlterLog, 1);
+        // Logs without receipts prove no root.
+        views[1].faults().push(RECEIPTS, Fault::Error(-32601, "no such method".into()), 1);
+        let why = node.block(&header).await.unwrap_err().to_string();
+        assert!(why.contains("another endpoint has other receipts"), "{why}");
+        assert!(node.endpoints.iter().all(|endpoint| !endpoint.is_set_aside()));
+    }
+
+    #[tokio::test]
     async fn one_that_lacks_what_another_has_time_after_time_is_asked_last() {
         let (views, nodes) = two_views(3).await;
         let config = ChainConfig::local(nodes.iter().map(EndpointConfig::of));
@@ -248,6 +264,15 @@ mod tests {
             assert!(node.block(&header).await.is_ok(), "{fault:?}");
             views[1].faults().clear();
         }
+        // One that gives no answer may have it.
+        let (heads, metrics) = unread();
+        let (node, _) = Node::new(&config, &heads, &metrics);
+        let header = node.by_numbers(1..=1).await.unwrap().remove(0);
+        views[0].faults().push(RECEIPTS, Fault::Html, MANY_LACKS.into());
+        for _ in 0..MANY_LACKS {
+            node.block(&header).await.unwrap();
+        }
+        assert!(node.endpoints[0].is_set_aside() && !node.endpoints[0].is_lacking());
     }
 
     #[tokio::test]

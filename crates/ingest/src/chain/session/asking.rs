@@ -547,6 +547,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_address_of_another_chain_needs_an_operator_and_any_other_failure_only_time() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let wrong = || RpcError::WrongChain { wanted: 1, got: 2 };
+        let silent = || RpcError::Timeout(ASK_AGAIN);
+        let set_aside = |cause| RpcError::SetAside(Some(Box::new(cause)));
+        for (error, needs) in [
+            (silent(), Some(Needs::Time)),
+            (set_aside(silent()), None), // the failure itself has been told
+            (wrong(), Some(Needs::Operator)),
+            (set_aside(wrong()), Some(Needs::Operator)),
+        ] {
+            let mut session = scene.session().await;
+            for _ in 0..TROUBLE_AFTER {
+                assert!(session.answered((Ask::Latest, Err(error.clone().into()))).is_none());
+            }
+            let (_, status) = scene.board.snapshot().remove(0);
+            let told = status.standstill().map(|standstill| standstill.needs);
+            assert_eq!(told, needs, "{error}");
+            scene.chain.status.go_on(|_| true);
+        }
+    }
+
+    #[tokio::test]
     async fn g8_one_node_that_lags_moves_the_head_back_no_more_than_one_that_insists() {
         let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;
