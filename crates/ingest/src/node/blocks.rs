@@ -296,6 +296,7 @@ mod tests {
     use crate::testing::{mined, serve, unread};
 
     const LOGS: &str = About::Logs.method();
+    const RECEIPTS: &str = About::Receipts.method();
 
     /// A chain without logs behind three endpoints; no single one of them is believed that there are none.
     struct Scene {
@@ -434,8 +435,13 @@ mod tests {
         assert_eq!(node.by_numbers(2..=9).await.unwrap().len(), 2, "no more are there");
         assert!(node.by_numbers(4..=9).await.unwrap().is_empty());
         let headers = node.by_numbers(1..=3).await.unwrap();
+        // A range would be of others, too.
+        let apart = [headers[0].clone(), headers[2].clone()];
+        assert!(node.blocks(&apart).await.unwrap().iter().all(Result::is_ok));
         chain.set_batch_limit(1);
         assert_eq!(node.by_numbers(1..=3).await.unwrap(), headers[..1]);
+        chain.faults().push("eth_getBlockByNumber", Fault::Error(-32000, "no".into()), 1);
+        assert!(node.by_numbers(1..=3).await.is_err(), "of one");
         let asked = async |faults: &[Fault]| {
             chain.stats().reset();
             faults.iter().for_each(|fault| chain.faults().push(LOGS, fault.clone(), 1));
@@ -452,9 +458,51 @@ mod tests {
         assert_eq!(asked(&[refused.clone()]).await, (None, 1), "it is not for the size");
         let first = Some(vec![true, false, false]);
         assert_eq!(asked(&[given, refused]).await, (first, 2));
-        // A range would be of others, too.
-        let apart = [headers[0].clone(), headers[2].clone()];
-        assert!(node.blocks(&apart).await.unwrap().iter().all(Result::is_ok));
+    }
+
+    #[tokio::test]
+    async fn g7_a_batch_of_which_most_is_refused_was_too_large() {
+        let chain = mined(8);
+        let served = serve(chain.clone()).await;
+        let mut config = ChainConfig::local([EndpointConfig::of(&served)]);
+        config.fetch = Fetch::Receipts;
+        let (heads, metrics) = unread();
+        for (refused, next) in [(0, 16), (4, 16), (5, 4)] {
+            let (node, _) = Node::new(&config, &heads, &metrics);
+            let headers = node.by_numbers(1..=8).await.unwrap();
+            for fine in [1, 2, 4] {
+                node.blocks(&headers[..fine]).await.unwrap();
+            }
+            assert_eq!(node.plan().blocks, 8);
+            chain.faults().push(RECEIPTS, Fault::Error(-32000, "no".into()), refused);
+            let outcomes = node.blocks(&headers).await.unwrap();
+            let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+            assert_eq!((outcomes.len(), failed), (8, refused as usize));
+            assert_eq!(node.plan().blocks, next, "{refused} of 8");
+            assert!(node.endpoints[0].offers_receipts());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_method_that_is_not_offered_is_asked_for_once_where_another_will_do() {
+        let chain = mined(2);
+        let served = serve(chain.clone()).await;
+        let mut config = ChainConfig::local([EndpointConfig::of(&served)]);
+        config.profile.verify = Proof::Bloom;
+        let (heads, metrics) = unread();
+        for (fetch, asked) in [(Fetch::Auto, [1, 2]), (Fetch::Receipts, [2, 0])] {
+            config.fetch = fetch;
+            let (node, _) = Node::new(&config, &heads, &metrics);
+            let headers = node.by_numbers(1..=2).await.unwrap();
+            chain.stats().reset();
+            chain.faults().push(RECEIPTS, Fault::Error(-32601, "no such method".into()), 2);
+            for header in &headers {
+                assert_eq!(node.block(header).await.is_ok(), fetch == Fetch::Auto);
+            }
+            let requests = [RECEIPTS, LOGS].map(|method| chain.stats().requests(method));
+            assert_eq!(requests, asked, "{fetch:?}");
+            chain.faults().clear();
+        }
     }
 
     #[tokio::test]

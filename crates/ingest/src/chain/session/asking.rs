@@ -422,6 +422,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn g10_past_the_end_the_last_header_is_watched_until_the_end_is_final() {
+        for start in [1, 2] {
+            let mut config = ChainConfig { end_block: Some(2), ..ChainConfig::local([]) };
+            config.profile.finality_depth = 3;
+            let scene = Scene::of(config).await;
+            let mut session = scene.session_from(start).await;
+            session.hear(start..=4);
+            session.publish().await;
+            assert_eq!(session.watched(), None, "not reached yet");
+            session.hear(5..=5);
+            assert_eq!(session.watched(), Some(5));
+            for number in start..=2 {
+                session.finality.next = Some(header(number, 'a').block);
+                session.publish().await;
+                assert_eq!(session.watched(), (number < 2).then_some(5), "{number} is final");
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn g10_a_contradiction_is_an_alarm_only_where_somebody_answers_and_nobody_holds_ours() {
         let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;

@@ -111,20 +111,108 @@ impl Session<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use alloy_primitives::Bloom;
     use ethhook_domain::Header;
+    use ethhook_domain::canonical::Ask;
+    use ethhook_simulator::Fault;
 
     use super::super::scene::{Scene, header};
     use super::*;
-    use crate::config::ChainConfig;
-    use crate::rpc::Head;
+    use crate::config::{ChainConfig, EndpointConfig, Fetch};
+    use crate::rpc::{Head, RpcError};
+    use crate::testing::{mined, serve};
+
+    /// The header of a block that may have wanted logs.
+    fn with_logs(number: u64) -> Header {
+        Header { logs_bloom: Box::new(Bloom::repeat_byte(0xff)), ..header(number, 'a') }
+    }
+
+    #[tokio::test]
+    async fn blocks_at_the_head_are_fetched_at_once_or_together_once_an_interval() {
+        const EVERY: Duration = Duration::from_secs(1);
+        for batch_every in [None, Some(EVERY)] {
+            let nowhere = EndpointConfig::http("http://127.0.0.1:1");
+            let mut config = ChainConfig { batch_every, ..ChainConfig::local([nowhere]) };
+            config.profile.finality_depth = 2;
+            let scene = Scene::of(config).await;
+            let mut session = scene.session().await;
+            for number in 1..=4 {
+                assert!(session.heard(Head::Header(Box::new(with_logs(number)))).is_none());
+            }
+            let due = Instant::now();
+            let before = due - EVERY / 2;
+            session.due.batch = due;
+            let limits = |session: &Session<'_>, now| {
+                session.fetch_limits(now).map(|limits| (limits.up_to, limits.together))
+            };
+            let is_alone = batch_every.is_none();
+            let waiting = if is_alone { (4, 2) } else { (2, 2) };
+            assert_eq!(limits(&session, before), Some(waiting));
+            assert_eq!(limits(&session, due), Some(if is_alone { (4, 2) } else { (4, 4) }));
+            assert_eq!(session.fetches_due(before), (!is_alone).then_some(due));
+            assert_eq!(session.fetches_due(due), None, "they could have started");
+            session.start_fetches(before);
+            assert_eq!(session.fetches.len(), if is_alone { 4 } else { 2 });
+            assert_eq!(session.due.batch, due, "none of the head");
+            session.start_fetches(due);
+            assert_eq!(session.fetches.len(), 4);
+            assert_eq!(session.due.batch, if is_alone { due } else { due + EVERY });
+            assert_eq!(session.fetches_due(before), None, "nothing is left");
+        }
+    }
+
+    #[tokio::test]
+    async fn g1_what_is_fetched_is_published_and_what_is_not_is_fetched_again() {
+        let chain = mined(3);
+        let node = serve(chain.clone()).await;
+        let scene = Scene::of(ChainConfig::local([EndpointConfig::of(&node)])).await;
+        let mut session = scene.session().await;
+        for header in scene.chain.node.by_numbers(1..=3).await.unwrap() {
+            assert!(session.heard(Head::Header(Box::new(header))).is_none());
+        }
+        chain.faults().push("eth_getBlockReceipts", Fault::Null, 1);
+        while session.published.len() < 3 {
+            session.start_fetches(Instant::now() + Duration::from_secs(9));
+            let fetched = session.fetches.join_next().await.expect("a fetch is under way");
+            session.fetched(fetched);
+            session.publish().await;
+        }
+        let events: u64 = scene.markers().await.iter().map(|marker| marker.events).sum();
+        assert_eq!((events, chain.faults().left()), (15, 0));
+    }
+
+    #[tokio::test]
+    async fn a_block_that_failed_itself_is_fetched_alone_and_after_a_few_times_doubted() {
+        for (error, again) in [
+            (RpcError::Timeout(Duration::ZERO).into(), vec![1, 2, 3]),
+            (NodeError::Unknown, vec![1]),
+        ] {
+            let mut config = ChainConfig::local([EndpointConfig::http("http://127.0.0.1:1")]);
+            (config.fetch, config.profile.finality_depth) = (Fetch::Logs, 2);
+            let scene = Scene::of(config).await;
+            let mut session = scene.session().await;
+            let headers: Vec<_> = (1..=5).map(with_logs).collect();
+            session.answered((Ask::Latest, Ok(vec![headers[4].clone()])));
+            session.answered((Ask::Numbers(1..=5), Ok(headers.clone())));
+            for _ in 0..DOUBT_AFTER {
+                assert_eq!(session.ask(), None);
+                session.not_fetched(&headers[0].block, &error);
+            }
+            assert_eq!(session.ask(), Some(Ask::Latest));
+            let later = Instant::now() + Duration::from_secs(9);
+            let limits = session.fetch_limits(later).unwrap();
+            let next = session.queue.next_fetch(&limits, later);
+            let numbers: Vec<_> = next.iter().map(|header| header.block.number).collect();
+            assert_eq!(numbers, again, "{error}");
+        }
+    }
 
     #[tokio::test]
     async fn the_block_that_holds_the_chain_up_is_the_one_that_is_named() {
         let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;
-        let logs_bloom = Box::new(Bloom::repeat_byte(0xff));
-        let with_logs = |number| Header { logs_bloom: logs_bloom.clone(), ..header(number, 'a') };
         let headers = [1, 2].map(with_logs);
         for header in headers.clone() {
             assert!(session.heard(Head::Header(Box::new(header))).is_none());
