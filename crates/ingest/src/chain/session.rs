@@ -375,3 +375,125 @@ async fn finished<T>(running: &mut Running<'_, T>) -> T {
 fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use ethhook_domain::Secret;
+
+    use super::scene::{Scene, header};
+    use super::*;
+    use crate::config::{ChainConfig, EndpointConfig};
+
+    #[tokio::test]
+    async fn what_may_be_published_and_the_lag_end_at_the_confirmations_and_the_end_block() {
+        // The tip is block 6, and three blocks are known above it.
+        for (confirmations, end_block, up_to, lag) in [
+            (0, None, 9, (3, 3)),
+            (2, None, 7, (1, 1)),
+            (3, None, 6, (0, 0)),
+            (0, Some(8), 8, (2, 2)),
+            (0, Some(6), 6, (0, 0)),
+        ] {
+            let config = ChainConfig { confirmations, end_block, ..ChainConfig::local([]) };
+            let scene = Scene::of(config).await;
+            let mut session = scene.session().await;
+            session.hear(1..=6 + confirmations);
+            session.publish().await;
+            session.hear(7 + confirmations..=9);
+            let Lag { blocks, seconds } = session.lag().unwrap();
+            assert_eq!((session.up_to(), (blocks, seconds)), (Some(up_to), lag));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_time_of_a_head_that_is_not_reached_counts_until_the_wanted_block_is_known() {
+        let mut config = ChainConfig { confirmations: 4, ..ChainConfig::local([]) };
+        config.profile.finality_depth = 10;
+        let scene = Scene::of(config).await;
+        let mut session = scene.session().await;
+        assert!(session.is_backfilling(), "the head is not known");
+        session.hear(1..=9);
+        session.publish().await; // up to 5
+        for (head, blocks, seconds, is_backfilling) in [(19, 10, 14, false), (20, 11, 15, true)] {
+            session.answered((Ask::Latest, Ok(vec![header(head, 'a')])));
+            let lag = session.lag().unwrap();
+            assert_eq!((lag.blocks, lag.seconds), (blocks, seconds));
+            assert_eq!(session.is_backfilling(), is_backfilling, "{head}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reorg_of_all_blocks_ends_the_session_unless_the_genesis_was_just_checked() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=3);
+        session.publish().await;
+        let undo = |numbers: &[u64]| Change {
+            undo: numbers.iter().map(|number| header(*number, 'a').block).collect(),
+            new: Vec::new(),
+        };
+        assert!(session.follow(undo(&[3, 2]), None).is_none());
+        assert!(matches!(session.follow(undo(&[1]), None), Some(End::Replaced)));
+        assert_eq!(session.queue.len(), 2, "it is not followed");
+        session.may_be_replaced = true;
+        assert!(session.follow(undo(&[1]), None).is_none());
+        assert!(matches!(session.follow(undo(&[1]), None), Some(End::Replaced)), "once");
+    }
+
+    #[tokio::test]
+    async fn nothing_past_the_end_block_is_queued_or_taken_back() {
+        let scene = Scene::of(ChainConfig { end_block: Some(2), ..ChainConfig::local([]) }).await;
+        let mut session = scene.session().await;
+        session.hear(1..=3);
+        assert_eq!(session.queue.len(), 2);
+        let [two, three] = [2, 3].map(|number| header(number, 'a').block);
+        session.follow(Change { undo: vec![three, two], new: vec![] }, None);
+        assert_eq!(session.queue.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_session_wakes_for_what_is_due_first_of_what_could_start_then() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=1);
+        session.canonical.doubt();
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let due = &mut session.due;
+        (due.poll, due.ask, due.renew) = (at(60), at(10), at(20));
+        (due.finality, due.retention) = (at(30), at(40));
+        assert!(session.asks_something());
+        assert_eq!(session.next_due(now), at(10));
+        session.start_asking(at(10));
+        assert_eq!(session.next_due(now), at(20), "what is asked is waited for anyway");
+        session.start_writing(now);
+        assert_eq!(session.next_due(now), at(30), "what is written, too");
+        session.start_asking_for_finalized(at(30));
+        session.due.finality = at(30);
+        assert_eq!(session.next_due(now), at(40));
+        session.start_sweep(at(40));
+        session.due.retention = at(40);
+        assert_eq!(session.next_due(now), at(60));
+        assert_eq!(session.next_due(at(90)), at(90) + Duration::from_millis(1));
+    }
+
+    #[tokio::test]
+    async fn the_node_is_polled_at_a_block_time_or_where_heads_are_told_at_three() {
+        let nowhere = || "http://127.0.0.1:1".to_owned();
+        let mut scene = Scene::of(ChainConfig::local([])).await;
+        for (block_time, batch_every, without, with_socket) in [
+            (10, None, 250, 5_000),
+            (2_000, None, 2_000, 6_000),
+            (2_000, Some(3_000), 3_000, 9_000),
+            (20_000, None, 12_000, 30_000),
+        ] {
+            let config = &mut scene.chain.config;
+            config.profile.block_time = Duration::from_millis(block_time);
+            config.batch_every = batch_every.map(Duration::from_millis);
+            config.endpoints = vec![EndpointConfig::http(nowhere())];
+            assert_eq!(scene.chain.poll_every(), Duration::from_millis(without));
+            scene.chain.config.endpoints[0].ws = Some(Secret::new(nowhere()));
+            assert_eq!(scene.chain.poll_every(), Duration::from_millis(with_socket));
+        }
+    }
+}

@@ -535,6 +535,21 @@ mod tests {
         assert_eq!(plan(Fetch::Receipts), Plan { blocks: 1, in_a_row: false });
     }
 
+    #[test]
+    fn one_that_is_much_slower_than_the_fastest_is_asked_later() {
+        let nowhere = EndpointConfig::http("http://127.0.0.1:1");
+        let (heads, metrics) = unread();
+        for (took, first) in [(30, 0), (31, 1)] {
+            let config = ChainConfig::local([nowhere.clone(), nowhere.clone()]);
+            let (node, _) = Node::new(&config, &heads, &metrics);
+            for _ in 0..8 {
+                node.endpoints[0].note_latency(Duration::from_millis(took));
+                node.endpoints[1].note_latency(Duration::from_millis(10));
+            }
+            assert!(std::ptr::eq(node.by_preference()[0], &raw const node.endpoints[first]));
+        }
+    }
+
     #[tokio::test]
     async fn another_is_asked_soon_for_one_block_and_later_for_several() {
         const HEADERS: &str = About::Headers.method();

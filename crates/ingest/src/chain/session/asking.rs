@@ -567,6 +567,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_question_that_failed_is_asked_again_after_a_while() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.start_asking(Instant::now());
+        assert!(session.asking.headers.is_some());
+        session.answered((Ask::Latest, Err(RpcError::Timeout(ASK_AGAIN).into())));
+        session.start_asking(Instant::now());
+        assert!(session.asking.headers.is_none());
+        session.start_asking(session.due.ask);
+        assert!(session.asking.headers.take().is_some());
+        session.hear(1..=1);
+        session.answered((Ask::Latest, Ok(vec![header(1, 'a')])));
+        session.start_asking(session.due.ask);
+        assert!(session.asking.headers.is_none(), "there is nothing to ask");
+    }
+
+    #[tokio::test]
     async fn an_address_of_another_chain_needs_an_operator_and_any_other_failure_only_time() {
         let scene = Scene::of(ChainConfig::local([])).await;
         let wrong = || RpcError::WrongChain { wanted: 1, got: 2 };

@@ -174,7 +174,10 @@ impl Session<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::scene::Scene;
+    use ethhook_domain::canonical::Change;
+    use ethhook_domain::marker::Op;
+
+    use super::super::scene::{Scene, header};
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig};
     use crate::status::Needs;
@@ -263,5 +266,93 @@ mod tests {
             session.publish().await;
             assert_eq!(session.published.len(), published, "{tip}");
         }
+    }
+    #[tokio::test]
+    async fn g5_only_our_own_name_under_a_later_epoch_is_a_namesake() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        let ours = session.lane.epoch().unwrap();
+        let mut ends = |error: StepError| match session.refused(&error) {
+            End::Namesake => "namesake".to_owned(),
+            End::Reopen(cause) => cause.to_owned(),
+            End::Refused(why) => why,
+            _ => "otherwise".to_owned(),
+        };
+        let fenced = |writer: &str, epoch| StepError::Fenced { writer: writer.into(), epoch };
+        assert_eq!(ends(fenced("test", ours + 1)), "namesake");
+        assert_eq!(ends(fenced("test", ours)), "fenced");
+        assert_eq!(ends(fenced("another", ours + 1)), "fenced");
+        assert_eq!(ends(StepError::Moved { held: None }), "moved");
+        assert_eq!(ends(StepError::Refused("no".into())), "refused: no");
+    }
+
+    #[tokio::test]
+    async fn g10_what_a_reorg_orphans_while_it_is_marked_final_is_an_alarm() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=3);
+        session.publish().await;
+        let of = |branch| header(2, branch).block;
+        assert!(session.done(Done::Finalized(of('a'))).is_none());
+        assert!(session.alarm.is_none() && session.canonical.is_finalized());
+        assert_eq!(session.published.front().unwrap().block, of('a'));
+        assert!(session.done(Done::Finalized(of('b'))).is_none());
+        assert!(session.alarm.as_ref().unwrap().contains("orphaned"));
+        // Nothing else is written any more.
+        session.hear(4..=4);
+        session.start_writing(Instant::now());
+        assert!(matches!(session.lane.next().await, Some(Ok(Done::Alarmed))));
+        assert_eq!(scene.markers().await.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn g8_a_backfill_waits_for_room_in_a_full_stream_and_the_head_does_not() {
+        let mut config = ChainConfig::local([]);
+        config.profile.finality_depth = 10;
+        let scene = Scene::of(config).await;
+        let mut session = scene.session().await;
+        session.hear(1..=1);
+        session.publish().await;
+        session.retention.waits_for_room = true;
+        session.head = Some((12, 12));
+        session.hear(2..=2);
+        session.publish().await;
+        assert_eq!(scene.markers().await.len(), 1);
+        session.head = Some((11, 11));
+        session.publish().await;
+        assert_eq!(scene.markers().await.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn g3_a_block_is_taken_back_alone_and_only_if_it_is_the_tip() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=1);
+        session.publish().await;
+        session.hear(2..=3);
+        session.start_writing(Instant::now());
+        let undo = |number| Change { undo: vec![header(number, 'a').block], new: vec![] };
+        session.follow(undo(3), None);
+        session.start_writing(Instant::now());
+        assert!(session.lane.is_free(), "two are on the wire");
+        session.publish().await;
+        let markers = scene.markers().await;
+        let told: Vec<_> = markers.iter().map(|marker| (marker.op, marker.number)).collect();
+        assert_eq!(told, [(Op::Add, 1), (Op::Add, 2), (Op::Add, 3), (Op::Remove, 3)]);
+        session.follow(undo(9), None);
+        session.start_writing(Instant::now());
+        assert!(matches!(session.lane.next().await, Some(Ok(Done::Alarmed))));
+        assert!(session.alarm.unwrap().contains("the tip is 2"));
+    }
+
+    #[tokio::test]
+    async fn what_is_on_the_wire_is_in_before_the_lease_is_given_up() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=1);
+        session.start_writing(Instant::now());
+        assert!(matches!(session.drain().await, End::Cancelled));
+        assert_eq!(scene.markers().await.len(), 1);
+        assert!(scene.chain.streams.lease_holder(scene.chain.id()).await.unwrap().is_none());
     }
 }
