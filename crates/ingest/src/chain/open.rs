@@ -266,15 +266,18 @@ fn check_alarm(cursor: &Cursor) -> Result<(), NotYet> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use ethhook_domain::canonical::FinalityViolation;
     use ethhook_domain::{Proof, Secret};
     use ethhook_simulator::{Chain as Simulated, ManualChain, ManualSpec};
-    use ethhook_streams::{MarkedBlock, RedisConfig, Step, Streams};
+    use ethhook_streams::{Events, MarkedBlock, RedisConfig, RedisFailure, Step, Streams};
     use tokio::time::timeout;
 
     use super::super::session::scene::{Scene, header};
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig};
+    use crate::rpc::RpcError;
     use crate::testing::{LOCAL, mined, serve};
 
     #[tokio::test]
@@ -358,13 +361,7 @@ mod tests {
         let mut scene = Scene::of(ChainConfig::local([EndpointConfig::of(&node)])).await;
         let mut publisher = scene.publisher().await;
         let [zero, one] = [0, 1].map(|number| header(number, 'a').block);
-        let add = Step::Add {
-            block: &one,
-            events: &Default::default(),
-            proof: Proof::Bloom,
-            filter: "all",
-        };
-        publisher.apply(&add).await.unwrap();
+        publisher.apply(&add(&one)).await.unwrap();
         publisher.apply(&Step::Finalized { block: &one }).await.unwrap();
         let mut opened = scene.chain.open().await;
         let told =
@@ -379,5 +376,65 @@ mod tests {
         let mut opened = scene.chain.open().await;
         assert!(!opened.canonical.is_finalized());
         assert!(told(&mut opened).is_none());
+    }
+    /// The step that adds a block without events.
+    fn add(block: &BlockRef) -> Step<'_> {
+        static NONE: LazyLock<Events> = LazyLock::new(Events::default);
+        Step::Add { block, events: &NONE, proof: Proof::Bloom, filter: "all" }
+    }
+
+    #[test]
+    fn the_block_below_a_window_counts_as_final_unless_the_window_begins_where_it_may() {
+        let mut cursor = Cursor::starting_at(5, None, "all".to_owned());
+        let first = header(9, 'a').block;
+        let base =
+            |cursor: &Cursor, first| base(cursor, first).map(|base| (base.number, base.hash));
+        assert_eq!(base(&cursor, None), None, "nothing is published");
+        (cursor.number, cursor.hash) = (9, Some(first.hash));
+        assert_eq!(base(&cursor, None), Some((9, first.hash)), "everything was skipped");
+        assert_eq!(base(&cursor, Some(first)), Some((8, first.parent_hash)));
+        cursor.finalized_hash = Some(first.hash);
+        assert_eq!(base(&cursor, Some(first)), None);
+        (cursor.finalized_hash, cursor.start_number) = (None, 9);
+        assert_eq!(base(&cursor, Some(first)), None);
+    }
+
+    #[tokio::test]
+    async fn what_a_chain_that_is_not_open_waits_for_is_told_and_looked_at_again() {
+        let chain = Scene::of(ChainConfig::local([])).await.chain;
+        let ttl = chain.options.lease_ttl;
+        let redis = |kind| OpenError::Redis(RedisFailure { kind, detail: "no".to_owned() });
+        let held = |remaining| OpenError::LeaseHeld(Holder { owner: "one".to_owned(), remaining });
+        let wrong_chain = RpcError::WrongChain { wanted: 1, got: 2 };
+        for (not_yet, needs, again_in) in [
+            (chain.node_away(&NodeError::Unknown), Needs::Time, None),
+            (chain.node_away(&wrong_chain.into()), Needs::Operator, Some(LOOK_AGAIN)),
+            (chain.not_open(&redis(FailureKind::ReadOnly)), Needs::Time, None),
+            (chain.not_open(&redis(FailureKind::OutOfMemory)), Needs::Room, None),
+            (chain.not_open(&held(None)), Needs::Turn, None),
+            (chain.not_open(&held(Some(Duration::ZERO))), Needs::Turn, Some(ttl / 100)),
+            (chain.not_open(&held(Some(ttl / 5))), Needs::Turn, Some(ttl / 5)),
+            (chain.not_open(&held(Some(ttl))), Needs::Turn, Some(ttl / 3)),
+        ] {
+            assert_eq!((not_yet.needs, not_yet.again_in), (needs, again_in), "{}", not_yet.why);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_loss_of_what_redis_had_acknowledged_is_told_once() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let losses = async |held: Option<u64>| {
+            let mut publisher = scene.publisher().await;
+            publisher.apply(&add(&header(1, 'a').block)).await.unwrap();
+            scene.redis.ask::<String>("FLUSHALL").await.unwrap();
+            let cursor =
+                held.map(|seq| Cursor { seq, ..Cursor::starting_at(1, None, String::new()) });
+            (0..2).for_each(|_| scene.chain.tell_of_loss(cursor.as_ref()));
+            (scene.chain.metrics.rollbacks.get(), scene.chain.metrics.wipes.get())
+        };
+        assert_eq!(losses(Some(2)).await, (0, 0));
+        assert_eq!(losses(Some(1)).await, (0, 0));
+        assert_eq!(losses(Some(0)).await, (1, 0));
+        assert_eq!(losses(None).await, (1, 1));
     }
 }
