@@ -438,6 +438,52 @@ mod tests {
         session.may_be_replaced = true;
         assert!(session.follow(undo(&[1]), None).is_none());
         assert!(matches!(session.follow(undo(&[1]), None), Some(End::Replaced)), "once");
+        assert_eq!(scene.board.snapshot().remove(0).1.reorgs, 2);
+    }
+
+    #[tokio::test]
+    async fn a_session_is_at_the_head_once_all_is_published_and_nothing_is_in_doubt() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        let latest = |number| (Ask::Latest, Ok(vec![header(number, 'a')]));
+        session.hear(1..=2);
+        session.answered(latest(2));
+        assert!(!session.is_at_head(), "blocks wait");
+        session.publish().await;
+        assert!(session.is_at_head());
+        session.canonical.doubt();
+        assert!(!session.is_at_head(), "the head may be another");
+        session.answered(latest(2));
+        assert!(session.is_at_head());
+        session.hear(3..=3);
+        session.start_writing(Instant::now());
+        assert!(session.queue.len() == 0 && !session.is_at_head(), "a block is on the wire");
+        session.publish().await;
+        assert!(session.is_at_head());
+        session.head = None;
+        assert!(!session.is_at_head());
+    }
+
+    #[tokio::test]
+    async fn a_poll_that_is_due_doubts_the_head_and_so_does_a_head_of_another_branch() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=3);
+        session.answered((Ask::Latest, Ok(vec![header(3, 'a')])));
+        assert_eq!((session.ask(), session.asking.heard_otherwise), (None, false));
+        let due = session.due.poll;
+        for (now, polls, next) in
+            [(due - Duration::from_millis(1), 0, due), (due, 1, due + scene.chain.poll_every())]
+        {
+            session.due.ask = due + Duration::from_secs(9);
+            session.start_what_can_be(now);
+            assert_eq!((session.asking.silent_polls, session.due.poll), (polls, next));
+            assert_eq!(session.ask().is_some(), polls > 0);
+        }
+        session.answered((Ask::Latest, Ok(vec![header(3, 'a')])));
+        assert!(!session.asking.heard_otherwise);
+        session.heard(Head::Header(Box::new(header(3, 'b'))));
+        assert!(session.asking.heard_otherwise);
     }
 
     #[tokio::test]

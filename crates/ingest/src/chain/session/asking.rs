@@ -416,8 +416,10 @@ mod tests {
         let scene = Scene::of(config).await;
         let mut session = scene.session().await;
         session.asking.silent_polls = STALLED_POLLS;
+        let due = session.due.poll;
         session.hear(10_000..=10_000);
         assert_eq!(session.asking.silent_polls, 0);
+        assert_eq!(session.due.poll, due, "the last header must be asked for");
         assert_eq!(session.queue.len(), 0);
     }
 

@@ -181,6 +181,8 @@ mod tests {
         }
         let events: u64 = scene.markers().await.iter().map(|marker| marker.events).sum();
         assert_eq!((events, chain.faults().left()), (15, 0));
+        assert_eq!(scene.board.snapshot().remove(0).1.events, 15);
+        assert_eq!(session.finality.blocks_since, 3);
     }
 
     #[tokio::test]
@@ -221,12 +223,13 @@ mod tests {
             let (_, status) = scene.board.snapshot().remove(0);
             status.standstill().map(|standstill| standstill.why.clone())
         };
-        let mut fails = |block: &BlockRef| {
-            (0..TROUBLE_AFTER).for_each(|_| session.not_fetched(block, &NodeError::Unknown));
+        let mut fails = |block: &BlockRef, times| {
+            (0..times).for_each(|_| session.not_fetched(block, &NodeError::Unknown));
             told()
         };
-        assert_eq!(fails(&headers[1].block), None, "it only waits");
-        let why = fails(&headers[0].block).unwrap();
+        assert_eq!(fails(&headers[1].block, TROUBLE_AFTER), None, "it only waits");
+        assert_eq!(fails(&headers[0].block, TROUBLE_AFTER - 1), None, "it may come yet");
+        let why = fails(&headers[0].block, 1).unwrap();
         assert!(why.starts_with("block 1 is not available: "), "{why}");
     }
 }
