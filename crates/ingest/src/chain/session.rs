@@ -245,24 +245,24 @@ impl<'a> Session<'a> {
     }
 
     fn follow(&mut self, mut change: Change, heard: Option<Instant>) -> Option<End> {
-        if let Some(end) = self.end_block {
-            change.undo.retain(|block| block.number <= end);
-            change.new.retain(|header| header.block.number <= end);
-        }
         if change.is_empty() {
             return None;
-        }
-        // A restarted dev node has another genesis, which opening a session refuses.
-        if change.undo.last().is_some_and(|lowest| lowest.number == self.start_block)
-            && !std::mem::take(&mut self.may_be_replaced)
-        {
-            return Some(End::Replaced);
         }
         if let Some(tip) = self.canonical.tip() {
             // A head counts once it has joined the chain, not when it is announced.
             if self.head.is_none_or(|(number, _)| number < tip.number) {
                 self.head = Some((tip.number, tip.timestamp));
             }
+        }
+        if let Some(end) = self.end_block {
+            change.undo.retain(|block| block.number <= end);
+            change.new.retain(|header| header.block.number <= end);
+        }
+        // A restarted dev node has another genesis, which opening a session refuses.
+        if change.undo.last().is_some_and(|lowest| lowest.number == self.start_block)
+            && !std::mem::take(&mut self.may_be_replaced)
+        {
+            return Some(End::Replaced);
         }
         if let (Some(top), Some(lowest)) = (change.undo.first(), change.undo.last()) {
             let depth = change.undo.len();
@@ -392,6 +392,7 @@ mod tests {
             (2, None, 7, (1, 1)),
             (3, None, 6, (0, 0)),
             (0, Some(8), 8, (2, 2)),
+            (2, Some(8), 7, (1, 1)),
             (0, Some(6), 6, (0, 0)),
         ] {
             let config = ChainConfig { confirmations, end_block, ..ChainConfig::local([]) };

@@ -451,11 +451,15 @@ mod tests {
         };
         let (refused, given) = (Fault::Error(-32000, "no".into()), Fault::Delay(Duration::ZERO));
         assert_eq!(
-            asked(&[refused.clone()]).await,
+            asked(std::slice::from_ref(&refused)).await,
             (Some(vec![true; 3]), 4),
             "all, and each alone"
         );
-        assert_eq!(asked(&[refused.clone()]).await, (None, 1), "it is not for the size");
+        assert_eq!(
+            asked(std::slice::from_ref(&refused)).await,
+            (None, 1),
+            "it is not for the size"
+        );
         let first = Some(vec![true, false, false]);
         assert_eq!(asked(&[given, refused]).await, (first, 2));
     }
