@@ -201,11 +201,9 @@ impl Plan {
 mod tests {
     use alloy_primitives::B256;
     use ethhook_domain::Proof;
-    use ethhook_ingest::Options;
     use ethhook_simulator::{Chain, ManualSpec, Node};
-    use ethhook_streams::{Publisher, WriterOptions};
 
-    use super::super::tests::target;
+    use super::super::tests::{publisher, target};
     use super::*;
 
     #[tokio::test]
@@ -214,12 +212,7 @@ mod tests {
         chain.mine(10);
         let node = Node::bind(([127, 0, 0, 1], 0).into(), [chain]).await.unwrap().spawn();
         let (_redis, target) = target(&node.http_url(31_337)).await;
-        let first = Cursor::starting_at(0, None, "all".to_owned());
-        let Options { lease_ttl, dedup_ttl, encoding, .. } = target.options;
-        let (writer, encoding) = ("one".to_owned(), Some(encoding));
-        let options = WriterOptions { writer, lease_ttl, dedup_ttl, encoding };
-        let mut publisher =
-            Publisher::open(&target.streams, target.id(), options, Some(first)).await.unwrap();
+        let mut publisher = publisher(&target, 0).await;
         let hash = |number: u8| B256::with_last_byte(number + 1);
         for number in 0..3_u8 {
             let parent_hash = number.checked_sub(1).map_or(B256::ZERO, hash);

@@ -132,14 +132,17 @@ mod tests {
     /// The same with an empty stream.
     pub(super) async fn begun(http_url: &str) -> (RedisServer, Target) {
         let (redis, target) = target(http_url).await;
-        let first = Cursor::starting_at(1, None, "all".to_owned());
+        publisher(&target, 1).await.release().await;
+        (redis, target)
+    }
+
+    /// The writer of a stream that begins at block `start`.
+    pub(super) async fn publisher(target: &Target, start: u64) -> Publisher {
+        let first = Cursor::starting_at(start, None, "all".to_owned());
         let Options { lease_ttl, dedup_ttl, encoding, .. } = target.options;
         let (writer, encoding) = ("one".to_owned(), Some(encoding));
         let options = WriterOptions { writer, lease_ttl, dedup_ttl, encoding };
-        let mut publisher =
-            Publisher::open(&target.streams, target.id(), options, Some(first)).await.unwrap();
-        publisher.release().await;
-        (redis, target)
+        Publisher::open(&target.streams, target.id(), options, Some(first)).await.unwrap()
     }
 
     #[tokio::test]

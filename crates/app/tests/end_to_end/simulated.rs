@@ -1,5 +1,6 @@
 //! With the simulator: situations that a real dev node does not produce.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ethhook_domain::{Marker, Op, Proof};
@@ -398,6 +399,17 @@ async fn g11_no_secret_is_ever_shown() {
     }
 }
 
+/// Serves `chain` where another node has just stopped.
+async fn serve_at(address: SocketAddr, chain: &ManualChain) -> RunningNode {
+    let mut node = None;
+    until("the port to be free", async || {
+        node = Node::bind(address, vec![chain.clone()]).await.ok().map(Node::spawn);
+        node.is_some()
+    })
+    .await;
+    node.unwrap()
+}
+
 /// A chain with its own genesis, as a dev node creates.
 fn dev_chain(seed: u64) -> ManualChain {
     Chain::manual(ManualSpec { seed, genesis_time: 1_700_000_000 + seed, ..ManualSpec::new(LOCAL) })
@@ -417,12 +429,7 @@ async fn g6_an_endpoint_that_serves_another_chain_by_now_is_left_for_another() {
     checker.settle_and_check(SETTLE).await.unwrap();
     drop(first);
     other.mine(30);
-    let mut node = None;
-    until("the port to be free", async || {
-        node = Node::bind(address, vec![other.clone()]).await.ok().map(Node::spawn);
-        node.is_some()
-    })
-    .await;
+    let _node = serve_at(address, &other).await;
     until("the other chain to be asked for", async || {
         other.mine(1);
         ours.mine(1);
@@ -456,12 +463,7 @@ async fn g10_a_dev_node_that_started_anew_is_no_finality_violation() {
     .await;
     drop(node);
     second.mine(90);
-    let mut node = None;
-    until("the port to be free", async || {
-        node = Node::bind(address, vec![second.clone()]).await.ok().map(Node::spawn);
-        node.is_some()
-    })
-    .await;
+    let _node = serve_at(address, &second).await;
     rig.wait_for("ready", |_, body| body.contains("genesis")).await;
     assert_eq!(checker.cursor().await.unwrap().unwrap().alarm, "");
     rig.terminate().await;
@@ -484,12 +486,7 @@ async fn g3_a_dev_node_that_started_anew_is_not_followed_within_a_session() {
     let before = checker.cursor().await.unwrap();
     drop(node);
     second.mine(30);
-    let mut node = None;
-    until("the port to be free", async || {
-        node = Node::bind(address, vec![second.clone()]).await.ok().map(Node::spawn);
-        node.is_some()
-    })
-    .await;
+    let _node = serve_at(address, &second).await;
     second.mine(1);
     let told = rig.wait_for("ready", |_, body| body.contains("genesis")).await;
     assert!(told.contains("`ethhook reset --chain local`"), "{told}");
