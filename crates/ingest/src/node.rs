@@ -235,12 +235,18 @@ impl Node {
     }
 
     /// Whether any endpoint has the final block `block` at its height. If so, one that has another block there gave a
-    /// false answer. First, each is checked again for the genesis block: it may serve another chain by now.
+    /// false answer. Each is asked, also one that is set aside (`urgent`: even if it has asked us to wait), and checked
+    /// again for the genesis block: it may serve another chain by now.
     ///
     /// # Errors
     /// If none has any block at that height: an endpoint that is behind proves nothing.
-    pub(crate) async fn anyone_holds(&self, block: &BlockRef) -> Result<Holds, NodeError> {
+    pub(crate) async fn anyone_holds(
+        &self,
+        block: &BlockRef,
+        urgent: bool,
+    ) -> Result<Holds, NodeError> {
         self.expect_genesis(self.genesis.known());
+        self.endpoints.iter().for_each(|endpoint| endpoint.probe(urgent));
         let params = json!([Quantity(block.number), false]);
         let (told, failures) = self
             .each(async |attempt| {

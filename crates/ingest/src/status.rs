@@ -22,6 +22,8 @@ pub struct ChainStatus {
     pub lag: Option<Lag>,
     /// When an endpoint last answered.
     pub last_answer: Option<Instant>,
+    /// How often an endpoint is asked at least.
+    pub polled_every: Duration,
     /// Events published by this process.
     pub events: u64,
     /// Events taken back by this process.
@@ -61,6 +63,8 @@ pub enum Cause {
     Headers,
     /// The node does not answer requests for a block's logs.
     Block,
+    /// The stream is full, and a consumer group has not read.
+    Room,
 }
 
 /// Why a chain is stopped.
@@ -219,7 +223,8 @@ impl ChainStatus {
         }
         let Some(head) = self.head else { return Some(Unready::NoHead) };
         let since = self.last_answer.map(|at| at.elapsed());
-        if since.is_none_or(|since| since > max_lag) {
+        // Where heads are rare, an answer may be as old as the last poll.
+        if since.is_none_or(|since| since > max_lag.max(2 * self.polled_every)) {
             return Some(Unready::NoAnswer(since));
         }
         if self.at_head {
@@ -253,7 +258,9 @@ mod tests {
         assert_eq!(said(&never).as_deref(), Some("no endpoint has answered yet"));
         let long_ago = Instant::now().checked_sub(Duration::from_secs(9));
         let silent = ChainStatus { last_answer: long_ago, ..ready.clone() };
+        let seldom_asked = ChainStatus { polled_every: MAX_LAG, ..silent.clone() };
         assert_eq!(said(&silent).as_deref(), Some("no endpoint has answered for 9 s"));
+        assert_eq!(said(&seldom_asked), None);
         let behind = |lag| ChainStatus { at_head: false, lag, ..ready.clone() };
         assert_eq!(said(&behind(None)).as_deref(), Some("nothing is published yet"));
         assert_eq!(said(&behind(Some(Lag { blocks: 3, seconds: 6 }))), None);

@@ -36,7 +36,7 @@ pub async fn sweep(ingestors: &[&Ingestor], redis: &RedisServer) -> Result<usize
     let mut searched = 0;
     for ingestor in ingestors {
         searched += search("the log", ingestor.log().as_bytes())?;
-        for page in ["metrics", "health", "ready"] {
+        for page in ["metrics", "health", "ready", "status.json"] {
             if let Some((_, body)) = ingestor.get(page).await {
                 searched += search(page, body.as_bytes())?;
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use ethhook_domain::fold::{Difference, ExpectedBlock, Fold, Violation};
-use ethhook_domain::{ChainId, Cursor, Encoding, EntryId, Filter, Header, Marker};
+use ethhook_domain::{ChainId, Cursor, Encoding, EntryId, Filter, Header, Marker, Op};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client};
 use tokio::time::{Instant, sleep};
@@ -33,6 +33,8 @@ pub struct Checker {
     filter: Filter,
     confirmations: u64,
     may_be_trimmed: bool,
+    /// The first block of the stream; none if any will do.
+    start: Option<u64>,
 }
 
 /// The result of a check.
@@ -119,7 +121,14 @@ impl Checker {
             filter: Filter::default(),
             confirmations: 0,
             may_be_trimmed: false,
+            start: None,
         }
+    }
+
+    /// Expects the stream to begin with block `start`, as the configuration says.
+    #[must_use]
+    pub fn with_start(self, start: u64) -> Self {
+        Self { start: Some(start), ..self }
     }
 
     /// Expects only logs that pass `filter`.
@@ -186,7 +195,7 @@ impl Checker {
                 expected.extend(self.expected_block(number).await?);
             }
         }
-        report.cursor = compare_cursor(cursor.as_ref(), &markers, &fold);
+        report.cursor = self.compare_cursor(cursor.as_ref(), &markers, &fold);
         report.cursor.extend(mixed(cursor.as_ref(), &report));
         report.differences = fold.compare(&expected);
         report.violations = fold.violations().to_vec();
@@ -324,6 +333,55 @@ impl Checker {
         logs.retain(|log| self.filter.passes(log));
         Ok(Some(ExpectedBlock { number, hash: block.hash, timestamp: block.timestamp, logs }))
     }
+
+    /// The cursor changes together with the streams (G4), so it must agree with their ends. Retention may have removed
+    /// their beginnings, but nothing above the finalized block (G8).
+    fn compare_cursor(
+        &self,
+        cursor: Option<&Cursor>,
+        markers: &[(EntryId, Marker)],
+        fold: &Fold,
+    ) -> Vec<String> {
+        let Some(cursor) = cursor else {
+            return if markers.is_empty() { Vec::new() } else { vec!["there is none".to_owned()] };
+        };
+        let mut findings = Vec::new();
+        let mut compare = |what: &str, cursor: String, streams: String| {
+            if cursor != streams {
+                findings.push(format!("{what} is {cursor}, the streams have {streams}"));
+            }
+        };
+        let last_seq = markers.last().map_or(0, |(_, marker)| marker.seq);
+        compare("seq", cursor.seq.to_string(), last_seq.to_string());
+        let tip = fold.canonical().last();
+        if let Some(tip) = tip {
+            compare("number", cursor.number.to_string(), tip.number.to_string());
+            compare("hash", format!("{:?}", cursor.hash), format!("{:?}", Some(tip.hash)));
+        }
+        if let Some((number, hash)) = fold.finalized() {
+            compare("finalized_number", cursor.finalized_number.to_string(), number.to_string());
+            let held = format!("{:?}", cursor.finalized_hash);
+            compare("finalized_hash", held, format!("{:?}", Some(hash)));
+        } else if !self.may_be_trimmed {
+            compare("finalized_hash", format!("{:?}", cursor.finalized_hash), "None".to_owned());
+        }
+        if let Some(start) = self.start.filter(|start| *start != cursor.start_number) {
+            findings.push(format!("start_number is {}, not {start}", cursor.start_number));
+        }
+        let skipped = markers.iter().any(|(_, marker)| marker.op == Op::Gap);
+        let first = fold.canonical().first().map(|first| first.number);
+        let latest = match cursor.finalized() {
+            Some(finalized) if self.may_be_trimmed => finalized + 1,
+            _ => cursor.start_number,
+        };
+        let begins = first.is_some_and(|first| first <= latest) || skipped;
+        if cursor.hash.is_some() && !begins {
+            findings.push(format!(
+                "the streams begin with block {first:?}, not with {latest} or before"
+            ));
+        }
+        findings
+    }
 }
 
 fn fields(raw: &[Vec<u8>]) -> impl Iterator<Item = (&[u8], &[u8])> {
@@ -337,36 +395,4 @@ fn mixed(cursor: Option<&Cursor>, report: &Report) -> Option<String> {
     let Report { packed, entries, .. } = report;
     (*packed != right)
         .then(|| format!("encoding is {encoding}, {packed} of {entries} entries are packed"))
-}
-
-/// The cursor changes together with the streams (G4), so it must agree with their ends.
-fn compare_cursor(
-    cursor: Option<&Cursor>,
-    markers: &[(EntryId, Marker)],
-    fold: &Fold,
-) -> Vec<String> {
-    let Some(cursor) = cursor else {
-        return if markers.is_empty() { Vec::new() } else { vec!["there is none".to_owned()] };
-    };
-    let mut findings = Vec::new();
-    let mut compare = |what: &str, cursor: String, streams: String| {
-        if cursor != streams {
-            findings.push(format!("{what} is {cursor}, the streams have {streams}"));
-        }
-    };
-    let last_seq = markers.last().map_or(0, |(_, marker)| marker.seq);
-    compare("seq", cursor.seq.to_string(), last_seq.to_string());
-    if let Some(tip) = fold.canonical().last() {
-        compare("number", cursor.number.to_string(), tip.number.to_string());
-        compare("hash", format!("{:?}", cursor.hash), format!("{:?}", Some(tip.hash)));
-    }
-    if let Some((number, hash)) = fold.finalized() {
-        compare("finalized_number", cursor.finalized_number.to_string(), number.to_string());
-        compare(
-            "finalized_hash",
-            format!("{:?}", cursor.finalized_hash),
-            format!("{:?}", Some(hash)),
-        );
-    }
-    findings
 }

@@ -198,6 +198,14 @@ async fn a_trimmed_stream_is_checked_from_where_it_is_whole() {
             .unwrap();
     }
     assert!(!checker.check().await.unwrap().is_clean());
-    let report = checker.with_trimmed_beginning().check().await.unwrap().into_clean().unwrap();
+    let checker = checker.with_trimmed_beginning();
+    let told = checker.check().await.unwrap().into_clean().unwrap_err().to_string();
+    assert!(told.contains("begin with block Some(4), not with 0 or before"), "{told}");
+    for (field, value) in [("finalized_number", "3"), ("finalized_hash", &format!("0x{:064}", 1))] {
+        let mut set = redis::cmd("HSET");
+        set.arg("cursor:{events:31337}").arg(field).arg(value);
+        set.exec_async(&mut publisher.redis).await.unwrap();
+    }
+    let report = checker.check().await.unwrap().into_clean().unwrap();
     assert_eq!((report.blocks, report.events), (3, 13), "{report}");
 }

@@ -85,7 +85,7 @@ pub(crate) const GLOBAL: &[Key] = &[
         "READY_MAX_LAG_SECONDS",
         "60",
         "/ready returns 503 if a chain's tip is further behind the head than this, or no endpoint\n\
-         has answered for this long.",
+         has answered for this long, or for two polls (up to 60 s) if that is longer.",
     ),
     key(
         "INSTANCE_ID",

@@ -48,7 +48,7 @@ impl Trouble {
     pub(super) fn no_redis(failure: &Failure) -> Self {
         let what = format!("the data in Redis cannot be read: {failure}");
         match failure {
-            Failure::Of(_, ReadError::Redis(_)) | Failure::Late => Self::error(
+            Failure::Of(_, ReadError::Redis(_)) | Failure::Late(_) => Self::error(
                 what,
                 "nothing is lost: the service waits, then continues from the cursor. Start Redis, or \
                  check its log, its memory and REDIS_URL",

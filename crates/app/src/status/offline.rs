@@ -6,14 +6,15 @@ use std::time::Duration;
 use ethhook_domain::Profile;
 use ethhook_streams::{ReadError, Standing, Streams};
 use futures_util::future::join_all;
+use tokio::time::timeout;
 
-/// Timeout for all chains together.
+/// Timeout for each chain; they are read at the same time.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why the state of some chain could not be read.
 pub(super) enum Failure {
-    /// Redis did not answer within [`PATIENCE`].
-    Late,
+    /// Redis did not answer within [`PATIENCE`] for the chain of this name.
+    Late(String),
     /// Reading the chain of this name failed.
     Of(String, ReadError),
 }
@@ -21,7 +22,7 @@ pub(super) enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Late => f.write_str("no answer in time"),
+            Self::Late(chain) => write!(f, "{chain}: no answer in time"),
             Self::Of(chain, error) => write!(f, "{chain}: {error}"),
         }
     }
@@ -32,16 +33,18 @@ pub(super) async fn standings(
     streams: &Streams,
     chains: &[&Profile],
 ) -> (Vec<Option<Standing>>, Option<Failure>) {
-    let asked = join_all(chains.iter().map(|chain| streams.standing(chain.chain_id)));
-    let Ok(answers) = tokio::time::timeout(PATIENCE, asked).await else {
-        return (chains.iter().map(|_| None).collect(), Some(Failure::Late));
-    };
+    let ask = |chain: &&Profile| timeout(PATIENCE, streams.standing(chain.chain_id));
     let mut failure = None;
+    let answers = join_all(chains.iter().map(ask)).await;
     let standings = answers.into_iter().zip(chains).map(|(answer, chain)| {
-        let noted = answer.map_err(|error| {
-            failure.get_or_insert_with(|| Failure::Of(chain.name.clone(), error));
-        });
-        noted.ok()
+        let name = || chain.name.clone();
+        let noted = match answer {
+            Ok(Ok(standing)) => return Some(standing),
+            Ok(Err(error)) => Failure::Of(name(), error),
+            Err(_) => Failure::Late(name()),
+        };
+        failure.get_or_insert(noted);
+        None
     });
     (standings.collect(), failure)
 }

@@ -139,6 +139,7 @@ impl<'a> Session<'a> {
         let cursor = opened.publisher.cursor();
         chain.metrics.finalized.set(gauge(cursor.finalized_number));
         let start_block = cursor.start_number;
+        chain.status.update(|status| status.polled_every = chain.poll_every());
         Self {
             chain,
             _slot: opened._slot,
@@ -208,6 +209,11 @@ impl<'a> Session<'a> {
     fn heard(&mut self, head: Head) -> Option<End> {
         let mut end = None;
         let next = self.canonical.next_number();
+        if let Head::Header(header) = &head
+            && self.head.is_some_and(|(known, _)| known < header.block.number)
+        {
+            self.asking.silent_polls = 0; // the subscription is alive
+        }
         let is_news = match head {
             Head::Subscribed => {
                 self.canonical.doubt();
@@ -217,11 +223,8 @@ impl<'a> Session<'a> {
                 self.canonical.heard_of(number);
                 number >= next
             }
-            // Nothing past the end needs following, but the subscription is alive.
-            Head::Header(header) if header.block.number > self.last_header() => {
-                self.asking.silent_polls = 0;
-                false
-            }
+            // Nothing past the end needs following.
+            Head::Header(header) if header.block.number > self.last_header() => false,
             Head::Header(header) if self.canonical.is_next(&header.block) && !self.has_room() => {
                 self.canonical.postpone(&header.block);
                 self.asking.silent_polls = 0;

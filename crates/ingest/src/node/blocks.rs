@@ -575,7 +575,7 @@ mod tests {
         let scene = Scene::new().await;
         let highest = scene.node.highest_latest(None).await.unwrap();
         assert_eq!(scene.asked("eth_getBlockByNumber"), [1, 1, 1]);
-        let holds = scene.node.anyone_holds(&highest.block).await.unwrap();
+        let holds = scene.node.anyone_holds(&highest.block, false).await.unwrap();
         assert!(matches!(holds, Holds::Someone));
         assert_eq!(scene.asked("eth_getBlockByNumber"), [2, 2, 2], "and for the genesis block");
         // Its usual latency is not known yet, so its answer is awaited.
@@ -621,15 +621,18 @@ mod tests {
         };
         let null = |view| says(view, Fault::Null);
         null(0);
-        let holds = scene.node.anyone_holds(&block).await.unwrap();
+        let holds = scene.node.anyone_holds(&block, false).await.unwrap();
         assert!(matches!(holds, Holds::Someone), "the other tells");
         (0..2).for_each(null);
-        assert!(matches!(scene.node.anyone_holds(&block).await, Err(NodeError::Unknown)));
+        assert!(matches!(scene.node.anyone_holds(&block, false).await, Err(NodeError::Unknown)));
         let other = BlockRef { hash: B256::ZERO, ..block };
         null(0);
-        assert!(matches!(scene.node.anyone_holds(&other).await.unwrap(), Holds::Nobody));
+        assert!(matches!(scene.node.anyone_holds(&other, false).await.unwrap(), Holds::Nobody));
         says(0, Fault::Error(-32000, "busy".into()));
-        assert!(matches!(scene.node.anyone_holds(&other).await.unwrap(), Holds::NotKnown(_)));
+        assert!(matches!(
+            scene.node.anyone_holds(&other, false).await.unwrap(),
+            Holds::NotKnown(_)
+        ));
     }
 
     #[tokio::test]

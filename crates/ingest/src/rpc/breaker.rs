@@ -151,6 +151,14 @@ impl Breaker {
         }
     }
 
+    /// Admits a probe now; while the endpoint has asked us to wait, only if it is `urgent`.
+    pub(crate) fn probe(&mut self, now: Instant, urgent: bool) {
+        let asked_to_wait = matches!(self.cause.as_deref(), Some(RpcError::RateLimited(_)));
+        if self.state == State::Open && (urgent || !asked_to_wait) {
+            self.until = Some(now);
+        }
+    }
+
     fn open(&mut self, now: Instant, jitter: f64) {
         self.state = State::Open;
         self.until = Some(now + self.wait.mul_f64(1.0 + jitter.clamp(0.0, 1.0) / 2.0));
@@ -243,6 +251,25 @@ mod tests {
         breaker.success();
         breaker.unknown(now + seconds(4));
         assert_eq!(breaker.admit(now + seconds(4)), Ok(()), "it was no probe");
+    }
+
+    #[test]
+    fn a_probe_may_be_sent_early_but_where_a_wait_was_asked_for_only_if_urgent() {
+        let now = Instant::now();
+        for (cause, urgent, admitted) in [
+            (None, false, true),
+            (Some(cut()), false, true),
+            (Some(RpcError::RateLimited(None)), false, false),
+            (Some(RpcError::RateLimited(None)), true, true),
+        ] {
+            let mut breaker = Breaker::default();
+            breaker.set_aside(now, seconds(300), cause);
+            breaker.probe(now, urgent);
+            assert_eq!(breaker.admit(now).is_ok(), admitted);
+        }
+        let mut closed = Breaker::default();
+        closed.probe(now, true);
+        assert_eq!(closed.state(), State::Closed);
     }
 
     #[test]

@@ -174,6 +174,11 @@ impl Endpoint {
         self.with_breaker(|b| b.set_aside(Instant::now(), wait, cause));
     }
 
+    /// Admits a probe now, although it is set aside; while it has asked us to wait, only if it is `urgent`.
+    pub(crate) fn probe(&self, urgent: bool) {
+        self.with_breaker(|b| b.probe(Instant::now(), urgent));
+    }
+
     /// How long to wait for an answer before another endpoint is asked as well: the 95th percentile
     /// of its last answers, if there are enough of them.
     pub(crate) fn patience(&self) -> Duration {

@@ -72,12 +72,7 @@ pub static PARTS: &[Part] = &[
             group: 1,
             actions: same,
             // Finality of new blocks needs a new chain each time.
-            world: |random, nth| {
-                // From 501 logs on, a block is sent in parts.
-                let has_parts = (nth..nth + 3).any(|nth| point_of(nth) == "between-parts");
-                let events_per_block = if has_parts { 600 } else { 6 };
-                WorldPlan { rounds: 3, events_per_block, ..small(random) }
-            },
+            world: |random, _| WorldPlan { rounds: 3, ..small(random) },
             action: |random, nth, _| {
                 let point = point_of(nth);
                 let count = random.random_range(1..6);

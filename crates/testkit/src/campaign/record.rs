@@ -224,7 +224,8 @@ fn mixed(page: &mut String, records: &[Record]) {
     let seeds: Vec<_> = all.iter().map(|tally| tally.seed.to_string()).collect();
     let rounds: u64 = all.iter().map(|tally| tally.rounds).sum();
     let minutes = all.iter().map(|tally| tally.seconds).sum::<u64>().div_ceil(60);
-    let result = all.iter().map(|tally| tally.result()).max().unwrap_or("equal");
+    let failed = all.iter().find(|tally| !tally.failure.is_empty());
+    let result = failed.or(all.first()).map_or("equal", |tally| tally.result());
     let _ = writeln!(
         page,
         "\nAll kinds mixed, one to three endpoints a chain, one or two ingestors (seeds {}; {minutes} \
@@ -298,6 +299,10 @@ mod tests {
             let page = render(&records);
             assert!(!page.contains("Nothing lost"), "{page}");
             assert_eq!(page.matches("FAILED").count(), 2, "{page}");
+        }
+        for mixed in [[&bad, &good], [&good, &bad]] {
+            let page = render(&mixed.map(|tally| record(None, tally.clone())));
+            assert!(page.contains("| ingestor: kill -9 | 4 | FAILED |"), "{page}");
         }
     }
 

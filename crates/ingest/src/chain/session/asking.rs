@@ -23,10 +23,16 @@ const ALL_EVERY: u32 = 8;
 /// A branch that is not confirmed yet is polled again after a block time, or this.
 const UNCONFIRMED_POLL: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_millis(500);
-/// How long a finality violation is doubted while an endpoint that may have our block cannot be asked.
+/// How long to wait after a finality violation before anything is asked again.
+const VIOLATION_AGAIN: Duration = Duration::from_secs(5);
+/// How long a finality violation is doubted while an endpoint that may have our block gives no answer.
 const VIOLATION_DOUBTED: Duration = Duration::from_secs(120);
 
 type Asked = (Ask, Result<Vec<Header>, NodeError>);
+
+/// A finality violation, and whether an endpoint has our block; the flag says that even those were asked that had asked
+/// us to wait.
+type Judgement = (FinalityViolation, bool, Result<Holds, NodeError>);
 
 /// What is being asked of the node, and what was noticed of its heads.
 #[derive(Default)]
@@ -35,7 +41,7 @@ pub(super) struct Asking<'a> {
     /// Consecutive header requests that failed.
     failed: u32,
     /// Whether any endpoint still has the finalized block that the node contradicts.
-    pub(super) judging: Running<'a, (FinalityViolation, Result<Holds, NodeError>)>,
+    pub(super) judging: Running<'a, Judgement>,
     /// Since when no endpoint has had it.
     violated_since: Option<Instant>,
     /// Consecutive polls without a head in between.
@@ -237,26 +243,28 @@ impl Session<'_> {
 
     /// One endpoint contradicts the finalized block: asks all of them for theirs.
     fn violated(&mut self, violation: FinalityViolation) {
+        self.due.ask = Instant::now() + VIOLATION_AGAIN;
         if self.asking.judging.is_none() {
             let node = &self.chain.node;
-            let judging = async move { (violation, node.anyone_holds(&violation.finalized).await) };
+            let since = self.asking.violated_since;
+            let last = since.is_some_and(|since| since.elapsed() >= VIOLATION_DOUBTED);
+            let judging = async move {
+                (violation, last, node.anyone_holds(&violation.finalized, last).await)
+            };
             self.asking.judging = Some(judging.boxed());
         }
     }
 
-    pub(super) fn judged(
-        &mut self,
-        (violation, holds): (FinalityViolation, Result<Holds, NodeError>),
-    ) -> Option<End> {
+    pub(super) fn judged(&mut self, (violation, last, holds): Judgement) -> Option<End> {
         self.asking.judging = None;
-        let since = *self.asking.violated_since.get_or_insert_with(Instant::now);
+        self.asking.violated_since.get_or_insert_with(Instant::now);
         let why = match holds {
             Ok(Holds::Someone) => {
                 self.asking.heard_otherwise = true;
                 self.asking.violated_since = None;
                 format!("{violation}, but an endpoint still has the finalized one")
             }
-            Ok(Holds::NotKnown(error)) if since.elapsed() < VIOLATION_DOUBTED => {
+            Ok(Holds::NotKnown(error)) if !last => {
                 format!(
                     "{violation}, and an endpoint that may have the finalized one cannot be asked: {error}"
                 )
@@ -417,6 +425,10 @@ mod tests {
         let mut session = scene.session().await;
         session.asking.silent_polls = STALLED_POLLS;
         let due = session.due.poll;
+        session.head = Some((10_000, 10_000));
+        session.hear(10_000..=10_000);
+        assert_eq!(session.asking.silent_polls, STALLED_POLLS, "it tells nothing new");
+        session.head = Some((9_999, 9_999));
         session.hear(10_000..=10_000);
         assert_eq!(session.asking.silent_polls, 0);
         assert_eq!(session.due.poll, due, "the last header must be asked for");
@@ -453,11 +465,12 @@ mod tests {
         };
         session.violated(of(5));
         session.violated(of(6)); // ignored while one is being judged
-        let (violation, _) = finished(&mut session.asking.judging).await;
+        let (violation, last, _) = finished(&mut session.asking.judging).await;
+        assert!(!last);
         assert_eq!(violation, of(5));
-        session.judged((violation, Err(NodeError::Unknown)));
+        session.judged((violation, false, Err(NodeError::Unknown)));
         assert!(session.asking.judging.is_none() && session.alarm.is_none());
-        session.judged((violation, Ok(Holds::Someone)));
+        session.judged((violation, false, Ok(Holds::Someone)));
         assert!(session.asking.heard_otherwise && session.alarm.is_none());
         let stands_still = || scene.board.snapshot().remove(0).1.standstill().is_some();
         assert!(stands_still());
@@ -465,19 +478,27 @@ mod tests {
         assert!(!stands_still(), "the node no longer says so");
         // One that may have it cannot be asked for now.
         let not_known = || Ok(Holds::NotKnown(RpcError::RateLimited(None).into()));
-        session.judged((violation, not_known()));
+        session.judged((violation, false, not_known()));
         assert!(stands_still() && session.alarm.is_none());
+        // In the end all are asked, even those that asked us to wait.
+        let is_last = async |session: &mut Session<'_>| {
+            session.violated(of(5));
+            assert!(session.due.ask > Instant::now(), "not at once");
+            finished(&mut session.asking.judging).await.1
+        };
+        session.asking.judging = None;
+        assert!(!is_last(&mut session).await);
+        session.judged((violation, false, Ok(Holds::Someone)));
+        assert!(!is_last(&mut session).await, "it was there a moment ago");
+        session.judged((violation, false, not_known()));
         *session.asking.violated_since.as_mut().unwrap() -= VIOLATION_DOUBTED;
-        session.judged((violation, Ok(Holds::Someone)));
-        session.judged((violation, not_known()));
-        assert_eq!(session.alarm, None, "it was there a moment ago");
-        *session.asking.violated_since.as_mut().unwrap() -= VIOLATION_DOUBTED;
-        session.judged((violation, not_known()));
+        assert!(is_last(&mut session).await);
+        session.judged((violation, true, not_known()));
         assert_eq!(session.alarm.take(), Some(of(5).to_string()));
-        session.judged((violation, Ok(Holds::Nobody)));
+        session.judged((violation, false, Ok(Holds::Nobody)));
         assert_eq!(session.alarm.take(), Some(of(5).to_string()));
         let other_chain = RpcError::WrongGenesis { wanted: B256::ZERO, got: B256::ZERO };
-        let ended = session.judged((violation, Err(other_chain.into())));
+        let ended = session.judged((violation, false, Err(other_chain.into())));
         assert!(matches!(ended, Some(End::Reopen("genesis"))) && session.alarm.is_none());
     }
 

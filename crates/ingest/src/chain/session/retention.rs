@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::{Running, Session, gauge};
+use crate::status::{Cause, Needs};
 
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// How long an ending session waits for its sweep.
@@ -50,10 +51,13 @@ impl Session<'_> {
                 self.retention.waits_for_room = full && swept.held_by_group.is_some();
                 if self.retention.waits_for_room && self.is_backfilling() {
                     let group = swept.held_by_group.as_deref().unwrap_or_default();
-                    warn!(
-                        group,
-                        "the byte cap is reached and the group has not read: the backfill waits"
+                    let why = format!(
+                        "the byte cap is reached and the group `{group}` has not read: the backfill waits; \
+                         read with it, delete it with `ethhook groups delete`, or raise STREAM_MAX_BYTES"
                     );
+                    self.chain.status.stand_still(Cause::Room, why, Needs::Operator);
+                } else {
+                    self.chain.status.go_on(|cause| cause == Cause::Room);
                 }
                 for (group, entries) in &swept.lost_unread_by_group {
                     error!(
@@ -135,6 +139,37 @@ mod tests {
         assert_eq!((shown("one"), shown("two")), (0, 3));
         session.end_sweep().await;
         assert_eq!(shown("two"), 0);
+    }
+
+    #[tokio::test]
+    async fn g8_a_backfill_that_waits_for_a_group_says_so_until_there_is_room() {
+        let mut scene = Scene::of(ChainConfig::local([])).await;
+        scene.chain.options.stream_max_bytes = 9;
+        let mut session = scene.session().await;
+        let told = || {
+            let (_, status) = scene.board.snapshot().remove(0);
+            status.standstill().map(|standstill| standstill.why.clone())
+        };
+        for (bytes, group, waits) in [
+            (10, None, false),
+            (9, Some("slow"), false),
+            (10, Some("slow"), true),
+            (9, None, false),
+        ] {
+            let held_by_group = group.map(str::to_owned);
+            session.swept(Ok(Swept { bytes, held_by_group, ..Swept::default() }));
+            assert_eq!(session.retention.waits_for_room, waits);
+            assert_eq!(told().is_some_and(|why| why.contains("the group `slow`")), waits);
+        }
+        session.head = Some((0, 0));
+        session.hear(1..=1);
+        session.publish().await;
+        session.swept(Ok(Swept {
+            bytes: 10,
+            held_by_group: Some("slow".into()),
+            ..Swept::default()
+        }));
+        assert_eq!(told(), None, "at the head, the entries are removed");
     }
 
     #[test]

@@ -137,6 +137,10 @@ impl World {
                     self.members[who].process.signal("TERM").await?;
                 }
             }
+            // Only a block with more than 1,000 entries is always sent in parts.
+            "between-parts" => {
+                (0..count).for_each(|_| drop(self.subject().chain.mine_events(1_200)))
+            }
             _ => self.subject().mine(8),
         }
         Ok(())

@@ -111,7 +111,7 @@ impl Subject {
     /// A checker that uses the first endpoint, which must behave at that time.
     pub(super) async fn checker(&self, redis_url: &str) -> Result<Checker> {
         let node = NodeRpc::at_url(self.endpoints[0].node.http_url(self.id()));
-        Checker::connect(redis_url, node, self.id()).await
+        Ok(Checker::connect(redis_url, node, self.id()).await?.with_start(0))
     }
 
     pub(super) fn mine(&mut self, blocks: u64) {
