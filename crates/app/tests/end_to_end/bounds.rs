@@ -8,7 +8,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::time::sleep;
 
 use crate::operator::{checker, manual, published, tiny};
-use crate::rig::{Rig, SETTLE, until};
+use crate::rig::{SETTLE, until};
 
 const LOCAL: u64 = 31337;
 const RECEIPTS: &str = "eth_getBlockReceipts";
@@ -127,14 +127,20 @@ async fn g8_a_backfill_waits_at_the_byte_cap_for_a_group_that_has_not_read() {
     rig.set("STREAM_MAX_BYTES", 1_000_000).set("RETENTION_HOURS", 1).set("LOCAL_RPS", 120);
     rig.start();
     let checker = checker(&rig, &node).await;
-    let waits = |rig: &Rig| rig.log().matches("the backfill waits").count();
     let tip = async || checker.cursor().await.unwrap().unwrap().number;
-    until("the backfill waits", async || waits(&rig) >= 1).await;
-    let seen = waits(&rig);
-    until("another sweep", async || waits(&rig) > seen).await;
-    let (at, seen) = (tip().await, waits(&rig));
+    // Each sweep asks for the groups.
+    let sweeps = async || {
+        let mut info = redis::cmd("INFO");
+        let stats: String = info.arg("commandstats").query_async(&mut redis.clone()).await.unwrap();
+        let calls = stats.split_once("cmdstat_xinfo|groups:calls=").map_or("0", |(_, rest)| rest);
+        calls.split(',').next().unwrap().parse::<u64>().unwrap()
+    };
+    rig.wait_for("ready", |_, body| body.contains("the group `readers` has not read")).await;
+    let seen = sweeps().await;
+    until("another sweep", async || sweeps().await > seen).await;
+    let (at, seen) = (tip().await, sweeps().await);
     assert!(at < BLOCKS, "it was over before it could wait");
-    until("a third sweep", async || waits(&rig) > seen).await;
+    until("a third sweep", async || sweeps().await > seen).await;
     assert_eq!(tip().await, at, "it went on");
     // A session that has not seen the head yet does not remove the group's entries because of the
     // cap either.
@@ -142,8 +148,8 @@ async fn g8_a_backfill_waits_at_the_byte_cap_for_a_group_that_has_not_read() {
     chain.faults().push("eth_getBlockByNumber", Fault::Delay(Duration::from_secs(4)), 2);
     rig.start();
     until("a sweep before the head is known", async || chain.faults().left() == 0).await;
-    let seen = waits(&rig);
-    until("a sweep after it", async || waits(&rig) > seen).await;
+    let seen = sweeps().await;
+    until("a sweep after it", async || sweeps().await > seen).await;
     // The group keeps reading everything: what it has finished is removed, which makes room.
     until("the head", async || {
         group(&mut redis, &["SETID", "events:31337", "readers", "$"]).await;
