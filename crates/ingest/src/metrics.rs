@@ -66,7 +66,7 @@ metrics! {
     reorg_depth: histogram("ethhook_reorg_depth_blocks", "Blocks orphaned by a reorg.", ["chain"], DEPTH_BUCKETS);
     checks_failed: counter("ethhook_checks_failed_total", "Answers that failed a check.", ["chain", "endpoint", "check"]);
     headers_unhashed: counter("ethhook_headers_unhashed_total", "Blocks whose header hash was not verified: unknown fields, or VERIFY=structure.", ["chain"]);
-    rpc_requests: counter("ethhook_rpc_requests_total", "Calls by outcome; each call of a batch counts. Abandoned: another endpoint answered first.", ["chain", "endpoint", "method", "outcome"]);
+    rpc_requests: counter("ethhook_rpc_requests_total", "Calls by outcome; each call of a batch counts. Abandoned: no longer needed, mostly because another endpoint answered first.", ["chain", "endpoint", "method", "outcome"]);
     rpc_units: counter("ethhook_rpc_compute_units_total", "Cost of the calls in the provider's units, by its published prices; one unit per call if they are unknown.", ["chain", "endpoint", "method"]);
     rpc_seconds: histogram("ethhook_rpc_request_seconds", "Time from request to parsed answer.", ["chain", "endpoint", "method"], LATENCY_BUCKETS);
     hedges: counter("ethhook_rpc_hedges_total", "Requests also sent to the next endpoint because the answer was slow.", ["chain", "endpoint"]);

@@ -12,6 +12,7 @@ use ethhook_testkit::anvil::{Anvil, Mining};
 use ethhook_testkit::checker::Checker;
 use ethhook_testkit::node_rpc::NodeRpc;
 use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
+use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 
 const CHAIN: u64 = 31_337;
@@ -208,4 +209,24 @@ async fn a_trimmed_stream_is_checked_from_where_it_is_whole() {
     }
     let report = checker.check().await.unwrap().into_clean().unwrap();
     assert_eq!((report.blocks, report.events), (3, 13), "{report}");
+    // Not where nothing above the finalized block is left.
+    let _: u64 = publisher.redis.del("events:31337").await.unwrap();
+    let told = checker.check().await.unwrap().into_clean().unwrap_err().to_string();
+    assert!(told.contains("the streams begin with block"), "{told}");
+}
+
+#[tokio::test]
+async fn a_stream_that_begins_late_and_finality_without_a_marker_are_found() {
+    let Scene { checker, mut publisher, anvil: _anvil, server: _server } = published().await;
+    let checker = checker.with_start(0);
+    assert!(checker.check().await.unwrap().is_clean());
+    for (field, value, finding) in [
+        ("start_number", "1", "start_number is 1, not 0"),
+        ("finalized_hash", &*format!("0x{:064}", 1), "finalized_hash is Some"),
+    ] {
+        let set: u64 = publisher.redis.hset("cursor:{events:31337}", field, value).await.unwrap();
+        assert_eq!(set, 0, "it had a value");
+        let told = checker.check().await.unwrap().into_clean().unwrap_err().to_string();
+        assert!(told.contains(finding), "{told}");
+    }
 }

@@ -73,7 +73,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(language: Language, finalized: bool, redis: &RedisServer) -> Self {
+    fn new(language: Language, finalized: bool, redis_url: String) -> Self {
         let folder = TempDir::with_prefix("ethhook-example-").unwrap();
         // Modules are looked up relative to the file that imports them.
         let script = top().join("examples/node/consumer.mjs");
@@ -81,7 +81,6 @@ impl Reader {
         let modules = folder.path().join("node_modules");
         std::os::unix::fs::symlink(installed("node/node_modules"), modules).unwrap();
         let group = format!("{language:?}{}", if finalized { "-finalized" } else { "" });
-        let redis_url = redis.url();
         Self { language, finalized, group, lives: 0, redis_url, folder, process: None }
     }
 
@@ -191,7 +190,7 @@ async fn the_sums_are_the_chains(encoding: &str) {
     let mut readers: Vec<Reader> = LANGUAGES
         .into_iter()
         .flat_map(|language| [(language, false), (language, true)])
-        .map(|(language, finalized)| Reader::new(language, finalized, &rig.redis))
+        .map(|(language, finalized)| Reader::new(language, finalized, rig.redis.url()))
         .collect();
     for reader in &mut readers {
         // An earlier consumer received 300 entries and died.
@@ -257,12 +256,11 @@ async fn g2_the_sums_of_the_example_consumers_are_the_chains_when_packed() {
 #[tokio::test]
 async fn a_reader_that_waits_for_redis_stops_when_it_is_told_to() {
     for language in LANGUAGES {
-        let redis = RedisServer::spawn(RedisOptions::default()).await.unwrap();
-        let mut reader = Reader::new(language, false, &redis);
-        drop(redis);
+        let mut reader = Reader::new(language, false, "redis://127.0.0.1:1".to_owned());
         let mut process = reader.command().await.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = process.stderr.take().unwrap();
-        let first = BufReader::new(stderr).lines().next_line().await.unwrap();
+        let mut lines = BufReader::new(stderr).lines();
+        let first = tokio::time::timeout(EXIT, lines.next_line()).await.unwrap().unwrap();
         assert!(first.is_some(), "{language:?} says nothing");
         reader.process = Some(process);
         reader.terminate().await;
@@ -282,7 +280,7 @@ async fn what_retention_took_from_a_reader_is_counted() {
         let words: Vec<String> = add.split_whitespace().map(str::to_owned).collect();
         command(&words).exec_async(&mut raw).await.unwrap();
     }
-    let mut readers = LANGUAGES.map(|language| Reader::new(language, false, &redis));
+    let mut readers = LANGUAGES.map(|language| Reader::new(language, false, redis.url()));
     for reader in &readers {
         reader.deliver_to("dead", 2, &mut raw).await;
         reader.deliver_to("life-1", 1, &mut raw).await;

@@ -318,10 +318,7 @@ mod tests {
         assert_eq!(told.needs, Needs::Operator);
         scene.chain.config.end_block = Some(20);
         let mut publisher = open(&mut scene).await.unwrap();
-        let block = header(20, 'a').block;
-        let events = Default::default();
-        let add = Step::Add { block: &block, events: &events, proof: Proof::Bloom, filter: "all" };
-        publisher.apply(&add).await.unwrap();
+        publisher.apply(&add(&header(20, 'a').block)).await.unwrap();
         drop(publisher);
         scene.chain.config.end_block = Some(12);
         assert!(open(&mut scene).await.is_ok(), "the newest published block is the last one");

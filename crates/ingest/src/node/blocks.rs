@@ -628,6 +628,18 @@ mod tests {
         let other = BlockRef { hash: B256::ZERO, ..block };
         null(0);
         assert!(matches!(scene.node.anyone_holds(&other, false).await.unwrap(), Holds::Nobody));
+        // One that is set aside is asked, too; one that asked us to wait, only if that is urgent.
+        let rate_limited = || Some(RpcError::RateLimited(None));
+        for (cause, urgent, holds) in
+            [(None, false, true), (rate_limited(), false, false), (rate_limited(), true, true)]
+        {
+            let mut scene = Scene::new().await;
+            scene.node.endpoints.truncate(1);
+            scene.node.latest().await.unwrap();
+            scene.node.endpoints[0].set_aside(Duration::from_secs(300), cause);
+            let found = scene.node.anyone_holds(&block, urgent).await;
+            assert_eq!(matches!(found, Ok(Holds::Someone)), holds, "{found:?}");
+        }
         says(0, Fault::Error(-32000, "busy".into()));
         assert!(matches!(
             scene.node.anyone_holds(&other, false).await.unwrap(),
