@@ -210,9 +210,11 @@ async fn a_trimmed_stream_is_checked_from_where_it_is_whole() {
     let report = checker.check().await.unwrap().into_clean().unwrap();
     assert_eq!((report.blocks, report.events), (3, 13), "{report}");
     // Not where nothing above the finalized block is left.
-    let _: u64 = publisher.redis.del("events:31337").await.unwrap();
-    let told = checker.check().await.unwrap().into_clean().unwrap_err().to_string();
-    assert!(told.contains("the streams begin with block"), "{told}");
+    for (key, first) in [("events:31337", "Some("), ("blocks:{events:31337}", "None")] {
+        let _: u64 = publisher.redis.del(key).await.unwrap();
+        let told = checker.check().await.unwrap().into_clean().unwrap_err().to_string();
+        assert!(told.contains(&format!("the streams begin with block {first}")), "{told}");
+    }
 }
 
 #[tokio::test]
