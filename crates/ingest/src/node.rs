@@ -6,6 +6,8 @@
 
 mod blocks;
 mod second_opinion;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::ops::RangeInclusive;
