@@ -4,6 +4,7 @@
 //! the `PATH`.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -335,6 +336,16 @@ impl RedisServer {
 impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
+        // A child that rewrites the append-only file ends a little later, and may add a file while
+        // the directory is being removed.
+        for _ in 0..100 {
+            match std::fs::remove_dir_all(self.directory.path()) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Ok(()) | Err(_) => return,
+            }
+        }
     }
 }
 
