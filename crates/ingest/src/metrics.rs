@@ -70,6 +70,7 @@ metrics! {
     rpc_units: counter("ethhook_rpc_compute_units_total", "Cost of the calls in the provider's units, by its published prices; one unit per call if they are unknown.", ["chain", "endpoint", "method"]);
     rpc_seconds: histogram("ethhook_rpc_request_seconds", "Time from request to parsed answer.", ["chain", "endpoint", "method"], LATENCY_BUCKETS);
     hedges: counter("ethhook_rpc_hedges_total", "Requests also sent to the next endpoint because the answer was slow.", ["chain", "endpoint"]);
+    pace: seconds("ethhook_rpc_pace", "Calls per second that an endpoint was found to accept, by its refusals; 0 while no limit is known.", ["chain", "endpoint"]);
     stalls: counter("ethhook_stalls_total", "Subscriptions that sent no heads while the chain advanced.", ["chain"]);
     breaker: gauge("ethhook_breaker_state", "Breaker of an endpoint: 0 closed, 1 half-open, 2 open.", ["chain", "endpoint"]);
     socket: gauge("ethhook_websocket_up", "1 while subscribed to newHeads; only for endpoints with a WebSocket.", ["chain", "endpoint"]);
@@ -93,7 +94,7 @@ metrics! {
 }
 
 /// The state of one endpoint, for display.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EndpointState {
     /// Whether it is in use.
     pub breaker: BreakerState,
@@ -101,6 +102,8 @@ pub struct EndpointState {
     pub subscribed: Option<bool>,
     /// Answers of it that failed a check, since the process started.
     pub failed_checks: u64,
+    /// Calls per second that it was found to accept, by its refusals; none while no limit is known.
+    pub pace: Option<f64>,
 }
 
 impl Metrics {
@@ -120,6 +123,7 @@ impl Metrics {
                 breaker: BreakerState::shown_as(breaker),
                 subscribed: has_socket.then(subscribed),
                 failed_checks: Check::ALL.iter().map(failed).sum(),
+                pace: Some(self.pace.with_label_values(&labels).get()).filter(|pace| *pace > 0.0),
             }
         };
         sockets.iter().enumerate().map(state).collect()
@@ -293,6 +297,12 @@ impl EndpointMetrics {
 
     pub(crate) fn breaker(&self, state: BreakerState) {
         self.breaker.set(state as i64);
+    }
+
+    /// Calls per minute; none for no limit.
+    pub(crate) fn pace(&self, per_minute: Option<u32>) {
+        let per_second = f64::from(per_minute.unwrap_or_default()) / 60.0;
+        self.all.pace.with_label_values(&[&self.chain, &self.label]).set(per_second);
     }
 
     pub(crate) fn socket_up(&self, up: bool) {

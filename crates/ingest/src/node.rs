@@ -392,19 +392,22 @@ impl Node {
     where
         F: Future<Output = Result<T, NodeError>> + 'a,
     {
-        self.first_to_have(least_patience, ask).await.map(|(answer, _)| answer)
+        self.first_to_have(self.by_preference(), least_patience, ask)
+            .await
+            .map(|(answer, _)| answer)
     }
 
-    /// As [`Node::first`]; also the endpoints that answered before, and do not have it.
+    /// As [`Node::first`], of endpoints in a certain order; also those that answered before, and do not have it.
     async fn first_to_have<'a, T, F>(
         &'a self,
+        order: Vec<&'a Endpoint>,
         least_patience: Duration,
         ask: impl Fn(Attempt<'a>) -> F,
     ) -> Result<(T, Vec<&'a Endpoint>), NodeError>
     where
         F: Future<Output = Result<T, NodeError>> + 'a,
     {
-        let mut rest = self.by_preference().into_iter();
+        let mut rest = order.into_iter();
         // Polling these few is cheaper than `FuturesUnordered`, which wakes its task once more for each that has no
         // answer yet.
         let mut running = Vec::new();
@@ -471,6 +474,16 @@ impl Node {
             (endpoint.is_set_aside(), endpoint.is_lacking(), is_slow) // stable
         });
         order.into_iter().map(|(endpoint, _)| endpoint).collect()
+    }
+
+    /// The order for the contents of a block, which any endpoint may give: by preference, but where messages wait because
+    /// the provider accepts no more now, those that have fewer waiting come first.
+    fn by_leave(&self) -> Vec<&Endpoint> {
+        let mut order = self.by_preference();
+        order.sort_by_key(|endpoint| {
+            (endpoint.is_set_aside(), endpoint.is_lacking(), endpoint.held())
+        });
+        order
     }
 
     /// The answers of all endpoints that have one, and the failures of the others.

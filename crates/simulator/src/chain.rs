@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alloy_primitives::B256;
 use tokio::sync::{broadcast, watch};
@@ -14,7 +14,7 @@ use crate::block::Block;
 use crate::faults::{Faults, FinalizedLie};
 use crate::limits::{
     BATCH_CALLS, BatchRefusal, COUNTED_METHODS, HEADS_QUEUED, RENDERED_BYTES, RENDERED_RECEIPTS,
-    RangeLimits, SENT_TIMES,
+    RangeLimits, RateLimit, SENT_TIMES,
 };
 use crate::manual::{ManualChain, ManualSpec};
 use crate::methods::Vantage;
@@ -195,6 +195,14 @@ enum Clock {
     Stopped,
 }
 
+/// The calls of the current second, and how many are answered.
+#[derive(Default)]
+struct Rate {
+    limit: Option<RateLimit>,
+    since: Option<Instant>,
+    calls: u32,
+}
+
 /// The state of one view.
 struct Inner {
     blocks: Arc<Blocks>,
@@ -211,6 +219,7 @@ struct Inner {
     range_limits: Mutex<RangeLimits>,
     batch_limit: AtomicUsize,
     batch_refusal: Mutex<BatchRefusal>,
+    rate: Mutex<Rate>,
     sent: Mutex<SentTimes>,
 }
 
@@ -230,6 +239,7 @@ impl Inner {
             range_limits: Mutex::new(RangeLimits { blocks: 1_000, logs: 20_000 }),
             batch_limit: AtomicUsize::new(BATCH_CALLS),
             batch_refusal: Mutex::default(),
+            rate: Mutex::default(),
             sent: Mutex::default(),
         })
     }
@@ -398,6 +408,7 @@ impl Chain {
         self.inner.http_behind.store(0, Ordering::Relaxed);
         self.set_finalized_lie(None);
         self.set_idle_limit(None);
+        self.set_rate_limit(None);
     }
 
     /// WebSockets of this chain that are open.
@@ -419,6 +430,23 @@ impl Chain {
     /// How a larger batch is refused.
     pub fn set_batch_refusal(&self, refusal: BatchRefusal) {
         *lock(&self.inner.batch_refusal) = refusal;
+    }
+
+    /// Limits the calls answered per second; initially there is no limit.
+    pub fn set_rate_limit(&self, limit: Option<RateLimit>) {
+        *lock(&self.inner.rate) = Rate { limit, ..Rate::default() };
+    }
+
+    /// Counts a call against the limit; returns the limit if it was used up before.
+    pub(crate) fn refuses_call(&self) -> Option<RateLimit> {
+        let mut rate = lock(&self.inner.rate);
+        let limit = rate.limit?;
+        let now = Instant::now();
+        if rate.since.is_none_or(|since| now - since >= Duration::from_secs(1)) {
+            (rate.since, rate.calls) = (Some(now), 0);
+        }
+        rate.calls += 1;
+        (rate.calls > limit.calls).then_some(limit)
     }
 
     pub(crate) fn batch_refusal(&self) -> BatchRefusal {

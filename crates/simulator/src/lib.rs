@@ -49,7 +49,7 @@ mod socket;
 pub use block::Block;
 pub use chain::{Chain, Stats, Transport};
 pub use faults::{BloomLie, Fault, Faults, FinalizedLie, HeadFault, On};
-pub use limits::{BatchRefusal, RangeLimits};
+pub use limits::{BatchRefusal, RangeLimits, RateLimit};
 pub use manual::{Contents, Finality, ManualChain, ManualSpec};
 pub use mischief::Mischief;
 pub use node::{Node, NodeHandle, RunningNode};

@@ -71,6 +71,16 @@ pub struct RangeLimits {
     pub logs: usize,
 }
 
+/// How many calls a node answers within one second, those of a batch counted one by one. It refuses further ones with
+/// the status 429; on a WebSocket, which has none, with the error -32005.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Calls answered per second.
+    pub calls: u32,
+    /// The `Retry-After` of a refusal, in seconds.
+    pub retry_after: Option<u64>,
+}
+
 /// How a node refuses a batch that is too large.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum BatchRefusal {

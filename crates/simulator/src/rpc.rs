@@ -10,8 +10,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::chain::{Chain, lock};
-use crate::faults::Outcome;
-use crate::limits::BatchRefusal;
+use crate::faults::{Fault, Outcome};
+use crate::limits::{BatchRefusal, RateLimit};
 use crate::methods::{self, Seen, Vantage};
 
 /// The `error` of an answer.
@@ -156,6 +156,9 @@ async fn answer_call(chain: &Chain, session: Option<&Session>, call: &RawValue) 
     // The simulator's own methods are not under test: no faults, no counters.
     let outcome = if method.starts_with("sim_") {
         Outcome::Answer(honest(Vantage::default()))
+    } else if let Some(RateLimit { retry_after, .. }) = chain.refuses_call() {
+        chain.stats().played(Fault::HttpStatus(429, retry_after).kind());
+        Outcome::Status(429, retry_after)
     } else {
         chain.stats().count(&method);
         let asks_finalized = method == "eth_getBlockByNumber"

@@ -334,6 +334,7 @@ impl RedisServer {
 }
 
 impl Drop for RedisServer {
+    #[expect(clippy::disallowed_methods, reason = "a drop cannot await, and this is rare")]
     fn drop(&mut self) {
         self.kill();
         // A child that rewrites the append-only file ends a little later, and may add a file while

@@ -81,8 +81,9 @@ function chain(of) {
     sparkline(of.rates));
   if (of.endpoints.length) {
     const heads = { true: 'yes', false: 'no', null: 'no WebSocket' };
-    card.append(table(['Endpoint', 'Breaker', 'Heads', 'Failed checks'], of.endpoints.map((end) =>
-      [String(end.position), end.breaker.replace('_', '-'), heads[end.subscribed], number(end.failed_checks)])));
+    card.append(table(['Endpoint', 'Breaker', 'Heads', 'Failed checks', 'Calls a second'], of.endpoints.map((end) =>
+      [String(end.position), end.breaker.replace('_', '-'), heads[end.subscribed], number(end.failed_checks),
+        end.calls_per_second === null ? 'no limit met' : `about ${end.calls_per_second}`])));
   }
   if (of.groups.length) {
     card.append(table(['Group', 'Behind', 'Waiting', 'Pending', 'Consumers'], of.groups.map((group) =>

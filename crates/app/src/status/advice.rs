@@ -229,7 +229,7 @@ mod tests {
     }
 
     fn endpoint(position: usize, breaker: BreakerState, subscribed: Option<bool>) -> Endpoint {
-        Endpoint { position, breaker, subscribed, failed_checks: 0 }
+        Endpoint { position, breaker, subscribed, failed_checks: 0, calls_per_second: None }
     }
 
     fn group(consumers: u64, behind: Option<u64>, waiting_seconds: u64) -> Group {

@@ -128,7 +128,7 @@ pub(crate) struct Counts {
 }
 
 /// One provider, named by its position in the list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Endpoint {
     pub(crate) position: usize,
     /// Whether it is in use.
@@ -137,6 +137,8 @@ pub(crate) struct Endpoint {
     pub(crate) subscribed: Option<bool>,
     /// Answers that failed a check, since the service started.
     pub(crate) failed_checks: u64,
+    /// What it was found to accept, to a tenth; none while it has not refused a call for coming too soon.
+    pub(crate) calls_per_second: Option<f64>,
 }
 
 /// One consumer group.

@@ -78,11 +78,15 @@ fn details(text: &mut String, chain: &Chain) {
             Some(false) => ", not subscribed",
             None => "",
         };
-        let _ = writeln!(
+        let _ = write!(
             text,
             "  endpoint {}: breaker {}{subscribed}, {} failed checks",
             endpoint.position, endpoint.breaker, endpoint.failed_checks
         );
+        if let Some(calls) = endpoint.calls_per_second {
+            let _ = write!(text, ", accepts about {calls} calls a second");
+        }
+        text.push('\n');
     }
     for group in &chain.groups {
         let behind = match group.behind {
@@ -157,6 +161,7 @@ mod tests {
                 breaker: BreakerState::Closed,
                 subscribed: Some(true),
                 failed_checks: 0,
+                calls_per_second: Some(2.5),
             }],
             groups: vec![Group {
                 name: "readers".into(),
@@ -188,7 +193,7 @@ mod tests {
                 "tiny      unknown    -         -          -          -               -         -",
                 "",
                 "ethereum: events:7 holds 1000 entries, 0.6 MB; written by host",
-                "  endpoint 0: breaker closed, subscribed, 0 failed checks",
+                "  endpoint 0: breaker closed, subscribed, 0 failed checks, accepts about 2.5 calls a second",
                 "  group readers: 10 to read or acknowledge, the oldest for 3 s, 4 pending, 1 consumers",
                 "",
                 "tiny: events:7",

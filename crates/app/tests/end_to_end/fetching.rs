@@ -5,7 +5,8 @@ use std::time::Duration;
 use alloy_primitives::{Address, B256, Log};
 use ethhook_domain::{Filter, Proof};
 use ethhook_simulator::{
-    BatchRefusal, Chain, Contents, Fault, ManualChain, ManualSpec, Node, RangeLimits, RunningNode,
+    BatchRefusal, Chain, Contents, Fault, ManualChain, ManualSpec, Node, RangeLimits, RateLimit,
+    RunningNode,
 };
 use ethhook_testkit::checker::{Checker, Report};
 use ethhook_testkit::node_rpc::NodeRpc;
@@ -122,6 +123,29 @@ async fn g6_a_backlog_costs_far_less_than_a_message_a_block() {
         let proven = markers.iter().filter(|(_, m)| m.proof == Proof::ReceiptsRoot).count();
         assert!(if fetch == "logs" { proven < 20 } else { proven >= 1_001 }, "{proven}: {asked}");
     }
+}
+
+#[tokio::test]
+async fn g6_how_many_calls_a_second_a_provider_takes_is_found_out() {
+    let catch_up = async |url: &str| {
+        let mut scene = Scene::new(5).await;
+        if url == "HTTP" {
+            scene.rig.unset("LOCAL_WS_URL");
+            scene.rig.set("LOCAL_HTTP_URL", scene.node.http_url(LOCAL));
+        }
+        scene.chain.set_rate_limit(Some(RateLimit { calls: 10, retry_after: Some(1) }));
+        scene.chain.mine(60);
+        scene.rig.start();
+        assert_eq!(scene.check().await.blocks, 61);
+        let stats = scene.chain.stats();
+        let refused = stats.faults_played()["status_429"];
+        let seen = format!("{refused} refused over {url}, answered: {:?}", stats.by_method());
+        eprintln!("{seen}");
+        // Those that were on their way at the first refusal, and one now and then.
+        assert!(refused < 20, "{seen}");
+        assert!(scene.metric("ethhook_rpc_pace", ",endpoint=\"0\"").await > 0.0);
+    };
+    tokio::join!(catch_up("WS"), catch_up("HTTP"));
 }
 
 #[tokio::test]

@@ -1,7 +1,10 @@
 //! Which endpoint is asked, and how blocks are fetched, on simulated nodes.
 
+use std::pin::pin;
+
 use ethhook_domain::Proof;
 use ethhook_simulator::{Chain, Contents, Fault, ManualChain, RunningNode};
+use futures_util::poll;
 
 use super::*;
 use crate::config::EndpointConfig;
@@ -63,6 +66,25 @@ async fn an_empty_answer_is_held_against_one_other_or_a_second_one_of_the_same()
         [1, 2].into_iter().for_each(tells_nothing);
         assert_eq!(ask().await, [2, 1, 1], "itself, if no other tells");
     }
+}
+
+#[tokio::test]
+async fn a_block_is_asked_of_an_endpoint_where_fewer_messages_are_held_back() {
+    let scene = Scene::new().await;
+    let headers = scene.node.by_numbers(1..=3).await.unwrap();
+    scene.asked(LOGS);
+    let not_before_long = Duration::from_secs(300);
+    for endpoint in &scene.node.endpoints[..2] {
+        endpoint.refused(std::time::Instant::now(), not_before_long);
+    }
+    let (mut first, mut second) =
+        (pin!(scene.node.block(&headers[0])), pin!(scene.node.blocks(&headers)));
+    assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
+    let held = || scene.node.endpoints.iter().map(Endpoint::held).collect::<Vec<_>>();
+    assert_eq!(held(), [1, 1, 0], "one each");
+    scene.node.block(&headers[1]).await.unwrap();
+    assert_eq!((held(), scene.asked(LOGS)), (vec![1, 1, 0], [0, 0, 2]));
+    assert!(std::ptr::eq(scene.node.by_preference()[0], &raw const scene.node.endpoints[0]));
 }
 
 #[test]

@@ -17,6 +17,9 @@ use super::breaker::Breaker;
 use super::endpoint::{About, Endpoint};
 use super::{Answer, MAX_ANSWER_BYTES, MAX_SPAN_BYTES, REQUEST_TIMEOUT, RpcError, decode, encode};
 
+/// How long an endpoint is left alone that asks for patience, but does not say how much.
+const USUAL_WAIT: Duration = Duration::from_secs(1);
+
 /// Measures the time that an endpoint takes; stopped while our own rate limit holds a request back.
 struct Watch {
     taken: Duration,
@@ -156,6 +159,7 @@ impl<'a> Attempt<'a> {
         let text = batch::encode(first_id, method, params)?;
         let message = Message { method, first_id, calls, blocks: calls, text };
         let read = |body: &str| batch::decode(body, first_id, calls);
+        let asked = Instant::now();
         let items = self.ask_span(about, message, read).await?;
         // Some providers refuse single calls of a batch.
         let limit = items.iter().find_map(|item| match item {
@@ -163,6 +167,7 @@ impl<'a> Attempt<'a> {
             _ => None,
         });
         if let Some((error, wait)) = limit {
+            self.endpoint.refused(asked, wait.unwrap_or(USUAL_WAIT));
             self.be_patient(method, error, wait);
         }
         Ok(items)
@@ -264,8 +269,11 @@ impl<'a> Attempt<'a> {
 
     /// Sets the endpoint aside for as long as it asks.
     fn be_patient(&self, method: &str, error: &RpcError, wait: Option<Duration>) {
-        let wait = wait.unwrap_or(Duration::from_secs(1));
-        warn!(endpoint = self.endpoint.metrics.position, method, %error, ?wait, "endpoint set aside");
+        let wait = wait.unwrap_or(USUAL_WAIT);
+        if !self.endpoint.is_set_aside() {
+            let endpoint = self.endpoint.metrics.position;
+            warn!(endpoint, method, %error, ?wait, "endpoint set aside");
+        }
         self.endpoint.set_aside(wait, Some(error.clone()));
     }
 
@@ -304,7 +312,7 @@ impl<'a> Attempt<'a> {
         read: impl FnOnce(&str) -> Result<T, RpcError>,
     ) -> Result<T, RpcError> {
         let (method, calls, is_single) = (message.method, message.calls(), message.blocks == 1);
-        self.wait_for_leave(method, calls).await;
+        self.wait_for_leave(method, calls).await?;
         let endpoint = self.endpoint;
         let mut sent = Sent { endpoint, method, calls, at: Instant::now(), outcome: "abandoned" };
         let answer = timeout(REQUEST_TIMEOUT, self.send(message))
@@ -313,6 +321,12 @@ impl<'a> Attempt<'a> {
         let result =
             answer.and_then(|body| read(&body)).map_err(|error| endpoint.redaction.apply(error));
         endpoint.unanswered.store(0, Ordering::Relaxed);
+        match &result {
+            Err(RpcError::RateLimited(wait)) => {
+                endpoint.refused(sent.at, wait.unwrap_or(USUAL_WAIT))
+            }
+            _ => endpoint.accepted(calls),
+        }
         sent.outcome = result.as_ref().map_or_else(RpcError::outcome, |_| "ok");
         // Answers about several blocks say nothing about when one is late, and neither do immediate
         // failures.
@@ -322,8 +336,11 @@ impl<'a> Attempt<'a> {
         result
     }
 
-    /// Waits until the operator's rate limit and budget allow `calls`, and records their cost.
-    async fn wait_for_leave(&self, method: &'static str, calls: u32) {
+    /// Waits until the operator's rate limit and budget allow `calls`, and the endpoint's pace; records their cost.
+    ///
+    /// # Errors
+    /// If the endpoint was set aside meanwhile.
+    async fn wait_for_leave(&self, method: &'static str, calls: u32) -> Result<(), RpcError> {
         let price = self.endpoint.prices.of_call(method);
         self.watch().hold();
         if let Some(requests) = &self.endpoint.requests {
@@ -332,8 +349,13 @@ impl<'a> Attempt<'a> {
         if let Some(units) = &self.endpoint.units {
             units.take(price.throughput.saturating_mul(calls)).await;
         }
+        self.endpoint.keep_pace(calls).await;
         self.watch().go_on();
+        self.endpoint
+            .with_breaker(|b| b.still_admits(Instant::now()).map_err(|_| b.cause()))
+            .map_err(RpcError::SetAside)?;
         self.endpoint.metrics.spent(method, u64::from(price.units) * u64::from(calls));
+        Ok(())
     }
 
     async fn send(&self, message: Message) -> Answer {

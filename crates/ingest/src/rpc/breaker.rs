@@ -97,6 +97,12 @@ impl Breaker {
         Ok(())
     }
 
+    /// Whether a request that was admitted may still be sent: not if it was opened since.
+    pub(crate) fn still_admits(&mut self, now: Instant) -> Result<(), Duration> {
+        // Half-open: it is the probe, or was admitted before.
+        if self.state == State::Open { self.admit(now) } else { Ok(()) }
+    }
+
     /// The outcome of a request will not be known: it was abandoned, or never sent. If it was the
     /// probe, another one is admitted soon.
     pub(crate) fn unknown(&mut self, now: Instant) {

@@ -1,6 +1,6 @@
 //! One provider: its two transports, its breaker, and what it has been found to offer.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use super::cost::Prices;
 use super::genesis::Genesis;
 use super::http::HttpClient;
 use super::latency::Latency;
+use super::pace::Pace;
 use super::redaction::Redaction;
 use super::span::Span;
 use super::streak::Streak;
@@ -64,6 +65,12 @@ pub(crate) struct Endpoint {
     pub(super) requests: Option<Throttle>,
     /// The operator's limit of cost; none for no limit.
     pub(super) units: Option<Throttle>,
+    /// What the endpoint itself was found to accept.
+    pace: Mutex<Pace>,
+    /// The messages that it holds back are sent one after the other.
+    turn: tokio::sync::Mutex<()>,
+    /// How many they are.
+    held: AtomicUsize,
     /// How many blocks to ask about at once, indexed by [`About`].
     spans: [Mutex<Span>; 3],
     pub(super) next_id: AtomicU64,
@@ -78,6 +85,22 @@ pub(crate) struct Endpoint {
     pub(super) unanswered: AtomicU32,
     pub(super) redaction: Redaction,
     pub(crate) metrics: EndpointMetrics,
+}
+
+/// A message that is held back, counted until dropped.
+struct Held<'a>(&'a AtomicUsize);
+
+impl<'a> Held<'a> {
+    fn by(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Keeps an endpoint's WebSocket connected; owned by the chain's task.
@@ -133,6 +156,9 @@ impl Endpoint {
             prices: Prices::of(config),
             requests: chain.requests_per_second.map(Throttle::new),
             units: chain.units_per_second.map(Throttle::new),
+            pace: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            held: AtomicUsize::new(0),
             spans: [span(8, 128), span(1, 64), span(4, 128)],
             next_id: AtomicU64::new(FIRST_REQUEST + 1),
             identified,
@@ -156,7 +182,8 @@ impl Endpoint {
         let price = self.prices.of_call(about.method()).throughput.max(1);
         let in_budget = self.units.as_ref().map_or(u32::MAX, |t| t.per_second() / price);
         let in_rate = self.requests.as_ref().map_or(u32::MAX, Throttle::per_second);
-        blocks.min(in_budget.min(in_rate).max(1) as usize)
+        let in_pace = self.with_pace(|pace| pace.at_once()).unwrap_or(u32::MAX);
+        blocks.min(in_budget.min(in_rate).min(in_pace).max(1) as usize)
     }
 
     /// The cost of a call, in the provider's billing units.
@@ -213,6 +240,48 @@ impl Endpoint {
 
     pub(super) fn with_span<T>(&self, about: About, act: impl FnOnce(&mut Span) -> T) -> T {
         act(&mut self.spans[about as usize].lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until the endpoint can be expected to accept `calls`.
+    pub(super) async fn keep_pace(&self, calls: u32) {
+        if self.with_pace(|pace| pace.wait(Instant::now())).is_none() {
+            return;
+        }
+        let _held = Held::by(&self.held);
+        let _turn = self.turn.lock().await;
+        let wait = self.with_pace(|pace| pace.wait(Instant::now())).unwrap_or_default();
+        tokio::time::sleep(wait).await;
+        self.with_pace(|pace| pace.sent(calls, Instant::now()));
+    }
+
+    /// It accepted `calls`.
+    pub(super) fn accepted(&self, calls: u32) {
+        self.with_pace(|pace| pace.accepted(calls, Instant::now()));
+    }
+
+    /// It refused a message that was sent at `sent`, because of too many before it.
+    pub(crate) fn refused(&self, sent: Instant, wait: Duration) {
+        let lowered = self.with_pace(|pace| pace.refused(sent, wait, Instant::now()));
+        if let Some(per_minute) = lowered {
+            let endpoint = self.metrics.position;
+            info!(endpoint, per_minute, "the endpoint accepts no more calls: keeping to this pace");
+        }
+    }
+
+    /// Messages that wait because it would not accept more now.
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    fn with_pace<T>(&self, act: impl FnOnce(&mut Pace) -> T) -> T {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = pace.per_minute();
+        let result = act(&mut pace);
+        let after = pace.per_minute();
+        if before != after {
+            self.metrics.pace(after);
+        }
+        result
     }
 
     pub(super) fn with_latency<T>(&self, act: impl FnOnce(&mut Latency) -> T) -> T {
@@ -290,8 +359,10 @@ impl Endpoint {
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU32;
+    use std::pin::pin;
 
     use ethhook_simulator::Fault;
+    use futures_util::poll;
 
     use super::super::Attempt;
     use super::*;
@@ -340,6 +411,25 @@ mod tests {
         // The breaker's own wait would be one second.
         let left = endpoint.with_breaker(|b| b.admit(Instant::now())).unwrap_err();
         assert!(left > Duration::from_secs(200), "{left:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_held_back_is_not_sent_once_the_endpoint_is_set_aside() {
+        let chain = mined(0);
+        let node = serve(chain.clone()).await;
+        let endpoint = endpoint(&ChainConfig::local([EndpointConfig::of(&node)]));
+        let none: [(); 0] = [];
+        let ask = async || Attempt::with(&endpoint).call::<String>("eth_blockNumber", &none).await;
+        ask().await.unwrap();
+        endpoint.refused(Instant::now(), Duration::from_secs(1));
+        let (mut first, mut second) = (pin!(ask()), pin!(ask()));
+        assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
+        assert_eq!(endpoint.held(), 2);
+        endpoint.set_aside(Duration::from_secs(300), None);
+        for held in [first.await, second.await] {
+            assert!(matches!(held, Err(RpcError::SetAside(_))), "{held:?}");
+        }
+        assert_eq!((endpoint.held(), chain.stats().requests("eth_blockNumber")), (0, 1));
     }
 
     #[tokio::test]

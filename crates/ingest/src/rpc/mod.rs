@@ -12,6 +12,7 @@ mod endpoint;
 mod genesis;
 mod http;
 mod latency;
+mod pace;
 mod redaction;
 mod span;
 mod streak;

@@ -1,6 +1,8 @@
 //! Answers and errors, as real nodes return them.
 
-use ethhook_simulator::{Chain, Finality, ManualSpec, Node, RangeLimits};
+use std::time::Duration;
+
+use ethhook_simulator::{Chain, Finality, ManualSpec, Node, RangeLimits, RateLimit};
 use serde_json::{Value, json};
 
 use crate::client::{Socket, answer, error, hex, manual, number, post, post_raw, result, serve};
@@ -131,6 +133,30 @@ async fn a_batch_is_answered_call_by_call() {
     chain.set_batch_limit(1);
     let refused = post(node.addr(), "/1", &batch.to_string()).await;
     assert_eq!(refused["error"]["message"], "batch too large");
+}
+
+#[tokio::test]
+async fn calls_beyond_the_rate_limit_are_refused_until_the_second_is_over() {
+    let (chain, node) = manual(2).await;
+    let call = json!({"jsonrpc": "2.0", "id": 1, "method": "eth_blockNumber", "params": []});
+    let batch = json!([call, call, call]).to_string();
+    chain.set_rate_limit(Some(RateLimit { calls: 3, retry_after: Some(4) }));
+    let whole = post_raw(node.addr(), "/1", &batch).await.unwrap();
+    let refused = post_raw(node.addr(), "/1", &call.to_string()).await.unwrap();
+    let mut socket = Socket::open(&node).await;
+    let on_socket = socket.call("eth_blockNumber", json!([])).await;
+    assert!(whole.starts_with("HTTP/1.1 200"), "{whole}");
+    assert!(refused.starts_with("HTTP/1.1 429") && refused.contains("retry-after: 4"), "{refused}");
+    assert_eq!(on_socket["error"]["code"], -32005);
+    assert_eq!(chain.stats().requests("eth_blockNumber"), 3);
+    assert_eq!(chain.stats().faults_played()["status_429"], 2);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(socket.call("eth_blockNumber", json!([])).await["result"], "0x2");
+    chain.behave();
+    assert_eq!(
+        post(node.addr(), "/1", &json!([call, call, call, call]).to_string()).await[3]["result"],
+        "0x2"
+    );
 }
 
 #[tokio::test]

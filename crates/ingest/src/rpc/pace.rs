@@ -1,0 +1,260 @@
+//! How many calls a second an endpoint accepts: without a limit until it refuses one, then found by trying.
+//!
+//! A provider's limit is rarely known: a plan names compute units, or one limit for all keys, or none. Without a pace, a
+//! backlog would be sent as fast as possible, refused, held back for as long as the provider asks, sent again, and so
+//! on: most calls would be refused.
+
+use std::time::{Duration, Instant};
+
+/// The percentage of what was accepted that is sent after a refusal.
+const CAUTION: u32 = 70;
+/// The percentage by which the pace is first raised after a refusal that follows another; each further raise is twice as
+/// large, up to doubling.
+const FIRST_RAISE: u32 = 5;
+const DOUBLING: u32 = 100;
+/// Time between two raises, in multiples of the wait that the endpoint asked for: the longer a refusal holds everything
+/// up, the fewer are worth it.
+const RAISE_AFTER: u32 = 3;
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(20);
+/// Calls per minute at the slowest.
+const SLOWEST: u32 = 30;
+/// Calls per minute from which on there is no limit.
+const FREE: u32 = 600_000;
+/// A message may have as many calls as fit in this part of a minute: a quarter of a second.
+const MESSAGE: u32 = 240;
+
+/// The pace of one endpoint: after a refusal a little below what was accepted before, then raised until the next refusal,
+/// at first by doubling it, because little may have been accepted yet, then by a little, and more each time. So a limit
+/// is approached from below, and a single refusal is soon forgotten.
+#[derive(Default)]
+pub(super) struct Pace {
+    limit: Option<Limit>,
+    /// When the current second began, and the calls accepted in it.
+    current: Option<(Instant, u32)>,
+    /// The calls accepted in the second before.
+    previous: u32,
+}
+
+struct Limit {
+    per_minute: u32,
+    /// When the next message may be sent.
+    next: Instant,
+    /// When the pace was last lowered.
+    lowered: Instant,
+    /// The percentage by which it is raised next, and when.
+    raise: u32,
+    due: Instant,
+    every: Duration,
+}
+
+impl Pace {
+    /// How long to wait before the next message; none while there is no limit.
+    pub(super) fn wait(&mut self, now: Instant) -> Option<Duration> {
+        let limit = self.limit.as_mut()?;
+        while now >= limit.due && limit.per_minute < FREE {
+            limit.per_minute += (limit.per_minute * limit.raise / 100).max(1);
+            limit.raise = (2 * limit.raise).min(DOUBLING);
+            limit.due += limit.every;
+        }
+        let next = limit.next;
+        if limit.per_minute >= FREE {
+            self.limit = None;
+        }
+        Some(next.saturating_duration_since(now))
+    }
+
+    /// A message of `calls` is being sent.
+    pub(super) fn sent(&mut self, calls: u32, now: Instant) {
+        if let Some(limit) = &mut self.limit {
+            limit.next = limit.next.max(now) + calls * Duration::from_secs(60) / limit.per_minute;
+        }
+    }
+
+    /// Calls per minute; none while there is no limit.
+    pub(super) fn per_minute(&self) -> Option<u32> {
+        self.limit.as_ref().map(|limit| limit.per_minute)
+    }
+
+    /// How many calls one message may have; none while there is no limit.
+    pub(super) fn at_once(&self) -> Option<u32> {
+        self.per_minute().map(|per_minute| (per_minute / MESSAGE).max(1))
+    }
+
+    /// The endpoint accepted `calls`.
+    pub(super) fn accepted(&mut self, calls: u32, now: Instant) {
+        let (since, counted) = self.current.unwrap_or((now, 0));
+        let elapsed = now.saturating_duration_since(since);
+        if elapsed < Duration::from_secs(1) {
+            self.current = Some((since, counted.saturating_add(calls)));
+        } else {
+            self.previous = if elapsed < Duration::from_secs(2) { counted } else { 0 };
+            self.current = Some((now, calls));
+        }
+    }
+
+    /// The endpoint refused a message that was sent at `sent`, and asked us to `wait`. If the message was on its way when
+    /// the pace was lowered, that says nothing new. Returns the new pace, in calls per minute.
+    pub(super) fn refused(&mut self, sent: Instant, wait: Duration, now: Instant) -> Option<u32> {
+        if self.limit.as_ref().is_some_and(|limit| sent < limit.lowered) {
+            return None;
+        }
+        self.accepted(0, now);
+        let current = self.current.map_or(0, |(_, calls)| calls);
+        let one_too_many = self.previous.max(current).saturating_add(1).saturating_mul(60);
+        let most = self.per_minute().unwrap_or(FREE).min(one_too_many);
+        let per_minute = (most * CAUTION / 100).max(SLOWEST);
+        let wait = wait.max(SHORTEST_WAIT);
+        let every = RAISE_AFTER * wait.min(LONGEST_WAIT);
+        self.limit = Some(Limit {
+            per_minute,
+            next: now + wait,
+            lowered: now,
+            raise: if self.limit.is_some() { FIRST_RAISE } else { DOUBLING },
+            due: now + wait + every,
+            every,
+        });
+        Some(per_minute)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A pace that was lowered after `accepted` calls, and the time of that.
+    fn lowered_after(accepted: u32) -> (Pace, Instant) {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        pace.accepted(accepted, now);
+        pace.refused(now, SECOND, now);
+        (pace, now)
+    }
+
+    /// The pace at these times after the last refusal.
+    fn at(pace: &mut Pace, refused: Instant, seconds: &[u32]) -> Vec<u32> {
+        let at = |after: u32| {
+            pace.wait(refused + after * SECOND);
+            pace.per_minute().unwrap()
+        };
+        seconds.iter().copied().map(at).collect()
+    }
+
+    #[test]
+    fn there_is_no_limit_until_a_refusal_and_then_a_little_less_than_was_accepted() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        for (accepted, after) in [(90, 0), (60, 1_000), (39, 1_999), (1, 2_000)] {
+            assert_eq!((pace.wait(now), pace.at_once()), (None, None));
+            pace.accepted(accepted, now + Duration::from_millis(after));
+        }
+        let refused = now + Duration::from_millis(2_500);
+        let per_minute = pace.refused(now, SECOND, refused);
+        assert_eq!(
+            per_minute,
+            Some(60 * 70),
+            "a hundred in the second before, one more was too many"
+        );
+        assert_eq!((pace.wait(refused), pace.at_once()), (Some(SECOND), Some(17)));
+
+        let (mut unused, since) = lowered_after(0);
+        assert_eq!((unused.per_minute(), unused.at_once()), (Some(42), Some(1)));
+        unused.refused(since, SECOND, since + 9 * SECOND);
+        assert_eq!(unused.per_minute(), Some(SLOWEST));
+        let (mut long_ago, since) = (Pace::default(), Instant::now());
+        long_ago.accepted(500, since);
+        long_ago.refused(since, SECOND, since + 2 * SECOND);
+        assert_eq!(long_ago.per_minute(), Some(42), "of two seconds ago, nothing is known");
+    }
+
+    #[test]
+    fn messages_are_spaced_by_their_calls_and_what_was_not_used_is_not_made_up_for() {
+        let (mut pace, refused) = lowered_after(99); // 70 a second
+        let next = refused + SECOND;
+        assert_eq!(pace.wait(next), Some(Duration::ZERO));
+        pace.sent(7, next);
+        assert_eq!(pace.wait(next), Some(SECOND / 10));
+        pace.sent(7, next + SECOND / 10);
+        assert_eq!(pace.wait(next + SECOND / 10), Some(SECOND / 10));
+        pace.sent(7, next + SECOND);
+        assert_eq!(pace.wait(next + SECOND), Some(SECOND / 10));
+    }
+
+    #[test]
+    fn it_doubles_after_the_first_refusal_and_grows_by_ever_more_after_others() {
+        let (mut pace, first) = lowered_after(99);
+        assert_eq!(at(&mut pace, first, &[3, 4, 6, 7]), [4_200, 8_400, 8_400, 16_800]);
+        let second = first + 8 * SECOND;
+        pace.accepted(119, second);
+        pace.refused(second, SECOND, second);
+        let raised = at(&mut pace, second, &[3, 4, 7, 10, 13, 16, 19]);
+        assert_eq!(raised, [5_040, 5_292, 5_821, 6_985, 9_779, 17_602, 35_204]);
+        assert_eq!(pace.wait(second + 60 * SECOND), Some(Duration::ZERO));
+        assert_eq!(pace.wait(second + 60 * SECOND), None, "it is forgotten");
+    }
+
+    #[test]
+    fn the_longer_the_wait_the_rarer_the_raises() {
+        for (wait, every) in [(0, 3), (1, 3), (5, 15), (20, 60), (600, 60)] {
+            let (mut pace, now) = (Pace::default(), Instant::now());
+            pace.accepted(99, now);
+            pace.refused(now, wait * SECOND, now);
+            let wait = wait.max(1);
+            assert_eq!(at(&mut pace, now, &[wait + every - 1, wait + every]), [4_200, 8_400]);
+        }
+    }
+
+    #[test]
+    fn of_one_burst_only_the_first_refusal_counts() {
+        let (mut pace, refused) = lowered_after(99);
+        let later = refused + 2 * SECOND;
+        assert_eq!(pace.refused(refused - SECOND, SECOND, later), None);
+        assert_eq!(pace.per_minute(), Some(4_200));
+        assert_eq!(pace.refused(refused, SECOND, later), Some(42), "sent since");
+    }
+
+    /// Calls accepted and refused within ten minutes by an endpoint that accepts so many per `period` and then asks for
+    /// a `wait`; one message takes 5 ms.
+    fn ten_minutes(limit: u32, period: Duration, wait: Duration) -> (u32, u32) {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        let (mut now, mut accepted, mut refused) = (start, 0, 0);
+        let (mut since, mut used) = (start, 0);
+        while now < start + 600 * SECOND {
+            now += pace.wait(now).unwrap_or_default();
+            pace.sent(1, now);
+            if now >= since + period {
+                (since, used) = (now, 0);
+            }
+            if used < limit {
+                used += 1;
+                accepted += 1;
+                pace.accepted(1, now);
+                now += Duration::from_millis(5);
+            } else {
+                refused += 1;
+                pace.refused(now, wait, now);
+                now += wait;
+            }
+        }
+        (accepted, refused)
+    }
+
+    #[test]
+    fn most_of_what_a_provider_accepts_is_used_and_few_calls_are_refused() {
+        for (limit, period, wait) in [
+            (1, 1, 1),
+            (3, 1, 4),
+            (10, 1, 1),
+            (10, 1, 30),
+            (50, 1, 1),
+            (300, 60, 10),
+            (900, 60, 60),
+        ] {
+            let (accepted, refused) = ten_minutes(limit, period * SECOND, wait * SECOND);
+            let seen =
+                format!("{limit} in {period} s, wait {wait} s: {accepted}, {refused} refused");
+            eprintln!("{seen}");
+            assert!(accepted > 600 / period * limit * 3 / 5 && 8 * refused < accepted, "{seen}");
+        }
+    }
+}
