@@ -74,6 +74,7 @@ metrics! {
     stalls: counter("ethhook_stalls_total", "Subscriptions that sent no heads while the chain advanced.", ["chain"]);
     breaker: gauge("ethhook_breaker_state", "Breaker of an endpoint: 0 closed, 1 half-open, 2 open.", ["chain", "endpoint"]);
     socket: gauge("ethhook_websocket_up", "1 while subscribed to newHeads; only for endpoints with a WebSocket.", ["chain", "endpoint"]);
+    apart: gauge("ethhook_endpoint_apart", "1 while an endpoint announces blocks of another branch than the stream's, for over a minute.", ["chain", "endpoint"]);
     heads_dropped: counter("ethhook_heads_dropped_total", "Heads dropped because the queue was full; their blocks are still fetched.", ["chain"]);
     publish_seconds: histogram("ethhook_publish_seconds", "Duration of a publish step, including retries.", ["chain"], LATENCY_BUCKETS);
     head_to_stream: histogram("ethhook_head_to_stream_seconds", "Time from a head's arrival until all entries of its block are in the stream.", ["chain"], LATENCY_BUCKETS);
@@ -102,6 +103,8 @@ pub struct EndpointState {
     pub subscribed: Option<bool>,
     /// Answers of it that failed a check, since the process started.
     pub failed_checks: u64,
+    /// Whether it follows another branch than the stream.
+    pub apart: bool,
     /// Calls per second that it was found to accept, by its refusals; none while no limit is known.
     pub pace: Option<f64>,
 }
@@ -123,6 +126,7 @@ impl Metrics {
                 breaker: BreakerState::shown_as(breaker),
                 subscribed: has_socket.then(subscribed),
                 failed_checks: Check::ALL.iter().map(failed).sum(),
+                apart: self.apart.with_label_values(&labels).get() == 1,
                 pace: Some(self.pace.with_label_values(&labels).get()).filter(|pace| *pace > 0.0),
             }
         };
@@ -297,6 +301,10 @@ impl EndpointMetrics {
 
     pub(crate) fn breaker(&self, state: BreakerState) {
         self.breaker.set(state as i64);
+    }
+
+    pub(crate) fn apart(&self, apart: bool) {
+        self.all.apart.with_label_values(&[&self.chain, &self.label]).set(i64::from(apart));
     }
 
     /// Calls per minute; none for no limit.

@@ -373,6 +373,11 @@ impl Node {
         Ok(headers)
     }
 
+    /// The endpoints, for what each announces.
+    pub(crate) fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
     /// Makes all WebSockets reconnect and subscribe again.
     pub(crate) fn resubscribe(&self) {
         self.endpoints.iter().for_each(Endpoint::resubscribe);
@@ -513,7 +518,11 @@ impl Node {
         attempt: &Attempt<'_>,
         tag: &'static str,
     ) -> Result<Option<Header>, NodeError> {
-        self.header(attempt, "eth_getBlockByNumber", json!([tag, false])).await
+        let header = self.header(attempt, "eth_getBlockByNumber", json!([tag, false])).await?;
+        if let ("latest", Some(header)) = (tag, &header) {
+            attempt.endpoint().announced.note(header.block);
+        }
+        Ok(header)
     }
 
     async fn header(

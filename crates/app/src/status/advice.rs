@@ -151,7 +151,8 @@ fn all_set_aside(chain: &Chain) -> bool {
 }
 
 fn endpoints(chain: &Chain) -> impl Iterator<Item = Trouble> {
-    chain.endpoints.iter().flat_map(|endpoint| {
+    let key = chain.name.to_uppercase();
+    chain.endpoints.iter().flat_map(move |endpoint| {
         let position = endpoint.position;
         let set_aside = (endpoint.breaker != BreakerState::Closed).then(|| {
             Trouble::warning(
@@ -166,7 +167,17 @@ fn endpoints(chain: &Chain) -> impl Iterator<Item = Trouble> {
                  check its ws URL",
             )
         });
-        set_aside.into_iter().chain(deaf)
+        let apart = endpoint.apart.then(|| {
+            Trouble::warning(
+                format!("endpoint {position} follows another branch of the chain than the stream"),
+                format!(
+                    "the log has a block of both: look it up in a block explorer, and remove the endpoint \
+                     that is wrong from {key}_WS_URL and {key}_HTTP_URL and restart; if the stream is, it then \
+                     takes those blocks back"
+                ),
+            )
+        });
+        set_aside.into_iter().chain(deaf).chain(apart)
     })
 }
 
@@ -229,7 +240,14 @@ mod tests {
     }
 
     fn endpoint(position: usize, breaker: BreakerState, subscribed: Option<bool>) -> Endpoint {
-        Endpoint { position, breaker, subscribed, failed_checks: 0, calls_per_second: None }
+        Endpoint {
+            position,
+            breaker,
+            subscribed,
+            failed_checks: 0,
+            apart: false,
+            calls_per_second: None,
+        }
     }
 
     fn group(consumers: u64, behind: Option<u64>, waiting_seconds: u64) -> Group {
@@ -259,6 +277,17 @@ mod tests {
 
     fn stands_still(why: &str, needs: Needs) -> Seen {
         seen(Unready::StandsStill(Standstill { why: why.to_owned(), needs }))
+    }
+
+    #[test]
+    fn an_endpoint_on_another_branch_is_named() {
+        let mut chain = chain();
+        let well = endpoint(0, BreakerState::Closed, Some(true));
+        chain.endpoints = vec![well.clone(), Endpoint { position: 1, apart: true, ..well }];
+        let told = told(&chain, &Seen::default());
+        assert_eq!((told.len(), told[0].0), (1, Level::Warning));
+        assert!(told[0].1.starts_with("endpoint 1 follows another branch"), "{told:?}");
+        assert!(told[0].1.contains("TINY_WS_URL and TINY_HTTP_URL"), "{told:?}");
     }
 
     #[test]

@@ -199,6 +199,7 @@ impl Live {
                 breaker: state.breaker,
                 subscribed: state.subscribed,
                 failed_checks: state.failed_checks,
+                apart: state.apart,
                 calls_per_second: state.pace.map(|pace| (pace * 10.0).round() / 10.0),
             })
             .collect();

@@ -137,6 +137,8 @@ pub(crate) struct Endpoint {
     pub(crate) subscribed: Option<bool>,
     /// Answers that failed a check, since the service started.
     pub(crate) failed_checks: u64,
+    /// Whether it has announced blocks of another branch than the stream's for over a minute.
+    pub(crate) apart: bool,
     /// What it was found to accept, to a tenth; none while it has not refused a call for coming too soon.
     pub(crate) calls_per_second: Option<f64>,
 }

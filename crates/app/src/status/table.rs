@@ -161,6 +161,7 @@ mod tests {
                 breaker: BreakerState::Closed,
                 subscribed: Some(true),
                 failed_checks: 0,
+                apart: false,
                 calls_per_second: Some(2.5),
             }],
             groups: vec![Group {

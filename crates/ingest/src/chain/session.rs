@@ -5,6 +5,7 @@
 //! its turn comes. Added blocks are pipelined; every other step waits until all of them are
 //! acknowledged, and is sent alone.
 
+mod apart;
 mod asking;
 mod fetching;
 mod finality;
@@ -34,6 +35,7 @@ use super::{Chain, End};
 use crate::node::{NodeError, Outcome};
 use crate::rpc::{Head, RpcError};
 use crate::status::{Cause, Lag, Needs};
+use apart::Apart;
 use asking::Asking;
 use finality::Finality;
 use lane::{Lane, Writer};
@@ -67,6 +69,7 @@ struct Session<'a> {
     head: Option<(u64, u64)>,
     fetches: JoinSet<Fetched>,
     alarm: Option<String>,
+    apart: Apart,
     asking: Asking<'a>,
     finality: Finality<'a>,
     retention: Retention<'a>,
@@ -96,6 +99,7 @@ impl Chain {
         loop {
             let now = Instant::now();
             session.start_what_can_be(now);
+            session.compare_heads();
             session.report();
             let wake = sleep_until(session.next_due(now).into());
             let ended = tokio::select! {
@@ -140,6 +144,7 @@ impl<'a> Session<'a> {
         chain.metrics.finalized.set(gauge(cursor.finalized_number));
         let start_block = cursor.start_number;
         chain.status.update(|status| status.polled_every = chain.poll_every());
+        chain.node.endpoints().iter().for_each(|endpoint| endpoint.metrics.apart(false));
         Self {
             chain,
             _slot: opened._slot,
@@ -153,6 +158,7 @@ impl<'a> Session<'a> {
             head: None,
             fetches: JoinSet::new(),
             alarm: None,
+            apart: Apart::default(),
             asking: Asking::default(),
             finality: Finality::unknown(),
             retention: Retention::default(),

@@ -69,6 +69,17 @@ async fn an_empty_answer_is_held_against_one_other_or_a_second_one_of_the_same()
 }
 
 #[tokio::test]
+async fn what_each_endpoint_calls_latest_is_remembered() {
+    let scene = Scene::new().await;
+    let latest = scene.views[0].block(3).unwrap().hash();
+    let announced = |endpoint: &Endpoint| endpoint.announced.last().unwrap().0.hash;
+    assert!(scene.node.endpoints().iter().all(|endpoint| announced(endpoint) == latest));
+    scene.node.by_numbers(1..=1).await.unwrap();
+    scene.node.finalized().await.unwrap();
+    assert!(scene.node.endpoints().iter().all(|endpoint| announced(endpoint) == latest));
+}
+
+#[tokio::test]
 async fn a_block_is_asked_of_an_endpoint_where_fewer_messages_are_held_back() {
     let scene = Scene::new().await;
     let headers = scene.node.by_numbers(1..=3).await.unwrap();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use super::announced::Announced;
 use super::breaker::Breaker;
 use super::cost::Prices;
 use super::genesis::Genesis;
@@ -17,7 +18,7 @@ use super::redaction::Redaction;
 use super::span::Span;
 use super::streak::Streak;
 use super::throttle::Throttle;
-use super::ws::{Connection, FIRST_REQUEST, Head, WsClient};
+use super::ws::{Connection, FIRST_REQUEST, Head, Shared, WsClient};
 use super::{BreakerState, RpcError};
 use crate::config::ChainConfig;
 use crate::metrics::{ChainMetrics, EndpointMetrics};
@@ -77,6 +78,7 @@ pub(crate) struct Endpoint {
     /// Whether it was found to serve this chain; a WebSocket that connects doubts it.
     pub(super) identified: Arc<AtomicBool>,
     pub(super) genesis: Genesis,
+    pub(crate) announced: Arc<Announced>,
     /// Refusals of `eth_getBlockReceipts` as unknown.
     receipts_refused: Streak,
     /// Blocks whose logs it did not give, though another has them.
@@ -136,14 +138,18 @@ impl Endpoint {
         let metrics = metrics.endpoint(position);
         let breaker = Arc::<Mutex<Breaker>>::default();
         let identified = Arc::<AtomicBool>::default();
-        let only = config.http.is_none().then(|| Arc::clone(&breaker));
+        let announced = Arc::<Announced>::default();
         let (ws, socket) = config
             .ws
             .clone()
             .map(|url| {
                 let redaction = Redaction::of(config);
-                let identified = Arc::clone(&identified);
-                WsClient::new(url, chain_id, heads, metrics.clone(), redaction, identified, only)
+                let shared = Shared {
+                    identified: Arc::clone(&identified),
+                    announced: Arc::clone(&announced),
+                    breaker: config.http.is_none().then(|| Arc::clone(&breaker)),
+                };
+                WsClient::new(url, chain_id, heads, metrics.clone(), redaction, shared)
             })
             .map_or((None, None), |(client, connection)| (Some(client), Some(Socket(connection))));
         let span = |first, most| Mutex::new(Span::new(first, most));
@@ -163,6 +169,7 @@ impl Endpoint {
             next_id: AtomicU64::new(FIRST_REQUEST + 1),
             identified,
             genesis: genesis.clone(),
+            announced,
             receipts_refused: Streak::default(),
             lacks: Streak::default(),
             unanswered: AtomicU32::new(0),
@@ -361,13 +368,15 @@ mod tests {
     use std::num::NonZeroU32;
     use std::pin::pin;
 
+    use ethhook_domain::Secret;
     use ethhook_simulator::Fault;
     use futures_util::poll;
+    use tokio::task::JoinSet;
 
     use super::super::Attempt;
     use super::*;
     use crate::config::EndpointConfig;
-    use crate::testing::{mined, serve, unread};
+    use crate::testing::{LOCAL, mined, serve, unread};
 
     fn endpoint(config: &ChainConfig) -> Endpoint {
         let (heads, metrics) = unread();
@@ -411,6 +420,23 @@ mod tests {
         // The breaker's own wait would be one second.
         let left = endpoint.with_breaker(|b| b.admit(Instant::now())).unwrap_err();
         assert!(left > Duration::from_secs(200), "{left:?}");
+    }
+
+    #[tokio::test]
+    async fn what_its_subscription_announces_is_remembered() {
+        let chain = mined(3);
+        let node = serve(chain.clone()).await;
+        let ws = Some(Secret::new(node.ws_url(LOCAL)));
+        let config = ChainConfig::local([EndpointConfig { http: None, ws }]);
+        let (heads, mut heard) = mpsc::channel(8);
+        let (endpoints, sockets) = connect(&config, &heads, &unread().1, &Genesis::default());
+        let mut running = JoinSet::new();
+        sockets.into_iter().for_each(|socket| _ = running.spawn(socket.run()));
+        assert!(matches!(heard.recv().await, Some(Head::Subscribed)));
+        assert!(endpoints[0].announced.last().is_none());
+        let block = chain.mine(1).remove(0);
+        assert!(matches!(heard.recv().await, Some(Head::Header(_))));
+        assert_eq!(endpoints[0].announced.last().unwrap().0.hash, block.hash());
     }
 
     #[tokio::test]

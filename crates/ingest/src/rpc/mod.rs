@@ -3,6 +3,7 @@
 //! An answer is raw JSON until the caller knows what it should be. Whatever is wrong with it
 //! becomes an [`RpcError`], whose text never contains the provider's address (G11).
 
+mod announced;
 mod attempt;
 mod basic_auth;
 mod batch;

@@ -32,6 +32,7 @@ use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 use tracing::{info, warn};
 
+use super::announced::Announced;
 use super::basic_auth::basic_auth;
 use super::breaker::Breaker;
 use super::redaction::Redaction;
@@ -105,6 +106,15 @@ pub(super) struct WsClient {
     reconnect: Arc<Notify>,
 }
 
+/// What belongs to the endpoint.
+pub(super) struct Shared {
+    /// False from each connection on: it may be another node.
+    pub(super) identified: Arc<AtomicBool>,
+    pub(super) announced: Arc<Announced>,
+    /// Its breaker, if this socket is its only address.
+    pub(super) breaker: Option<Arc<Mutex<Breaker>>>,
+}
+
 /// The connection's side: everything its task needs.
 pub(super) struct Connection {
     pub(super) url: Secret,
@@ -112,12 +122,9 @@ pub(super) struct Connection {
     pub(super) heads: mpsc::Sender<Head>,
     pub(super) metrics: EndpointMetrics,
     redaction: Redaction,
-    /// The endpoint's breaker, if this socket is its only address.
-    breaker: Option<Arc<Mutex<Breaker>>>,
+    shared: Shared,
     /// Whether an answer or a head arrived since it connected.
     served: bool,
-    /// The endpoint's: it may be another node from now on.
-    identified: Arc<AtomicBool>,
     /// The error that ended the last connection.
     failed_with: Option<RpcError>,
     commands: mpsc::Receiver<Command>,
@@ -131,8 +138,7 @@ impl WsClient {
         heads: mpsc::Sender<Head>,
         metrics: EndpointMetrics,
         redaction: Redaction,
-        identified: Arc<AtomicBool>,
-        breaker: Option<Arc<Mutex<Breaker>>>,
+        shared: Shared,
     ) -> (Self, Connection) {
         // Room for every request that may be pending: a full queue means a dead socket.
         let (sender, commands) = mpsc::channel(MAX_PENDING);
@@ -146,9 +152,8 @@ impl WsClient {
                 heads,
                 metrics,
                 redaction,
-                breaker,
+                shared,
                 served: false,
-                identified,
                 failed_with: None,
                 commands,
                 reconnect,
@@ -236,7 +241,7 @@ impl Connection {
             let served = match connected.unwrap_or(Err(RpcError::Timeout(CONNECT_TIMEOUT))) {
                 Ok(socket) => {
                     self.served = false;
-                    self.identified.store(false, Ordering::Relaxed);
+                    self.shared.identified.store(false, Ordering::Relaxed);
                     self.note_health(None);
                     self.metrics.socket_up(true);
                     info!(endpoint = self.metrics.position, "subscribed to newHeads");
@@ -264,7 +269,7 @@ impl Connection {
 
     /// If requests use this socket, reports to the breaker whether it connects.
     fn note_health(&self, failure: Option<&RpcError>) {
-        if let Some(breaker) = &self.breaker {
+        if let Some(breaker) = &self.shared.breaker {
             let mut breaker = breaker.lock().unwrap_or_else(PoisonError::into_inner);
             match failure {
                 None => breaker.connected(),
@@ -399,6 +404,9 @@ impl Connection {
             Frame::Answer(id) => self.hand_on(id, frame, pending, highest_id),
             Frame::Head(head) => {
                 self.served = true;
+                if let Head::Header(header) = &head {
+                    self.shared.announced.note(header.block);
+                }
                 if self.heads.try_send(head).is_err() {
                     self.metrics.heads_dropped.inc();
                 }

@@ -1,0 +1,97 @@
+//! Endpoints that follow another branch than the stream: which of them is right, only a person can tell.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::Session;
+
+/// For how long an endpoint must announce blocks of another branch until that is reported: a reorg is over sooner.
+const REPORTED_AFTER: Duration = Duration::from_secs(60);
+
+/// Since when endpoints have been apart, by their position, and whether that was reported.
+#[derive(Default)]
+pub(super) struct Apart(BTreeMap<usize, (Instant, bool)>);
+
+impl Session<'_> {
+    /// Compares what each endpoint announced last with our chain. A block that we do not have, or no longer, says nothing.
+    pub(super) fn compare_heads(&mut self) {
+        for endpoint in self.chain.node.endpoints() {
+            let Some((theirs, announced)) = endpoint.announced.last() else { continue };
+            let Some(ours) = self.canonical.at(theirs.number) else { continue };
+            let position = endpoint.metrics.position;
+            if ours.hash == theirs.hash {
+                if let Some((_, true)) = self.apart.0.remove(&position) {
+                    info!(endpoint = position, "the endpoint follows our chain again");
+                    endpoint.metrics.apart(false);
+                }
+                continue;
+            }
+            let (since, reported) = self.apart.0.entry(position).or_insert((announced, false));
+            // A last head that is orphaned later, and no other after it, is no branch.
+            if !*reported && announced.duration_since(*since) >= REPORTED_AFTER {
+                *reported = true;
+                warn!(endpoint = position, %theirs, %ours, "the endpoint follows another branch");
+                endpoint.metrics.apart(true);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ethhook_domain::BlockRef;
+
+    use super::super::scene::{Scene, header};
+    use super::*;
+    use crate::config::{ChainConfig, EndpointConfig};
+
+    #[tokio::test]
+    async fn an_endpoint_that_announces_another_branch_for_a_minute_is_reported() {
+        let nowhere = || EndpointConfig::http("http://127.0.0.1:1");
+        let scene = Scene::of(ChainConfig::local([nowhere(), nowhere()])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=5);
+        let [first, second] = [0, 1].map(|position| &scene.chain.node.endpoints()[position]);
+        let is_apart =
+            |position: usize| scene.metrics.endpoints("local", &[false; 2])[position].apart;
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        first.announced.note_at(header(5, 'a').block, start);
+        // The block number and branch announced, when, and whether the endpoint is apart then.
+        for (number, branch, seconds, apart) in [
+            (4, 'b', 0, false),
+            (4, 'b', 59, false),
+            (5, 'b', 60, true),
+            (6, 'b', 61, true),  // we have no such block
+            (5, 'a', 62, false), // it is back
+            (5, 'b', 70, false),
+            (6, 'b', 200, false), // nothing is known of it
+            (4, 'b', 129, false),
+            (4, 'b', 130, true),
+        ] {
+            second.announced.note_at(header(number, branch).block, at(seconds));
+            session.compare_heads();
+            assert_eq!((is_apart(0), is_apart(1)), (false, apart), "{number}{branch} at {seconds}");
+        }
+        drop(session);
+        let session = scene.session().await;
+        assert!(!is_apart(1), "a new session begins anew");
+        drop(session);
+    }
+
+    #[tokio::test]
+    async fn a_last_head_that_is_orphaned_is_no_branch() {
+        let scene =
+            Scene::of(ChainConfig::local([EndpointConfig::http("http://127.0.0.1:1")])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=5);
+        let orphan: BlockRef = header(5, 'b').block;
+        let long_ago = Instant::now().checked_sub(Duration::from_secs(300)).unwrap();
+        scene.chain.node.endpoints()[0].announced.note_at(orphan, long_ago);
+        session.compare_heads();
+        session.compare_heads();
+        assert!(!scene.metrics.endpoints("local", &[false])[0].apart);
+    }
+}
