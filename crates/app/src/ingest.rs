@@ -107,6 +107,9 @@ impl Ready {
                  over at its first block; run CONFIG SET appendonly yes"
             );
         }
+        if let Some(warning) = config.service.oversized(server.maxmemory, config.chains.len()) {
+            tracing::warn!("{warning}");
+        }
         let registry = Registry::new();
         let metrics = Metrics::register(&registry)?;
         let process = ProcessMetrics::register(&registry)?;

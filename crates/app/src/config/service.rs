@@ -49,6 +49,20 @@ impl Service {
             ready_max_lag: self.ready_max_lag,
         }
     }
+
+    /// What to say if the streams of this number of `chains` may together become larger than Redis' memory.
+    pub(crate) fn oversized(&self, maxmemory: Option<u64>, chains: usize) -> Option<String> {
+        let (each, memory) = (self.stream_max_bytes?, maxmemory?);
+        let chains = u64::try_from(chains.max(1)).unwrap_or(u64::MAX);
+        (each.saturating_mul(chains) > memory).then(|| {
+            let fitting = memory / 100 * STREAMS_PERCENT / chains;
+            format!(
+                "STREAM_MAX_BYTES={each} for each of {chains} chains is more than Redis' maxmemory of {memory}: Redis may \
+                 be full, and the chains stand still, before old entries are removed; set at most {fitting}, or raise \
+                 maxmemory"
+            )
+        })
+    }
 }
 
 /// Which log lines are written, and how.

@@ -56,6 +56,20 @@ fn resolved(config: &Config) -> Vec<String> {
 }
 
 #[test]
+fn streams_that_may_outgrow_redis_are_told_of() {
+    let of = |bytes: &str| load(&[CHAIN_ON, ("STREAM_MAX_BYTES", bytes)], "", "").service;
+    assert_eq!(of("300000000").oversized(Some(600_000_000), 2), None);
+    assert_eq!(of("300000001").oversized(None, 2), None, "there is no maxmemory");
+    let told = of("300000001").oversized(Some(600_000_000), 2).unwrap();
+    assert!(
+        told.contains("maxmemory of 600000000") && told.contains("at most 180000000"),
+        "{told}"
+    );
+    let unset = load(&[CHAIN_ON], "", "").service;
+    assert_eq!(unset.oversized(Some(1_000_000), 9), None);
+}
+
+#[test]
 fn defaults_hold_where_nothing_is_set() {
     let config = load(&[CHAIN_ON, ("UNRELATED", "x"), ("PATH", "/bin")], "", "");
     assert_eq!(config.redis.url.reveal(), "redis://127.0.0.1:6379");

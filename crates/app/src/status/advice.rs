@@ -1,5 +1,6 @@
 //! What is wrong with a chain, in plain words, and what to do about it.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use ethhook_ingest::BreakerState;
@@ -215,7 +216,8 @@ fn groups(chain: &Chain) -> impl Iterator<Item = Trouble> {
             format!(
                 "it has no consumer: start one, or delete the group (`ethhook groups delete --chain {} \
                  --group {}`); its entries stay in Redis, up to STREAM_MAX_BYTES",
-                chain.name, group.name
+                chain.name,
+                quoted(&group.name)
             )
         } else {
             "check that its consumers run and acknowledge; its entries stay in Redis, up to \
@@ -224,6 +226,15 @@ fn groups(chain: &Chain) -> impl Iterator<Item = Trouble> {
         };
         Some(Trouble { level, what, to_do })
     })
+}
+
+/// The text as one word for a shell.
+fn quoted(text: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c.is_alphanumeric() || "._:@%+=-".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.into();
+    }
+    format!("'{}'", text.replace('\'', r"'\''")).into()
 }
 
 #[cfg(test)]
@@ -277,6 +288,15 @@ mod tests {
 
     fn stands_still(why: &str, needs: Needs) -> Seen {
         seen(Unready::StandsStill(Standstill { why: why.to_owned(), needs }))
+    }
+
+    #[test]
+    fn a_groups_name_is_one_word_in_a_command() {
+        for (name, word) in
+            [("a.b:c-1", "a.b:c-1"), ("my group", "'my group'"), ("it's", r"'it'\''s'"), ("", "''")]
+        {
+            assert_eq!(quoted(name), word);
+        }
     }
 
     #[test]
