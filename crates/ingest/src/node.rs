@@ -397,22 +397,19 @@ impl Node {
     where
         F: Future<Output = Result<T, NodeError>> + 'a,
     {
-        self.first_to_have(self.by_preference(), least_patience, ask)
-            .await
-            .map(|(answer, _)| answer)
+        self.first_to_have(least_patience, ask).await.map(|(answer, _)| answer)
     }
 
-    /// As [`Node::first`], of endpoints in a certain order; also those that answered before, and do not have it.
+    /// As [`Node::first`]; also the endpoints that answered before, and do not have it.
     async fn first_to_have<'a, T, F>(
         &'a self,
-        order: Vec<&'a Endpoint>,
         least_patience: Duration,
         ask: impl Fn(Attempt<'a>) -> F,
     ) -> Result<(T, Vec<&'a Endpoint>), NodeError>
     where
         F: Future<Output = Result<T, NodeError>> + 'a,
     {
-        let mut rest = order.into_iter();
+        let mut rest = self.by_preference().into_iter();
         // Polling these few is cheaper than `FuturesUnordered`, which wakes its task once more for each that has no
         // answer yet.
         let mut running = Vec::new();
@@ -468,7 +465,8 @@ impl Node {
     }
 
     /// The endpoints in the configured order, except that those much slower than the fastest come
-    /// later, then those that lack what others have, and those that are set aside last.
+    /// later, then those where a message would have to wait because they accept no more now, then those that lack what
+    /// others have, and those that are set aside last.
     fn by_preference(&self) -> Vec<&Endpoint> {
         let medians: Vec<_> = self.endpoints.iter().map(Endpoint::usual_latency).collect();
         let fastest = medians.iter().flatten().min().copied().unwrap_or_default();
@@ -476,19 +474,9 @@ impl Node {
         let mut order: Vec<_> = self.endpoints.iter().zip(medians).collect();
         order.sort_by_key(|(endpoint, median)| {
             let is_slow = median.is_some_and(|median| median > too_slow);
-            (endpoint.is_set_aside(), endpoint.is_lacking(), is_slow) // stable
+            (endpoint.is_set_aside(), endpoint.is_lacking(), endpoint.wait(), is_slow) // stable
         });
         order.into_iter().map(|(endpoint, _)| endpoint).collect()
-    }
-
-    /// The order for the contents of a block, which any endpoint may give: by preference, but where messages wait because
-    /// the provider accepts no more now, those that have fewer waiting come first.
-    fn by_leave(&self) -> Vec<&Endpoint> {
-        let mut order = self.by_preference();
-        order.sort_by_key(|endpoint| {
-            (endpoint.is_set_aside(), endpoint.is_lacking(), endpoint.held())
-        });
-        order
     }
 
     /// The answers of all endpoints that have one, and the failures of the others.

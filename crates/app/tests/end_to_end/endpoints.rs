@@ -1,8 +1,10 @@
 //! Several endpoints of one chain, each with its own faults (G6).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ethhook_simulator::{Chain, Contents, Fault, ManualChain, ManualSpec, Node, RunningNode};
+use ethhook_simulator::{
+    Chain, Contents, Fault, ManualChain, ManualSpec, Node, RateLimit, RunningNode,
+};
 use ethhook_testkit::node_rpc::NodeRpc;
 
 use crate::rig::{Rig, SETTLE, until};
@@ -147,6 +149,56 @@ async fn what_a_dead_socket_never_sent_does_not_make_it_look_well() {
     })
     .await;
     scene.rig.terminate().await;
+}
+
+#[tokio::test]
+async fn what_one_endpoint_does_not_accept_is_fetched_from_the_next() {
+    let scene = Scene::new().await;
+    let views = [&scene.first, &scene.second];
+    for view in views {
+        view.set_rate_limit(Some(RateLimit { calls: 10, retry_after: Some(1) }));
+    }
+    scene.chain.mine(60);
+    until("all blocks", async || scene.metric("ethhook_published_block", "").await == 60.0).await;
+    let fetched = views.map(|view| view.stats().requests(RECEIPTS));
+    let refused = views.map(|view| view.stats().faults_played()["status_429"]);
+    eprintln!("receipts by endpoint: {fetched:?}, refused: {refused:?}");
+    assert!(fetched.iter().all(|blocks| *blocks >= 15), "{fetched:?}");
+    views.into_iter().for_each(Chain::behave);
+    scene.check().await;
+}
+
+#[tokio::test]
+async fn g3_an_endpoint_that_stays_on_another_branch_is_named() {
+    let spec = || ManualSpec { events_per_block: 3, ..ManualSpec::new(LOCAL) };
+    let chains = [Chain::manual(spec()), Chain::manual(spec())];
+    let serve = async |chain: &ManualChain| {
+        Node::bind(([127, 0, 0, 1], 0).into(), [chain.clone()]).await.unwrap().spawn()
+    };
+    let nodes = [serve(&chains[0]).await, serve(&chains[1]).await];
+    let mut rig = Rig::new().await;
+    let urls = [nodes[0].ws_url(LOCAL), nodes[1].ws_url(LOCAL)].join(",");
+    rig.set("LOCAL_WS_URL", urls).set("LOCAL_START_BLOCK", 0);
+    rig.start();
+    chains.iter().for_each(|chain| _ = chain.mine(5));
+    let checker = rig.checker(NodeRpc::at_url(nodes[0].http_url(LOCAL)), LOCAL).await;
+    checker.settle_and_check(SETTLE).await.unwrap();
+    // From here on, each has its own blocks; the stream follows the first.
+    chains[0].mine(1);
+    checker.settle_and_check(SETTLE).await.unwrap();
+    chains[1].mine_events(7);
+    let apart = r#"ethhook_endpoint_apart{chain="local",endpoint="1"}"#;
+    let deadline = Instant::now() + Duration::from_secs(150);
+    while rig.metric(apart).await != Some(1.0) {
+        assert!(Instant::now() < deadline, "it is not named");
+        chains[0].mine(1);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        chains[1].mine(1);
+    }
+    let named = |_, body: &str| body.contains("endpoint 1 follows another branch");
+    rig.wait_for("status.json", named).await;
+    assert!(rig.log().contains("the endpoint follows another branch"), "the log");
+    checker.settle_and_check(SETTLE).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,7 +1,5 @@
 //! Which endpoint is asked, and how blocks are fetched, on simulated nodes.
 
-use std::pin::pin;
-
 use ethhook_domain::Proof;
 use ethhook_simulator::{Chain, Contents, Fault, ManualChain, RunningNode};
 use futures_util::poll;
@@ -80,22 +78,53 @@ async fn what_each_endpoint_calls_latest_is_remembered() {
 }
 
 #[tokio::test]
-async fn a_block_is_asked_of_an_endpoint_where_fewer_messages_are_held_back() {
+async fn the_endpoint_where_a_message_has_to_wait_least_is_asked_first() {
+    let scene = Scene::new().await;
+    let endpoints = scene.node.endpoints();
+    let order = || {
+        let position = |endpoint: &&Endpoint| endpoint.metrics.position;
+        scene.node.by_preference().iter().map(position).collect::<Vec<_>>()
+    };
+    let refused = |position: usize| {
+        endpoints[position].refused(std::time::Instant::now(), Duration::from_secs(300));
+    };
+    assert_eq!(order(), [0, 1, 2]);
+    refused(0);
+    assert_eq!(order(), [1, 2, 0]);
+    refused(1);
+    assert_eq!(order(), [2, 0, 1]);
+    let headers = scene.node.by_numbers(1..=3).await.unwrap();
+    scene.node.latest().await.unwrap();
+    assert_eq!((headers.len(), scene.asked("eth_getBlockByNumber")), (3, [0, 0, 4]));
+    refused(2);
+    assert_eq!(order(), [2, 0, 1], "it has accepted most");
+    let none: [(); 0] = [];
+    let attempt = Attempt::with(&endpoints[2]);
+    let ask = || Box::pin(attempt.call::<String>("eth_blockNumber", &none));
+    let mut held: Vec<_> = (0..9).map(|_| ask()).collect();
+    for message in &mut held {
+        assert!(poll!(message).is_pending());
+    }
+    assert_eq!(order(), [0, 1, 2], "one more would wait behind those that are held back");
+    drop(held);
+    assert_eq!(order(), [2, 0, 1]);
+}
+
+#[tokio::test]
+async fn what_one_endpoint_can_only_give_block_by_block_is_left_to_the_others() {
     let scene = Scene::new().await;
     let headers = scene.node.by_numbers(1..=3).await.unwrap();
-    scene.asked(LOGS);
-    let not_before_long = Duration::from_secs(300);
-    for endpoint in &scene.node.endpoints[..2] {
-        endpoint.refused(std::time::Instant::now(), not_before_long);
-    }
-    let (mut first, mut second) =
-        (pin!(scene.node.block(&headers[0])), pin!(scene.node.blocks(&headers)));
-    assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
-    let held = || scene.node.endpoints.iter().map(Endpoint::held).collect::<Vec<_>>();
-    assert_eq!(held(), [1, 1, 0], "one each");
-    scene.node.block(&headers[1]).await.unwrap();
-    assert_eq!((held(), scene.asked(LOGS)), (vec![1, 1, 0], [0, 0, 2]));
-    assert!(std::ptr::eq(scene.node.by_preference()[0], &raw const scene.node.endpoints[0]));
+    let endpoint = &scene.node.endpoints()[0];
+    endpoint.was_too_much(About::Logs, 3);
+    let attempt = Attempt::with(endpoint);
+    let fetched = async || {
+        let outcomes = scene.node.several(&attempt, &headers).await.unwrap();
+        outcomes.iter().filter(|outcome| outcome.is_ok()).count()
+    };
+    assert_eq!(fetched().await, 3, "three messages");
+    endpoint.was_too_much(About::Logs, 2);
+    endpoint.refused(std::time::Instant::now(), Duration::from_secs(1));
+    assert_eq!(fetched().await, 1, "one, and the next would have to wait");
 }
 
 #[test]

@@ -162,6 +162,9 @@ impl<'a> Attempt<'a> {
         let asked = Instant::now();
         let items = self.ask_span(about, message, read).await?;
         // Some providers refuse single calls of a batch.
+        let is_refused = |item: &&Item<T>| matches!(item, Err(RpcError::RateLimited(_)));
+        let refused = items.iter().filter(is_refused).count();
+        self.endpoint.accepted(u32::try_from(calls - refused).unwrap_or(u32::MAX));
         let limit = items.iter().find_map(|item| match item {
             Err(error @ RpcError::RateLimited(wait)) => Some((error, *wait)),
             _ => None,
@@ -325,7 +328,11 @@ impl<'a> Attempt<'a> {
             Err(RpcError::RateLimited(wait)) => {
                 endpoint.refused(sent.at, wait.unwrap_or(USUAL_WAIT))
             }
-            _ => endpoint.accepted(calls),
+            // Of a batch, some calls may be refused.
+            Ok(_) | Err(RpcError::Answer { .. } | RpcError::NotOffered(_)) if calls == 1 => {
+                endpoint.accepted(1);
+            }
+            _ => {}
         }
         sent.outcome = result.as_ref().map_or_else(RpcError::outcome, |_| "ok");
         // Answers about several blocks say nothing about when one is late, and neither do immediate
@@ -349,11 +356,9 @@ impl<'a> Attempt<'a> {
         if let Some(units) = &self.endpoint.units {
             units.take(price.throughput.saturating_mul(calls)).await;
         }
-        self.endpoint.keep_pace(calls).await;
+        let kept = self.endpoint.keep_pace(calls).await;
         self.watch().go_on();
-        self.endpoint
-            .with_breaker(|b| b.still_admits(Instant::now()).map_err(|_| b.cause()))
-            .map_err(RpcError::SetAside)?;
+        kept?;
         self.endpoint.metrics.spent(method, u64::from(price.units) * u64::from(calls));
         Ok(())
     }

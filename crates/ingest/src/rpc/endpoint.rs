@@ -1,6 +1,6 @@
 //! One provider: its two transports, its breaker, and what it has been found to offer.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -71,7 +71,7 @@ pub(crate) struct Endpoint {
     /// The messages that it holds back are sent one after the other.
     turn: tokio::sync::Mutex<()>,
     /// How many they are.
-    held: AtomicUsize,
+    held: AtomicU32,
     /// How many blocks to ask about at once, indexed by [`About`].
     spans: [Mutex<Span>; 3],
     pub(super) next_id: AtomicU64,
@@ -90,10 +90,10 @@ pub(crate) struct Endpoint {
 }
 
 /// A message that is held back, counted until dropped.
-struct Held<'a>(&'a AtomicUsize);
+struct Held<'a>(&'a AtomicU32);
 
 impl<'a> Held<'a> {
-    fn by(count: &'a AtomicUsize) -> Self {
+    fn by(count: &'a AtomicU32) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
         Self(count)
     }
@@ -164,7 +164,7 @@ impl Endpoint {
             units: chain.units_per_second.map(Throttle::new),
             pace: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
-            held: AtomicUsize::new(0),
+            held: AtomicU32::new(0),
             spans: [span(8, 128), span(1, 64), span(4, 128)],
             next_id: AtomicU64::new(FIRST_REQUEST + 1),
             identified,
@@ -249,16 +249,26 @@ impl Endpoint {
         act(&mut self.spans[about as usize].lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits until the endpoint can be expected to accept `calls`.
-    pub(super) async fn keep_pace(&self, calls: u32) {
-        if self.with_pace(|pace| pace.wait(Instant::now())).is_none() {
-            return;
+    /// Waits until the endpoint can be expected to accept `calls` that its breaker has admitted.
+    ///
+    /// # Errors
+    /// If it was set aside since.
+    pub(super) async fn keep_pace(&self, calls: u32) -> Result<(), RpcError> {
+        if self.with_pace(|pace| pace.wait(Instant::now())).is_some() {
+            let _held = Held::by(&self.held);
+            let _turn = self.turn.lock().await;
+            self.still_admits()?;
+            let wait = self.with_pace(|pace| pace.wait(Instant::now())).unwrap_or_default();
+            tokio::time::sleep(wait).await;
+            self.still_admits()?;
+            self.with_pace(|pace| pace.sent(calls, Instant::now()));
         }
-        let _held = Held::by(&self.held);
-        let _turn = self.turn.lock().await;
-        let wait = self.with_pace(|pace| pace.wait(Instant::now())).unwrap_or_default();
-        tokio::time::sleep(wait).await;
-        self.with_pace(|pace| pace.sent(calls, Instant::now()));
+        self.still_admits()
+    }
+
+    fn still_admits(&self) -> Result<(), RpcError> {
+        self.with_breaker(|b| b.still_admits(Instant::now()).map_err(|_| b.cause()))
+            .map_err(RpcError::SetAside)
     }
 
     /// It accepted `calls`.
@@ -275,9 +285,10 @@ impl Endpoint {
         }
     }
 
-    /// Messages that wait because it would not accept more now.
-    pub(crate) fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
+    /// How long a message would have to wait now, because the endpoint would not accept it sooner.
+    pub(crate) fn wait(&self) -> Duration {
+        let held = self.held.load(Ordering::Relaxed);
+        self.with_pace(|pace| pace.wait_behind(held, Instant::now()))
     }
 
     fn with_pace<T>(&self, act: impl FnOnce(&mut Pace) -> T) -> T {
@@ -368,9 +379,12 @@ mod tests {
     use std::num::NonZeroU32;
     use std::pin::pin;
 
+    use ethhook_domain::Header;
     use ethhook_domain::Secret;
     use ethhook_simulator::Fault;
+    use futures_util::future::{Either, select};
     use futures_util::poll;
+    use serde_json::json;
     use tokio::task::JoinSet;
 
     use super::super::Attempt;
@@ -382,6 +396,10 @@ mod tests {
         let (heads, metrics) = unread();
         let (mut endpoints, _) = connect(config, &heads, &metrics, &Genesis::default());
         endpoints.remove(0)
+    }
+
+    fn held(endpoint: &Endpoint) -> u32 {
+        endpoint.held.load(Ordering::Relaxed)
     }
 
     #[test]
@@ -440,6 +458,60 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_refusal_sets_the_pace_by_what_was_accepted_before() {
+        let chain = mined(3);
+        let node = serve(chain.clone()).await;
+        let endpoint = endpoint(&ChainConfig::local([EndpointConfig::of(&node)]));
+        let none: [(); 0] = [];
+        let ask = async || Attempt::with(&endpoint).call::<String>("eth_blockNumber", &none).await;
+        for _ in 0..18 {
+            ask().await.unwrap(); // the first is preceded by two that identify the endpoint
+        }
+        assert_eq!(endpoint.blocks_at_once(About::Headers), 8);
+        chain.faults().push("eth_blockNumber", Fault::HttpStatus(429, Some(1)), 1);
+        assert!(ask().await.is_err());
+        // 70 % of 21 a second, and of that a quarter of a second.
+        assert_eq!(endpoint.with_pace(|pace| pace.per_minute()), Some(882));
+        assert_eq!(endpoint.blocks_at_once(About::Headers), 3);
+    }
+
+    #[tokio::test]
+    async fn calls_refused_within_a_batch_set_the_pace_too() {
+        let chain = mined(3);
+        let node = serve(chain.clone()).await;
+        let endpoint = endpoint(&ChainConfig::local([EndpointConfig::of(&node)]));
+        let headers = ["0x1", "0x2", "0x3"].map(|number| json!([number, false]));
+        let method = About::Headers.method();
+        let ask =
+            async || Attempt::with(&endpoint).call_each::<Header>(About::Headers, &headers).await;
+        assert!(ask().await.unwrap().iter().all(Result::is_ok));
+        assert_eq!(endpoint.with_pace(|pace| pace.per_minute()), None);
+        chain.faults().push(method, Fault::Error(-32005, "limit exceeded".into()), 1);
+        assert_eq!(ask().await.unwrap().iter().filter(|item| item.is_err()).count(), 1);
+        assert!(endpoint.with_pace(|pace| pace.per_minute()).is_some());
+    }
+
+    #[tokio::test]
+    async fn what_is_held_back_is_sent_one_after_the_other() {
+        let chain = mined(0);
+        let node = serve(chain.clone()).await;
+        let endpoint = endpoint(&ChainConfig::local([EndpointConfig::of(&node)]));
+        let none: [(); 0] = [];
+        let ask = async || Attempt::with(&endpoint).call::<String>("eth_blockNumber", &none).await;
+        endpoint.refused(Instant::now(), Duration::from_secs(1));
+        // Three messages: the first two identify it. At this pace, 1.4 s lie between two.
+        let (mut first, mut second) = (Box::pin(ask()), Box::pin(ask()));
+        assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
+        let answered = select(first, second).await;
+        let (Either::Left((answer, other)) | Either::Right((answer, other))) = answered;
+        assert!(answer.is_ok());
+        assert_eq!((held(&endpoint), chain.stats().requests("eth_blockNumber")), (1, 1));
+        assert!(endpoint.with_pace(|pace| pace.wait(Instant::now())) > Some(Duration::ZERO));
+        drop(other);
+        assert_eq!(held(&endpoint), 0);
+    }
+
+    #[tokio::test]
     async fn what_is_held_back_is_not_sent_once_the_endpoint_is_set_aside() {
         let chain = mined(0);
         let node = serve(chain.clone()).await;
@@ -450,12 +522,12 @@ mod tests {
         endpoint.refused(Instant::now(), Duration::from_secs(1));
         let (mut first, mut second) = (pin!(ask()), pin!(ask()));
         assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
-        assert_eq!(endpoint.held(), 2);
+        assert_eq!(held(&endpoint), 2);
         endpoint.set_aside(Duration::from_secs(300), None);
         for held in [first.await, second.await] {
             assert!(matches!(held, Err(RpcError::SetAside(_))), "{held:?}");
         }
-        assert_eq!((endpoint.held(), chain.stats().requests("eth_blockNumber")), (0, 1));
+        assert_eq!((held(&endpoint), chain.stats().requests("eth_blockNumber")), (0, 1));
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 //!
 //! A provider's limit is rarely known: a plan names compute units, or one limit for all keys, or none. Without a pace, a
 //! backlog would be sent as fast as possible, refused, held back for as long as the provider asks, sent again, and so
-//! on: most calls would be refused.
+//! on: most calls would be refused. The wait that it asks for is the breaker's; the pace is what follows.
 
 use std::time::{Duration, Instant};
 
@@ -15,14 +15,20 @@ const DOUBLING: u32 = 100;
 /// Time between two raises, in multiples of the wait that the endpoint asked for: the longer a refusal holds everything
 /// up, the fewer are worth it.
 const RAISE_AFTER: u32 = 3;
-const SHORTEST_WAIT: Duration = Duration::from_secs(1);
-const LONGEST_WAIT: Duration = Duration::from_secs(20);
+/// The bounds of that, and the upper one after a refusal that does not follow another.
+const SHORTEST: Duration = Duration::from_secs(3);
+const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST_AT_FIRST: Duration = Duration::from_secs(10);
 /// Calls per minute at the slowest.
 const SLOWEST: u32 = 30;
 /// Calls per minute from which on there is no limit.
 const FREE: u32 = 600_000;
 /// A message may have as many calls as fit in this part of a minute: a quarter of a second.
 const MESSAGE: u32 = 240;
+const MINUTE: Duration = Duration::from_secs(60);
+/// Accepted calls are counted by the second, and the most in one second are remembered for this long.
+const SECOND: Duration = Duration::from_secs(1);
+const REMEMBERED: Duration = Duration::from_secs(10);
 
 /// The pace of one endpoint: after a refusal a little below what was accepted before, then raised until the next refusal,
 /// at first by doubling it, because little may have been accepted yet, then by a little, and more each time. So a limit
@@ -30,10 +36,17 @@ const MESSAGE: u32 = 240;
 #[derive(Default)]
 pub(super) struct Pace {
     limit: Option<Limit>,
-    /// When the current second began, and the calls accepted in it.
-    current: Option<(Instant, u32)>,
-    /// The calls accepted in the second before.
-    previous: u32,
+    /// The second that has begun last.
+    current: Option<Second>,
+    /// The one with the most accepted calls lately.
+    best: Option<Second>,
+}
+
+/// A second, and the calls accepted in it.
+#[derive(Clone, Copy)]
+struct Second {
+    since: Instant,
+    calls: u32,
 }
 
 struct Limit {
@@ -48,6 +61,13 @@ struct Limit {
     every: Duration,
 }
 
+impl Limit {
+    /// The time that `calls` take up.
+    fn time_of(&self, calls: u32) -> Duration {
+        calls * MINUTE / self.per_minute
+    }
+}
+
 impl Pace {
     /// How long to wait before the next message; none while there is no limit.
     pub(super) fn wait(&mut self, now: Instant) -> Option<Duration> {
@@ -57,17 +77,25 @@ impl Pace {
             limit.raise = (2 * limit.raise).min(DOUBLING);
             limit.due += limit.every;
         }
-        let next = limit.next;
         if limit.per_minute >= FREE {
             self.limit = None;
+            return None;
         }
-        Some(next.saturating_duration_since(now))
+        Some(limit.next.saturating_duration_since(now))
+    }
+
+    /// How long a message would have to wait behind as many others that are held back.
+    pub(super) fn wait_behind(&mut self, others: u32, now: Instant) -> Duration {
+        let wait = self.wait(now).unwrap_or_default();
+        wait + self.limit.as_ref().map_or(Duration::ZERO, |limit| limit.time_of(others))
     }
 
     /// A message of `calls` is being sent.
     pub(super) fn sent(&mut self, calls: u32, now: Instant) {
+        // One that was made before the pace was lowered may have more.
+        let calls = calls.min(self.at_once().unwrap_or(calls));
         if let Some(limit) = &mut self.limit {
-            limit.next = limit.next.max(now) + calls * Duration::from_secs(60) / limit.per_minute;
+            limit.next = limit.next.max(now) + limit.time_of(calls);
         }
     }
 
@@ -83,13 +111,14 @@ impl Pace {
 
     /// The endpoint accepted `calls`.
     pub(super) fn accepted(&mut self, calls: u32, now: Instant) {
-        let (since, counted) = self.current.unwrap_or((now, 0));
-        let elapsed = now.saturating_duration_since(since);
-        if elapsed < Duration::from_secs(1) {
-            self.current = Some((since, counted.saturating_add(calls)));
-        } else {
-            self.previous = if elapsed < Duration::from_secs(2) { counted } else { 0 };
-            self.current = Some((now, calls));
+        let current = self.current.get_or_insert(Second { since: now, calls: 0 });
+        if now.saturating_duration_since(current.since) < SECOND {
+            current.calls = current.calls.saturating_add(calls);
+            return;
+        }
+        let over = std::mem::replace(current, Second { since: now, calls });
+        if self.best.is_none_or(|best| over.calls >= best.calls || best.is_old(now)) {
+            self.best = Some(over);
         }
     }
 
@@ -99,30 +128,39 @@ impl Pace {
         if self.limit.as_ref().is_some_and(|limit| sent < limit.lowered) {
             return None;
         }
-        self.accepted(0, now);
-        let current = self.current.map_or(0, |(_, calls)| calls);
-        let one_too_many = self.previous.max(current).saturating_add(1).saturating_mul(60);
+        let seconds = [self.current, self.best].into_iter().flatten();
+        let most = seconds.filter(|second| !second.is_old(now)).map(|second| second.calls).max();
+        let one_too_many = most.unwrap_or_default().saturating_add(1).saturating_mul(60);
         let most = self.per_minute().unwrap_or(FREE).min(one_too_many);
-        let per_minute = (most * CAUTION / 100).max(SLOWEST);
-        let wait = wait.max(SHORTEST_WAIT);
-        let every = RAISE_AFTER * wait.min(LONGEST_WAIT);
-        self.limit = Some(Limit {
-            per_minute,
-            next: now + wait,
+        let (raise, longest) = match self.limit {
+            None => (DOUBLING, LONGEST_AT_FIRST),
+            Some(_) => (FIRST_RAISE, LONGEST),
+        };
+        let wait = wait.min(LONGEST);
+        let every = (RAISE_AFTER * wait).clamp(SHORTEST, longest);
+        let mut limit = Limit {
+            per_minute: (most * CAUTION / 100).max(SLOWEST),
+            next: now,
             lowered: now,
-            raise: if self.limit.is_some() { FIRST_RAISE } else { DOUBLING },
+            raise,
             due: now + wait + every,
             every,
-        });
-        Some(per_minute)
+        };
+        limit.next += limit.time_of(1);
+        self.limit = Some(limit);
+        self.per_minute()
+    }
+}
+
+impl Second {
+    fn is_old(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) > REMEMBERED
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
 
     /// A pace that was lowered after `accepted` calls, and the time of that.
     fn lowered_after(accepted: u32) -> (Pace, Instant) {
@@ -144,40 +182,46 @@ mod tests {
     #[test]
     fn there_is_no_limit_until_a_refusal_and_then_a_little_less_than_was_accepted() {
         let (mut pace, now) = (Pace::default(), Instant::now());
-        for (accepted, after) in [(90, 0), (60, 1_000), (39, 1_999), (1, 2_000)] {
+        for (accepted, after) in [(90, 0), (60, 1_000), (39, 1_999), (1, 2_000), (8, 3_000)] {
             assert_eq!((pace.wait(now), pace.at_once()), (None, None));
             pace.accepted(accepted, now + Duration::from_millis(after));
         }
-        let refused = now + Duration::from_millis(2_500);
-        let per_minute = pace.refused(now, SECOND, refused);
-        assert_eq!(
-            per_minute,
-            Some(60 * 70),
-            "a hundred in the second before, one more was too many"
-        );
-        assert_eq!((pace.wait(refused), pace.at_once()), (Some(SECOND), Some(17)));
+        // 99 were accepted in one second, and one more was too many.
+        assert_eq!(pace.refused(now, SECOND, now + 4 * SECOND), Some(60 * 70));
+        assert_eq!(pace.at_once(), Some(17));
 
         let (mut unused, since) = lowered_after(0);
         assert_eq!((unused.per_minute(), unused.at_once()), (Some(42), Some(1)));
         unused.refused(since, SECOND, since + 9 * SECOND);
         assert_eq!(unused.per_minute(), Some(SLOWEST));
-        let (mut long_ago, since) = (Pace::default(), Instant::now());
-        long_ago.accepted(500, since);
-        long_ago.refused(since, SECOND, since + 2 * SECOND);
-        assert_eq!(long_ago.per_minute(), Some(42), "of two seconds ago, nothing is known");
+        for (after, per_minute) in [(10, 60 * 70), (11, 42)] {
+            let (mut pace, since) = (Pace::default(), Instant::now());
+            pace.accepted(99, since);
+            assert_eq!(pace.refused(since, SECOND, since + after * SECOND), Some(per_minute));
+        }
     }
 
     #[test]
     fn messages_are_spaced_by_their_calls_and_what_was_not_used_is_not_made_up_for() {
         let (mut pace, refused) = lowered_after(99); // 70 a second
-        let next = refused + SECOND;
+        let next = refused + MINUTE / 4_200;
+        assert_eq!(
+            pace.wait(refused),
+            Some(MINUTE / 4_200),
+            "the wait that was asked for is the breaker's"
+        );
         assert_eq!(pace.wait(next), Some(Duration::ZERO));
         pace.sent(7, next);
         assert_eq!(pace.wait(next), Some(SECOND / 10));
+        assert_eq!(pace.wait_behind(14, next), 3 * SECOND / 10);
         pace.sent(7, next + SECOND / 10);
         assert_eq!(pace.wait(next + SECOND / 10), Some(SECOND / 10));
         pace.sent(7, next + SECOND);
         assert_eq!(pace.wait(next + SECOND), Some(SECOND / 10));
+        pace.sent(999, next + 2 * SECOND);
+        let longest = pace.wait(next + 2 * SECOND).unwrap();
+        assert!(longest < SECOND / 4, "made before the pace was lowered: {longest:?}");
+        assert_eq!(Pace::default().wait_behind(9, next), Duration::ZERO);
     }
 
     #[test]
@@ -189,19 +233,35 @@ mod tests {
         pace.refused(second, SECOND, second);
         let raised = at(&mut pace, second, &[3, 4, 7, 10, 13, 16, 19]);
         assert_eq!(raised, [5_040, 5_292, 5_821, 6_985, 9_779, 17_602, 35_204]);
-        assert_eq!(pace.wait(second + 60 * SECOND), Some(Duration::ZERO));
-        assert_eq!(pace.wait(second + 60 * SECOND), None, "it is forgotten");
+        assert_eq!(pace.wait(second + 33 * SECOND), Some(Duration::ZERO));
+        assert_eq!(pace.wait(second + 34 * SECOND), None, "it is forgotten");
     }
 
     #[test]
     fn the_longer_the_wait_the_rarer_the_raises() {
-        for (wait, every) in [(0, 3), (1, 3), (5, 15), (20, 60), (600, 60)] {
+        for (wait, first, following) in [
+            (0, 3, 3),
+            (1, 3, 3),
+            (3, 9, 9),
+            (5, 10, 15),
+            (20, 10, 60),
+            (60, 10, 60),
+            (9_999, 10, 60),
+        ] {
             let (mut pace, now) = (Pace::default(), Instant::now());
-            pace.accepted(99, now);
-            pace.refused(now, wait * SECOND, now);
-            let wait = wait.max(1);
-            assert_eq!(at(&mut pace, now, &[wait + every - 1, wait + every]), [4_200, 8_400]);
+            let mut raised_after = |refused: Instant| {
+                pace.accepted(99, refused);
+                pace.refused(refused, wait * SECOND, refused);
+                let limit = pace.limit.as_ref().unwrap();
+                (limit.due - refused, limit.every)
+            };
+            for (refused, every) in [(now, first), (now + SECOND, following)] {
+                let expected = ((wait.min(60) + every) * SECOND, every * SECOND);
+                assert_eq!(raised_after(refused), expected, "{wait}");
+            }
         }
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        assert!(pace.refused(now, Duration::MAX, now).is_some(), "no time is too long");
     }
 
     #[test]
@@ -210,7 +270,7 @@ mod tests {
         let later = refused + 2 * SECOND;
         assert_eq!(pace.refused(refused - SECOND, SECOND, later), None);
         assert_eq!(pace.per_minute(), Some(4_200));
-        assert_eq!(pace.refused(refused, SECOND, later), Some(42), "sent since");
+        assert_eq!(pace.refused(refused, SECOND, later), Some(4_200 * 7 / 10), "sent since");
     }
 
     /// Calls accepted and refused within ten minutes by an endpoint that accepts so many per `period` and then asks for
