@@ -321,13 +321,15 @@ impl Node {
         numbers: RangeInclusive<u64>,
     ) -> Result<Vec<Header>, NodeError> {
         let is_one = numbers.start() == numbers.end();
-        let patience = if is_one { LEAST_PATIENCE } else { SPAN_PATIENCE };
-        let asked = self
-            .first(patience, async |attempt| self.headers(&attempt, numbers.clone()).await)
-            .await;
-        match asked {
+        let (patience, order) = if is_one {
+            (LEAST_PATIENCE, self.by_preference())
+        } else {
+            (SPAN_PATIENCE, self.by_wait())
+        };
+        let ask = async |attempt| self.headers(&attempt, numbers.clone()).await;
+        match self.first_to_have(order, patience, ask).await {
             Err(NodeError::Unknown) => Ok(Vec::new()),
-            other => other,
+            other => other.map(|(headers, _)| headers),
         }
     }
 
@@ -397,19 +399,21 @@ impl Node {
     where
         F: Future<Output = Result<T, NodeError>> + 'a,
     {
-        self.first_to_have(least_patience, ask).await.map(|(answer, _)| answer)
+        let order = self.by_preference();
+        self.first_to_have(order, least_patience, ask).await.map(|(answer, _)| answer)
     }
 
-    /// As [`Node::first`]; also the endpoints that answered before, and do not have it.
+    /// As [`Node::first`], of endpoints in a certain order; also those that answered before, and do not have it.
     async fn first_to_have<'a, T, F>(
         &'a self,
+        order: Vec<&'a Endpoint>,
         least_patience: Duration,
         ask: impl Fn(Attempt<'a>) -> F,
     ) -> Result<(T, Vec<&'a Endpoint>), NodeError>
     where
         F: Future<Output = Result<T, NodeError>> + 'a,
     {
-        let mut rest = self.by_preference().into_iter();
+        let mut rest = order.into_iter();
         // Polling these few is cheaper than `FuturesUnordered`, which wakes its task once more for each that has no
         // answer yet.
         let mut running = Vec::new();
@@ -465,8 +469,7 @@ impl Node {
     }
 
     /// The endpoints in the configured order, except that those much slower than the fastest come
-    /// later, then those where a message would have to wait because they accept no more now, then those that lack what
-    /// others have, and those that are set aside last.
+    /// later, then those that lack what others have, and those that are set aside last.
     fn by_preference(&self) -> Vec<&Endpoint> {
         let medians: Vec<_> = self.endpoints.iter().map(Endpoint::usual_latency).collect();
         let fastest = medians.iter().flatten().min().copied().unwrap_or_default();
@@ -474,9 +477,20 @@ impl Node {
         let mut order: Vec<_> = self.endpoints.iter().zip(medians).collect();
         order.sort_by_key(|(endpoint, median)| {
             let is_slow = median.is_some_and(|median| median > too_slow);
-            (endpoint.is_set_aside(), endpoint.is_lacking(), endpoint.wait(), is_slow) // stable
+            (endpoint.is_set_aside(), endpoint.is_lacking(), is_slow) // stable
         });
         order.into_iter().map(|(endpoint, _)| endpoint).collect()
+    }
+
+    /// The order for what any endpoint may give, whichever branch it follows: by preference, but those where a message
+    /// would have to wait, because they accept no more now, after those where it would not.
+    fn by_wait(&self) -> Vec<&Endpoint> {
+        let mut order = self.by_preference();
+        order.sort_by_cached_key(|endpoint| {
+            let wait = Some(endpoint.wait()).filter(|wait| *wait > NOTICEABLE);
+            (endpoint.is_set_aside(), endpoint.is_lacking(), wait)
+        });
+        order
     }
 
     /// The answers of all endpoints that have one, and the failures of the others.

@@ -69,7 +69,7 @@ struct Session<'a> {
     head: Option<(u64, u64)>,
     fetches: JoinSet<Fetched>,
     alarm: Option<String>,
-    apart: Apart,
+    apart: Apart<'a>,
     asking: Asking<'a>,
     finality: Finality<'a>,
     retention: Retention<'a>,
@@ -144,7 +144,6 @@ impl<'a> Session<'a> {
         chain.metrics.finalized.set(gauge(cursor.finalized_number));
         let start_block = cursor.start_number;
         chain.status.update(|status| status.polled_every = chain.poll_every());
-        chain.node.endpoints().iter().for_each(|endpoint| endpoint.metrics.apart(false));
         Self {
             chain,
             _slot: opened._slot,
@@ -158,7 +157,7 @@ impl<'a> Session<'a> {
             head: None,
             fetches: JoinSet::new(),
             alarm: None,
-            apart: Apart::default(),
+            apart: Apart::new(chain.node.endpoints()),
             asking: Asking::default(),
             finality: Finality::unknown(),
             retention: Retention::default(),

@@ -39,7 +39,7 @@ impl Node {
 
     /// The best way at the moment to fetch blocks that are not at the head.
     pub(crate) fn plan(&self) -> Plan {
-        let preferred = self.by_preference();
+        let preferred = self.by_wait();
         let Some(endpoint) = preferred.first() else { return Plan { blocks: 1, in_a_row: false } };
         let about = self.way(endpoint, endpoint.blocks_at_once(About::Logs));
         Plan { blocks: endpoint.blocks_at_once(about), in_a_row: about == About::Logs }
@@ -48,7 +48,7 @@ impl Node {
     /// The checked logs of `header`'s block, by one request.
     pub(crate) async fn block(&self, header: &Header) -> Outcome {
         let ((answerer, verified), lacking) = self
-            .first_to_have(LEAST_PATIENCE, async |attempt| {
+            .first_to_have(self.by_wait(), LEAST_PATIENCE, async |attempt| {
                 Ok((attempt.endpoint(), self.checked(&attempt, header).await?))
             })
             .await?;
@@ -67,7 +67,7 @@ impl Node {
             return Ok(vec![self.block(header).await]);
         }
         let ((answerer, mut outcomes), lacking) = self
-            .first_to_have(SPAN_PATIENCE, async |attempt| {
+            .first_to_have(self.by_wait(), SPAN_PATIENCE, async |attempt| {
                 let outcomes = self.several(&attempt, headers).await?;
                 match outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
                     Some(error) if outcomes.iter().all(Result::is_err) => Err(error.clone()),
@@ -131,11 +131,6 @@ impl Node {
         let mut outcomes = Vec::with_capacity(headers.len());
         let mut rest = headers;
         while !rest.is_empty() {
-            if !outcomes.is_empty() && !attempt.endpoint().wait().is_zero() {
-                // Another endpoint may take it sooner; it is requested again.
-                outcomes.extend(rest.iter().map(|_| Err(RpcError::RateLimited(None).into())));
-                break;
-            }
             let blocks = attempt.endpoint().blocks_at_once(about).min(rest.len());
             let (part, others) = rest.split_at(blocks);
             match ask(part).await {

@@ -83,7 +83,7 @@ async fn the_endpoint_where_a_message_has_to_wait_least_is_asked_first() {
     let endpoints = scene.node.endpoints();
     let order = || {
         let position = |endpoint: &&Endpoint| endpoint.metrics.position;
-        scene.node.by_preference().iter().map(position).collect::<Vec<_>>()
+        scene.node.by_wait().iter().map(position).collect::<Vec<_>>()
     };
     let refused = |position: usize| {
         endpoints[position].refused(std::time::Instant::now(), Duration::from_secs(300));
@@ -94,8 +94,7 @@ async fn the_endpoint_where_a_message_has_to_wait_least_is_asked_first() {
     refused(1);
     assert_eq!(order(), [2, 0, 1]);
     let headers = scene.node.by_numbers(1..=3).await.unwrap();
-    scene.node.latest().await.unwrap();
-    assert_eq!((headers.len(), scene.asked("eth_getBlockByNumber")), (3, [0, 0, 4]));
+    assert_eq!((headers.len(), scene.asked("eth_getBlockByNumber")), (3, [0, 0, 3]));
     refused(2);
     assert_eq!(order(), [2, 0, 1], "it has accepted most");
     let none: [(); 0] = [];
@@ -108,23 +107,15 @@ async fn the_endpoint_where_a_message_has_to_wait_least_is_asked_first() {
     assert_eq!(order(), [0, 1, 2], "one more would wait behind those that are held back");
     drop(held);
     assert_eq!(order(), [2, 0, 1]);
-}
-
-#[tokio::test]
-async fn what_one_endpoint_can_only_give_block_by_block_is_left_to_the_others() {
-    let scene = Scene::new().await;
-    let headers = scene.node.by_numbers(1..=3).await.unwrap();
-    let endpoint = &scene.node.endpoints()[0];
-    endpoint.was_too_much(About::Logs, 3);
-    let attempt = Attempt::with(endpoint);
-    let fetched = async || {
-        let outcomes = scene.node.several(&attempt, &headers).await.unwrap();
-        outcomes.iter().filter(|outcome| outcome.is_ok()).count()
-    };
-    assert_eq!(fetched().await, 3, "three messages");
-    endpoint.was_too_much(About::Logs, 2);
-    endpoint.refused(std::time::Instant::now(), Duration::from_secs(1));
-    assert_eq!(fetched().await, 1, "one, and the next would have to wait");
+    scene.node.block(&headers[0]).await.unwrap();
+    assert!(scene.asked(LOGS)[2] > 0);
+    scene.node.latest().await.unwrap();
+    scene.node.by_numbers(2..=2).await.unwrap();
+    assert_eq!(
+        scene.asked("eth_getBlockByNumber"),
+        [2, 0, 0],
+        "whose branch counts, is asked as ever"
+    );
 }
 
 #[test]

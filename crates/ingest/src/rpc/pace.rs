@@ -129,12 +129,18 @@ impl Pace {
             return None;
         }
         let seconds = [self.current, self.best].into_iter().flatten();
-        let most = seconds.filter(|second| !second.is_old(now)).map(|second| second.calls).max();
-        let one_too_many = most.unwrap_or_default().saturating_add(1).saturating_mul(60);
-        let most = self.per_minute().unwrap_or(FREE).min(one_too_many);
-        let (raise, longest) = match self.limit {
-            None => (DOUBLING, LONGEST_AT_FIRST),
-            Some(_) => (FIRST_RAISE, LONGEST),
+        let best = seconds.filter(|second| !second.is_old(now)).map(|second| second.calls).max();
+        let one_too_many = |calls: u32| calls.saturating_add(1).saturating_mul(60);
+        let most = match (self.per_minute(), best.map(one_too_many)) {
+            (None, accepted) => accepted.unwrap_or(one_too_many(0)).min(FREE),
+            // Nothing was sent lately: it was refused for what was sent before.
+            (Some(before), None) => before,
+            (Some(before), Some(accepted)) => before.min(accepted),
+        };
+        // If far less was sent than the pace allowed, what was accepted says little.
+        let (raise, longest) = match self.per_minute() {
+            Some(before) if before < 2 * most => (FIRST_RAISE, LONGEST),
+            _ => (DOUBLING, LONGEST_AT_FIRST),
         };
         let wait = wait.min(LONGEST);
         let every = (RAISE_AFTER * wait).clamp(SHORTEST, longest);
@@ -229,12 +235,29 @@ mod tests {
         let (mut pace, first) = lowered_after(99);
         assert_eq!(at(&mut pace, first, &[3, 4, 6, 7]), [4_200, 8_400, 8_400, 16_800]);
         let second = first + 8 * SECOND;
-        pace.accepted(119, second);
+        pace.accepted(199, second);
         pace.refused(second, SECOND, second);
         let raised = at(&mut pace, second, &[3, 4, 7, 10, 13, 16, 19]);
-        assert_eq!(raised, [5_040, 5_292, 5_821, 6_985, 9_779, 17_602, 35_204]);
-        assert_eq!(pace.wait(second + 33 * SECOND), Some(Duration::ZERO));
-        assert_eq!(pace.wait(second + 34 * SECOND), None, "it is forgotten");
+        assert_eq!(raised, [8_400, 8_820, 9_702, 11_642, 16_298, 29_336, 58_672]);
+        assert_eq!(pace.wait(second + 30 * SECOND), Some(Duration::ZERO));
+        assert_eq!(pace.wait(second + 31 * SECOND), None, "it is forgotten");
+    }
+
+    #[test]
+    fn where_little_was_sent_a_refusal_says_little() {
+        // Calls accepted before the second refusal, the pace then, and 4 s later.
+        for (accepted, lowered, raised) in
+            [(Some(5), 252, 504), (Some(42), 1_806, 1_896), (None, 2_940, 3_087)]
+        {
+            let (mut pace, refused) = lowered_after(99); // 4,200 a minute
+            let second = refused + 20 * SECOND;
+            pace.limit.as_mut().unwrap().due = second + SECOND;
+            if let Some(accepted) = accepted {
+                pace.accepted(accepted, second);
+            }
+            assert_eq!(pace.refused(second, SECOND, second), Some(lowered));
+            assert_eq!(at(&mut pace, second, &[4]), [raised], "{accepted:?}");
+        }
     }
 
     #[test]
@@ -309,6 +332,9 @@ mod tests {
             (50, 1, 1),
             (300, 60, 10),
             (900, 60, 60),
+            (3_000, 60, 10),
+            (3_000, 60, 20),
+            (6_000, 60, 30),
         ] {
             let (accepted, refused) = ten_minutes(limit, period * SECOND, wait * SECOND);
             let seen =

@@ -6,32 +6,64 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::Session;
+use crate::rpc::Endpoint;
 
-/// For how long an endpoint must announce blocks of another branch until that is reported: a reorg is over sooner.
+/// For how long, and how many block times, an endpoint must announce blocks of another branch until that is reported: a
+/// reorg is over sooner.
 const REPORTED_AFTER: Duration = Duration::from_secs(60);
+const BLOCKS: u32 = 5;
 
-/// Since when endpoints have been apart, by their position, and whether that was reported.
-#[derive(Default)]
-pub(super) struct Apart(BTreeMap<usize, (Instant, bool)>);
+/// The endpoints that are apart, by their position.
+pub(super) struct Apart<'a> {
+    endpoints: &'a [Endpoint],
+    branches: BTreeMap<usize, Branch>,
+}
+
+struct Branch {
+    /// When the first and the last block of it was announced.
+    first: Instant,
+    last: Instant,
+    is_reported: bool,
+}
+
+impl<'a> Apart<'a> {
+    pub(super) fn new(endpoints: &'a [Endpoint]) -> Self {
+        Self { endpoints, branches: BTreeMap::new() }
+    }
+}
+
+impl Drop for Apart<'_> {
+    /// Nothing is compared after the session.
+    fn drop(&mut self) {
+        self.endpoints.iter().for_each(|endpoint| endpoint.metrics.apart(false));
+    }
+}
 
 impl Session<'_> {
     /// Compares what each endpoint announced last with our chain. A block that we do not have, or no longer, says nothing.
     pub(super) fn compare_heads(&mut self) {
-        for endpoint in self.chain.node.endpoints() {
+        let reported_after = REPORTED_AFTER.max(BLOCKS * self.chain.config.profile.block_time);
+        let Apart { endpoints, branches } = &mut self.apart;
+        for endpoint in *endpoints {
             let Some((theirs, announced)) = endpoint.announced.last() else { continue };
             let Some(ours) = self.canonical.at(theirs.number) else { continue };
             let position = endpoint.metrics.position;
             if ours.hash == theirs.hash {
-                if let Some((_, true)) = self.apart.0.remove(&position) {
+                if branches.remove(&position).is_some_and(|branch| branch.is_reported) {
                     info!(endpoint = position, "the endpoint follows our chain again");
                     endpoint.metrics.apart(false);
                 }
                 continue;
             }
-            let (since, reported) = self.apart.0.entry(position).or_insert((announced, false));
-            // A last head that is orphaned later, and no other after it, is no branch.
-            if !*reported && announced.duration_since(*since) >= REPORTED_AFTER {
-                *reported = true;
+            let is_new = Branch { first: announced, last: announced, is_reported: false };
+            let branch = branches.entry(position).or_insert(is_new);
+            // After a silence, it may have been on our chain in between.
+            if announced.duration_since(branch.last) > reported_after && !branch.is_reported {
+                branch.first = announced;
+            }
+            branch.last = announced;
+            if !branch.is_reported && announced.duration_since(branch.first) >= reported_after {
+                branch.is_reported = true;
                 warn!(endpoint = position, %theirs, %ours, "the endpoint follows another branch");
                 endpoint.metrics.apart(true);
             }
@@ -68,17 +100,16 @@ mod tests {
             (5, 'a', 62, false), // it is back
             (5, 'b', 70, false),
             (6, 'b', 200, false), // nothing is known of it
-            (4, 'b', 129, false),
-            (4, 'b', 130, true),
+            (4, 'b', 201, false), // long after the last: it may have been back
+            (4, 'b', 260, false),
+            (4, 'b', 261, true),
         ] {
             second.announced.note_at(header(number, branch).block, at(seconds));
             session.compare_heads();
             assert_eq!((is_apart(0), is_apart(1)), (false, apart), "{number}{branch} at {seconds}");
         }
         drop(session);
-        let session = scene.session().await;
-        assert!(!is_apart(1), "a new session begins anew");
-        drop(session);
+        assert!(!is_apart(1), "nothing is compared any more");
     }
 
     #[tokio::test]
