@@ -248,6 +248,8 @@ impl ChainMetrics {
             let labels = [self.chain.as_str(), &label, check.as_str()];
             self.all.checks_failed.with_label_values(&labels).inc_by(0);
         }
+        self.all.apart.with_label_values(&[&self.chain, &label]).set(0);
+        self.all.pace.with_label_values(&[&self.chain, &label]).set(0.0);
         EndpointMetrics {
             position,
             reconnects: self.all.reconnects.with_label_values(&[&self.chain]),
