@@ -47,6 +47,20 @@ impl Scene {
     }
 }
 
+/// Two endpoints, each with a chain of its own; they have the same blocks until one is moved otherwise.
+async fn two_chains() -> ([ManualChain; 2], [RunningNode; 2], Rig) {
+    let spec = || ManualSpec { events_per_block: 3, ..ManualSpec::new(LOCAL) };
+    let chains = [Chain::manual(spec()), Chain::manual(spec())];
+    let serve = async |chain: &ManualChain| {
+        Node::bind(([127, 0, 0, 1], 0).into(), [chain.clone()]).await.unwrap().spawn()
+    };
+    let nodes = [serve(&chains[0]).await, serve(&chains[1]).await];
+    let mut rig = Rig::new().await;
+    let urls = [nodes[0].ws_url(LOCAL), nodes[1].ws_url(LOCAL)].join(",");
+    rig.set("LOCAL_WS_URL", urls).set("LOCAL_START_BLOCK", 0);
+    (chains, nodes, rig)
+}
+
 #[tokio::test]
 async fn a_slow_answer_is_asked_of_the_next_endpoint_too() {
     let scene = Scene::new().await;
@@ -170,15 +184,7 @@ async fn what_one_endpoint_does_not_accept_is_fetched_from_the_next() {
 
 #[tokio::test]
 async fn an_endpoint_that_stays_on_another_branch_is_reported() {
-    let spec = || ManualSpec { events_per_block: 3, ..ManualSpec::new(LOCAL) };
-    let chains = [Chain::manual(spec()), Chain::manual(spec())];
-    let serve = async |chain: &ManualChain| {
-        Node::bind(([127, 0, 0, 1], 0).into(), [chain.clone()]).await.unwrap().spawn()
-    };
-    let nodes = [serve(&chains[0]).await, serve(&chains[1]).await];
-    let mut rig = Rig::new().await;
-    let urls = [nodes[0].ws_url(LOCAL), nodes[1].ws_url(LOCAL)].join(",");
-    rig.set("LOCAL_WS_URL", urls).set("LOCAL_START_BLOCK", 0);
+    let (chains, nodes, mut rig) = two_chains().await;
     rig.start();
     chains.iter().for_each(|chain| _ = chain.mine(5));
     let checker = rig.checker(NodeRpc::at_url(nodes[0].http_url(LOCAL)), LOCAL).await;
@@ -235,15 +241,7 @@ async fn what_the_own_rate_holds_back_is_not_slowness() {
 
 #[tokio::test]
 async fn g10_one_endpoint_alone_contradicts_nothing_final() {
-    let spec = || ManualSpec { events_per_block: 3, ..ManualSpec::new(LOCAL) };
-    let chains = [Chain::manual(spec()), Chain::manual(spec())];
-    let serve = async |chain: &ManualChain| {
-        Node::bind(([127, 0, 0, 1], 0).into(), [chain.clone()]).await.unwrap().spawn()
-    };
-    let nodes = [serve(&chains[0]).await, serve(&chains[1]).await];
-    let mut rig = Rig::new().await;
-    let urls = [nodes[0].ws_url(LOCAL), nodes[1].ws_url(LOCAL)].join(",");
-    rig.set("LOCAL_WS_URL", urls).set("LOCAL_START_BLOCK", 0);
+    let (chains, nodes, mut rig) = two_chains().await;
     for chain in &chains {
         chain.set_finalized(80);
         chain.mine(100);

@@ -85,37 +85,27 @@ async fn the_endpoint_where_a_message_has_to_wait_least_is_asked_first() {
         let position = |endpoint: &&Endpoint| endpoint.metrics.position;
         scene.node.by_wait().iter().map(position).collect::<Vec<_>>()
     };
-    let refused = |position: usize| {
-        endpoints[position].refused(std::time::Instant::now(), Duration::from_secs(300));
-    };
     assert_eq!(order(), [0, 1, 2]);
-    refused(0);
+    endpoints[0].fall_behind(30);
     assert_eq!(order(), [1, 2, 0]);
-    refused(1);
+    endpoints[1].fall_behind(60);
     assert_eq!(order(), [2, 0, 1]);
     let headers = scene.node.by_numbers(1..=3).await.unwrap();
     assert_eq!((headers.len(), scene.asked("eth_getBlockByNumber")), (3, [0, 0, 3]));
-    refused(2);
-    assert_eq!(order(), [2, 0, 1], "it has accepted most");
-    let none: [(); 0] = [];
-    let attempt = Attempt::with(&endpoints[2]);
-    let ask = || Box::pin(attempt.call::<String>("eth_blockNumber", &none));
-    let mut held: Vec<_> = (0..9).map(|_| ask()).collect();
-    for message in &mut held {
-        assert!(poll!(message).is_pending());
+    for blocks in [&headers[..1], &headers] {
+        scene.node.blocks(blocks).await.unwrap();
+        assert_eq!(scene.asked(LOGS), [0, 0, 2], "the others do not confirm it in time");
     }
-    assert_eq!(order(), [0, 1, 2], "one more would wait behind those that are held back");
-    drop(held);
-    assert_eq!(order(), [2, 0, 1]);
-    scene.node.block(&headers[0]).await.unwrap();
-    assert!(scene.asked(LOGS)[2] > 0);
-    scene.node.latest().await.unwrap();
-    scene.node.by_numbers(2..=2).await.unwrap();
-    assert_eq!(
-        scene.asked("eth_getBlockByNumber"),
-        [2, 0, 0],
-        "whose branch counts, is asked as ever"
-    );
+    // Whose branch counts, is asked as ever.
+    let held = || endpoints.iter().map(Endpoint::held).collect::<Vec<_>>();
+    let mut latest = Box::pin(scene.node.latest());
+    assert!(poll!(&mut latest).is_pending());
+    assert_eq!(held(), [1, 0, 0]);
+    let mut header = Box::pin(scene.node.by_numbers(2..=2));
+    assert!(poll!(&mut header).is_pending());
+    assert_eq!(held(), [2, 0, 0]);
+    endpoints[2].fall_behind(90);
+    assert_eq!(order(), [0, 1, 2], "none accepts one now");
 }
 
 #[test]

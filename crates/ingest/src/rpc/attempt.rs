@@ -162,16 +162,14 @@ impl<'a> Attempt<'a> {
         let asked = Instant::now();
         let items = self.ask_span(about, message, read).await?;
         // Some providers refuse single calls of a batch.
-        let is_refused = |item: &&Item<T>| matches!(item, Err(RpcError::RateLimited(_)));
-        let refused = items.iter().filter(is_refused).count();
-        self.endpoint.accepted(u32::try_from(calls - refused).unwrap_or(u32::MAX));
-        let limit = items.iter().find_map(|item| match item {
+        let refusals = items.iter().filter_map(|item| match item {
             Err(error @ RpcError::RateLimited(wait)) => Some((error, *wait)),
             _ => None,
         });
-        if let Some((error, wait)) = limit {
-            self.endpoint.refused(asked, wait.unwrap_or(USUAL_WAIT));
-            self.be_patient(method, error, wait);
+        let accepted = calls - refusals.clone().count();
+        self.endpoint.accepted(u32::try_from(accepted).unwrap_or(u32::MAX));
+        if let Some((error, wait)) = refusals.clone().next() {
+            self.be_patient(method, error, wait, asked);
         }
         Ok(items)
     }
@@ -247,10 +245,13 @@ impl<'a> Attempt<'a> {
         asked: impl Future<Output = Result<T, RpcError>>,
     ) -> Result<T, RpcError> {
         let admitted = self.admitted()?;
+        let since = Instant::now();
         let result = asked.await;
         match &result {
             Err(RpcError::SetAside(_)) => return result, // the socket sent nothing
-            Err(error @ RpcError::RateLimited(wait)) => self.be_patient(method, error, *wait),
+            Err(error @ RpcError::RateLimited(wait)) => {
+                self.be_patient(method, error, *wait, since);
+            }
             Err(error) if error.is_endpoint_failure() => {
                 warn!(endpoint = self.endpoint.metrics.position, method, %error, "request failed");
                 let jitter = rand::random();
@@ -270,9 +271,10 @@ impl<'a> Attempt<'a> {
         Ok(Admitted(self.endpoint))
     }
 
-    /// Sets the endpoint aside for as long as it asks.
-    fn be_patient(&self, method: &str, error: &RpcError, wait: Option<Duration>) {
+    /// Sets the endpoint aside for as long as it asks, in answer to a message that was made at `asked`, and slows down.
+    fn be_patient(&self, method: &str, error: &RpcError, wait: Option<Duration>, asked: Instant) {
         let wait = wait.unwrap_or(USUAL_WAIT);
+        self.endpoint.refused(asked, wait);
         if !self.endpoint.is_set_aside() {
             let endpoint = self.endpoint.metrics.position;
             warn!(endpoint, method, %error, ?wait, "endpoint set aside");
@@ -324,15 +326,11 @@ impl<'a> Attempt<'a> {
         let result =
             answer.and_then(|body| read(&body)).map_err(|error| endpoint.redaction.apply(error));
         endpoint.unanswered.store(0, Ordering::Relaxed);
-        match &result {
-            Err(RpcError::RateLimited(wait)) => {
-                endpoint.refused(sent.at, wait.unwrap_or(USUAL_WAIT))
-            }
-            // Of a batch, some calls may be refused.
-            Ok(_) | Err(RpcError::Answer { .. } | RpcError::NotOffered(_)) if calls == 1 => {
-                endpoint.accepted(1);
-            }
-            _ => {}
+        // Of a batch, some calls may be refused.
+        let is_answer =
+            matches!(result, Ok(_) | Err(RpcError::Answer { .. } | RpcError::NotOffered(_)));
+        if is_answer && calls == 1 {
+            endpoint.accepted(1);
         }
         sent.outcome = result.as_ref().map_or_else(RpcError::outcome, |_| "ok");
         // Answers about several blocks say nothing about when one is late, and neither do immediate

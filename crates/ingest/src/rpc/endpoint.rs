@@ -1,5 +1,8 @@
 //! One provider: its two transports, its breaker, and what it has been found to offer.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -276,9 +279,9 @@ impl Endpoint {
         self.with_pace(|pace| pace.accepted(calls, Instant::now()));
     }
 
-    /// It refused a message that was sent at `sent`, because of too many before it.
-    pub(crate) fn refused(&self, sent: Instant, wait: Duration) {
-        let lowered = self.with_pace(|pace| pace.refused(sent, wait, Instant::now()));
+    /// It refused a message that was made at `asked`, because of too many before it.
+    pub(super) fn refused(&self, asked: Instant, wait: Duration) {
+        let lowered = self.with_pace(|pace| pace.refused(asked, wait, Instant::now()));
         if let Some(per_minute) = lowered {
             let endpoint = self.metrics.position;
             info!(endpoint, per_minute, "the endpoint accepts no more calls: keeping to this pace");
@@ -368,186 +371,19 @@ impl Endpoint {
 
 #[cfg(test)]
 impl Endpoint {
+    /// As if it had refused a call, and then accepted so many messages ahead of time.
+    pub(crate) fn fall_behind(&self, messages: u32) {
+        self.refused(Instant::now(), Duration::ZERO);
+        (0..messages).for_each(|_| self.with_pace(|pace| pace.sent(1, Instant::now())));
+    }
+
+    /// Messages that are held back.
+    pub(crate) fn held(&self) -> u32 {
+        self.held.load(Ordering::Relaxed)
+    }
+
     /// Uses the prices of the provider at `url`.
     pub(crate) fn cost_as(&mut self, url: &str) {
         self.prices = Prices::of(&crate::EndpointConfig::http(url));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::num::NonZeroU32;
-    use std::pin::pin;
-
-    use ethhook_domain::Header;
-    use ethhook_domain::Secret;
-    use ethhook_simulator::Fault;
-    use futures_util::future::{Either, select};
-    use futures_util::poll;
-    use serde_json::json;
-    use tokio::task::JoinSet;
-
-    use super::super::Attempt;
-    use super::*;
-    use crate::config::EndpointConfig;
-    use crate::testing::{LOCAL, mined, serve, unread};
-
-    fn endpoint(config: &ChainConfig) -> Endpoint {
-        let (heads, metrics) = unread();
-        let (mut endpoints, _) = connect(config, &heads, &metrics, &Genesis::default());
-        endpoints.remove(0)
-    }
-
-    fn held(endpoint: &Endpoint) -> u32 {
-        endpoint.held.load(Ordering::Relaxed)
-    }
-
-    #[test]
-    fn g7_one_message_asks_for_no_more_than_a_second_may_cost() {
-        // At Alchemy, a call for receipts costs 500, one for a header 20, and a range of logs is
-        // one call.
-        let alchemy = EndpointConfig::http("https://eth-mainnet.g.alchemy.com/v2/KEY");
-        let at_once = |rate, budget| {
-            let mut config = ChainConfig::local([alchemy.clone()]);
-            config.requests_per_second = NonZeroU32::new(rate);
-            config.units_per_second = NonZeroU32::new(budget);
-            let endpoint = endpoint(&config);
-            [About::Headers, About::Receipts, About::Logs].map(|about| {
-                (0..9).for_each(|_| endpoint.with_span(about, |span| span.took(128, 0)));
-                endpoint.blocks_at_once(about)
-            })
-        };
-        assert_eq!(at_once(0, 0), [128, 64, 128], "no limit but its own");
-        assert_eq!(at_once(50, 0), [50, 50, 128]);
-        assert_eq!(at_once(0, 2_000), [100, 4, 128]);
-        assert_eq!(at_once(3, 2_000), [3, 3, 128]);
-        assert_eq!(at_once(0, 499), [24, 1, 128], "one is asked for, whatever it costs");
-    }
-
-    #[tokio::test]
-    async fn one_that_asks_for_patience_is_left_alone_for_as_long() {
-        let chain = mined(0);
-        chain.faults().push("eth_blockNumber", Fault::HttpStatus(429, Some(300)), 1);
-        let node = serve(chain).await;
-        let endpoint = endpoint(&ChainConfig::local([EndpointConfig::of(&node)]));
-        let none: [(); 0] = [];
-        let ask = async || Attempt::with(&endpoint).call::<String>("eth_blockNumber", &none).await;
-        assert!(ask().await.is_err());
-        let why = ask().await.unwrap_err().to_string();
-        assert_eq!(why, "rate limited (set aside for a while)");
-        // The breaker's own wait would be one second.
-        let left = endpoint.with_breaker(|b| b.admit(Instant::now())).unwrap_err();
-        assert!(left > Duration::from_secs(200), "{left:?}");
-    }
-
-    #[tokio::test]
-    async fn what_its_subscription_announces_is_remembered() {
-        let chain = mined(3);
-        let node = serve(chain.clone()).await;
-        let ws = Some(Secret::new(node.ws_url(LOCAL)));
-        let config = ChainConfig::local([EndpointConfig { http: None, ws }]);
-        let (heads, mut heard) = mpsc::channel(8);
-        let (endpoints, sockets) = connect(&config, &heads, &unread().1, &Genesis::default());
-        let mut running = JoinSet::new();
-        sockets.into_iter().for_each(|socket| _ = running.spawn(socket.run()));
-        assert!(matches!(heard.recv().await, Some(Head::Subscribed)));
-        assert!(endpoints[0].announced.last().is_none());
-        let block = chain.mine(1).remove(0);
-        assert!(matches!(heard.recv().await, Some(Head::Header(_))));
-        assert_eq!(endpoints[0].announced.last().unwrap().0.hash, block.hash());
-    }
-
-    #[tokio::test]
-    async fn a_refusal_sets_the_pace_by_what_was_accepted_before() {
-        let chain = mined(3);
-        let node = serve(chain.clone()).await;
-        let endpoint = endpoint(&ChainConfig::local([EndpointConfig::of(&node)]));
-        let none: [(); 0] = [];
-        let ask = async || Attempt::with(&endpoint).call::<String>("eth_blockNumber", &none).await;
-        for _ in 0..18 {
-            ask().await.unwrap(); // the first is preceded by two that identify the endpoint
-        }
-        assert_eq!(endpoint.blocks_at_once(About::Headers), 8);
-        chain.faults().push("eth_blockNumber", Fault::HttpStatus(429, Some(1)), 1);
-        assert!(ask().await.is_err());
-        // 70 % of 21 a second, and of that a quarter of a second.
-        assert_eq!(endpoint.with_pace(|pace| pace.per_minute()), Some(882));
-        assert_eq!(endpoint.blocks_at_once(About::Headers), 3);
-    }
-
-    #[tokio::test]
-    async fn calls_refused_within_a_batch_set_the_pace_too() {
-        let chain = mined(3);
-        let node = serve(chain.clone()).await;
-        let endpoint = endpoint(&ChainConfig::local([EndpointConfig::of(&node)]));
-        let headers = ["0x1", "0x2", "0x3"].map(|number| json!([number, false]));
-        let method = About::Headers.method();
-        let ask =
-            async || Attempt::with(&endpoint).call_each::<Header>(About::Headers, &headers).await;
-        assert!(ask().await.unwrap().iter().all(Result::is_ok));
-        assert_eq!(endpoint.with_pace(|pace| pace.per_minute()), None);
-        chain.faults().push(method, Fault::Error(-32005, "limit exceeded".into()), 1);
-        assert_eq!(ask().await.unwrap().iter().filter(|item| item.is_err()).count(), 1);
-        assert!(endpoint.with_pace(|pace| pace.per_minute()).is_some());
-    }
-
-    #[tokio::test]
-    async fn what_is_held_back_is_sent_one_after_the_other() {
-        let chain = mined(0);
-        let node = serve(chain.clone()).await;
-        let endpoint = endpoint(&ChainConfig::local([EndpointConfig::of(&node)]));
-        let none: [(); 0] = [];
-        let ask = async || Attempt::with(&endpoint).call::<String>("eth_blockNumber", &none).await;
-        endpoint.refused(Instant::now(), Duration::from_secs(1));
-        // Three messages: the first two identify it. At this pace, 1.4 s lie between two.
-        let (mut first, mut second) = (Box::pin(ask()), Box::pin(ask()));
-        assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
-        let answered = select(first, second).await;
-        let (Either::Left((answer, other)) | Either::Right((answer, other))) = answered;
-        assert!(answer.is_ok());
-        assert_eq!((held(&endpoint), chain.stats().requests("eth_blockNumber")), (1, 1));
-        assert!(endpoint.with_pace(|pace| pace.wait(Instant::now())) > Some(Duration::ZERO));
-        drop(other);
-        assert_eq!(held(&endpoint), 0);
-    }
-
-    #[tokio::test]
-    async fn what_is_held_back_is_not_sent_once_the_endpoint_is_set_aside() {
-        let chain = mined(0);
-        let node = serve(chain.clone()).await;
-        let endpoint = endpoint(&ChainConfig::local([EndpointConfig::of(&node)]));
-        let none: [(); 0] = [];
-        let ask = async || Attempt::with(&endpoint).call::<String>("eth_blockNumber", &none).await;
-        ask().await.unwrap();
-        endpoint.refused(Instant::now(), Duration::from_secs(1));
-        let (mut first, mut second) = (pin!(ask()), pin!(ask()));
-        assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
-        assert_eq!(held(&endpoint), 2);
-        endpoint.set_aside(Duration::from_secs(300), None);
-        for held in [first.await, second.await] {
-            assert!(matches!(held, Err(RpcError::SetAside(_))), "{held:?}");
-        }
-        assert_eq!((held(&endpoint), chain.stats().requests("eth_blockNumber")), (0, 1));
-    }
-
-    #[tokio::test]
-    async fn answers_that_were_not_waited_for_count_only_in_a_row() {
-        let node = serve(mined(0)).await;
-        let config = ChainConfig::local([EndpointConfig::of(&node)]);
-        let endpoint = endpoint(&config);
-        (1..UNANSWERED).for_each(|_| endpoint.was_slow(Duration::from_millis(250)));
-        let none: [(); 0] = [];
-        let answer = Attempt::with(&endpoint).call::<String>("eth_blockNumber", &none).await;
-        assert_eq!(answer.unwrap().as_deref(), Some("0x0"));
-        // From the third in a row on, each counts as a failure, and five of these open the breaker.
-        for _ in 0..6 {
-            endpoint.was_slow(Duration::from_millis(250));
-            assert!(!endpoint.is_set_aside());
-        }
-        endpoint.was_slow(Duration::from_millis(250));
-        assert!(endpoint.is_set_aside());
-        let why = Attempt::with(&endpoint).call::<String>("eth_blockNumber", &none).await;
-        let why = why.unwrap_err().to_string();
-        assert_eq!(why, "no answer within 0.25 s (set aside for a while)");
     }
 }

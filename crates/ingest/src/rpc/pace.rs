@@ -122,10 +122,10 @@ impl Pace {
         }
     }
 
-    /// The endpoint refused a message that was sent at `sent`, and asked us to `wait`. If the message was on its way when
-    /// the pace was lowered, that says nothing new. Returns the new pace, in calls per minute.
-    pub(super) fn refused(&mut self, sent: Instant, wait: Duration, now: Instant) -> Option<u32> {
-        if self.limit.as_ref().is_some_and(|limit| sent < limit.lowered) {
+    /// The endpoint refused a message that was made at `asked`, and asked us to `wait`. If the pace was lowered since, that
+    /// says nothing new. Returns the new pace, in calls per minute.
+    pub(super) fn refused(&mut self, asked: Instant, wait: Duration, now: Instant) -> Option<u32> {
+        if self.limit.as_ref().is_some_and(|limit| asked < limit.lowered) {
             return None;
         }
         let seconds = [self.current, self.best].into_iter().flatten();
