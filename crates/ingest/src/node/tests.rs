@@ -85,26 +85,26 @@ async fn the_endpoint_where_a_message_has_to_wait_least_is_asked_first() {
         let position = |endpoint: &&Endpoint| endpoint.metrics.position;
         scene.node.by_wait().iter().map(position).collect::<Vec<_>>()
     };
-    assert_eq!(order(), [0, 1, 2]);
-    endpoints[0].fall_behind(30);
-    assert_eq!(order(), [1, 2, 0]);
-    endpoints[1].fall_behind(60);
-    assert_eq!(order(), [2, 0, 1]);
     let headers = scene.node.by_numbers(1..=3).await.unwrap();
-    assert_eq!((headers.len(), scene.asked("eth_getBlockByNumber")), (3, [0, 0, 3]));
-    for blocks in [&headers[..1], &headers] {
-        scene.node.blocks(blocks).await.unwrap();
-        assert_eq!(scene.asked(LOGS), [0, 0, 2], "the others do not confirm it in time");
+    endpoints[0].was_too_much(About::Logs, 4);
+    assert_eq!((order(), scene.node.plan().blocks), (vec![0, 1, 2], 2));
+    endpoints[0].fall_behind(300);
+    assert_eq!((order(), scene.node.plan().blocks), (vec![1, 2, 0], 4));
+    endpoints[1].fall_behind(600);
+    assert_eq!(order(), [2, 0, 1]);
+    let held = || endpoints.iter().map(Endpoint::held).sum::<u32>();
+    for (asked, is_held, what) in [
+        (scene.node.block(&headers[0]).map(drop).boxed(), 0, "a block"),
+        (scene.node.blocks(&headers).map(drop).boxed(), 0, "several"),
+        (scene.node.by_numbers(1..=3).map(drop).boxed(), 0, "headers in a row"),
+        (scene.node.by_numbers(2..=2).map(drop).boxed(), 1, "a header whose branch counts"),
+        (scene.node.latest().map(drop).boxed(), 1, "the head of the first"),
+    ] {
+        let mut asked = asked;
+        assert!(poll!(&mut asked).is_pending());
+        assert_eq!(held(), is_held, "{what}");
     }
-    // Whose branch counts, is asked as ever.
-    let held = || endpoints.iter().map(Endpoint::held).collect::<Vec<_>>();
-    let mut latest = Box::pin(scene.node.latest());
-    assert!(poll!(&mut latest).is_pending());
-    assert_eq!(held(), [1, 0, 0]);
-    let mut header = Box::pin(scene.node.by_numbers(2..=2));
-    assert!(poll!(&mut header).is_pending());
-    assert_eq!(held(), [2, 0, 0]);
-    endpoints[2].fall_behind(90);
+    endpoints[2].fall_behind(900);
     assert_eq!(order(), [0, 1, 2], "none accepts one now");
 }
 

@@ -113,6 +113,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn where_blocks_are_rare_it_takes_longer() {
+        let mut config = ChainConfig::local([EndpointConfig::http("http://127.0.0.1:1")]);
+        config.profile.block_time = Duration::from_secs(20);
+        let scene = Scene::of(config).await;
+        let mut session = scene.session().await;
+        session.hear(1..=5);
+        let start = Instant::now();
+        for (seconds, apart) in [(0, false), (99, false), (100, true)] {
+            let now = start + Duration::from_secs(seconds);
+            scene.chain.node.endpoints()[0].announced.note_at(header(5, 'b').block, now);
+            session.compare_heads();
+            assert_eq!(scene.metrics.endpoints("local", &[false])[0].apart, apart, "{seconds}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_last_head_that_is_orphaned_is_no_branch() {
         let scene =
             Scene::of(ChainConfig::local([EndpointConfig::http("http://127.0.0.1:1")])).await;
