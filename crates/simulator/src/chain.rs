@@ -30,6 +30,8 @@ pub(crate) trait Source: Send + Sync {
     fn at(&self, number: u64) -> Option<Arc<Block>>;
     /// A block by hash, canonical or recently orphaned.
     fn by_hash(&self, hash: &B256) -> Option<Arc<Block>>;
+    /// The branch that the last reorg replaced, the lowest block first; empty if there was none.
+    fn replaced(&self) -> Vec<Arc<Block>>;
     /// Advances the chain to `now`, unix microseconds.
     fn advance(&self, now: u64) -> Advance;
 }
@@ -163,11 +165,22 @@ pub(crate) enum Heard {
     Deaf,
 }
 
+/// How a socket ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum SocketEnd {
+    /// Without a word.
+    #[default]
+    Cut,
+    /// With a close frame.
+    Closed,
+}
+
 /// What closes sockets.
 #[derive(Debug, Default)]
 pub(crate) struct Door {
-    /// How many times all sockets were cut.
-    pub(crate) cuts: u64,
+    /// How many times all sockets ended, and how they did last.
+    pub(crate) ends: u64,
+    pub(crate) how: SocketEnd,
     pub(crate) idle_limit: Option<Duration>,
 }
 
@@ -211,6 +224,7 @@ struct Inner {
     heads: broadcast::Sender<Heard>,
     door: watch::Sender<Door>,
     muted: AtomicBool,
+    on_other_branch: AtomicBool,
     http_lag: AtomicU64,
     ws_lag: AtomicU64,
     /// An additional lag of HTTP until the next head.
@@ -232,6 +246,7 @@ impl Inner {
             heads: broadcast::Sender::new(HEADS_QUEUED),
             door: watch::Sender::new(Door::default()),
             muted: AtomicBool::new(false),
+            on_other_branch: AtomicBool::new(false),
             http_lag: AtomicU64::new(0),
             ws_lag: AtomicU64::new(0),
             http_behind: AtomicU64::new(0),
@@ -367,7 +382,14 @@ impl Chain {
 
     /// Cuts every WebSocket of this chain, without a close frame.
     pub fn cut_sockets(&self) {
-        self.inner.door.send_modify(|door| door.cuts += 1);
+        self.end_sockets(SocketEnd::Cut);
+    }
+
+    fn end_sockets(&self, how: SocketEnd) {
+        self.inner.door.send_modify(|door| {
+            door.ends += 1;
+            door.how = how;
+        });
     }
 
     /// Cuts WebSockets that are idle for this long; initially none.
@@ -385,6 +407,12 @@ impl Chain {
         lag.store(blocks, Ordering::Relaxed);
     }
 
+    /// Whether this view is on the branch that the last reorg replaced: it knows no other, and announces nothing.
+    /// Before the first reorg there is no such branch.
+    pub fn set_on_other_branch(&self, is_on_it: bool) {
+        self.inner.on_other_branch.store(is_on_it, Ordering::Relaxed);
+    }
+
     /// What the tag `finalized` stands for in this view, if not the true height.
     pub fn set_finalized_lie(&self, lie: Option<FinalizedLie>) {
         *lock(&self.inner.finalized) = lie;
@@ -398,13 +426,14 @@ impl Chain {
     }
 
     /// Ends everything that is wrong with this view: mischief, armed faults, delayed heads, muting,
-    /// lag, a false `finalized`, the idle limit. Subscriptions that have died stay dead and must be
+    /// lag, another branch, a false `finalized`, the idle limit. Subscriptions that have died stay dead and must be
     /// made again.
     pub fn behave(&self) {
         self.inner.faults.clear();
         self.set_muted(false);
         self.set_lag(Transport::Http, 0);
         self.set_lag(Transport::WebSocket, 0);
+        self.set_on_other_branch(false);
         self.inner.http_behind.store(0, Ordering::Relaxed);
         self.set_finalized_lie(None);
         self.set_idle_limit(None);
@@ -465,6 +494,10 @@ impl Chain {
         self.inner.blocks.source.tips()
     }
 
+    pub(crate) fn replaced_branch(&self) -> Vec<Arc<Block>> {
+        self.inner.blocks.source.replaced()
+    }
+
     pub(crate) fn is_muted(&self) -> bool {
         self.inner.muted.load(Ordering::Relaxed)
     }
@@ -485,7 +518,8 @@ impl Chain {
         } else {
             load(&self.inner.http_lag).saturating_add(load(&self.inner.http_behind))
         };
-        Vantage { behind, finalized: *lock(&self.inner.finalized) }
+        let other_branch = self.inner.on_other_branch.load(Ordering::Relaxed);
+        Vantage { behind, other_branch, finalized: *lock(&self.inner.finalized) }
     }
 
     /// Announces a new head in every view.
@@ -499,6 +533,9 @@ impl Chain {
 
     /// Announces a head in this view, subject to its faults.
     fn hear(&self, block: &Block) {
+        if self.vantage(true).other_branch && !self.replaced_branch().is_empty() {
+            return;
+        }
         let below = |depth: u64| self.block(block.number().checked_sub(depth)?);
         let told = match self.inner.ws_lag.load(Ordering::Relaxed) {
             0 => self.inner.faults.tell(block, below),
@@ -509,8 +546,8 @@ impl Chain {
         };
         told.fault.inspect(|fault| self.inner.stats.played(fault));
         self.inner.http_behind.store(told.http_behind, Ordering::Relaxed);
-        if told.cut {
-            self.cut_sockets();
+        if let Some(how) = told.ends {
+            self.end_sockets(how);
         }
         if told.deaf {
             // An error only means that there are no subscribers; the same below.

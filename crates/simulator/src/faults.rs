@@ -9,7 +9,7 @@ use alloy_primitives::B256;
 use serde_json::Value;
 
 use crate::block::Block;
-use crate::chain::lock;
+use crate::chain::{SocketEnd, lock};
 use crate::limits::HEADS_HELD;
 use crate::methods::Vantage;
 use crate::mischief::Playing;
@@ -26,6 +26,8 @@ pub enum Fault {
     Empty,
     /// A JSON-RPC error.
     Error(i64, String),
+    /// The same, over HTTP in a response with this status.
+    ErrorWithStatus(u16, i64, String),
     /// The connection is closed instead of an answer.
     Cut,
     /// The connection is closed in the middle of an answer.
@@ -57,12 +59,18 @@ pub enum Fault {
     Bloom(BloomLie),
     /// The correct answer of a node this many blocks behind, as behind a load balancer.
     Behind(u64),
+    /// The correct answer of a node that is still on the branch that the last reorg replaced, and knows no other.
+    OtherBranch,
     /// Another block for the tag `finalized`.
     Finalized(FinalizedLie),
     /// `eth_subscribe` returns an id, but nothing is ever sent for it.
     DeafSubscription,
     /// The correct answer padded with this many bytes of white space.
     Padded(usize),
+    /// The correct answer, the last of its batch.
+    LateInBatch,
+    /// The correct answer in two frames of a message, with a ping in between; over HTTP, in two chunks.
+    Fragmented,
     /// A page of HTML, as from a proxy.
     Html,
     /// Half an answer: truncated JSON.
@@ -115,6 +123,8 @@ pub enum HeadFault {
     Deaf,
     /// All WebSockets are cut, and nothing is announced.
     Drop,
+    /// The same, with a close frame.
+    Close,
     /// HTTP lags by this many blocks until the next head.
     HttpBehind(u64),
 }
@@ -132,6 +142,7 @@ impl Fault {
             Self::Error(-32601, _) => "method_not_found",
             Self::Error(-32001, _) => "method_not_offered",
             Self::Error(..) => "error",
+            Self::ErrorWithStatus(..) => "error_with_status",
             Self::Cut => "cut",
             Self::CutMidAnswer => "cut_mid_answer",
             Self::NoAnswer => "no_answer",
@@ -150,11 +161,14 @@ impl Fault {
             Self::Bloom(BloomLie::OnEmpty) => "bloom_on_empty",
             Self::Behind(0..100) => "behind",
             Self::Behind(_) => "far_behind",
+            Self::OtherBranch => "other_branch",
             Self::Finalized(FinalizedLie::Back(_)) => "finalized_back",
             Self::Finalized(FinalizedLie::Latest) => "finalized_latest",
             Self::Finalized(FinalizedLie::At(_)) => "finalized_stalls",
             Self::DeafSubscription => "deaf_subscription",
             Self::Padded(_) => "padded",
+            Self::LateInBatch => "late_in_batch",
+            Self::Fragmented => "fragmented",
             Self::Html => "html",
             Self::InvalidJson => "invalid_json",
             Self::WrongId => "wrong_id",
@@ -180,6 +194,7 @@ impl HeadFault {
             Self::Bloom(BloomLie::OnEmpty) => "head_bloom_on_empty",
             Self::Deaf => "subscriptions_die",
             Self::Drop => "sockets_dropped",
+            Self::Close => "sockets_closed",
             Self::HttpBehind(_) => "http_behind",
         }
     }
@@ -215,6 +230,10 @@ type Answer = Result<String, RpcError>;
 pub(crate) enum Outcome {
     Answer(Answer),
     WrongId(Answer),
+    LateInBatch(Answer),
+    Fragmented(Answer),
+    /// An error, over HTTP in a response with this status.
+    ErrorWithStatus(u16, RpcError),
     /// The first half is sent, then the connection is closed.
     Half(Answer),
     /// All subscriptions are dropped silently.
@@ -226,11 +245,11 @@ pub(crate) enum Outcome {
     Status(u16, Option<u64>),
 }
 
-/// What happens on a new head, in this order: sockets are cut, subscriptions die, these heads are
+/// What happens on a new head, in this order: sockets end, subscriptions die, these heads are
 /// sent.
 #[derive(Default)]
 pub(crate) struct Told {
-    pub(crate) cut: bool,
+    pub(crate) ends: Option<SocketEnd>,
     pub(crate) deaf: bool,
     pub(crate) http_behind: u64,
     pub(crate) heads: Vec<(B256, Arc<str>)>,
@@ -425,7 +444,8 @@ impl Heads {
             }
             HeadFault::Bloom(lie) => told.heads = altered(&|header| lie.tell(header))?,
             HeadFault::Deaf => told.deaf = true,
-            HeadFault::Drop => told.cut = true,
+            HeadFault::Drop => told.ends = Some(SocketEnd::Cut),
+            HeadFault::Close => told.ends = Some(SocketEnd::Closed),
             HeadFault::HttpBehind(blocks) => {
                 told.http_behind = *blocks;
                 told.heads = vec![head()];
@@ -478,19 +498,31 @@ async fn play(fault: &Fault, honest: &impl Fn(Vantage) -> Answer) -> Option<Outc
         Fault::InvalidJson => {
             Outcome::Body(r#"{"jsonrpc":"2.0","id":1,"result":[{"blockH"#.to_owned())
         }
+        Fault::ErrorWithStatus(status, code, message) => {
+            Outcome::ErrorWithStatus(*status, RpcError::new(*code, message.clone()))
+        }
         Fault::WrongId => Outcome::WrongId(right()),
+        Fault::LateInBatch => Outcome::LateInBatch(right()),
+        Fault::Fragmented => Outcome::Fragmented(right()),
         Fault::HttpStatus(status, retry_after) => Outcome::Status(*status, *retry_after),
         Fault::Padded(bytes) => {
             Outcome::Answer(Ok(format!("{}{}", " ".repeat(*bytes), right().ok()?)))
         }
         Fault::DeafSubscription => Outcome::Deaf(Ok(right().ok()?)),
         Fault::UnknownAsEmpty(behind) => {
-            let answer = honest(Vantage { behind: *behind, finalized: None });
+            let answer = honest(Vantage { behind: *behind, ..Vantage::default() });
             let unknown = answer.map_or_else(|error| error.is_servers(), |text| text == "null");
             return unknown.then(|| Outcome::Answer(Ok("[]".to_owned())));
         }
-        Fault::Behind(behind) => return elsewhere(Vantage { behind: *behind, finalized: None }),
-        Fault::Finalized(lie) => return elsewhere(Vantage { behind: 0, finalized: Some(*lie) }),
+        Fault::Behind(behind) => {
+            return elsewhere(Vantage { behind: *behind, ..Vantage::default() });
+        }
+        Fault::OtherBranch => {
+            return elsewhere(Vantage { other_branch: true, ..Vantage::default() });
+        }
+        Fault::Finalized(lie) => {
+            return elsewhere(Vantage { finalized: Some(*lie), ..Vantage::default() });
+        }
         Fault::DropReceipt => return altered(drop_receipt),
         Fault::DropLog => return altered(drop_log),
         Fault::AlterLog => return altered(alter_log),

@@ -88,7 +88,10 @@ impl State {
         let number = self.canonical.len() as u64;
         let parent_hash = self.canonical.last().map_or(B256::ZERO, |parent| parent.hash());
         let apart = u64::try_from(self.spec.block_time.as_micros()).unwrap_or(u64::MAX);
-        let timestamp = self.spec.genesis_time + number.saturating_mul(apart) / 1_000_000;
+        // Of two blocks at one height, the later one mined has another time.
+        let seconds = number.saturating_mul(apart) / 1_000_000;
+        let later = (salt % 8).min((apart / 1_000_000).saturating_sub(1));
+        let timestamp = self.spec.genesis_time + seconds + later;
         let nonce = self.mined;
         self.mined += 1;
         let draft = Draft { number, parent_hash, timestamp, body, salt, nonce };
@@ -287,6 +290,10 @@ impl Source for Manual {
 
     fn by_hash(&self, hash: &B256) -> Option<Arc<Block>> {
         lock(&self.0).known.get(hash).cloned()
+    }
+
+    fn replaced(&self) -> Vec<Arc<Block>> {
+        lock(&self.0).replaced.clone()
     }
 
     fn advance(&self, _now: u64) -> Advance {

@@ -20,6 +20,8 @@ type Answer = Result<String, RpcError>;
 pub(crate) struct Vantage {
     /// This many blocks behind the head; it does not know higher ones.
     pub(crate) behind: u64,
+    /// It is still on the branch that the last reorg replaced.
+    pub(crate) other_branch: bool,
     pub(crate) finalized: Option<FinalizedLie>,
 }
 
@@ -27,24 +29,35 @@ impl Vantage {
     /// Combines two vantages.
     pub(crate) fn and(self, other: Self) -> Self {
         let behind = self.behind.saturating_add(other.behind);
-        Self { behind, finalized: other.finalized.or(self.finalized) }
+        let other_branch = self.other_branch || other.other_branch;
+        Self { behind, other_branch, finalized: other.finalized.or(self.finalized) }
     }
 }
 
 /// A chain as a call sees it.
 pub(crate) struct Seen<'a> {
-    pub(crate) chain: &'a Chain,
-    pub(crate) from: Vantage,
+    chain: &'a Chain,
+    from: Vantage,
+    /// The branch that it is on instead of the canonical one; its first block shows where it begins.
+    branch: Vec<Arc<Block>>,
+}
+
+impl<'a> Seen<'a> {
+    pub(crate) fn new(chain: &'a Chain, from: Vantage) -> Self {
+        let branch = if from.other_branch { chain.replaced_branch() } else { Vec::new() };
+        Self { chain, from, branch }
+    }
 }
 
 impl Seen<'_> {
     fn head_number(&self) -> u64 {
-        self.chain.head_number().saturating_sub(self.from.behind)
+        let top = self.branch.last().map(|block| block.number());
+        top.unwrap_or_else(|| self.chain.head_number()).saturating_sub(self.from.behind)
     }
 
     fn tips(&self) -> Tips {
         let tips = self.chain.tips();
-        let head = tips.head.saturating_sub(self.from.behind);
+        let head = self.head_number();
         let finalized = tips.finalized.map(|height| match self.from.finalized {
             None => height,
             Some(FinalizedLie::Back(blocks)) => height.saturating_sub(blocks),
@@ -59,16 +72,27 @@ impl Seen<'_> {
     }
 
     fn block(&self, number: u64) -> Option<Arc<Block>> {
-        self.chain.block(number).filter(|block| self.knows(block))
+        let mut branch = self.branch.iter();
+        let block = match self.branch.first() {
+            Some(first) if first.number() <= number => {
+                branch.find(|block| block.number() == number).cloned()
+            }
+            _ => self.chain.block(number),
+        };
+        block.filter(|block| self.knows(block))
     }
 
     fn block_by_hash(&self, hash: B256) -> Option<Arc<Block>> {
         self.chain.block_by_hash(hash).filter(|block| self.knows(block))
     }
 
-    /// A node that is not behind also knows a side chain that is longer.
+    /// A node that is not behind also knows a side chain that is longer; one on another branch knows no other.
     fn knows(&self, block: &Block) -> bool {
-        self.from.behind == 0 || block.number() <= self.head_number()
+        let is_on_its_branch = self.branch.first().is_none_or(|first| {
+            block.number() < first.number()
+                || self.branch.iter().any(|known| known.hash() == block.hash())
+        });
+        is_on_its_branch && (self.from.behind == 0 || block.number() <= self.head_number())
     }
 }
 

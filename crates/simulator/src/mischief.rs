@@ -128,6 +128,20 @@ static CALLS: &[CallTrick] = &[
     call("status", 4, ALL, |bits, _| Fault::HttpStatus(one_of(bits, &[500, 502, 503, 504]), None)),
     call("limit_exceeded", 4, ALL, |_, _| error(-32005, "limit exceeded")),
     call("error", 4, ALL, |_, _| error(-32000, "header not found")),
+    call("error_with_status", 4, ALL, |bits, _| {
+        let (status, code, message) = one_of(
+            bits,
+            &[
+                (400, -32000, "header not found"),
+                (404, -32000, "unknown block"),
+                (429, -32005, "limit exceeded"),
+                (500, -32603, "internal error"),
+            ],
+        );
+        Fault::ErrorWithStatus(status, code, message.to_owned())
+    }),
+    call("late_in_batch", 4, ALL, |_, _| Fault::LateInBatch),
+    call("fragmented", 4, ALL, |_, _| Fault::Fragmented),
     call("deaf_subscription", 16, SUBSCRIBE, |_, _| Fault::DeafSubscription),
     call("padded", 1, CONTENTS, |_, _| Fault::Padded(TOO_LONG)),
     call("range_too_wide", 4, LOGS, |_, _| error(-32602, "block range too wide")),
@@ -148,6 +162,7 @@ static CALLS: &[CallTrick] = &[
     call("bloom_ones", 8, BLOCKS, |_, _| Fault::Bloom(BloomLie::Ones)),
     call("bloom_on_empty", 8, BLOCKS, |_, _| Fault::Bloom(BloomLie::OnEmpty)),
     call("behind", 8, FROM_CHAIN, |bits, _| Fault::Behind(1 + bits.below(3))),
+    call("other_branch", 8, FROM_CHAIN, |_, _| Fault::OtherBranch),
     call("far_behind", 4, FROM_CHAIN, |bits, _| Fault::Behind(1_000 + bits.below(9_000))),
     call("finalized_back", 16, FINALIZED, |bits, _| {
         Fault::Finalized(FinalizedLie::Back(1 + bits.below(64)))
@@ -168,6 +183,7 @@ static HEADS: &[HeadTrick] = &[
     head("head_bloom_on_empty", 4, |_| HeadFault::Bloom(BloomLie::OnEmpty)),
     head("subscriptions_die", 1, |_| HeadFault::Deaf),
     head("sockets_dropped", 2, |_| HeadFault::Drop),
+    head("sockets_closed", 2, |_| HeadFault::Close),
     head("http_behind", 8, |bits| HeadFault::HttpBehind(1 + bits.below(5))),
 ];
 

@@ -290,15 +290,25 @@ fn whole(bytes: Bytes) -> Content {
 /// Announces the length of all of `text`, sends the first half, then cuts the connection.
 fn half(text: String) -> Response<Content> {
     let length = text.len();
-    let first = Bytes::from(text).slice(..length / 2);
-    let end = async {
+    let mut response = in_parts(text, |_| Err(CutHere));
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    response
+}
+
+/// Sends `text` in two chunks; `second` makes the second from its half.
+fn in_parts(
+    text: String,
+    second: impl FnOnce(Bytes) -> Result<Frame<Bytes>, CutHere> + Send + 'static,
+) -> Response<Content> {
+    let mut first = Bytes::from(text);
+    let rest = first.split_off(first.len() / 2);
+    let later = async {
         tokio::time::sleep(FLUSH_TIME).await;
-        Err(CutHere)
+        second(rest)
     };
-    let parts = stream::once(async { Ok(Frame::data(first)) }).chain(stream::once(end));
+    let parts = stream::once(async { Ok(Frame::data(first)) }).chain(stream::once(later));
     let mut response = with_type(StatusCode::OK, "application/json", Bytes::new());
     *response.body_mut() = StreamBody::new(parts).boxed_unsync();
-    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
     response
 }
 
@@ -320,12 +330,20 @@ async fn respond(
         return Ok(plain(StatusCode::PAYLOAD_TOO_LARGE, "content length too large\n"));
     };
     match rpc::answer(chain, None, &body.to_bytes()).await {
-        Reply::Text(text) | Reply::Whole(text) => {
+        Reply::Text(text) | Reply::Last(text) | Reply::Whole(text) => {
             chain.stats().sent(text.len());
             let kind = if text.starts_with('<') { "text/html" } else { "application/json" };
             Ok(with_type(StatusCode::OK, kind, text.into()))
         }
         Reply::Nothing => Ok(with_type(StatusCode::OK, "application/json", Bytes::new())),
+        Reply::Parts(text) => {
+            chain.stats().sent(text.len());
+            Ok(in_parts(text, |rest| Ok(Frame::data(rest))))
+        }
+        Reply::StatusWith(status, text) => {
+            chain.stats().sent(text.len());
+            Ok(with_type(status_code(status), "application/json", text.into()))
+        }
         Reply::Half(text) => {
             chain.stats().sent(text.len() / 2);
             Ok(half(text))
@@ -333,14 +351,17 @@ async fn respond(
         Reply::Cut => Err(CutHere),
         Reply::Silence => match std::future::pending::<Infallible>().await {},
         Reply::Status(status, retry_after) => {
-            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
-            let mut response = plain(status, "refused on request\n");
+            let mut response = plain(status_code(status), "refused on request\n");
             if let Some(seconds) = retry_after {
                 response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
             }
             Ok(response)
         }
     }
+}
+
+fn status_code(status: u16) -> StatusCode {
+    StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY)
 }
 
 fn chain_of<'a>(path: &str, chains: &'a [Chain]) -> Option<&'a Chain> {

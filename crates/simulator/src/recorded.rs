@@ -302,6 +302,10 @@ impl Source for Recorded {
         lock(&self.0).blocks.get(hash).cloned()
     }
 
+    fn replaced(&self) -> Vec<Arc<Block>> {
+        Vec::new()
+    }
+
     fn advance(&self, _now: u64) -> Advance {
         Advance { announce: Vec::new(), next: None }
     }

@@ -63,6 +63,10 @@ pub(crate) enum Reply {
     Text(String),
     /// Sent instead of everything else, including a batch's other answers.
     Whole(String),
+    /// The last answer of its batch.
+    Last(String),
+    /// In two parts, which concerns the whole batch.
+    Parts(String),
     /// The first half of it is sent, then the connection is closed.
     Half(String),
     /// The request held only notifications.
@@ -70,6 +74,8 @@ pub(crate) enum Reply {
     Cut,
     Silence,
     Status(u16, Option<u64>),
+    /// A response of HTTP with this status and an answer in it.
+    StatusWith(u16, String),
 }
 
 #[derive(Deserialize)]
@@ -94,7 +100,10 @@ pub(crate) async fn answer(chain: &Chain, session: Option<&Session>, request: &[
         chain.stats().message();
     }
     if !request.get().starts_with('[') {
-        return answer_call(chain, session, request).await;
+        return match answer_call(chain, session, request).await {
+            Reply::Last(text) => Reply::Text(text),
+            reply => reply,
+        };
     }
     let mut calls: Vec<&RawValue> = serde_json::from_str(request.get()).unwrap_or_default();
     if calls.is_empty() {
@@ -110,7 +119,9 @@ pub(crate) async fn answer(chain: &Chain, session: Option<&Session>, request: &[
             BatchRefusal::First => calls.truncate(1),
         }
     }
-    let mut answers = String::from("[");
+    // Each with whether it is to be the last.
+    let mut answers: Vec<(bool, String)> = Vec::new();
+    let mut in_parts = false;
     for call in calls {
         match answer_call(chain, session, call).await {
             // A fault of the transport affects the whole batch.
@@ -118,23 +129,29 @@ pub(crate) async fn answer(chain: &Chain, session: Option<&Session>, request: &[
             | Reply::Half(_)
             | Reply::Cut
             | Reply::Silence
-            | Reply::Status(..)) => {
+            | Reply::Status(..)
+            | Reply::StatusWith(..)) => {
                 return whole;
             }
             Reply::Nothing => {}
-            Reply::Text(text) => {
-                if answers.len() > 1 {
-                    answers.push(',');
-                }
-                answers.push_str(&text);
+            Reply::Last(text) => answers.push((true, text)),
+            Reply::Text(text) => answers.push((false, text)),
+            Reply::Parts(text) => {
+                in_parts = true;
+                answers.push((false, text));
             }
         }
     }
-    if answers.len() == 1 {
+    if answers.is_empty() {
         return Reply::Nothing;
     }
-    answers.push(']');
-    Reply::Text(answers)
+    if !answers.is_sorted_by_key(|(is_last, _)| *is_last) {
+        chain.stats().played(Fault::LateInBatch.kind());
+        answers.sort_by_key(|(is_last, _)| *is_last);
+    }
+    let answers: Vec<_> = answers.into_iter().map(|(_, text)| text).collect();
+    let text = format!("[{}]", answers.join(","));
+    if in_parts { Reply::Parts(text) } else { Reply::Text(text) }
 }
 
 async fn answer_call(chain: &Chain, session: Option<&Session>, call: &RawValue) -> Reply {
@@ -149,10 +166,8 @@ async fn answer_call(chain: &Chain, session: Option<&Session>, call: &RawValue) 
     }
     let params = call.params.map(RawValue::get);
     let stands = chain.vantage(session.is_some());
-    let honest = |from| {
-        let seen = Seen { chain, from: stands.and(from) };
-        methods::call(&seen, session, &method, params)
-    };
+    let honest =
+        |from| methods::call(&Seen::new(chain, stands.and(from)), session, &method, params);
     // The simulator's own methods are not under test: no faults, no counters.
     let outcome = if method.starts_with("sim_") {
         Outcome::Answer(honest(Vantage::default()))
@@ -164,12 +179,17 @@ async fn answer_call(chain: &Chain, session: Option<&Session>, call: &RawValue) 
         let asks_finalized = method == "eth_getBlockByNumber"
             && params.is_some_and(|params| params.contains("\"finalized\""));
         let (outcome, fault) = chain.faults().answer(&method, asks_finalized, honest).await;
-        fault.inspect(|fault| chain.stats().played(fault));
+        // The last in its batch it is only among others.
+        if !matches!(outcome, Outcome::LateInBatch(_)) {
+            fault.inspect(|fault| chain.stats().played(fault));
+        }
         outcome
     };
     match outcome {
         Outcome::Answer(result) => Reply::Text(envelope(id, result)),
         Outcome::WrongId(result) => Reply::Text(envelope("987654321", result)),
+        Outcome::LateInBatch(result) => Reply::Last(envelope(id, result)),
+        Outcome::Fragmented(result) => Reply::Parts(envelope(id, result)),
         Outcome::Half(result) => Reply::Half(envelope(id, result)),
         Outcome::Deaf(result) => {
             if let (Some(session), Ok(subscription)) = (session, &result) {
@@ -181,6 +201,10 @@ async fn answer_call(chain: &Chain, session: Option<&Session>, call: &RawValue) 
         Outcome::Cut => Reply::Cut,
         Outcome::Silence => Reply::Silence,
         // A WebSocket has no status.
+        Outcome::ErrorWithStatus(_, problem) if session.is_some() => {
+            Reply::Text(error(id, &problem))
+        }
+        Outcome::ErrorWithStatus(status, problem) => Reply::StatusWith(status, error(id, &problem)),
         Outcome::Status(..) if session.is_some() => {
             Reply::Text(error(id, &RpcError::new(-32005, "limit exceeded")))
         }

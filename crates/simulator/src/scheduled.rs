@@ -136,6 +136,8 @@ struct State {
     reorged: bool,
     orphans: HashMap<B256, Arc<Block>>,
     orphaned_order: VecDeque<B256>,
+    /// The branch that the last reorg replaced.
+    replaced: Vec<Arc<Block>>,
 }
 
 impl State {
@@ -205,6 +207,7 @@ impl Scheduled {
             reorged: true,
             orphans: HashMap::new(),
             orphaned_order: VecDeque::new(),
+            replaced: Vec::new(),
         };
         let mut parent = B256::ZERO;
         for number in 0..=settled {
@@ -239,11 +242,13 @@ impl Scheduled {
     fn reorg(&self, state: &mut State, announce: &mut Vec<Arc<Block>>) {
         let head = state.height();
         let first = head + 1 - self.schedule.depth(head);
-        let old: Vec<Block> = (first..=head).filter_map(|n| self.build(state, n)).collect();
-        for block in old {
+        let old: Vec<_> =
+            (first..=head).filter_map(|n| self.build(state, n)).map(Arc::new).collect();
+        for block in &old {
             state.pop();
-            state.orphan(Arc::new(block));
+            state.orphan(Arc::clone(block));
         }
+        state.replaced = old;
         for number in first..=head {
             let version = self.schedule.version(number, head);
             announce.push(self.add(state, version));
@@ -273,6 +278,10 @@ impl Source for Scheduled {
             Some(number) => self.build(&state, number).map(Arc::new),
             None => state.orphans.get(hash).cloned(),
         }
+    }
+
+    fn replaced(&self) -> Vec<Arc<Block>> {
+        lock(&self.state).replaced.clone()
     }
 
     fn advance(&self, now: u64) -> Advance {

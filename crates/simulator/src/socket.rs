@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 
-use crate::chain::{Chain, Heard, lock};
+use crate::chain::{Chain, Heard, SocketEnd, lock};
 use crate::limits::{CALLS_PER_SOCKET, FLUSH_TIME, REQUEST_BYTES, WRITE_TIMEOUT};
 use crate::rpc::{self, Reply, Session};
 
@@ -22,7 +22,7 @@ enum Step {
     Reply(Reply),
     Head(Arc<str>),
     Request(Vec<u8>),
-    End,
+    End(SocketEnd),
 }
 
 /// Serves the socket until it ends, is cut, or cannot keep up.
@@ -35,7 +35,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(io: S, chain: &Chai
     let session = &session;
     let mut heads = chain.heads();
     let mut door = chain.door();
-    let cuts = door.borrow_and_update().cuts;
+    let ends = door.borrow_and_update().ends;
     let mut last_used = Instant::now();
     let mut calls = FuturesUnordered::new();
     loop {
@@ -46,8 +46,9 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(io: S, chain: &Chai
         let step = tokio::select! {
             biased;
             _ = door.changed() => {
-                if door.borrow_and_update().cuts == cuts { continue }
-                Step::End
+                let door = door.borrow_and_update();
+                if door.ends == ends { continue }
+                Step::End(door.how)
             }
             Some(reply) = calls.next() => Step::Reply(reply),
             head = heads.recv() => match head {
@@ -57,33 +58,40 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(io: S, chain: &Chai
                     continue;
                 }
                 Err(RecvError::Lagged(_)) if lock(&session.subscriptions).is_empty() => continue,
-                Err(_) => Step::End,
+                Err(_) => Step::End(SocketEnd::Cut),
             },
             frame = socket.next(), if calls.len() < CALLS_PER_SOCKET => match frame {
                 Some(Ok(Message::Text(text))) => Step::Request(text.as_bytes().to_vec()),
                 Some(Ok(Message::Binary(bytes))) => Step::Request(bytes.to_vec()),
-                Some(Ok(Message::Close(_)) | Err(_)) | None => Step::End,
+                Some(Ok(Message::Close(_)) | Err(_)) | None => Step::End(SocketEnd::Cut),
                 Some(Ok(_)) => {
                     last_used = Instant::now();
                     continue;
                 }
             },
-            () = unused(last_used, idle_limit) => Step::End,
+            () = unused(last_used, idle_limit) => Step::End(SocketEnd::Cut),
         };
         if !matches!(step, Step::Head(_)) || hears(chain, session) {
             last_used = Instant::now();
         }
         let sent = match step {
-            Step::End | Step::Reply(Reply::Cut) => return,
+            Step::End(SocketEnd::Cut) | Step::Reply(Reply::Cut) => return,
+            Step::End(SocketEnd::Closed) => return close(&mut socket).await,
             Step::Reply(Reply::Half(text)) => return send_half(&mut socket, text).await,
             Step::Request(request) => {
                 calls.push(async move { rpc::answer(chain, Some(session), &request).await });
                 true
             }
-            Step::Reply(Reply::Nothing | Reply::Silence | Reply::Status(..)) => true,
-            Step::Reply(Reply::Text(text) | Reply::Whole(text)) => {
+            Step::Reply(
+                Reply::Nothing | Reply::Silence | Reply::Status(..) | Reply::StatusWith(..),
+            ) => true,
+            Step::Reply(Reply::Parts(text)) => {
                 chain.stats().sent(text.len());
-                send(&mut socket, text).await
+                send_parts(&mut socket, text).await
+            }
+            Step::Reply(Reply::Text(text) | Reply::Last(text) | Reply::Whole(text)) => {
+                chain.stats().sent(text.len());
+                send(&mut socket, Message::text(text)).await
             }
             Step::Head(head) => send_head(&mut socket, chain, session, &head).await,
         };
@@ -120,7 +128,7 @@ async fn send_head<S: AsyncRead + AsyncWrite + Unpin>(
             r#"{{"jsonrpc":"2.0","method":"eth_subscription","params":{{"subscription":"{id}","result":{head}}}}}"#
         );
         chain.stats().sent_head(text.len());
-        if !send(socket, text).await {
+        if !send(socket, Message::text(text)).await {
             return false;
         }
     }
@@ -134,19 +142,34 @@ async fn send_half<S: AsyncRead + AsyncWrite + Unpin>(
 ) {
     let mut half = text.into_bytes();
     half.truncate(half.len() / 2);
-    let frame = Frame::message(half, OpCode::Data(Data::Text), false);
     // The socket is cut afterwards in any case.
-    let _ = tokio::time::timeout(WRITE_TIMEOUT, socket.send(Message::Frame(frame))).await;
+    send(socket, Message::Frame(Frame::message(half, OpCode::Data(Data::Text), false))).await;
+    tokio::time::sleep(FLUSH_TIME).await;
+}
+
+/// A message of two frames with a ping in between.
+async fn send_parts<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: &mut WebSocketStream<S>,
+    text: String,
+) -> bool {
+    let mut first = text.into_bytes();
+    let second = first.split_off(first.len() / 2);
+    let frame = |data, of, is_last| Message::Frame(Frame::message(data, OpCode::Data(of), is_last));
+    send(socket, frame(first, Data::Text, false)).await
+        && send(socket, Message::Ping("in between".into())).await
+        && send(socket, frame(second, Data::Continue, true)).await
+}
+
+async fn close<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>) {
+    let why = CloseFrame { code: CloseCode::Away, reason: "closed on request".into() };
+    send(socket, Message::Close(Some(why))).await;
     tokio::time::sleep(FLUSH_TIME).await;
 }
 
 /// False if the other side is gone or accepts no more data.
 async fn send<S: AsyncRead + AsyncWrite + Unpin>(
     socket: &mut WebSocketStream<S>,
-    text: String,
+    message: Message,
 ) -> bool {
-    matches!(
-        tokio::time::timeout(WRITE_TIMEOUT, socket.send(Message::text(text))).await,
-        Ok(Ok(()))
-    )
+    matches!(tokio::time::timeout(WRITE_TIMEOUT, socket.send(message)).await, Ok(Ok(())))
 }

@@ -3,8 +3,10 @@
 
 mod answers;
 mod blocks;
+mod branches;
 mod client;
 mod faults;
 mod heads;
 mod providers;
 mod recorded;
+mod transport;

@@ -346,6 +346,12 @@ async fn subscriptions_die_in_silence_and_sockets_are_dropped() {
     chain.faults().push_head(HeadFault::Drop, 1);
     chain.mine(1);
     assert_eq!((fresh.next_text().await, socket.next_text().await), (None, None));
+
+    let mut socket = Socket::subscribed(&node).await;
+    chain.faults().push_head(HeadFault::Close, 1);
+    chain.mine(1);
+    assert_eq!(socket.next_text().await.unwrap(), "closed on request");
+    assert_eq!(socket.next_text().await, None);
 }
 
 #[tokio::test]
