@@ -8,6 +8,9 @@ use crate::{ChainId, Proof};
 /// behind the head.
 const STALLED_DEPTHS: u64 = 8;
 
+/// The first block of Polygon's hard fork with PIP-74 (`madhugiriBlock` in Bor's configuration of the mainnet).
+const MADHUGIRI: u64 = 80_084_800;
+
 /// What the ingestor must know about a chain that its blocks do not say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Profile {
@@ -22,9 +25,9 @@ pub struct Profile {
     pub finality_depth: u64,
     /// The weakest proof that is enough to publish a block.
     pub verify: Proof,
-    /// Polygon before PIP-74: the header's bloom and receipts root do not cover the receipts of
-    /// state-sync transactions.
-    pub state_sync_logs: bool,
+    /// Polygon before PIP-74: below this height, the header's bloom and receipts root do not cover the receipts of
+    /// state-sync transactions. 0 for any other chain.
+    pub state_sync_until: u64,
     /// A block without transactions has no logs and need not be fetched.
     pub empty_without_transactions: bool,
     /// The header's bloom covers every log of the block, so that a block whose bloom excludes all
@@ -42,7 +45,7 @@ impl Profile {
             block_time: Duration::from_secs(2),
             finality_depth: 128,
             verify: Proof::Bloom,
-            state_sync_logs: false,
+            state_sync_until: 0,
             empty_without_transactions: false,
             bloom_of_all_logs: false,
         }
@@ -57,6 +60,14 @@ impl Profile {
         let stalled = self.finality_depth.saturating_mul(STALLED_DEPTHS);
         let tag = tag.filter(|tag| head.saturating_sub(*tag) <= stalled);
         Some(tag.map_or(deep, |tag| tag.min(deep)))
+    }
+
+    /// Whether an operator has chosen a weaker proof than the chain's default.
+    #[must_use]
+    pub fn is_lowered(&self) -> bool {
+        let built_in = Self::built_in().into_iter().find(|known| known.chain_id == self.chain_id);
+        let default = built_in.unwrap_or_else(|| Self::unknown(&self.name, self.chain_id));
+        self.verify.is_weaker_than(default.verify)
     }
 
     /// The chains that need no configuration: those listed in the README.
@@ -77,7 +88,7 @@ impl Profile {
             chain("base", 8453, 2_000, 450),
             // A state-sync log may be in a block without transactions, and is not in its bloom.
             Self {
-                state_sync_logs: true,
+                state_sync_until: MADHUGIRI,
                 empty_without_transactions: false,
                 bloom_of_all_logs: false,
                 ..chain("polygon", 137, 2_000, 128)
@@ -92,6 +103,20 @@ impl Profile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_check_is_lowered_if_it_is_weaker_than_the_chains_default() {
+        for (profile, levels) in [
+            (Profile::built_in().remove(0), [false, true, true]),
+            (Profile::unknown("mine", 4_242), [false, false, true]),
+        ] {
+            for (verify, lowered) in
+                [Proof::ReceiptsRoot, Proof::Bloom, Proof::Structure].into_iter().zip(levels)
+            {
+                assert_eq!(Profile { verify, ..profile.clone() }.is_lowered(), lowered);
+            }
+        }
+    }
 
     /// The values stated in the README and the guide.
     #[test]

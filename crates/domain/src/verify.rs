@@ -175,7 +175,8 @@ fn is_empty(header: &Header) -> bool {
 /// and gas, then for the proof, which need not be stronger than the chain's level.
 pub fn verify(profile: &Profile, header: &Header, body: Body) -> Result<Verified, Failure> {
     verify_header(profile, header)?;
-    let state_sync = profile.state_sync_logs.then(|| state_sync_hash(header));
+    let state_sync =
+        (header.block.number < profile.state_sync_until).then(|| state_sync_hash(header));
     let (logs, proof, root_differs) = match body {
         Body::Receipts(receipts) => {
             check_receipts(header, &receipts)?;

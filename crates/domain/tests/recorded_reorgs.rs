@@ -76,7 +76,7 @@ fn the_recorded_sessions_replay_to_their_recorded_end() {
             let verified = verify(&profile, &block.header().unwrap(), body).unwrap();
             assert_eq!(verified.logs.len(), block.logs.as_array().unwrap().len());
             logs += verified.logs.len();
-            let plain = Profile { state_sync_logs: false, ..profile.clone() };
+            let plain = Profile { state_sync_until: 0, ..profile.clone() };
             let body = block.body().unwrap().unwrap();
             outside_bloom += usize::from(verify(&plain, &block.header().unwrap(), body).is_err());
         }

@@ -138,13 +138,17 @@ fn old_state_sync_logs_are_kept_and_stand_outside_the_commitments() {
     sync.logs[0].topics = vec![B256::repeat_byte(9)];
     receipts.push(sync);
 
-    let polygon = Profile { state_sync_logs: true, ..at(Proof::ReceiptsRoot) };
+    let polygon = Profile { state_sync_until: header.block.number + 1, ..at(Proof::ReceiptsRoot) };
     let verified = verify(&polygon, &header, Body::Receipts(receipts.clone())).unwrap();
     assert_eq!((verified.logs.len(), verified.proof), (2, Proof::ReceiptsRoot));
     let by_bloom = Profile { verify: Proof::Bloom, ..polygon.clone() };
     let verified = verify(&by_bloom, &header, logs(receipts.clone())).unwrap();
     assert_eq!((verified.logs.len(), verified.proof), (2, Proof::Bloom));
 
+    // Later, such a receipt is a provider's invention.
+    let later = Profile { state_sync_until: header.block.number, ..polygon.clone() };
+    let failure = verify(&later, &header, Body::Receipts(receipts.clone())).unwrap_err();
+    assert_eq!(failure.check, Check::GasUsed);
     // On any other chain, or with the separate type of PIP-74, it is covered by the header.
     assert_eq!(outcome(Proof::Bloom, &header, Body::Receipts(receipts.clone())), "gas_used");
     assert_eq!(outcome(Proof::Bloom, &header, logs(receipts.clone())), "bloom");

@@ -380,11 +380,6 @@ impl Node {
         &self.endpoints
     }
 
-    /// Makes all WebSockets reconnect and subscribe again.
-    pub(crate) fn resubscribe(&self) {
-        self.endpoints.iter().for_each(Endpoint::resubscribe);
-    }
-
     /// The answer of the best endpoint that has one. The next endpoint is asked if one fails, and
     /// in addition (a hedge) if one takes longer than usual and than `least_patience`. Time during
     /// which our own rate limit holds a request back does not count.

@@ -13,7 +13,7 @@ use crate::config::ChainConfig;
 /// The status of one chain, as last written by its task.
 #[derive(Debug, Clone, Default)]
 pub struct ChainStatus {
-    /// Height of the newest head that any endpoint reported.
+    /// Height of the newest head: an endpoint's answer, or an announced one that joined the chain.
     pub head: Option<u64>,
     /// Height of the newest published block.
     pub tip: Option<u64>,
@@ -61,6 +61,8 @@ pub enum Cause {
     Finality,
     /// The node does not answer requests for headers.
     Headers,
+    /// No endpoint has the next block.
+    Missing,
     /// The node does not answer requests for a block's logs.
     Block,
     /// The stream is full, and a consumer group has not read.
@@ -104,7 +106,7 @@ pub enum Unready {
     Behind {
         /// The lag.
         lag: Lag,
-        /// The height of the newest head that any endpoint reported.
+        /// The height of the newest head.
         head: u64,
     },
 }

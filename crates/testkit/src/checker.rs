@@ -2,15 +2,21 @@
 //! fault. It reads Redis and the node with its own code, and shares only the record types with the
 //! publisher.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
+use alloy_primitives::B256;
 use anyhow::{Context as _, Result, bail};
 use ethhook_domain::fold::{Difference, ExpectedBlock, Fold, Violation};
 use ethhook_domain::{ChainId, Cursor, Encoding, EntryId, Filter, Header, Marker, Op};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client};
 use tokio::time::{Instant, sleep};
+
+mod records;
+
+use records::mixed;
 
 use crate::entry;
 use crate::node_rpc::NodeRpc;
@@ -19,6 +25,8 @@ use crate::node_rpc::NodeRpc;
 const PAGE: usize = 2_000;
 /// How many times both streams are read at most, because steps may come in between.
 const LOOKS: usize = 5;
+/// The default of `DEDUP_TTL_SECONDS`.
+const DEDUP_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 const REDIS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An entry of a stream, as returned by Redis: its ID, and names and values alternating.
@@ -30,9 +38,11 @@ pub struct Checker {
     redis: MultiplexedConnection,
     node: NodeRpc,
     chain_id: ChainId,
-    filter: Filter,
+    /// The configured filters: the first, unless a marker says another.
+    filters: Vec<Filter>,
     confirmations: u64,
     may_be_trimmed: bool,
+    dedup_ttl: Duration,
     /// The first block of the stream; none if any will do.
     start: Option<u64>,
 }
@@ -44,8 +54,8 @@ pub struct Report {
     pub violations: Vec<Violation>,
     /// Where the folded stream and the chain differ.
     pub differences: Vec<Difference>,
-    /// Differences between the cursor and the streams.
-    pub cursor: Vec<String>,
+    /// Where cursor and dedup records do not agree with the streams or the configuration.
+    pub records: Vec<String>,
     /// Blocks compared with the chain.
     pub blocks: usize,
     /// Live events compared with the chain.
@@ -64,7 +74,7 @@ impl Report {
     /// Whether stream, cursor and chain agree.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.violations.is_empty() && self.differences.is_empty() && self.cursor.is_empty()
+        self.violations.is_empty() && self.differences.is_empty() && self.records.is_empty()
     }
 
     /// # Errors
@@ -89,10 +99,10 @@ impl fmt::Display for Report {
         for line in self.differences.iter().take(SHOWN) {
             writeln!(f, "  chain: {line}")?;
         }
-        for line in &self.cursor {
-            writeln!(f, "  cursor: {line}")?;
+        for line in self.records.iter().take(SHOWN) {
+            writeln!(f, "  {line}")?;
         }
-        let all = self.violations.len() + self.differences.len() + self.cursor.len();
+        let all = self.violations.len() + self.differences.len() + self.records.len();
         write!(f, "  {all} findings")
     }
 }
@@ -118,9 +128,10 @@ impl Checker {
             redis,
             node,
             chain_id,
-            filter: Filter::default(),
+            filters: vec![Filter::default()],
             confirmations: 0,
             may_be_trimmed: false,
+            dedup_ttl: DEDUP_TTL,
             start: None,
         }
     }
@@ -134,13 +145,30 @@ impl Checker {
     /// Expects only logs that pass `filter`.
     #[must_use]
     pub fn with_filter(self, filter: Filter) -> Self {
-        Self { filter, ..self }
+        self.with_filters([filter])
+    }
+
+    /// Expects of each block the logs that pass that one of these filters which its marker names.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    pub fn with_filters(self, filters: impl IntoIterator<Item = Filter>) -> Self {
+        let filters: Vec<_> = filters.into_iter().collect();
+        assert!(!filters.is_empty(), "a chain has a filter");
+        Self { filters, ..self }
     }
 
     /// Expects the tip this many blocks behind the head.
     #[must_use]
     pub fn with_confirmations(self, confirmations: u64) -> Self {
         Self { confirmations, ..self }
+    }
+
+    /// Expects dedup records only of blocks published no longer ago than this, instead of a day.
+    #[must_use]
+    pub fn with_dedup_ttl(self, dedup_ttl: Duration) -> Self {
+        Self { dedup_ttl, ..self }
     }
 
     /// Allows the beginnings of the streams to be trimmed by retention.
@@ -189,14 +217,20 @@ impl Checker {
     /// If Redis or the node cannot be read, or a record is not in our format.
     pub async fn check(&self) -> Result<Report> {
         let (mut report, fold, markers, cursor) = self.read().await?;
+        let filters: HashMap<B256, &str> = markers
+            .iter()
+            .filter(|(_, marker)| marker.op == Op::Add)
+            .map(|(_, marker)| (marker.hash, marker.filter.as_str()))
+            .collect();
         let mut expected = Vec::new();
         if let Some((first, last)) = fold.canonical().first().zip(fold.canonical().last()) {
             for number in first.number..=last.number {
-                expected.extend(self.expected_block(number).await?);
+                expected.extend(self.expected_block(number, &filters).await?);
             }
         }
-        report.cursor = self.compare_cursor(cursor.as_ref(), &markers, &fold);
-        report.cursor.extend(mixed(cursor.as_ref(), &report));
+        report.records = self.compare_cursor(cursor.as_ref(), &markers, &fold).await?;
+        report.records.extend(mixed(cursor.as_ref(), &report));
+        report.records.extend(self.compare_dedup_records(&markers).await?);
         report.differences = fold.compare(&expected);
         report.violations = fold.violations().to_vec();
         report.blocks = expected.len();
@@ -325,74 +359,24 @@ impl Checker {
         self.node.header_by_number(number).await?.context("the node has no such block")
     }
 
-    /// The canonical block at `number` according to the node; `None` above its head.
-    async fn expected_block(&self, number: u64) -> Result<Option<ExpectedBlock>> {
+    /// The canonical block at `number` according to the node; `None` above its head. `filters` has the digests that
+    /// the markers name, by block.
+    async fn expected_block(
+        &self,
+        number: u64,
+        filters: &HashMap<B256, &str>,
+    ) -> Result<Option<ExpectedBlock>> {
         let Some(header) = self.node.header_by_number(number).await? else { return Ok(None) };
         let block = header.block;
         let mut logs = self.node.logs_of(block.hash).await?;
-        logs.retain(|log| self.filter.passes(log));
+        let named = filters.get(&block.hash);
+        let filter = self.filters.iter().find(|filter| named.is_none_or(|n| *n == filter.digest()));
+        let filter = filter.with_context(|| format!("block {number} has the filter {named:?}"))?;
+        logs.retain(|log| filter.passes(log));
         Ok(Some(ExpectedBlock { number, hash: block.hash, timestamp: block.timestamp, logs }))
-    }
-
-    /// The cursor changes together with the streams (G4), so it must agree with their ends. Retention may have removed
-    /// their beginnings, but nothing above the finalized block (G8).
-    fn compare_cursor(
-        &self,
-        cursor: Option<&Cursor>,
-        markers: &[(EntryId, Marker)],
-        fold: &Fold,
-    ) -> Vec<String> {
-        let Some(cursor) = cursor else {
-            return if markers.is_empty() { Vec::new() } else { vec!["there is none".to_owned()] };
-        };
-        let mut findings = Vec::new();
-        let mut compare = |what: &str, cursor: String, streams: String| {
-            if cursor != streams {
-                findings.push(format!("{what} is {cursor}, the streams have {streams}"));
-            }
-        };
-        let last_seq = markers.last().map_or(0, |(_, marker)| marker.seq);
-        compare("seq", cursor.seq.to_string(), last_seq.to_string());
-        let tip = fold.canonical().last();
-        if let Some(tip) = tip {
-            compare("number", cursor.number.to_string(), tip.number.to_string());
-            compare("hash", format!("{:?}", cursor.hash), format!("{:?}", Some(tip.hash)));
-        }
-        if let Some((number, hash)) = fold.finalized() {
-            compare("finalized_number", cursor.finalized_number.to_string(), number.to_string());
-            let held = format!("{:?}", cursor.finalized_hash);
-            compare("finalized_hash", held, format!("{:?}", Some(hash)));
-        } else if !self.may_be_trimmed {
-            compare("finalized_hash", format!("{:?}", cursor.finalized_hash), "None".to_owned());
-        }
-        if let Some(start) = self.start.filter(|start| *start != cursor.start_number) {
-            findings.push(format!("start_number is {}, not {start}", cursor.start_number));
-        }
-        let skipped = markers.iter().any(|(_, marker)| marker.op == Op::Gap);
-        let first = fold.canonical().first().map(|first| first.number);
-        let latest = match cursor.finalized() {
-            Some(finalized) if self.may_be_trimmed => finalized + 1,
-            _ => cursor.start_number,
-        };
-        let begins = first.is_some_and(|first| first <= latest) || skipped;
-        if cursor.hash.is_some() && !begins {
-            findings.push(format!(
-                "the streams begin with block {first:?}, not with {latest} or before"
-            ));
-        }
-        findings
     }
 }
 
 fn fields(raw: &[Vec<u8>]) -> impl Iterator<Item = (&[u8], &[u8])> {
     raw.chunks_exact(2).map(|pair| (pair[0].as_slice(), pair[1].as_slice()))
-}
-
-/// Checks that all entries have the encoding that the cursor names.
-fn mixed(cursor: Option<&Cursor>, report: &Report) -> Option<String> {
-    let encoding = cursor?.encoding;
-    let right = if encoding == Encoding::Msgpack { report.entries } else { 0 };
-    let Report { packed, entries, .. } = report;
-    (*packed != right)
-        .then(|| format!("encoding is {encoding}, {packed} of {entries} entries are packed"))
 }

@@ -58,6 +58,14 @@ impl Publisher {
             filter: "all".to_owned(),
         };
         self.add(marker::FIELDS, marker.to_values(), "blocks:{events:31337}").await;
+        let seen = format!("seen:{{events:31337}}:{}", block.hash);
+        let _: () = match first_id {
+            Some(first) if op == Op::Add => {
+                let record = format!("{} {first} {}", events.len(), self.last_id);
+                self.redis.set(seen, record).await.unwrap()
+            }
+            _ => self.redis.del(seen).await.unwrap(),
+        };
         let tip = match op {
             Op::Remove => (block.number - 1, block.parent_hash),
             _ => (block.number, block.hash),
@@ -160,7 +168,7 @@ async fn what_is_broken_is_found() {
 
     publisher.set_cursor(5, tip.block.parent_hash).await;
     let report = checker.check().await.unwrap();
-    assert_eq!((report.cursor.len(), report.violations.len()), (2, 0), "{report}");
+    assert_eq!((report.records.len(), report.violations.len()), (2, 0), "{report}");
     publisher.set_cursor(tip.block.number, tip.block.hash).await;
     assert!(checker.check().await.unwrap().is_clean());
 
@@ -218,17 +226,59 @@ async fn a_trimmed_stream_is_checked_from_where_it_is_whole() {
 }
 
 #[tokio::test]
-async fn a_stream_that_begins_late_and_finality_without_a_marker_are_found() {
+async fn a_cursor_that_does_not_agree_is_found() {
+    const CURSOR: &str = "cursor:{events:31337}";
     let Scene { checker, mut publisher, anvil: _anvil, server: _server } = published().await;
     let checker = checker.with_start(0);
     assert!(checker.check().await.unwrap().is_clean());
     for (field, value, finding) in [
         ("start_number", "1", "start_number is 1, not 0"),
         ("finalized_hash", &*format!("0x{:064}", 1), "finalized_hash is Some"),
+        ("alarm", "stopped", "alarm is stopped, not "),
+        ("filter", "some", "filter is some, not all"),
+        ("genesis_hash", &*format!("0x{:064}", 1), "genesis_hash is 0x00"),
     ] {
-        let set: u64 = publisher.redis.hset("cursor:{events:31337}", field, value).await.unwrap();
-        assert_eq!(set, 0, "it had a value");
-        let told = checker.check().await.unwrap().into_clean().unwrap_err().to_string();
-        assert!(told.contains(finding), "{told}");
+        let before: String = publisher.redis.hget(CURSOR, field).await.unwrap();
+        let _: u64 = publisher.redis.hset(CURSOR, field, value).await.unwrap();
+        let report = checker.check().await.unwrap();
+        assert_eq!(report.records.len(), 1, "{report}");
+        assert!(report.to_string().contains(finding), "{report}");
+        let _: u64 = publisher.redis.hset(CURSOR, field, before).await.unwrap();
     }
+    let _: u64 = publisher.redis.del(CURSOR).await.unwrap();
+    assert_eq!(checker.check().await.unwrap().records, ["there is no cursor"]);
+}
+
+#[tokio::test]
+async fn dedup_records_are_those_of_live_blocks_with_entries() {
+    let Scene { checker, mut publisher, anvil, server } = published().await;
+    let of = |hash: B256| format!("seen:{{events:31337}}:{hash}");
+    let markers = checker.markers().await.unwrap();
+    let (_, live) = &markers[2];
+    let (_, orphaned) = markers.iter().find(|(_, marker)| marker.op == Op::Remove).unwrap();
+    let (_, empty) = &markers[0];
+    let key = of(live.hash);
+    let record: String = publisher.redis.get(&key).await.unwrap();
+    for (key, wrong) in
+        [(key.clone(), "10 1-0 2-0"), (of(orphaned.hash), &record), (of(empty.hash), "0 0-0 0-0")]
+    {
+        let right: Option<String> = publisher.redis.get(&key).await.unwrap();
+        let _: () = publisher.redis.set(&key, wrong).await.unwrap();
+        let report = checker.check().await.unwrap();
+        assert_eq!(report.records.len(), 1, "{report}");
+        assert!(report.to_string().contains(wrong), "{report}");
+        let _: () = match right {
+            Some(right) => publisher.redis.set(&key, right).await.unwrap(),
+            None => publisher.redis.del(&key).await.unwrap(),
+        };
+        assert!(checker.check().await.unwrap().is_clean());
+    }
+    let _: u64 = publisher.redis.del(key).await.unwrap();
+    let report = checker.check().await.unwrap();
+    assert_eq!(report.records.len(), 1, "{report}");
+    assert!(report.to_string().contains(&format!("None, not Some(\"{record}\")")), "{report}");
+    // It may have expired.
+    let url = server.url();
+    let checker = Checker::connect(&url, NodeRpc::new(anvil.address()), CHAIN).await.unwrap();
+    assert!(checker.with_dedup_ttl(Duration::ZERO).check().await.unwrap().is_clean());
 }

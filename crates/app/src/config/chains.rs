@@ -44,13 +44,16 @@ fn profile(reader: &mut Reader<'_>, name: &str, built_in: Option<&Profile>) -> O
         profile.finality_depth = depth;
     }
     for (key, field) in [
-        ("state_sync_logs", &mut profile.state_sync_logs),
         ("empty_without_transactions", &mut profile.empty_without_transactions),
         ("bloom_of_all_logs", &mut profile.bloom_of_all_logs),
     ] {
         if let Some(value) = set(reader, name, key).and_then(|s| flag(reader, &s)) {
             *field = value;
         }
+    }
+    let height = |reader: &mut Reader<'_>, s: &Setting| reader.number(s, 0..=u64::MAX / 2);
+    if let Some(first) = set(reader, name, "state_sync_until").and_then(|s| height(reader, &s)) {
+        profile.state_sync_until = first;
     }
     let level = |reader: &mut Reader<'_>, s: &Setting| {
         reader.parse(s, "receipts_root, bloom or structure", |text| text.parse().ok())

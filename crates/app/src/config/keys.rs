@@ -185,7 +185,11 @@ pub(crate) const PROFILE: &[Key] = &[
     key("chain_id", "", "EIP-155 chain id; required for a chain that is not built in."),
     key("block_time_ms", "2000", "Usual time between blocks."),
     key("finality_depth", "128", "A block is final only if at least this many blocks follow it."),
-    key("state_sync_logs", "false", "Polygon before PIP-74: the roots do not cover some logs."),
+    key(
+        "state_sync_until",
+        "0",
+        "Polygon before PIP-74: below this block, the roots do not cover some logs.",
+    ),
     key(
         "empty_without_transactions",
         "false",

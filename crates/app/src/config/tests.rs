@@ -169,7 +169,7 @@ fn urls_pair_up_into_endpoints() {
 #[test]
 fn a_chain_of_the_toml_file_is_described_there_and_set_anywhere() {
     let toml = "[chains.Gnosis]\nchain_id = 100\nblock_time_ms = 5000\nfinality_depth = 20\n\
-                state_sync_logs = true\nempty_without_transactions = true\nbloom_of_all_logs = true\nverify = 'structure'\n\
+                state_sync_until = 7\nempty_without_transactions = true\nbloom_of_all_logs = true\nverify = 'structure'\n\
                 contracts = ['0x00000000000000000000000000000000000000aa', '0x00000000000000000000000000000000000000bb']\n\
                 [chains.local]\nchain_id = 1337\n";
     let config = load(&[("GNOSIS_WS_URL", "wss://g"), CHAIN_ON], "GNOSIS_END_BLOCK=9", toml);
@@ -180,8 +180,8 @@ fn a_chain_of_the_toml_file_is_described_there_and_set_anywhere() {
     assert_eq!(gnosis.profile.block_time, Duration::from_secs(5));
     assert_eq!(gnosis.profile.finality_depth, 20);
     assert_eq!(gnosis.profile.verify, Proof::Structure);
-    assert!(gnosis.profile.state_sync_logs && gnosis.profile.empty_without_transactions);
-    assert!(gnosis.profile.bloom_of_all_logs);
+    assert_eq!(gnosis.profile.state_sync_until, 7);
+    assert!(gnosis.profile.empty_without_transactions && gnosis.profile.bloom_of_all_logs);
     assert_eq!(gnosis.filter.contracts.len(), 2);
     assert_eq!(gnosis.end_block, Some(9));
 }

@@ -74,7 +74,7 @@ async fn a_rewind_that_was_killed_is_done_by_giving_it_again() {
     let at = number(&checker).await;
     assert!((11..50).contains(&at), "killed at {at}");
     let report = checker.check().await.unwrap();
-    assert!(report.violations.is_empty() && report.cursor.is_empty(), "{report}");
+    assert!(report.violations.is_empty() && report.records.is_empty(), "{report}");
     let told = again(&rig, &rewind).await;
     assert!(told.contains("will be taken back, down to block 10"), "{told}");
     assert_eq!(number(&checker).await, 10);

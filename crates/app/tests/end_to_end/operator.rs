@@ -71,7 +71,7 @@ async fn a_rewound_chain_is_published_anew_and_equal() {
     let cursor = checker.cursor().await.unwrap().unwrap();
     assert_eq!(cursor.number, 12);
     let report = checker.check().await.unwrap();
-    assert_eq!((report.violations.len(), report.cursor.len()), (0, 0), "{report}");
+    assert_eq!((report.violations.len(), report.records.len()), (0, 0), "{report}");
     assert_eq!(report.removed, 180);
 
     // In the meantime the chain switched to another branch, which forks off below our tip.
@@ -225,7 +225,7 @@ async fn g10_a_cleared_alarm_takes_back_what_is_retained() {
     // The ingestor, which was running all the time, continues.
     checker.settle(SETTLE).await.unwrap();
     let report = checker.check().await.unwrap();
-    assert!(report.differences.is_empty() && report.cursor.is_empty(), "{report}");
+    assert!(report.differences.is_empty() && report.records.is_empty(), "{report}");
     assert_eq!((report.removed, report.blocks), (180, 1_051), "{report}");
     let problems: Vec<_> = report.violations.iter().map(|v| v.problem).collect();
     assert_eq!(problems, [Problem::Finalized], "finality moved back once, by order: {report}");

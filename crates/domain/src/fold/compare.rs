@@ -39,6 +39,16 @@ pub enum Difference {
         /// Hash.
         hash: B256,
     },
+    /// The same block, with another time.
+    #[error("block {number}: timestamp is {stream}, the chain has {chain}")]
+    BlockTime {
+        /// Height.
+        number: u64,
+        /// Its time in the stream, unix seconds.
+        stream: u64,
+        /// Its time in the chain.
+        chain: u64,
+    },
     /// The stream lacks a log.
     #[error("block {number}: log {log_index} is missing in the stream")]
     LogMissing {
@@ -71,9 +81,8 @@ pub enum Difference {
     },
 }
 
-/// Compares the `stream`'s blocks with the chain's, both sorted by height: block hash, transaction
-/// hash and index, log index, contract, topics, data and timestamp. Blocks that an operator skipped
-/// are not compared. If the stream is trimmed, `expected` must not contain blocks below its first
+/// Compares the `stream`'s blocks with the chain's, both sorted by height: block hash and time, transaction
+/// hash and index, log index, contract, topics and data. Blocks that an operator skipped are not compared. If the stream is trimmed, `expected` must not contain blocks below its first
 /// one. Returns the first [`MAX_REPORTED`] differences.
 #[must_use]
 pub fn compare(stream: &[FoldedBlock], expected: &[ExpectedBlock]) -> Vec<Difference> {
@@ -92,7 +101,7 @@ pub fn compare(stream: &[FoldedBlock], expected: &[ExpectedBlock]) -> Vec<Differ
         }
         match chain.next_if(|e| e.number == block.number) {
             Some(same) if same.hash == block.hash => {
-                compare_events(block, same, &mut differences);
+                compare_block(block, same, &mut differences);
             }
             other => {
                 let (number, hash) = (block.number, block.hash);
@@ -109,8 +118,12 @@ pub fn compare(stream: &[FoldedBlock], expected: &[ExpectedBlock]) -> Vec<Differ
     differences
 }
 
-fn compare_events(block: &FoldedBlock, expected: &ExpectedBlock, out: &mut Vec<Difference>) {
+fn compare_block(block: &FoldedBlock, expected: &ExpectedBlock, out: &mut Vec<Difference>) {
     let number = block.number;
+    if block.timestamp != expected.timestamp {
+        let (stream, chain) = (block.timestamp, expected.timestamp);
+        out.push(Difference::BlockTime { number, stream, chain });
+    }
     let missing = |log: &Log| Difference::LogMissing { number, log_index: log.log_index };
     let mut logs = expected.logs.iter().peekable();
     for event in &block.events {
@@ -118,14 +131,14 @@ fn compare_events(block: &FoldedBlock, expected: &ExpectedBlock, out: &mut Vec<D
             out.push(missing(before));
         }
         match logs.next_if(|log| log.log_index == event.log_index) {
-            Some(log) => compare_event(event, log, expected.timestamp, out),
+            Some(log) => compare_event(event, log, out),
             None => out.push(Difference::LogUnexpected { number, log_index: event.log_index }),
         }
     }
     out.extend(logs.map(missing));
 }
 
-fn compare_event(event: &ProcessedEvent, log: &Log, timestamp: u64, out: &mut Vec<Difference>) {
+fn compare_event(event: &ProcessedEvent, log: &Log, out: &mut Vec<Difference>) {
     let mut field = |field, stream: &dyn fmt::Debug, chain: &dyn fmt::Debug| {
         out.push(Difference::Field {
             number: event.block_number,
@@ -152,8 +165,5 @@ fn compare_event(event: &ProcessedEvent, log: &Log, timestamp: u64, out: &mut Ve
     }
     if event.data != log.data {
         field("data", &event.data, &log.data);
-    }
-    if event.timestamp != timestamp {
-        field("timestamp", &event.timestamp, &timestamp);
     }
 }

@@ -11,7 +11,7 @@ mod session;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ethhook_domain::{ChainId, Profile};
+use ethhook_domain::ChainId;
 use ethhook_streams::Streams;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -87,9 +87,7 @@ impl Chain {
         cancel: CancellationToken,
     ) {
         let metrics = ChainMetrics::new(&metrics, &config.profile.name);
-        let usual = Profile::built_in().into_iter().find(|p| p.chain_id == config.profile.chain_id);
-        let lowered = usual.is_some_and(|usual| config.profile.verify.is_weaker_than(usual.verify));
-        metrics.verify_lowered.set(lowered.into());
+        metrics.verify_lowered.set(config.profile.is_lowered().into());
         let (heads_in, mut heads) = mpsc::channel(MAX_HEADS);
         let (node, running) = Node::new(&config, &heads_in, &metrics);
         let mut sockets = JoinSet::new();

@@ -13,6 +13,7 @@ mod lane;
 mod retention;
 #[cfg(test)]
 pub(super) mod scene;
+mod silence;
 mod writing;
 
 use std::collections::VecDeque;
@@ -40,6 +41,7 @@ use asking::Asking;
 use finality::Finality;
 use lane::{Lane, Writer};
 use retention::Retention;
+use silence::Silence;
 
 /// Consecutive failures to fetch a block, or a header of a branch, after which it is doubted that the
 /// chain still contains it.
@@ -70,6 +72,7 @@ struct Session<'a> {
     fetches: JoinSet<Fetched>,
     alarm: Option<String>,
     apart: Apart<'a>,
+    silence: Silence<'a>,
     asking: Asking<'a>,
     finality: Finality<'a>,
     retention: Retention<'a>,
@@ -99,7 +102,8 @@ impl Chain {
         loop {
             let now = Instant::now();
             session.start_what_can_be(now);
-            session.compare_heads();
+            session.compare_heads(now);
+            session.watch_subscriptions(now);
             session.report();
             let wake = sleep_until(session.next_due(now).into());
             let ended = tokio::select! {
@@ -158,6 +162,7 @@ impl<'a> Session<'a> {
             fetches: JoinSet::new(),
             alarm: None,
             apart: Apart::new(chain.node.endpoints()),
+            silence: Silence::new(chain.node.endpoints()),
             asking: Asking::default(),
             finality: Finality::unknown(),
             retention: Retention::default(),
@@ -256,6 +261,9 @@ impl<'a> Session<'a> {
         if change.is_empty() {
             return None;
         }
+        if !change.new.is_empty() {
+            self.has_grown();
+        }
         if let Some(tip) = self.canonical.tip() {
             // A head counts once it has joined the chain, not when it is announced.
             if self.head.is_none_or(|(number, _)| number < tip.number) {
@@ -305,7 +313,8 @@ impl<'a> Session<'a> {
 
     /// Whether everything up to the node's head that the configuration allows is published.
     fn is_at_head(&self) -> bool {
-        self.head.is_some()
+        let last = self.last_header();
+        self.head.is_some_and(|(head, _)| head.min(last) < self.canonical.next_number())
             && self.lane.is_empty()
             && self.ask().is_none()
             && self.up_to().is_none_or(|up_to| !self.queue.wants_any(up_to))

@@ -244,12 +244,14 @@ impl Connection {
                     self.shared.identified.store(false, Ordering::Relaxed);
                     self.note_health(None);
                     self.metrics.socket_up(true);
+                    self.shared.announced.note_pushed(0, Instant::now());
                     info!(endpoint = self.metrics.position, "subscribed to newHeads");
                     // If the queue is full, it holds newer heads than this connection can know.
                     self.heads.try_send(Head::Subscribed).ok();
                     let error = self.serve(socket).await;
                     let error = self.redaction.apply(error);
                     self.metrics.socket_up(false);
+                    self.shared.announced.unsubscribed();
                     warn!(endpoint = self.metrics.position, %error, "WebSocket lost");
                     self.failed_with = Some(error);
                     self.served
@@ -404,8 +406,14 @@ impl Connection {
             Frame::Answer(id) => self.hand_on(id, frame, pending, highest_id),
             Frame::Head(head) => {
                 self.served = true;
-                if let Head::Header(header) = &head {
-                    self.shared.announced.note(header.block);
+                let announced = &self.shared.announced;
+                match &head {
+                    Head::Header(header) => {
+                        announced.note(header.block);
+                        announced.note_pushed(header.block.number, Instant::now());
+                    }
+                    Head::Number(number) => announced.note_pushed(*number, Instant::now()),
+                    Head::Subscribed => {}
                 }
                 if self.heads.try_send(head).is_err() {
                     self.metrics.heads_dropped.inc();

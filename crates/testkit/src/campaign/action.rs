@@ -1,6 +1,21 @@
 //! What can happen in a world, and a world's settings.
 
+use alloy_primitives::{B256, b256};
 use ethhook_simulator::{Contents, Fault};
+
+pub(super) const ALL_LOGS: Topics = &[];
+/// Of most simulated blocks; of some; of few.
+pub(super) const FILTERS: [Topics; 3] = [
+    // Approval
+    &[b256!("8c5be1e5ebec7d5bd14f71427d1e84f3dd0314c0f7b2291e5b200ac8c7c3b925")],
+    // TransferSingle
+    &[b256!("c3d58168c5ae7397731d063d5bbf3d657854427343f4c083240f7aacaa2d0f62")],
+    // ApprovalForAll, ConsecutiveTransfer
+    &[
+        b256!("17307eab39ab6107e8899845ad3d59bd9653f200f220920489ca2b5937696c31"),
+        b256!("deaa91b6123d068f5821d0fb0678463d1a8a6079fe8af5de3ce5e896dcf9133d"),
+    ],
+];
 
 /// The link that a proxy controls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +53,9 @@ pub(super) enum Form {
     Cluster,
 }
 
+/// The first topics that pass a filter; none for all logs.
+pub(super) type Topics = &'static [B256];
+
 /// One thing that happens. Durations are in ms; an action with a duration is undone after it, while
 /// others happen. Actions that concern a chain are applied to the world's chains in turn; `at` is
 /// one of its endpoints, `who` an ingestor.
@@ -58,6 +76,13 @@ pub(super) enum Action {
         contents: Contents,
     },
     SwitchBack,
+    /// A reorg that this endpoint's node follows only later: until then it is on the branch that is replaced, and knows
+    /// no other.
+    Part {
+        at: usize,
+        depth: u64,
+        millis: u64,
+    },
     /// Below the finalized block: the chain must stop, and continue once the operator clears the
     /// alarm.
     ReorgBelowFinalized,
@@ -137,6 +162,12 @@ pub(super) enum Action {
         who: usize,
         millis: u64,
     },
+    /// An ingestor is killed, and started again with another filter.
+    Refilter {
+        who: usize,
+        topics: Topics,
+        millis: u64,
+    },
     FailPoint {
         who: usize,
         point: &'static str,
@@ -156,6 +187,9 @@ impl Action {
             }
             Self::Reorg { .. } => "chain: reorg, the same transactions".into(),
             Self::SwitchBack => "chain: back to the branch before (A, B, A)".into(),
+            Self::Part { .. } => {
+                "chain: reorg, one node stays on the old branch for a while".into()
+            }
             Self::ReorgBelowFinalized => {
                 "chain: reorg below the finalized block; alarm, then clear-alarm".into()
             }
@@ -191,6 +225,7 @@ impl Action {
             Self::PausePastLease { .. } => "ingestor: stopped past its lease".into(),
             Self::PauseOwner => "ingestor: owner stopped, the other takes over".into(),
             Self::Terminate { .. } => "ingestor: SIGTERM".into(),
+            Self::Refilter { .. } => "ingestor: kill -9, another filter".into(),
             Self::FailPoint { point, .. } => format!("fail point: {point}"),
         }
     }
@@ -221,6 +256,10 @@ pub(super) struct WorldPlan {
     /// Duration of load before the first action of each round.
     pub(super) lead_ms: u64,
     pub(super) finality_depth: u64,
+    /// `CONFIRMATIONS` of each chain.
+    pub(super) confirmations: u64,
+    /// `TOPICS` of each chain, until an action changes them.
+    pub(super) topics: Topics,
     /// `VERIFY` of each chain.
     pub(super) verify: &'static str,
     /// Additional lines of each chain's section.
@@ -230,6 +269,11 @@ pub(super) struct WorldPlan {
 }
 
 impl WorldPlan {
+    /// The value of one of the additional settings.
+    pub(super) fn setting(&self, name: &str) -> Option<&'static str> {
+        self.settings.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
+    }
+
     /// One chain with one endpoint, one ingestor, a load of thirty small blocks a second.
     pub(super) fn small(seed: u64) -> Self {
         Self {
@@ -249,6 +293,8 @@ impl WorldPlan {
             blocks_per_second: 30,
             lead_ms: 300,
             finality_depth: 100,
+            confirmations: 0,
+            topics: ALL_LOGS,
             verify: "receipts_root",
             of_chains: "",
             settings: &[],

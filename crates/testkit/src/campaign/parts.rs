@@ -8,7 +8,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::action::{Action, Form, WorldPlan};
-use super::schedule::{FAIL_POINTS, cut_at, encoding};
+use super::schedule::{BLOOM, FAIL_POINTS, cut_at, encoding};
 
 /// Reorg depths go from 1 to this.
 const DEEPEST_REORG: u64 = 64;
@@ -282,13 +282,17 @@ fn provider_world(small: WorldPlan, kind: &str) -> WorldPlan {
     // use.
     let small = WorldPlan { rounds: 1, blocks_per_second: 10, chains: 4, ..small };
     match kind {
-        "http_behind" | "status" | "status_429" => WorldPlan { http: true, ..small },
+        "http_behind" | "status" | "status_429" | "error_with_status" => {
+            WorldPlan { http: true, ..small }
+        }
         // Blocks fetched as logs are proven by the bloom only.
-        "method_not_found" | "method_not_offered" => WorldPlan { verify: "bloom", ..small },
+        "method_not_found" | "method_not_offered" => WorldPlan { verify: BLOOM, ..small },
         // Ranges of logs, several blocks in each.
         "range_too_wide" | "drop_block" => {
-            WorldPlan { verify: "bloom", of_chains: "fetch = 'logs'\nbatch_ms = 500", ..small }
+            WorldPlan { verify: BLOOM, of_chains: "fetch = 'logs'\nbatch_ms = 500", ..small }
         }
+        // Only a batch has an order.
+        "late_in_batch" => WorldPlan { of_chains: "batch_ms = 500", ..small },
         // A head that goes back by thousands of blocks needs a chain of thousands.
         "head_far_back" => WorldPlan { initial_blocks: 2_500, events_per_block: 1, ..small },
         // A false bloom for an empty block needs an empty block.

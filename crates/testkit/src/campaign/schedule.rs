@@ -7,7 +7,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::action::{Action, LinkFault, Side, WorldPlan};
+use super::action::{ALL_LOGS, Action, FILTERS, LinkFault, Side, Topics, WorldPlan};
 
 /// Points where the binary can be made to abort itself, with the feature `fail-points`.
 pub(super) const FAIL_POINTS: &[&str] = &[
@@ -22,6 +22,8 @@ pub(super) const FAIL_POINTS: &[&str] = &[
     "lease-taken",
     "before-release",
 ];
+/// The level of `VERIFY` at which logs may be fetched without their receipts.
+pub(super) const BLOOM: &str = "bloom";
 /// Calls that faults are armed for.
 const METHODS: &[&str] = &["eth_getBlockReceipts", "eth_getBlockByNumber", "eth_getBlockByHash"];
 
@@ -40,6 +42,17 @@ impl Schedule {
     pub(super) fn world(&mut self) -> WorldPlan {
         self.worlds += 1;
         let random = &mut self.random;
+        // Only the bloom proves logs that are fetched without their receipts.
+        let (verify, of_chains) = *[
+            ("receipts_root", ""),
+            ("receipts_root", ""),
+            ("receipts_root", "batch_ms = 300"),
+            (BLOOM, "fetch = 'logs'"),
+            (BLOOM, "fetch = 'logs'\nbatch_ms = 300"),
+        ]
+        .choose(random)
+        .unwrap_or(&("receipts_root", ""));
+        let confirmations = [0, 0, 0, 1, 3, 12][random.random_range(0..6)];
         WorldPlan {
             rounds: 8,
             appendfsync: if self.worlds.is_multiple_of(2) { "always" } else { "everysec" },
@@ -51,6 +64,12 @@ impl Schedule {
             events_per_block: random.random_range(1..40),
             empty_every: [0, 2, 3, 7][random.random_range(0..4)],
             encoding: encoding(random),
+            confirmations,
+            // There must be a block to publish.
+            initial_blocks: confirmations,
+            topics: topics(random),
+            verify,
+            of_chains,
             blocks_per_second: 0,
             lead_ms: 0,
             ..WorldPlan::small(random.random())
@@ -87,7 +106,8 @@ impl Schedule {
                 let longer_by = random.random_range(0..4);
                 Action::Reorg { depth: depth(random), longer_by, contents }
             }
-            30..34 => Action::SwitchBack,
+            30..33 => Action::SwitchBack,
+            33..34 => Action::Part { at, depth: random.random_range(1..=6), millis },
             34..36 => Action::MuteHeads { at },
             36..38 => {
                 let blocks = random.random_range(2..8);
@@ -99,13 +119,14 @@ impl Schedule {
                 seed: random.random(),
                 per_mille: random.random_range(20..400),
             },
-            43..51 => provider(random, at),
+            43..51 => provider(random, at, world.verify),
             51..59 => link(random, at, millis),
             59..64 => Action::RedisKill { millis },
             64..67 => Action::RedisCut { millionths: cut_at(random), millis },
             67..69 => Action::RedisFull { millis },
             69..71 => Action::RedisPause { millis },
-            71..80 => Action::Kill { who, millis },
+            71..78 => Action::Kill { who, millis },
+            78..80 => Action::Refilter { who, topics: topics(random), millis },
             80..86 => Action::KillAndReorg { who, depth: depth(random), millis },
             86..88 => Action::Pause { who, millis },
             88..91 if world.standby => Action::PausePastLease { who },
@@ -125,6 +146,12 @@ impl Schedule {
 
 pub(super) fn encoding(random: &mut SmallRng) -> &'static str {
     if random.random_bool(0.5) { "msgpack" } else { "fields" }
+}
+
+/// Most chains are not filtered.
+fn topics(random: &mut SmallRng) -> Topics {
+    let filtered = random.random_bool(0.4);
+    FILTERS.choose(random).copied().filter(|_| filtered).unwrap_or(ALL_LOGS)
 }
 
 /// Shallow reorgs are the most common; none is deeper than 64.
@@ -152,13 +179,12 @@ fn link(random: &mut SmallRng, at: usize, millis: u64) -> Action {
     Action::Link { side, fault, millis }
 }
 
-fn provider(random: &mut SmallRng, at: usize) -> Action {
-    let faults = [
+fn provider(random: &mut SmallRng, at: usize, verify: &str) -> Action {
+    let mut faults = vec![
         Fault::Null,
         Fault::Empty,
         Fault::DropReceipt,
-        Fault::DropLog,
-        Fault::AlterLog,
+        Fault::OtherBranch,
         Fault::Error(-32000, "header not found".into()),
         Fault::Error(-32005, "limit exceeded".into()),
         Fault::Error(-32603, "internal error".into()),
@@ -171,6 +197,9 @@ fn provider(random: &mut SmallRng, at: usize) -> Action {
         Fault::HttpStatus(429, Some(1)),
         Fault::HttpStatus(503, None),
     ];
+    if verify != BLOOM {
+        faults.extend([Fault::DropLog, Fault::AlterLog]);
+    }
     let fault = faults.choose(random).cloned().unwrap_or(Fault::Null);
     // Only receipts contain what these faults remove or alter.
     let method = match fault {
@@ -217,8 +246,17 @@ mod tests {
         };
         let (with, without) = (kinds(true), kinds(false));
         assert_eq!((points(&with), points(&without)), (FAIL_POINTS.len(), 0));
-        for part in ["kill -9", "SIGTERM", "past its lease", "always", "everysec", "cut", "memory"]
-        {
+        for part in [
+            "kill -9",
+            "SIGTERM",
+            "past its lease",
+            "always",
+            "everysec",
+            "cut",
+            "memory",
+            "old branch",
+            "another filter",
+        ] {
             assert!(without.iter().any(|kind| kind.contains(part)), "{part}: {without:?}");
         }
     }

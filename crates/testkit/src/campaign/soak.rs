@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use ethhook_simulator::Contents;
 use tokio::time::Instant;
 
-use super::action::{Action, Form, WorldPlan};
+use super::action::{ALL_LOGS, Action, Form, WorldPlan};
 use super::tally::{Memory, Quarters};
 use super::world::World;
 use super::{Campaign, LOG_LINES_SHOWN};
@@ -34,6 +34,8 @@ const LOAD: WorldPlan = WorldPlan {
     blocks_per_second: 10,
     lead_ms: 0,
     finality_depth: 64,
+    confirmations: 0,
+    topics: ALL_LOGS,
     verify: "receipts_root",
     of_chains: "",
     settings: &[("STREAM_MAX_BYTES", "4000000"), ("DEDUP_TTL_SECONDS", "60")],

@@ -366,8 +366,8 @@ fn toml_keys_are_told_by_their_full_path() {
             "chains.gnosis.block_time_ms=0 (from ethhook.toml): must be a whole number from 1 to 3600000",
         ),
         (
-            "[chains.gnosis]\nchain_id = 100\nstate_sync_logs = 'yes'",
-            "chains.gnosis.state_sync_logs=yes (from ethhook.toml): must be true or false",
+            "[chains.gnosis]\nchain_id = 100\nbloom_of_all_logs = 'yes'",
+            "chains.gnosis.bloom_of_all_logs=yes (from ethhook.toml): must be true or false",
         ),
         (
             "[chains.gnosis]\nchain_id = { a = 1 }",
@@ -392,7 +392,7 @@ fn all_that_is_wrong_with_a_chain_is_told_at_once() {
     let keys = "ws_url = 'c4n4ry'\nhttp_url = 'c4n4ry'\nstart_block = 'x'\nend_block = 'x'\n\
                 contracts = ['0x1']\ntopics = ['0x1']\nconfirmations = -1\nrps = 0\n\
                 cu_per_second = 0\nbatch_ms = 0\nfetch = 'x'\nverify = 'x'\nblock_time_ms = 0\n\
-                finality_depth = -1\nstate_sync_logs = 'x'\nempty_without_transactions = 'x'\n\
+                finality_depth = -1\nstate_sync_until = 'x'\nempty_without_transactions = 'x'\n\
                 bloom_of_all_logs = 'x'\nchain_id = 0";
     for name in ["ethereum", "gnosis"] {
         let found = wrong(&[], "", &format!("[chains.{name}]\n{keys}"));

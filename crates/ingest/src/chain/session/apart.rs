@@ -12,6 +12,8 @@ use crate::rpc::Endpoint;
 /// reorg is over sooner.
 const REPORTED_AFTER: Duration = Duration::from_secs(60);
 const BLOCKS: u32 = 5;
+/// An endpoint that is reported, and announces nothing for this many times as long, is reported no longer.
+const FORGOTTEN_AFTER: u32 = 5;
 
 /// The endpoints that are apart, by their position.
 pub(super) struct Apart<'a> {
@@ -41,13 +43,21 @@ impl Drop for Apart<'_> {
 
 impl Session<'_> {
     /// Compares what each endpoint announced last with our chain. A block that we do not have, or no longer, says nothing.
-    pub(super) fn compare_heads(&mut self) {
+    pub(super) fn compare_heads(&mut self, now: Instant) {
         let reported_after = REPORTED_AFTER.max(BLOCKS * self.chain.config.profile.block_time);
         let Apart { endpoints, branches } = &mut self.apart;
         for endpoint in *endpoints {
             let Some((theirs, announced)) = endpoint.announced.last() else { continue };
-            let Some(ours) = self.canonical.at(theirs.number) else { continue };
             let position = endpoint.metrics.position;
+            let is_silent = |branch: &Branch| {
+                now.saturating_duration_since(branch.last) >= FORGOTTEN_AFTER * reported_after
+            };
+            if branches.get(&position).is_some_and(|known| known.is_reported && is_silent(known)) {
+                branches.remove(&position);
+                info!(endpoint = position, "nothing is known of the endpoint's branch any more");
+                endpoint.metrics.apart(false);
+            }
+            let Some(ours) = self.canonical.at(theirs.number) else { continue };
             if ours.hash == theirs.hash {
                 if branches.remove(&position).is_some_and(|branch| branch.is_reported) {
                     info!(endpoint = position, "the endpoint follows our chain again");
@@ -103,9 +113,12 @@ mod tests {
             (4, 'b', 201, false), // long after the last: it may have been back
             (4, 'b', 260, false),
             (4, 'b', 261, true),
+            (6, 'b', 500, true),
+            (6, 'b', 560, true),
+            (6, 'b', 561, false), // it may be gone
         ] {
             second.announced.note_at(header(number, branch).block, at(seconds));
-            session.compare_heads();
+            session.compare_heads(at(seconds));
             assert_eq!((is_apart(0), is_apart(1)), (false, apart), "{number}{branch} at {seconds}");
         }
         drop(session);
@@ -123,7 +136,7 @@ mod tests {
         for (seconds, apart) in [(0, false), (99, false), (100, true)] {
             let now = start + Duration::from_secs(seconds);
             scene.chain.node.endpoints()[0].announced.note_at(header(5, 'b').block, now);
-            session.compare_heads();
+            session.compare_heads(now);
             assert_eq!(scene.metrics.endpoints("local", &[false])[0].apart, apart, "{seconds}");
         }
     }
@@ -137,8 +150,8 @@ mod tests {
         let orphan: BlockRef = header(5, 'b').block;
         let long_ago = Instant::now().checked_sub(Duration::from_secs(300)).unwrap();
         scene.chain.node.endpoints()[0].announced.note_at(orphan, long_ago);
-        session.compare_heads();
-        session.compare_heads();
+        session.compare_heads(Instant::now());
+        session.compare_heads(Instant::now());
         assert!(!scene.metrics.endpoints("local", &[false])[0].apart);
     }
 }

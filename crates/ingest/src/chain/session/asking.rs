@@ -16,13 +16,15 @@ use crate::status::{Cause, Needs};
 
 /// Headers that are worth a request of their own; fewer are requested only if there are no more.
 const HEADERS_WORTH_ASKING: u64 = 128;
-/// Consecutive polls without a head after which the subscriptions are suspected to be dead.
+/// With subscriptions, consecutive polls without a head after which every endpoint is asked.
 const STALLED_POLLS: u32 = 2;
 /// Without subscriptions, one in this many polls asks every endpoint.
 const ALL_EVERY: u32 = 8;
 /// A branch that is not confirmed yet is polled again after a block time, or this.
 const UNCONFIRMED_POLL: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// For how long the next block may be missing until that is reported: one endpoint may be ahead of another.
+const MISSING_AFTER: Duration = Duration::from_secs(30);
 /// How long to wait after a finality violation before anything is asked again.
 const VIOLATION_AGAIN: Duration = Duration::from_secs(5);
 /// How long a finality violation is doubted while an endpoint that may have our block gives no answer.
@@ -44,6 +46,8 @@ pub(super) struct Asking<'a> {
     pub(super) judging: Running<'a, Judgement>,
     /// Since when no endpoint has had it.
     violated_since: Option<Instant>,
+    /// Since when no endpoint has had the next block.
+    missing_since: Option<Instant>,
     /// Consecutive polls without a head in between.
     pub(super) silent_polls: u32,
     /// A head announced another branch: the preferred endpoint may not know it yet.
@@ -154,17 +158,24 @@ impl Session<'_> {
         if ask == Ask::Latest {
             self.asking.heard_otherwise = false;
         }
+        match &ask {
+            Ask::Numbers(numbers) => {
+                self.note_missing(headers.is_empty().then_some(*numbers.start()));
+            }
+            // What was announced beyond it does not count.
+            Ask::Latest
+                if headers
+                    .first()
+                    .is_none_or(|latest| latest.block.number < self.canonical.next_number()) =>
+            {
+                self.note_missing(None)
+            }
+            Ask::Latest | Ask::Hash(_) => {}
+        }
         if headers.is_empty() {
             self.canonical.unanswered();
         }
         if let (Ask::Latest, Some(latest)) = (&ask, headers.first()) {
-            let is_higher = self.head.is_some_and(|(known, _)| known < latest.block.number);
-            if is_higher && self.chain.has_socket() && self.asking.silent_polls >= STALLED_POLLS {
-                warn!("the head rises, but the subscription is silent: subscribing again");
-                self.chain.metrics.stalls.inc();
-                self.chain.node.resubscribe();
-                self.asking.silent_polls = 0;
-            }
             if self.head.is_none() && latest.block.number < self.start_block {
                 let (head, start) = (latest.block.number, self.start_block);
                 warn!(head, start, "the head is below the start block: waiting for it");
@@ -210,6 +221,29 @@ impl Session<'_> {
             self.asking.violated_since = None;
         }
         None
+    }
+
+    /// No endpoint has the block at this height, though a higher one was announced; none if that is not so, or no longer.
+    fn note_missing(&mut self, number: Option<u64>) {
+        let Some(number) = number else {
+            self.asking.missing_since = None;
+            self.chain.status.go_on(|cause| cause == Cause::Missing);
+            return;
+        };
+        let since = *self.asking.missing_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= MISSING_AFTER {
+            let why = format!(
+                "no endpoint has block {number}, though higher ones were announced: if it is too old for them, \
+                 use one that keeps all blocks, or skip it with `ethhook skip`"
+            );
+            self.chain.status.stand_still(Cause::Missing, why, Needs::Time);
+        }
+    }
+
+    /// A block has joined the chain: doubts about the nodes' answers are over.
+    pub(super) fn has_grown(&mut self) {
+        self.asking.violated_since = None;
+        self.note_missing(None);
     }
 
     fn not_answered(&mut self, ask: &Ask, error: &NodeError) {
@@ -308,7 +342,6 @@ mod tests {
     use ethhook_domain::Secret;
     use ethhook_domain::verify::{Check, Failure};
     use ethhook_simulator as simulator;
-    use tokio::time::timeout;
 
     use super::super::finished;
     use super::super::scene::{Scene, header};
@@ -317,45 +350,12 @@ mod tests {
     use crate::rpc::Head;
     use crate::testing::{LOCAL, mined, serve};
 
-    const PATIENCE: Duration = Duration::from_secs(30);
-
     /// Sends the pending request and handles the answer.
     async fn ask(session: &mut Session<'_>) -> Ask {
         session.start_asking(session.due.ask);
         let (ask, answer) = finished(&mut session.asking.headers).await;
         session.answered((ask.clone(), answer));
         ask
-    }
-
-    #[tokio::test]
-    async fn subscriptions_that_are_silent_while_blocks_come_are_made_anew() {
-        let chain = mined(0);
-        let node = serve(chain.clone()).await;
-        let endpoint = EndpointConfig { ws: Some(Secret::new(node.ws_url(LOCAL))), http: None };
-        let mut scene = Scene::of(ChainConfig::local([endpoint])).await;
-        let subscribed = timeout(PATIENCE, scene.heads.recv()).await.unwrap();
-        assert!(matches!(subscribed, Some(Head::Subscribed)));
-        let (is_up, stalls) = (
-            || scene.metrics.endpoints("local", &[true])[0].subscribed == Some(true),
-            || scene.chain.metrics.stalls.get(),
-        );
-        let mut session = scene.session().await;
-        let latest = |number| (Ask::Latest, Ok(vec![header(number, 'a')]));
-        session.answered(latest(1));
-        // One poll may overtake a head, and without a new block there is no head.
-        for (polls, number) in [(STALLED_POLLS - 1, 2), (STALLED_POLLS, 2)] {
-            session.asking.silent_polls = polls;
-            session.answered(latest(number));
-            assert_eq!((session.asking.silent_polls, stalls(), is_up()), (polls, 0, true));
-        }
-        session.answered(latest(3));
-        assert_eq!((session.asking.silent_polls, stalls()), (0, 1));
-        let lost = async {
-            while is_up() {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(PATIENCE, lost).await.expect("the old subscription is given up");
     }
 
     #[tokio::test]
@@ -587,6 +587,70 @@ mod tests {
         assert!(unready(&session).is_some());
         session.answered(latest(Ok(vec![header(3, 'a')])));
         assert_eq!(unready(&session), None);
+    }
+
+    #[tokio::test]
+    async fn g1_a_next_block_that_no_endpoint_has_is_no_end_of_the_chain() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        let status = |session: &Session<'_>| {
+            session.report();
+            scene.board.snapshot().remove(0).1
+        };
+        let why = |session: &Session<'_>| {
+            status(session).unready(Duration::from_secs(3_600)).map(|why| why.to_string())
+        };
+        let missing = |session: &mut Session<'_>| {
+            let Some(ask @ Ask::Numbers(_)) = session.ask() else { panic!("{:?}", session.ask()) };
+            session.answered((ask, Ok(Vec::new())));
+        };
+        let long_ago = |session: &mut Session<'_>| {
+            *session.asking.missing_since.as_mut().unwrap() -= MISSING_AFTER;
+        };
+        // With and without published blocks, and whether a poll or a subscription shows a higher one.
+        for (published, told) in [(0, true), (3, true), (3, false)] {
+            session.hear(1..=published);
+            session.publish().await;
+            let show = |session: &mut Session<'_>| match told {
+                true => drop(session.answered((Ask::Latest, Ok(vec![header(9_000, 'a')])))),
+                false => drop(session.heard(Head::Number(9_000))),
+            };
+            show(&mut session);
+            missing(&mut session);
+            assert_eq!(session.ask(), None);
+            if told {
+                assert!(!status(&session).at_head, "the head is higher");
+            }
+            long_ago(&mut session);
+            show(&mut session);
+            missing(&mut session);
+            let told = why(&session).unwrap();
+            assert!(told.contains(&format!("no endpoint has block {},", published + 1)), "{told}");
+            // It comes after all, or was never there.
+            if published == 0 {
+                session.answered((Ask::Numbers(1..=1), Ok(vec![header(1, 'a')])));
+            } else {
+                session.answered((Ask::Latest, Ok(vec![header(published, 'a')])));
+            }
+            assert!(!why(&session).is_some_and(|why| why.contains("no endpoint has block")));
+        }
+        assert!(session.asking.missing_since.is_none());
+    }
+
+    #[tokio::test]
+    async fn g10_a_doubt_is_over_once_the_chain_grows() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=3);
+        let violation =
+            FinalityViolation { finalized: header(1, 'a').block, theirs: header(1, 'b').block };
+        let not_known = || Ok(Holds::NotKnown(RpcError::RateLimited(None).into()));
+        session.judged((violation, false, not_known()));
+        *session.asking.violated_since.as_mut().unwrap() -= VIOLATION_DOUBTED;
+        session.hear(4..=4);
+        session.violated(violation);
+        let (_, last, _) = finished(&mut session.asking.judging).await;
+        assert!(!last, "the doubt of then says nothing about now");
     }
 
     #[tokio::test]

@@ -34,6 +34,8 @@ enum Lift {
     ResumeRedis,
     Start(usize),
     Resume(usize),
+    /// A node follows the chain again: the chain's position, and the endpoint's.
+    Rejoin(usize, usize),
 }
 
 /// Blocks that are mined automatically.
@@ -61,6 +63,8 @@ pub(super) struct World {
     load: Option<Load>,
     /// Whether retention trims the beginnings of streams.
     trims: bool,
+    /// `DEDUP_TTL_SECONDS`, if it is set.
+    dedup_ttl: Option<Duration>,
     /// How many times an operator moved finality back.
     finality_moved_back: usize,
     pub(super) slowest_exit: Duration,
@@ -92,7 +96,11 @@ impl World {
             members,
             lifts: Vec::new(),
             load,
-            trims: world.settings.iter().any(|(name, _)| *name == "STREAM_MAX_BYTES"),
+            trims: world.setting("STREAM_MAX_BYTES").is_some(),
+            dedup_ttl: world
+                .setting("DEDUP_TTL_SECONDS")
+                .map(|seconds| seconds.parse().map(Duration::from_secs))
+                .transpose()?,
             finality_moved_back: 0,
             slowest_exit: Duration::ZERO,
             slowest_takeover: Duration::ZERO,
@@ -188,6 +196,10 @@ impl World {
             Action::PauseOwner => return self.pause_owner().await,
             Action::Terminate { who, millis } => return self.terminate(who, later(millis)).await,
             Action::FailPoint { who, point, count } => self.arm(who, point, count).await?,
+            Action::Part { at, depth, millis } => return Ok(self.part(at, depth, later(millis))),
+            Action::Refilter { who, topics, millis } => {
+                return self.refilter(who, topics, later(millis)).await;
+            }
             Action::ReorgBelowFinalized => self.reorg_below_finalized().await?,
             Action::GoWrong { kind, seed, times } => self.go_wrong(kind, seed, times).await?,
             _ => return Ok(self.subject().perform(action)),
@@ -280,6 +292,9 @@ impl World {
             }
             Lift::Start(who) => self.members[who].process.start()?,
             Lift::Resume(who) => self.resume(who).await?,
+            Lift::Rejoin(chain, at) => {
+                self.subjects[chain].endpoints[at].view.set_on_other_branch(false);
+            }
         }
         Ok(())
     }
@@ -328,6 +343,9 @@ impl World {
         let mut checker = self.subjects[position].checker(&url).await?;
         if self.trims {
             checker = checker.with_trimmed_beginning();
+        }
+        if let Some(ttl) = self.dedup_ttl {
+            checker = checker.with_dedup_ttl(ttl);
         }
         let check = async {
             checker.settle(SETTLE).await?;

@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use ethhook_simulator::{Contents, Finality, Mischief};
 use tokio::time::Instant;
 
+use super::super::action::Topics;
 use super::members::{INSTANCES, UNTIL_FINALITY};
+use super::subject::list;
 use super::{Lift, World};
 
 /// Time limit for anything that must happen.
@@ -26,6 +28,32 @@ impl World {
             return Ok(false);
         }
         self.subject().reorg(depth, 1, Contents::Fresh);
+        Ok(true)
+    }
+
+    /// The endpoint at `at` stays on the branch that a reorg replaces.
+    pub(super) fn part(&mut self, at: usize, depth: u64, until: Instant) -> bool {
+        let chain = self.turn % self.subjects.len();
+        let parted = self.subjects[chain].part(at, depth);
+        if parted {
+            self.lifts.push((until, Lift::Rejoin(chain, at)));
+        }
+        parted
+    }
+
+    /// Restarts an ingestor with another filter for all chains.
+    pub(super) async fn refilter(
+        &mut self,
+        who: usize,
+        topics: Topics,
+        until: Instant,
+    ) -> Result<bool> {
+        if !self.kill(who, until).await? {
+            return Ok(false);
+        }
+        for subject in &self.subjects {
+            self.members[who].process.set(&subject.topics_key(), list(topics));
+        }
         Ok(true)
     }
 
@@ -193,6 +221,11 @@ impl World {
             if kind == "deaf_subscription" {
                 self.subjects.iter().for_each(|subject| subject.endpoints[0].view.cut_sockets());
             }
+            if kind == "other_branch" {
+                for subject in &mut self.subjects {
+                    subject.reorg(2, 1, Contents::Fresh);
+                }
+            }
             self.pass(Duration::from_millis(500)).await?;
             if ["method_not_found", "method_not_offered"].contains(&kind) {
                 // The ingestor remembers the refusal; a new process has to discover it again.
@@ -208,7 +241,7 @@ impl World {
 /// How many of 1,000 calls or heads fail: fewer for faults that delay everything.
 fn per_mille(kind: &str) -> u32 {
     match kind {
-        "subscriptions_die" | "sockets_dropped" => 60,
+        "subscriptions_die" | "sockets_dropped" | "sockets_closed" => 60,
         "padded" => 100,
         "head_far_back" | "deaf_subscription" | "method_not_found" | "method_not_offered" => 700,
         _ if kind.starts_with("finalized") => 1_000,

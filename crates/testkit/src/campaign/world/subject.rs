@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Result;
+use ethhook_domain::Filter;
 use ethhook_simulator::{
     Chain, Contents, Finality, ManualChain, ManualSpec, Mischief, Node, RunningNode,
 };
 
-use super::super::action::{Action, WorldPlan};
+use super::super::action::{ALL_LOGS, Action, FILTERS, Topics, WorldPlan};
+use super::super::schedule::BLOOM;
 use crate::canary;
 use crate::checker::Checker;
 use crate::node_rpc::NodeRpc;
@@ -19,12 +21,20 @@ const FIRST_CHAIN_ID: u64 = 31_337;
 const ABOVE_FINAL: u64 = 10;
 /// The ingestor remembers these for a minute, which is longer than a round should wait.
 const LATCHED: &[&str] = &["method_not_found", "method_not_offered"];
+/// Only the receipts root shows these.
+const BEYOND_THE_BLOOM: &[&str] = &["alter_log", "drop_log"];
 
 /// The chain as seen through one of its providers.
 pub(super) struct Endpoint {
     pub(super) view: Chain,
     node: RunningNode,
     pub(super) link: Proxy,
+}
+
+/// As a list in a variable.
+pub(super) fn list(topics: Topics) -> String {
+    let topics: Vec<_> = topics.iter().map(ToString::to_string).collect();
+    topics.join(",")
 }
 
 pub(super) struct Subject {
@@ -35,6 +45,8 @@ pub(super) struct Subject {
     /// First height of the branch that the last reorg replaced.
     replaced_from: Option<u64>,
     deepest_fork: u64,
+    confirmations: u64,
+    verify: &'static str,
     /// Number of reorgs by depth.
     pub(super) reorgs: BTreeMap<u64, u64>,
 }
@@ -61,6 +73,8 @@ impl Subject {
             peak: 0,
             replaced_from: None,
             deepest_fork: world.finality_depth.saturating_sub(ABOVE_FINAL),
+            confirmations: world.confirmations,
+            verify: world.verify,
             reorgs: BTreeMap::new(),
         };
         (0..world.initial_blocks).for_each(|_| drop(subject.chain.mine_events(0)));
@@ -79,10 +93,12 @@ impl Subject {
     /// Its section of `ethhook.toml`.
     pub(super) fn section(&self, world: &WorldPlan) -> String {
         format!(
-            "[chains.{}]\nchain_id = {}\nblock_time_ms = 200\nfinality_depth = {}\nverify = '{}'\n{}\n",
+            "[chains.{}]\nchain_id = {}\nblock_time_ms = 200\nfinality_depth = {}\n\
+             confirmations = {}\nverify = '{}'\n{}\n",
             self.name(),
             self.id(),
             world.finality_depth,
+            world.confirmations,
             world.verify,
             world.of_chains,
         )
@@ -101,6 +117,7 @@ impl Subject {
         let mut settings = vec![
             (format!("{name}_START_BLOCK"), "0".to_owned()),
             (format!("{name}_WS_URL"), urls("ws")),
+            (self.topics_key(), list(world.topics)),
         ];
         if world.http {
             settings.push((format!("{name}_HTTP_URL"), urls("http")));
@@ -108,10 +125,22 @@ impl Subject {
         settings
     }
 
+    /// The variable that holds its filter.
+    pub(super) fn topics_key(&self) -> String {
+        format!("{}_TOPICS", self.name().to_uppercase())
+    }
+
     /// A checker that uses the first endpoint, which must behave at that time.
     pub(super) async fn checker(&self, redis_url: &str) -> Result<Checker> {
         let node = NodeRpc::at_url(self.endpoints[0].node.http_url(self.id()));
-        Ok(Checker::connect(redis_url, node, self.id()).await?.with_start(0))
+        let filter = |topics: Topics| Filter {
+            topics: topics.iter().copied().collect(),
+            ..Filter::default()
+        };
+        let checker = Checker::connect(redis_url, node, self.id()).await?.with_start(0);
+        Ok(checker
+            .with_confirmations(self.confirmations)
+            .with_filters([ALL_LOGS].into_iter().chain(FILTERS).map(filter)))
     }
 
     pub(super) fn mine(&mut self, blocks: u64) {
@@ -160,7 +189,8 @@ impl Subject {
                 self.endpoints[*at].view.faults().push(*method, fault.clone(), *calls);
             }
             Action::Misbehave { at, seed, per_mille } => {
-                let mischief = Mischief::mixed(*seed, *per_mille).without(LATCHED);
+                let unseen = if self.verify == BLOOM { BEYOND_THE_BLOOM } else { &[] };
+                let mischief = Mischief::mixed(*seed, *per_mille).without(LATCHED).without(unseen);
                 self.endpoints[*at].view.misbehave(mischief);
             }
             _ => {}
@@ -181,6 +211,16 @@ impl Subject {
         *self.reorgs.entry(depth).or_default() += 1;
         self.note_peak();
         true
+    }
+
+    /// A reorg that the node of the endpoint at `at` does not follow.
+    pub(super) fn part(&mut self, at: usize, depth: u64) -> bool {
+        let view = self.endpoints[at].view.clone();
+        let parted = self.reorg(depth, 1, Contents::Fresh);
+        if parted {
+            view.set_on_other_branch(true);
+        }
+        parted
     }
 
     /// Ends all faults of the endpoints.
