@@ -199,7 +199,8 @@ pub(crate) struct TailOptions {
     /// time, such as 2026-01-31T12:00:00Z.
     #[arg(long, value_name = "PLACE", default_value = "$")]
     from: Place,
-    /// Read as a consumer of this group, from its position; printed events are acknowledged.
+    /// Read as a consumer of this group, from its position; all events that are read are acknowledged, also those that are
+    /// not selected.
     #[arg(long, value_name = "NAME", conflicts_with = "from")]
     group: Option<String>,
     /// Name of that consumer. Two readers must not share a name.

@@ -75,7 +75,7 @@ metrics! {
     breaker: gauge("ethhook_breaker_state", "Breaker of an endpoint: 0 closed, 1 half-open, 2 open.", ["chain", "endpoint"]);
     socket: gauge("ethhook_websocket_up", "1 while subscribed to newHeads; only for endpoints with a WebSocket.", ["chain", "endpoint"]);
     apart: gauge("ethhook_endpoint_apart", "1 while an endpoint announces blocks of another branch than the stream's, for over a minute.", ["chain", "endpoint"]);
-    heads_dropped: counter("ethhook_heads_dropped_total", "Heads dropped because the queue was full; their blocks are still fetched.", ["chain"]);
+    heads_dropped: counter("ethhook_heads_dropped_total", "Heads dropped because the queue was full, as on a standby; their blocks are still fetched.", ["chain"]);
     publish_seconds: histogram("ethhook_publish_seconds", "Duration of a publish step, including retries.", ["chain"], LATENCY_BUCKETS);
     head_to_stream: histogram("ethhook_head_to_stream_seconds", "Time from a head's arrival until all entries of its block are in the stream.", ["chain"], LATENCY_BUCKETS);
     redis_errors: counter("ethhook_redis_errors_total", "Failed calls to Redis by kind.", ["chain", "kind"]);
@@ -83,7 +83,7 @@ metrics! {
     wipes: counter("ethhook_redis_wipes_total", "Times that Redis lost all data of the chain.", ["chain"]);
     queue: gauge("ethhook_queue_blocks", "Blocks known but not yet published.", ["chain"]);
     stream_entries: gauge("ethhook_stream_entries", "Length of the event stream.", ["chain"]);
-    stream_bytes: gauge("ethhook_stream_bytes", "Estimated memory of the event stream's entries in Redis.", ["chain"]);
+    stream_bytes: gauge("ethhook_stream_bytes", "Estimated memory of the chain's streams in Redis: entries and markers.", ["chain"]);
     trimmed: counter("ethhook_entries_trimmed_total", "Entries that retention removed.", ["chain"]);
     lost_unread: counter("ethhook_entries_lost_unread_total", "Entries removed by the byte cap before a group acknowledged them.", ["chain", "group"]);
     group_entries: seconds("ethhook_group_lag_entries", "Entries that a consumer group has not read or not acknowledged; NaN if Redis does not know.", ["chain", "group"]);

@@ -48,7 +48,7 @@ impl Block {
 
     fn step(&self) -> Step<'_> {
         let Self { block, events } = self;
-        Step::Add { block, events, proof: Proof::ReceiptsRoot, filter: "all" }
+        Step::Add { block, events, proof: Proof::ReceiptsRoot, filter: "all", is_deep: false }
     }
 }
 

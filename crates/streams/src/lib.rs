@@ -47,6 +47,6 @@ pub use reset::{Inventory, ResetError};
 pub use retention::{RetentionPolicy, Swept};
 pub use search::Place;
 pub use standing::Standing;
-pub use step::{Events, MarkedBlock, Outcome, Step, StepError};
+pub use step::{DEEP_DEDUP_TTL, Events, MarkedBlock, Outcome, Step, StepError};
 pub use tail::Tail;
 pub use window::PublishedBlock;

@@ -342,7 +342,8 @@ async fn probe_steps(publisher: &mut Publisher) -> Result<(), Failed> {
     let mut published = None;
     for block in [a, b] {
         let events = vec![probe_event(&block, false)].into();
-        let step = Step::Add { block: &block, events: &events, proof, filter: "all" };
+        let step =
+            Step::Add { block: &block, events: &events, proof, filter: "all", is_deep: false };
         let what = "publishing a block";
         if let Outcome::Published { first_id, last_id, events } =
             publisher.apply(&step).await.trying(what)?

@@ -5,8 +5,8 @@
 //! group that has not read or not acknowledged it keeps it and all later blocks, unless the cap is
 //! exceeded while the head is followed. Entries that no group needs are trimmed in whole nodes
 //! (`MINID ~`, a bounded number per call); entries that a group loses are trimmed exactly, so that
-//! the loss can be counted. A marker is removed only once the stream begins above its last entry;
-//! the newest marker always stays.
+//! the loss can be counted. A marker is removed only once the stream begins above its last entry, for
+//! which many markers do not wait; the newest marker always stays.
 
 use std::iter;
 use std::time::Duration;
@@ -19,12 +19,14 @@ use crate::errors::FailureKind;
 use crate::group::{GroupLag, Hold, look_at_groups, pending};
 use crate::keys::Keys;
 use crate::reader::{self, MARKERS_PER_BATCH, Page, ReadError, now_ms, oldest, query};
-use crate::size::size;
+use crate::size::{Size, size};
 
 /// Batches per sweep: 32,768 markers; the rest is left to the next sweep.
 const BATCHES_PER_SWEEP: usize = 64;
 /// Entries that one trim may remove: about a millisecond of Redis' time. Also markers per trim.
 const ENTRIES_PER_TRIM: usize = 5_000;
+/// More markers than this do not wait until the node of entries before them may go as a whole.
+const MARKERS_WAITING: usize = 1_000;
 /// Pending entries counted per answer.
 const PENDING_PER_PAGE: usize = 1_000;
 
@@ -33,7 +35,7 @@ const PENDING_PER_PAGE: usize = 1_000;
 pub struct RetentionPolicy {
     /// Blocks published longer ago than this may go.
     pub keep: Duration,
-    /// Byte cap of the event stream; above it, blocks may go before `keep` has passed.
+    /// Byte cap of the two streams; above it, blocks may go before `keep` has passed.
     pub max_bytes: u64,
     /// Whether the chain follows its head. Only then may the byte cap remove what a group has not
     /// read: a backfill can wait instead.
@@ -51,8 +53,10 @@ pub struct Swept {
     pub lost_unread_by_group: Vec<(String, u64)>,
     /// The group for which a block had to stay.
     pub held_by_group: Option<String>,
-    /// Bytes of the event stream after the sweep, estimated.
+    /// Bytes of both streams after the sweep, estimated.
     pub bytes: u64,
+    /// Whether the sweep ended at its limit, so that the next one should follow at once.
+    pub has_more: bool,
     /// Entries of the event stream after the sweep.
     pub len: u64,
     /// The lag of each consumer group when the sweep began.
@@ -81,7 +85,8 @@ pub(crate) async fn sweep(
     policy: &RetentionPolicy,
 ) -> Result<Swept, ReadError> {
     let now_ms = now_ms(connection).await?;
-    let (len, bytes) = size(connection, &keys.events).await?;
+    let size = size(connection, keys).await?;
+    let (len, bytes) = (size.entries, size.bytes());
     let (holds, groups) = look_at_groups(connection, &keys.events, len, now_ms).await?;
     let mut swept = Swept { len, bytes, groups, ..Swept::default() };
     let Some(cursor) = reader::cursor(connection, keys).await? else { return Ok(swept) };
@@ -91,13 +96,14 @@ pub(crate) async fn sweep(
         finalized,
         newest_seq: cursor.seq,
         expired_before: EntryId { ms: now_ms.saturating_sub(keep_ms), seq: 0 },
-        excess: excess(&swept, policy.max_bytes),
+        excess: bytes.saturating_sub(policy.max_bytes),
+        size,
         following_head: policy.following_head,
         holds,
         going: Vec::new(),
         held_by: None,
     };
-    plan.walk(connection, keys).await?;
+    swept.has_more = plan.walk(connection, keys).await?;
     swept.held_by_group = plan.held_by.clone();
     if !plan.going.is_empty() {
         if let Err(error) = plan.carry_out(connection, keys, &mut swept).await {
@@ -109,16 +115,10 @@ pub(crate) async fn sweep(
             tracing::warn!(%error, "retention was interrupted");
             return Ok(swept);
         }
-        (swept.len, swept.bytes) = size(connection, &keys.events).await?;
+        let size = crate::size::size(connection, keys).await?;
+        (swept.len, swept.bytes) = (size.entries, size.bytes());
     }
     Ok(swept)
-}
-
-/// How many entries the stream has in excess of its byte cap.
-fn excess(found: &Swept, max_bytes: u64) -> u64 {
-    let over = u128::from(found.bytes.saturating_sub(max_bytes));
-    let entries = (over * u128::from(found.len)).div_ceil(u128::from(found.bytes.max(1)));
-    entries.try_into().unwrap_or(u64::MAX)
 }
 
 /// A block to be removed.
@@ -138,8 +138,9 @@ struct Plan {
     finalized: u64,
     newest_seq: u64,
     expired_before: EntryId,
-    /// Entries that have to go because of the byte cap and are not yet in `going`.
+    /// Bytes that have to go because of the byte cap and are not yet in `going`.
     excess: u64,
+    size: Size,
     following_head: bool,
     holds: Vec<Hold>,
     /// Oldest first; forced ones come after all others.
@@ -148,34 +149,34 @@ struct Plan {
 }
 
 impl Plan {
-    /// Decides which of the oldest blocks are removed.
+    /// Decides which of the oldest blocks are removed; true if it ended at the limit of a sweep.
     async fn walk(
         &mut self,
         connection: &mut impl ConnectionLike,
         keys: &Keys,
-    ) -> Result<(), ReadError> {
+    ) -> Result<bool, ReadError> {
         let mut after = EntryId::MIN;
         let mut begins = None;
         for batch in 0..BATCHES_PER_SWEEP {
             let count = if batch == 0 { 1 } else { MARKERS_PER_BATCH };
             let page = Page::after(after, count);
             let markers = reader::markers(connection, &keys.blocks, page).await?;
-            let Some((last, _)) = markers.last() else { return Ok(()) };
+            let Some((last, _)) = markers.last() else { return Ok(false) };
             after = *last;
             for (id, marker) in &markers {
                 if !self.is_due(*id, marker) {
-                    return Ok(());
+                    return Ok(false);
                 }
                 let begins = match begins {
                     Some(begins) => begins,
                     None => *begins.insert(oldest(connection, &keys.events, EntryId::MIN).await?),
                 };
                 if !self.take(*id, marker, begins) {
-                    return Ok(());
+                    return Ok(false);
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn is_due(&self, id: EntryId, marker: &Marker) -> bool {
@@ -199,9 +200,8 @@ impl Plan {
             return false;
         }
         let first = marker.first_id;
-        if is_there {
-            self.excess = self.excess.saturating_sub(marker.events);
-        }
+        let entries = if is_there { marker.events } else { 0 };
+        self.excess = self.excess.saturating_sub(self.size.of_block(entries));
         self.going.push(Going { marker_id: id, first, last, events: marker.events, forced });
         true
     }
@@ -219,9 +219,17 @@ impl Plan {
         for run in runs(forced) {
             self.take_from_groups(connection, keys, run, swept).await?;
         }
-        let begins = oldest(connection, &keys.events, EntryId::MIN).await?;
-        let is_gone = |block: &Going| begins.is_none_or(|begins| block.last < begins);
-        let gone = &self.going[..self.going.partition_point(is_gone)];
+        let mut begins = oldest(connection, &keys.events, EntryId::MIN).await?;
+        let gone = |begins: Option<EntryId>| {
+            self.going.partition_point(|block| begins.is_none_or(|begins| block.last < begins))
+        };
+        if let Some(block) = free.last()
+            && free.len().saturating_sub(gone(begins)) > MARKERS_WAITING
+        {
+            swept.trimmed_entries += trim_exactly(connection, &keys.events, block.last).await?;
+            begins = oldest(connection, &keys.events, EntryId::MIN).await?;
+        }
+        let gone = &self.going[..gone(begins)];
         for some in gone.chunks(ENTRIES_PER_TRIM) {
             if let Some(block) = some.last() {
                 swept.trimmed_markers +=

@@ -39,13 +39,14 @@ impl Streams {
         let now_ms = now_ms(connection).await?;
         let newest = reader::last_id(connection, &keys.blocks).await?;
         let age = Duration::from_millis(now_ms.saturating_sub(newest.ms));
-        let (entries, bytes) = size(connection, &keys.events).await?;
+        let size = size(connection, &keys).await?;
+        let entries = size.entries;
         let (_, groups) = look_at_groups(connection, &keys.events, entries, now_ms).await?;
         Ok(Standing {
             cursor: reader::cursor(connection, &keys).await?,
             lease: query(redis::cmd("GET").arg(&keys.lease), connection, &keys.lease).await?,
             entries,
-            bytes,
+            bytes: size.bytes(),
             last_step: (newest != EntryId::MIN).then_some(age),
             groups,
         })

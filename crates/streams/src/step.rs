@@ -18,6 +18,9 @@ use crate::request::{Line, Request, Turn};
 use crate::script::{Reply, is_unknown_script};
 use crate::window::PublishedBlock;
 
+/// How long the dedup record of a deep block is kept at most: in a backfill there are many blocks in a short time.
+pub const DEEP_DEDUP_TTL: Duration = Duration::from_secs(60);
+
 /// Events of one block, shared with requests on their way to Redis.
 pub type Events = Arc<Vec<ProcessedEvent>>;
 
@@ -34,6 +37,8 @@ pub enum Step<'a> {
         proof: Proof,
         /// Digest of the filter in force.
         filter: &'a str,
+        /// No reorg is expected to reach it: its dedup record is kept for [`DEEP_DEDUP_TTL`] at most.
+        is_deep: bool,
     },
     /// The tip is orphaned. Its parent becomes the tip; removing the first block leaves none.
     Remove {
@@ -404,11 +409,18 @@ fn head(envelope: &Envelope<'_>, step: &Step<'_>, after: &Cursor) -> Vec<String>
             after.filter.clone(),
             after.number.to_string(),
             optional(after.hash),
-            envelope.dedup_ttl.as_secs().max(1).to_string(),
+            dedup_ttl(envelope, step).as_secs().max(1).to_string(),
             believed.encoding.to_string(),
         ]);
     }
     head
+}
+
+fn dedup_ttl(envelope: &Envelope<'_>, step: &Step<'_>) -> Duration {
+    match step {
+        Step::Add { is_deep: true, .. } => envelope.dedup_ttl.min(DEEP_DEDUP_TTL),
+        _ => envelope.dedup_ttl,
+    }
 }
 
 fn optional(hash: Option<B256>) -> String {

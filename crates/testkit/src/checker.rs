@@ -229,8 +229,9 @@ impl Checker {
             }
         }
         report.records = self.compare_cursor(cursor.as_ref(), &markers, &fold).await?;
+        let finalized = cursor.as_ref().and_then(Cursor::finalized);
         report.records.extend(mixed(cursor.as_ref(), &report));
-        report.records.extend(self.compare_dedup_records(&markers).await?);
+        report.records.extend(self.compare_dedup_records(&markers, finalized).await?);
         report.differences = fold.compare(&expected);
         report.violations = fold.violations().to_vec();
         report.blocks = expected.len();

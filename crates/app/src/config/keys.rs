@@ -75,8 +75,8 @@ pub(crate) const GLOBAL: &[Key] = &[
     key(
         "STREAM_MAX_BYTES",
         "",
-        "Hard limit of one chain's event stream in bytes. Not set: the chains share 60 % of Redis'\n\
-         maxmemory (of 512 MB where it has none).",
+        "Hard limit of one chain's streams, entries and markers, in bytes. Not set: the chains share\n\
+         60 % of Redis' maxmemory (of 512 MB where it has none).",
     ),
     key("METRICS_PORT", "9090", "Port of /metrics; 0 takes any free port."),
     key("HEALTH_PORT", "8080", "Port of /health and /ready; 0 takes any free port."),

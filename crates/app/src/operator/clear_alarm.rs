@@ -219,7 +219,8 @@ mod tests {
             let (hash, number) = (hash(number), number.into());
             let block = &BlockRef { number, hash, parent_hash, timestamp: number };
             let (events, proof, filter) = (&Default::default(), Proof::Bloom, "all");
-            publisher.apply(&Step::Add { block, events, proof, filter }).await.unwrap();
+            let step = Step::Add { block, events, proof, filter, is_deep: false };
+            publisher.apply(&step).await.unwrap();
         }
         let told = plan(&target, publisher.cursor()).await.err().unwrap().to_string();
         assert!(told.contains("another block 0") && told.contains("`ethhook reset"), "{told}");

@@ -116,8 +116,8 @@ fn unready(chain: &Chain, seen: &Seen) -> Option<Trouble> {
             "do as it says (add `--chain {name}` to commands); the chain then continues automatically"
         ),
         Unready::StandsStill(Standstill { needs: Needs::Room, .. }) => {
-            "nothing is lost: raise Redis' maxmemory, lower RETENTION_HOURS or STREAM_MAX_BYTES, or make sure \
-             that consumer groups read and acknowledge; the chain then continues automatically"
+            "nothing is lost: raise Redis' maxmemory, lower STREAM_MAX_BYTES, RETENTION_HOURS or DEDUP_TTL_SECONDS, or \
+             make sure that consumer groups read and acknowledge; the chain then continues automatically"
                 .to_owned()
         }
         Unready::StandsStill(_) if all_set_aside(chain) => {

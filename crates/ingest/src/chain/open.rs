@@ -377,7 +377,7 @@ mod tests {
     /// The step that adds a block without events.
     fn add(block: &BlockRef) -> Step<'_> {
         static NONE: LazyLock<Events> = LazyLock::new(Events::default);
-        Step::Add { block, events: &NONE, proof: Proof::Bloom, filter: "all" }
+        Step::Add { block, events: &NONE, proof: Proof::Bloom, filter: "all", is_deep: false }
     }
 
     #[test]

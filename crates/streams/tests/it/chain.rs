@@ -212,6 +212,7 @@ impl Block {
             events: &self.events,
             proof: Proof::ReceiptsRoot,
             filter: "all",
+            is_deep: false,
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ethhook_domain::{Encoding, Op};
 use ethhook_streams::{
-    FailureKind, Outcome, Publisher, ReplaySpec, Step, StepError, WriterOptions,
+    DEEP_DEDUP_TTL, FailureKind, Outcome, Publisher, ReplaySpec, Step, StepError, WriterOptions,
 };
 use ethhook_testkit::redis_server::RedisOptions;
 use ethhook_testkit::replication::wait_until;
@@ -435,6 +435,30 @@ async fn g2_correctness_does_not_rest_on_the_dedup_record() {
     assert_eq!(publisher.apply(&a2.add()).await.unwrap(), Outcome::Duplicate { events: 2 });
     assert!(matches!(publisher.apply(&a1.add()).await, Err(StepError::Refused(_))));
     assert_eq!(redis.dump().await, before);
+}
+
+#[tokio::test]
+async fn the_dedup_record_of_a_deep_block_is_soon_gone() {
+    let mut redis = Fixture::new().await;
+    let deep_ttl = i64::try_from(DEEP_DEDUP_TTL.as_secs()).unwrap();
+    for (dedup_ttl, is_deep, longest) in
+        [(3_600, true, deep_ttl), (30, true, 30), (3_600, false, 3_600)]
+    {
+        redis.ask::<String>("FLUSHALL").await;
+        let options = WriterOptions { dedup_ttl: Duration::from_secs(dedup_ttl), ..named("one") };
+        let mut publisher =
+            Publisher::open(&redis.streams, 7, options, Some(first())).await.unwrap();
+        let block = block("1a", "0", 2);
+        let step = match block.add() {
+            Step::Add { block, events, proof, filter, .. } => {
+                Step::Add { block, events, proof, filter, is_deep }
+            }
+            other => other,
+        };
+        publisher.apply(&step).await.unwrap();
+        let ttl = redis.ask::<i64>(&format!("TTL {}", redis.keys.seen(block.link.hash))).await;
+        assert!((longest - 20..=longest).contains(&ttl), "{ttl} of {longest}");
+    }
 }
 
 /// Cuts the append-only file within the second entry of the newest block, which has `events`.

@@ -1,6 +1,7 @@
 //! Cursor and dedup records, which change together with the streams (G4) and so must agree with them.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use alloy_primitives::B256;
 use anyhow::Result;
@@ -9,6 +10,8 @@ use ethhook_domain::{Cursor, Encoding, EntryId, Marker, Op};
 
 use super::{Checker, Report};
 
+/// Records of blocks that were final already when they were published are kept this long at most.
+const FINAL_DEDUP_TTL: Duration = Duration::from_secs(60);
 /// Dedup records per read.
 const RECORDS: usize = 500;
 
@@ -77,6 +80,7 @@ impl Checker {
     pub(super) async fn compare_dedup_records(
         &self,
         markers: &[(EntryId, Marker)],
+        finalized: Option<u64>,
     ) -> Result<Vec<String>> {
         // Of a block that was added twice, the last marker counts.
         let mut expected: HashMap<B256, (u64, Option<(EntryId, String)>)> = HashMap::new();
@@ -91,7 +95,10 @@ impl Checker {
             };
             expected.insert(marker.hash, (marker.number, record));
         }
-        let oldest = self.redis_time().await?.saturating_sub(self.dedup_ttl.as_secs() * 1_000);
+        let now = self.redis_time().await?;
+        let published_before = |ttl: Duration| now.saturating_sub(ttl.as_secs() * 1_000);
+        let oldest = published_before(self.dedup_ttl);
+        let oldest_final = published_before(self.dedup_ttl.min(FINAL_DEDUP_TTL));
         let mut findings = Vec::new();
         let expected: Vec<_> = expected.into_iter().collect();
         for part in expected.chunks(RECORDS) {
@@ -102,6 +109,8 @@ impl Checker {
             let found: Vec<Option<String>> = command.query_async(&mut self.redis.clone()).await?;
             for ((hash, (number, expected)), found) in part.iter().zip(found) {
                 let wanted = expected.as_ref().map(|(_, record)| record);
+                let is_final = finalized.is_some_and(|finalized| *number <= finalized);
+                let oldest = if is_final { oldest_final } else { oldest };
                 let may_be_gone = expected.as_ref().is_some_and(|(last, _)| last.ms <= oldest);
                 if found.as_ref() != wanted && !(found.is_none() && may_be_gone) {
                     findings.push(format!(

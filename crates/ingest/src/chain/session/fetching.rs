@@ -33,6 +33,11 @@ impl Session<'_> {
         })
     }
 
+    /// Whether no reorg is expected to reach the block at this height.
+    pub(super) fn is_deep(&self, number: u64) -> bool {
+        self.head.is_some() && number <= self.deep()
+    }
+
     /// The highest block that no reorg is expected to reach.
     fn deep(&self) -> u64 {
         let (head, _) = self.head.unwrap_or_default();
@@ -209,6 +214,19 @@ mod tests {
             let numbers: Vec<_> = next.iter().map(|header| header.block.number).collect();
             assert_eq!(numbers, again, "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_block_is_deep_once_the_head_is_known_to_be_far_above_it() {
+        let mut config = ChainConfig::local([]);
+        config.profile.finality_depth = 10;
+        let scene = Scene::of(config).await;
+        let mut session = scene.session().await;
+        assert!(!session.is_deep(0), "nothing is known");
+        session.head = Some((15, 15));
+        assert_eq!([5, 6].map(|number| session.is_deep(number)), [true, false]);
+        session.head = Some((9, 9));
+        assert!(!session.is_deep(1));
     }
 
     #[tokio::test]

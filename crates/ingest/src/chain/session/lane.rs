@@ -79,8 +79,14 @@ impl Lane {
     }
 
     /// A block to add.
-    pub(super) fn adding(&self, block: BlockRef, heard: Option<Instant>, body: Verified) -> Adding {
-        self.writer.adding(block, heard, body)
+    pub(super) fn adding(
+        &self,
+        block: BlockRef,
+        heard: Option<Instant>,
+        body: Verified,
+        is_deep: bool,
+    ) -> Adding {
+        self.writer.adding(block, heard, body, is_deep)
     }
 
     /// Starts `work` on a free lane. Everything but added blocks needs an idle lane.
@@ -170,6 +176,7 @@ pub(super) struct Adding {
     heard: Option<Instant>,
     events: Events,
     proof: Proof,
+    is_deep: bool,
     started: Instant,
 }
 
@@ -238,19 +245,26 @@ impl Writer {
         (publisher, result)
     }
 
-    fn adding(&self, block: BlockRef, heard: Option<Instant>, mut body: Verified) -> Adding {
+    fn adding(
+        &self,
+        block: BlockRef,
+        heard: Option<Instant>,
+        mut body: Verified,
+        is_deep: bool,
+    ) -> Adding {
         fail_point("block", "in-flight");
         body.logs.retain(|log| self.filter.passes(log));
         let logs = body.logs.into_iter();
         let events: Vec<_> =
             logs.map(|log| ProcessedEvent::new(self.chain_id, &block, log)).collect();
         self.metrics.ingested.inc_by(events.len() as u64);
-        Adding { block, heard, events: events.into(), proof: body.proof, started: Instant::now() }
+        let (events, started) = (events.into(), Instant::now());
+        Adding { block, heard, events, proof: body.proof, is_deep, started }
     }
 
     fn step<'a>(&'a self, adding: &'a Adding) -> Step<'a> {
-        let Adding { block, events, proof, .. } = adding;
-        Step::Add { block, events, proof: *proof, filter: &self.digest }
+        let Adding { block, events, proof, is_deep, .. } = adding;
+        Step::Add { block, events, proof: *proof, filter: &self.digest, is_deep: *is_deep }
     }
 
     /// Removes a block, however long Redis is unavailable.
@@ -443,7 +457,7 @@ mod tests {
                 unhashed: false,
                 root_differs: false,
             };
-            let adding = lane.adding(block, None, body);
+            let adding = lane.adding(block, None, body, false);
             lane.start(Work::Add(adding));
             assert_eq!(lane.has_room(), has_room);
         }

@@ -44,6 +44,9 @@ impl Session<'_> {
         let metrics = &self.chain.metrics;
         match swept {
             Ok(swept) => {
+                if swept.has_more {
+                    self.due.retention = Instant::now();
+                }
                 metrics.trimmed.inc_by(swept.trimmed_entries);
                 metrics.stream_entries.set(gauge(swept.len));
                 metrics.stream_bytes.set(gauge(swept.bytes));

@@ -61,7 +61,8 @@ impl Session<'_> {
         // An undo ignores any height limit.
         match self.queue.pop_ready(self.up_to()) {
             Some(Next::Add { block, heard, body }) => {
-                Some(Work::Add(self.lane.adding(block, heard, body)))
+                let is_deep = self.is_deep(block.number);
+                Some(Work::Add(self.lane.adding(block, heard, body, is_deep)))
             }
             Some(Next::Undo(block)) => match self.published.pop_back() {
                 Some(published) if published.block.hash == block.hash => {
