@@ -196,10 +196,11 @@ impl Node {
     pub(crate) async fn highest_latest(&self, tip: Option<B256>) -> Result<Header, NodeError> {
         let ask = async |endpoint| {
             let attempt = Attempt::with(endpoint);
-            self.tagged(&attempt, "latest").await?.ok_or(NodeError::Unknown)
+            let header = self.tagged(&attempt, "latest").await;
+            header.and_then(|header| header.ok_or(NodeError::Unknown)).map_err(|e| (endpoint, e))
         };
         let mut answers: FuturesUnordered<_> = self.endpoints.iter().map(ask).collect();
-        let mut failures = Vec::new();
+        let (mut liars, mut failures) = (Vec::new(), Vec::new());
         let mut told: Vec<Header> = Vec::new();
         while let Some(answer) = match told.first() {
             None => answers.next().await,
@@ -207,8 +208,14 @@ impl Node {
         } {
             match answer {
                 Ok(header) => told.push(header),
-                Err(error) => failures.push(error),
+                Err((endpoint, error)) => {
+                    liars.extend(error.is_lie().then_some(endpoint));
+                    failures.push(error);
+                }
             }
+        }
+        if !told.is_empty() {
+            set_aside(&liars);
         }
         let is_ours =
             |block: &BlockRef| tip.is_some_and(|t| t == block.hash || t == block.parent_hash);
@@ -434,7 +441,7 @@ impl Node {
                 biased;
                 ((endpoint, answer), position, _) = select_all(&mut running) => match answer {
                     Ok(answer) => {
-                        liars.iter().for_each(|liar: &&Endpoint| liar.set_aside(LIAR_WAIT, None));
+                        set_aside(&liars);
                         return Ok((answer, lacking));
                     }
                     Err(error) => {
@@ -496,15 +503,22 @@ impl Node {
     where
         F: Future<Output = Result<T, NodeError>> + 'a,
     {
-        let asked = self.endpoints.iter().map(|endpoint| {
-            ask(Attempt::with(endpoint)).map(move |answer| answer.map(|told| (endpoint, told)))
-        });
-        let (mut told, mut failures) = (Vec::new(), Vec::new());
-        for answer in join_all(asked).await {
+        let asked = self
+            .endpoints
+            .iter()
+            .map(|endpoint| ask(Attempt::with(endpoint)).map(move |answer| (endpoint, answer)));
+        let (mut told, mut liars, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+        for (endpoint, answer) in join_all(asked).await {
             match answer {
-                Ok(answer) => told.push(answer),
-                Err(error) => failures.push(error),
+                Ok(answer) => told.push((endpoint, answer)),
+                Err(error) => {
+                    liars.extend(error.is_lie().then_some(endpoint));
+                    failures.push(error);
+                }
             }
+        }
+        if !told.is_empty() {
+            set_aside(&liars);
         }
         (told, failures)
     }
@@ -536,6 +550,11 @@ impl Node {
         verify::verify_header(&self.profile, &header).map_err(|f| lie(endpoint, f))?;
         Ok(header)
     }
+}
+
+/// Endpoints that failed a check which another passed.
+fn set_aside(liars: &[&Endpoint]) {
+    liars.iter().for_each(|liar| liar.set_aside(LIAR_WAIT, None));
 }
 
 /// Logs and counts a false answer.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ethhook_simulator::{
-    Chain, Contents, Fault, ManualChain, ManualSpec, Node, RateLimit, RunningNode,
+    Chain, Contents, Fault, HeadFault, ManualChain, ManualSpec, Node, RateLimit, RunningNode,
 };
 use ethhook_testkit::node_rpc::NodeRpc;
 
@@ -114,6 +114,30 @@ async fn g6_a_liar_is_set_aside_only_when_another_proved_it() {
     scene.chain.mine(5);
     scene.check().await;
     assert_eq!(scene.first.stats().requests(RECEIPTS), asked, "a liar is left alone");
+}
+
+#[tokio::test]
+async fn a_subscription_that_dies_beside_a_live_one_is_made_anew() {
+    let scene = Scene::new().await;
+    scene.chain.mine(2);
+    scene.check().await;
+    scene.first.faults().push_head(HeadFault::Deaf, 1);
+    until("the silence is noticed", async || {
+        scene.chain.mine(1);
+        scene.metric("ethhook_stalls_total", "").await >= 1.0
+    })
+    .await;
+    let heads = || scene.first.stats().heads_sent();
+    let before = heads();
+    until("its heads come again", async || {
+        scene.chain.mine(1);
+        heads() > before
+    })
+    .await;
+    assert_eq!(scene.second.open_sockets(), 1, "the other is left alone");
+    let lost = scene.rig.log().matches("WebSocket lost").count();
+    assert_eq!((lost, scene.metric("ethhook_stalls_total", "").await), (1, 1.0));
+    scene.check().await;
 }
 
 #[tokio::test]

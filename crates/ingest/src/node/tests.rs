@@ -1,7 +1,7 @@
 //! Which endpoint is asked, and how blocks are fetched, on simulated nodes.
 
 use ethhook_domain::Proof;
-use ethhook_simulator::{Chain, Contents, Fault, ManualChain, RunningNode};
+use ethhook_simulator::{BloomLie, Chain, Contents, Fault, ManualChain, RunningNode};
 use futures_util::poll;
 
 use super::*;
@@ -336,6 +336,26 @@ async fn the_heads_of_all_are_asked_for_once_each_and_any_other_question_of_one(
     assert_eq!(scene.asked("eth_getBlockByNumber"), [2, 0, 0]);
     scene.node.by_hash(highest.block.hash).await.unwrap();
     assert_eq!(scene.asked("eth_getBlockByHash"), [1, 0, 0]);
+}
+
+#[tokio::test]
+async fn g6_whoever_lies_about_its_head_is_set_aside_if_another_does_not() {
+    let lies = |view: &Chain| {
+        view.faults().push("eth_getBlockByNumber", Fault::Bloom(BloomLie::Ones), 1);
+    };
+    for (liars, told) in [(1, true), (3, false)] {
+        for tag in ["latest", "finalized"] {
+            let scene = Scene::new().await;
+            scene.views[..liars].iter().for_each(lies);
+            let answered = match tag {
+                "latest" => scene.node.highest_latest(None).await.is_ok(),
+                _ => scene.node.each_finalized().await.is_ok(),
+            };
+            let aside = scene.node.endpoints.iter().map(Endpoint::is_set_aside);
+            assert_eq!(answered, told);
+            assert_eq!(aside.collect::<Vec<_>>(), [told, false, false], "{tag}");
+        }
+    }
 }
 
 #[tokio::test]
