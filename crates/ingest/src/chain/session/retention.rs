@@ -145,6 +145,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_sweep_that_ended_at_its_limit_is_followed_by_the_next_at_once() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        for has_more in [false, true] {
+            session.due.retention = Instant::now();
+            session.start_sweep(Instant::now());
+            assert!(session.due.retention > Instant::now());
+            session.swept(Ok(Swept { has_more, ..Swept::default() }));
+            assert_eq!(session.due.retention <= Instant::now(), has_more);
+        }
+    }
+
+    #[tokio::test]
     async fn g8_a_backfill_that_waits_for_a_group_says_so_until_there_is_room() {
         let mut scene = Scene::of(ChainConfig::local([])).await;
         scene.chain.options.stream_max_bytes = 9;
