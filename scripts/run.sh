@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Ingests all configured chains, and starts its own Redis unless one is configured. With nothing
 # configured, it ingests four simulated chains. Ctrl-C stops everything.
+#   ETHHOOK_BIN   the binary to run, instead of building one
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/install.sh
@@ -99,13 +100,16 @@ ready() {
 }
 
 # ---- Build.
-need_cargo
-say "Building (the first time takes a few minutes)"
-quiet=--quiet
-[ ! -t 2 ] || quiet= # show progress on a terminal
-cargo build --release $quiet --locked -p ethhook
-[ -z "$stopping" ] || exit 0
-ethhook=${CARGO_TARGET_DIR:-target}/release/ethhook
+ethhook=${ETHHOOK_BIN:-}
+if [ -z "$ethhook" ]; then
+  need_cargo
+  say "Building (the first time takes a few minutes)"
+  quiet=--quiet
+  [ ! -t 2 ] || quiet= # show progress on a terminal
+  cargo build --release $quiet --locked -p ethhook
+  [ -z "$stopping" ] || exit 0
+  ethhook=${CARGO_TARGET_DIR:-target}/release/ethhook
+fi
 
 # ---- Configured, or a demo?
 mkdir -p data
@@ -228,7 +232,8 @@ settings=$("$ethhook" check-config)
 host=$(resolved BIND_ADDRESS)
 case $host in 0.0.0.0 | ::) host=127.0.0.1 ;; esac
 health=$host:$(resolved HEALTH_PORT)
-streams=$(sed -n 's/^# .* stream \(events:[0-9]*\)$/\1/p' <<<"$settings" | tr '\n' ' ')
+streams=$(sed -n 's/^# .* stream \(events:[0-9]*\),.*/\1/p' <<<"$settings" | tr '\n' ' ')
+[ -n "$streams" ] || fail "check-config names no stream"
 say ""
 say "Streams:  $streams"
 say "Entries:  $redis_cli XREVRANGE ${streams%% *} + - COUNT 1"

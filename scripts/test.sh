@@ -79,9 +79,11 @@ else
   cargo test --workspace --locked --test '*'
 fi
 if [ -n "$integration" ]; then
+  section "run.sh"
+  # The binary that the tests built.
+  ETHHOOK_BIN=${CARGO_TARGET_DIR:-target}/debug/ethhook ./scripts/test_run.sh
   section "The commands of the guides"
   if [ "$(id -u)" -eq 0 ] && unshare --net --mount true 2>/dev/null; then
-    # The binary that the tests built.
     ETHHOOK_BIN=${CARGO_TARGET_DIR:-target}/debug/ethhook ./scripts/walk.sh
   else
     echo "Skipped: this needs root and its own namespaces"
