@@ -5,7 +5,7 @@ use std::path::Path;
 
 use alloy_dyn_abi::{DynSolEvent, DynSolValue, Specifier};
 use alloy_json_abi::{Event, JsonAbi};
-use alloy_primitives::{B256, hex, keccak256};
+use alloy_primitives::{B256, hex};
 use anyhow::Context;
 use ethhook_domain::ProcessedEvent;
 use serde_json::{Map, Value, json};
@@ -79,10 +79,15 @@ impl Abis {
     /// not.
     ///
     /// # Errors
-    /// If no known event has this name.
+    /// If no known event has this name, or the signature is not one.
     pub(crate) fn topics(&self, name: &str) -> anyhow::Result<Vec<B256>> {
         if name.contains('(') {
-            return Ok(vec![keccak256(name.replace(' ', ""))]);
+            // `uint` is short for `uint256`, so that the text itself would not do.
+            let event = Event::parse(name).ok().filter(|event| event.resolve().is_ok());
+            let event = event.with_context(|| {
+                format!("{name} is not a signature, such as 'Deposit(address,uint256)'")
+            })?;
+            return Ok(vec![event.selector()]);
         }
         let known = self.0.iter().filter(|(_, known)| known.iter().any(|k| k.event.name == name));
         let topics: Vec<_> = known.map(|(topic, _)| *topic).collect();
@@ -152,5 +157,29 @@ fn shown(value: DynSolValue) -> Value {
         DynSolValue::Array(values)
         | DynSolValue::FixedArray(values)
         | DynSolValue::Tuple(values) => values.into_iter().map(shown).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy_primitives::keccak256;
+
+    use super::*;
+
+    #[test]
+    fn a_signature_is_read_as_solidity_and_what_is_none_is_refused() {
+        let abis = Abis::with_files(&[] as &[&str]).unwrap();
+        let topic = |signature| vec![keccak256(signature)];
+        for signature in
+            ["Deposit(address,uint256)", "Deposit(address, uint)", "Deposit( address,uint )"]
+        {
+            assert_eq!(abis.topics(signature).unwrap(), topic("Deposit(address,uint256)"));
+        }
+        let nested = "Filled((address,uint256)[],bytes)";
+        assert_eq!(abis.topics(nested).unwrap(), topic(nested));
+        for wrong in ["Bad(uint", "Bad(nothing)", "(uint256)", "Bad(uint256) and more"] {
+            let told = abis.topics(wrong).unwrap_err().to_string();
+            assert!(told.starts_with(&format!("{wrong} is not a signature")), "{told}");
+        }
     }
 }

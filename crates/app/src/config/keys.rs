@@ -174,7 +174,7 @@ pub(crate) const CHAIN: &[Key] = &[
     key(
         "VERIFY",
         "",
-        "Weakest check that suffices to publish a block: receipts_root, bloom or structure.\n\
+        "Weakest check that suffices to publish a block: receipts_root, bloom or structure (README).\n\
          Not set: the chain's default.",
     ),
 ];

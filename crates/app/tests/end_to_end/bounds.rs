@@ -61,6 +61,21 @@ async fn g7_a_backfill_of_blocks_without_events_stays_within_the_byte_cap() {
 }
 
 #[tokio::test]
+async fn a_block_far_below_the_head_has_a_dedup_record_only_for_a_short_time() {
+    let (chain, node, mut rig) = manual().await;
+    chain.mine(80);
+    rig.start();
+    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    let mut redis = rig.redis.connection().await.unwrap();
+    let mut kept = async |number: u64| -> i64 {
+        let hash = chain.block(number).unwrap().hash();
+        redis.ttl(format!("seen:{{events:31337}}:{hash}")).await.unwrap()
+    };
+    // The local chain is final 64 blocks below its head.
+    assert!((1..=60).contains(&kept(1).await) && kept(80).await > 80_000);
+}
+
+#[tokio::test]
 async fn g7_an_answer_over_the_limit_is_refused_and_asked_for_again() {
     let (chain, node, mut rig) = manual().await;
     let checker = checker(&rig, &node).await;

@@ -39,7 +39,7 @@ impl Node {
 
     /// The best way at the moment to fetch blocks that are not at the head.
     pub(crate) fn plan(&self) -> Plan {
-        let preferred = self.by_wait();
+        let preferred = self.for_contents();
         let Some(endpoint) = preferred.first() else { return Plan { blocks: 1, in_a_row: false } };
         let about = self.way(endpoint, endpoint.blocks_at_once(About::Logs));
         Plan { blocks: endpoint.blocks_at_once(about), in_a_row: about == About::Logs }
@@ -48,7 +48,7 @@ impl Node {
     /// The checked logs of `header`'s block, by one request.
     pub(crate) async fn block(&self, header: &Header) -> Outcome {
         let ((answerer, verified), lacking) = self
-            .first_to_have(self.by_wait(), LEAST_PATIENCE, async |attempt| {
+            .first_to_have(self.for_contents(), LEAST_PATIENCE, async |attempt| {
                 Ok((attempt.endpoint(), self.checked(&attempt, header).await?))
             })
             .await?;
@@ -67,7 +67,7 @@ impl Node {
             return Ok(vec![self.block(header).await]);
         }
         let ((answerer, mut outcomes), lacking) = self
-            .first_to_have(self.by_wait(), SPAN_PATIENCE, async |attempt| {
+            .first_to_have(self.for_contents(), SPAN_PATIENCE, async |attempt| {
                 let outcomes = self.several(&attempt, headers).await?;
                 match outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
                     Some(error) if outcomes.iter().all(Result::is_err) => Err(error.clone()),
@@ -80,6 +80,27 @@ impl Node {
         Ok(outcomes)
     }
 
+    /// Whether logs without their receipts would not do: they prove no receipts root.
+    pub(super) fn needs_receipts(&self) -> bool {
+        match self.fetch {
+            Fetch::Receipts => true,
+            Fetch::Auto => self.profile.verify == Proof::ReceiptsRoot,
+            Fetch::Logs => false,
+        }
+    }
+
+    /// The order for the contents of blocks: by wait, but those that refused receipts lately last, where there is
+    /// no other way.
+    fn for_contents(&self) -> Vec<&Endpoint> {
+        let mut order = self.by_wait();
+        if self.needs_receipts() {
+            order.sort_by_cached_key(|endpoint| {
+                (endpoint.is_set_aside(), !endpoint.offers_receipts())
+            });
+        }
+        order
+    }
+
     /// How to fetch this many blocks, from what the endpoint offers and the operator allows: the
     /// cheaper way if both would do, and at the same cost receipts, which prove more.
     pub(super) fn way(&self, endpoint: &Endpoint, blocks: usize) -> About {
@@ -87,9 +108,8 @@ impl Node {
         match self.fetch {
             Fetch::Receipts => About::Receipts,
             Fetch::Logs => About::Logs,
+            Fetch::Auto if self.needs_receipts() => About::Receipts,
             Fetch::Auto if !endpoint.offers_receipts() => About::Logs,
-            // Logs prove no receipts root.
-            Fetch::Auto if self.profile.verify == Proof::ReceiptsRoot => About::Receipts,
             Fetch::Auto if endpoint.units_of(About::Logs) < receipts_of_all => About::Logs,
             Fetch::Auto => About::Receipts,
         }
@@ -219,10 +239,11 @@ impl Node {
     async fn body(&self, attempt: &Attempt<'_>, header: &Header) -> Result<Body, NodeError> {
         if self.way(attempt.endpoint(), 1) == About::Receipts {
             match self.receipts_of(attempt, header).await {
-                Err(NodeError::Rpc(error @ RpcError::NotOffered(_)))
-                    if self.fetch != Fetch::Receipts =>
-                {
+                Err(NodeError::Rpc(error @ RpcError::NotOffered(_))) => {
                     self.note_lack(attempt.endpoint(), &error);
+                    if self.needs_receipts() {
+                        return Err(error.into());
+                    }
                 }
                 other => return other,
             }

@@ -260,6 +260,32 @@ async fn a_method_that_is_not_offered_is_asked_for_once_where_another_will_do() 
 }
 
 #[tokio::test]
+async fn where_logs_prove_too_little_who_refuses_receipts_is_asked_last_and_for_nothing_else() {
+    let chain = mined(12);
+    let views = [Chain::from(chain.clone()), chain.view()];
+    let nodes = [serve(views[0].clone()).await, serve(views[1].clone()).await];
+    let config = ChainConfig::local(nodes.each_ref().map(EndpointConfig::of));
+    let (heads, metrics) = unread();
+    let (node, _) = Node::new(&config, &heads, &metrics);
+    let headers = node.by_numbers(1..=12).await.unwrap();
+    let asked = || views.each_ref().map(|view| [RECEIPTS, LOGS].map(|m| view.stats().requests(m)));
+    views[0].faults().push(RECEIPTS, Fault::Error(-32601, "no such method".into()), 99);
+    for header in &headers {
+        node.block(header).await.unwrap();
+    }
+    let blocks = headers.len() as u64;
+    assert!(blocks > 2);
+    assert_eq!(asked(), [[1, 0], [blocks, 0]]);
+    // If nobody offers them, the reason is told, and each is asked again.
+    views[1].faults().push(RECEIPTS, Fault::Error(-32601, "no such method".into()), 99);
+    for _ in 0..2 {
+        let error = node.block(&headers[0]).await.unwrap_err().to_string();
+        assert!(error.contains("method not offered"), "{error}");
+    }
+    assert_eq!(asked(), [[3, 0], [blocks + 2, 0]]);
+}
+
+#[tokio::test]
 async fn blocks_are_fetched_in_the_cheapest_way_that_proves_enough() {
     const EQUAL: &str = "http://127.0.0.1:1";
     const LOGS_CHEAPER: &str = "https://mainnet.infura.io/v3/key";
@@ -281,7 +307,7 @@ async fn blocks_are_fetched_in_the_cheapest_way_that_proves_enough() {
         let endpoint = &node.endpoints[0];
         assert_eq!(node.way(endpoint, blocks), way, "{fetch:?} {verify:?} {url} {blocks}");
         endpoint.lacks_receipts();
-        let only = if fetch == Fetch::Receipts { About::Receipts } else { About::Logs };
+        let only = if node.needs_receipts() { About::Receipts } else { About::Logs };
         assert_eq!(node.way(endpoint, blocks), only, "{fetch:?} {verify:?} {url} {blocks}");
     }
     let plan = |fetch| node_of(fetch, Proof::Bloom, EQUAL).plan();

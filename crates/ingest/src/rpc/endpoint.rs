@@ -362,8 +362,16 @@ impl Endpoint {
         let result = act(&mut breaker);
         let after = breaker.state();
         self.metrics.breaker(after);
-        if before != after && after != BreakerState::HalfOpen {
-            info!(endpoint = self.metrics.position, ?before, ?after, "breaker");
+        let endpoint = self.metrics.position;
+        match after {
+            BreakerState::Open if before == BreakerState::Closed => {
+                let cause = RpcError::SetAside(breaker.cause());
+                warn!(endpoint, %cause, "the endpoint is left alone");
+            }
+            BreakerState::Closed if before != after => {
+                info!(endpoint, "the endpoint is used again")
+            }
+            _ => {}
         }
         result
     }

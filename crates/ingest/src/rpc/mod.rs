@@ -66,7 +66,7 @@ pub(crate) enum RpcError {
     #[error("connection failed: {0}")]
     Connection(String),
     /// An HTTP status other than 200 without a JSON-RPC error in the body.
-    #[error("HTTP status {0}")]
+    #[error("HTTP status {0}{moved}", moved = if (300..400).contains(.0) { ": the URL has moved, and redirects are not followed" } else { "" })]
     Status(u16),
     /// The provider asks us to wait: 429, or -32005.
     #[error("rate limited")]
@@ -350,7 +350,11 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, RpcError> {
             Category::Syntax | Category::Io => "no JSON",
         };
         let (line, column) = (error.line(), error.column());
-        RpcError::Invalid(format!("{what}{kind} at line {line} column {column}"))
+        // Other messages may repeat what was sent.
+        let said = error.to_string();
+        let missing = said.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+        let missing = missing.map(|field| format!(": no `{field}`")).unwrap_or_default();
+        RpcError::Invalid(format!("{what}{kind} at line {line} column {column}{missing}"))
     })
 }
 
@@ -363,6 +367,19 @@ mod tests {
 
     fn error(code: i64, message: &str) -> RpcError {
         ErrorObject { code, message: message.to_owned() }.into_error()
+    }
+
+    #[test]
+    fn a_missing_field_is_named_and_what_was_sent_is_not_repeated() {
+        #[derive(Debug, Deserialize)]
+        struct Log {
+            #[serde(rename = "blockHash")]
+            _block_hash: u64,
+        }
+        let said = |text| parse::<Log>(text).unwrap_err().to_string();
+        let shape = "invalid answer: not of the expected shape at line 1 column";
+        assert_eq!(said("{}"), format!("{shape} 2: no `blockHash`"));
+        assert_eq!(said(r#"{"blockHash":"k3y"}"#), format!("{shape} 18"));
     }
 
     #[test]

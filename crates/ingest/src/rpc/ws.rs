@@ -250,8 +250,8 @@ impl Connection {
                     self.heads.try_send(Head::Subscribed).ok();
                     let error = self.serve(socket).await;
                     let error = self.redaction.apply(error);
-                    self.metrics.socket_up(false);
                     self.shared.announced.unsubscribed();
+                    self.metrics.socket_up(false);
                     warn!(endpoint = self.metrics.position, %error, "WebSocket lost");
                     self.failed_with = Some(error);
                     self.served

@@ -159,8 +159,8 @@ impl Session<'_> {
             self.asking.heard_otherwise = false;
         }
         match &ask {
-            Ask::Numbers(numbers) => {
-                self.note_missing(headers.is_empty().then_some(*numbers.start()));
+            Ask::Numbers(numbers) if headers.is_empty() => {
+                self.note_missing(Some(*numbers.start()));
             }
             // What was announced beyond it does not count.
             Ask::Latest
@@ -170,7 +170,7 @@ impl Session<'_> {
             {
                 self.note_missing(None)
             }
-            Ask::Latest | Ask::Hash(_) => {}
+            _ => {}
         }
         if headers.is_empty() {
             self.canonical.unanswered();
@@ -447,6 +447,9 @@ mod tests {
             assert_eq!(session.watched(), None, "not reached yet");
             session.hear(5..=5);
             assert_eq!(session.watched(), Some(5));
+            session.answered((Ask::Latest, Ok(vec![header(9, 'a'), header(5, 'a')])));
+            session.publish().await;
+            assert!(session.is_at_head(), "what is above the last header does not count");
             for number in start..=2 {
                 session.finality.next = Some(header(number, 'a').block);
                 session.publish().await;
@@ -608,17 +611,17 @@ mod tests {
             *session.asking.missing_since.as_mut().unwrap() -= MISSING_AFTER;
         };
         // With and without published blocks, and whether a poll or a subscription shows a higher one.
-        for (published, told) in [(0, true), (3, true), (3, false)] {
+        for (published, was_told) in [(0, true), (3, true), (3, false)] {
             session.hear(1..=published);
             session.publish().await;
-            let show = |session: &mut Session<'_>| match told {
+            let show = |session: &mut Session<'_>| match was_told {
                 true => drop(session.answered((Ask::Latest, Ok(vec![header(9_000, 'a')])))),
                 false => drop(session.heard(Head::Number(9_000))),
             };
             show(&mut session);
             missing(&mut session);
             assert_eq!(session.ask(), None);
-            if told {
+            if was_told {
                 assert!(!status(&session).at_head, "the head is higher");
             }
             long_ago(&mut session);
@@ -627,10 +630,10 @@ mod tests {
             let told = why(&session).unwrap();
             assert!(told.contains(&format!("no endpoint has block {},", published + 1)), "{told}");
             // It comes after all, or was never there.
-            if published == 0 {
-                session.answered((Ask::Numbers(1..=1), Ok(vec![header(1, 'a')])));
-            } else {
-                session.answered((Ask::Latest, Ok(vec![header(published, 'a')])));
+            match (published, was_told) {
+                (0, _) => drop(session.answered((Ask::Numbers(1..=1), Ok(vec![header(1, 'a')])))),
+                (_, true) => drop(session.answered((Ask::Latest, Ok(vec![header(3, 'a')])))),
+                (_, false) => session.hear(4..=4),
             }
             assert!(!why(&session).is_some_and(|why| why.contains("no endpoint has block")));
         }

@@ -103,6 +103,7 @@ mod tests {
         };
         timeout(PATIENCE, lost).await.expect("the old subscription is given up");
         assert_eq!(scene.chain.metrics.stalls.get(), 1);
+        assert_eq!(scene.chain.node.endpoints()[0].announced.pushed(), None);
         drop(session);
         let again = timeout(PATIENCE, scene.heads.recv()).await.unwrap();
         assert!(matches!(again, Some(Head::Subscribed)));
