@@ -40,7 +40,7 @@ impl Size {
 }
 
 /// The size of a chain's streams: Redis' estimate from a sample
-/// (<https://redis.io/docs/latest/commands/memory-usage/>), for the entries unless many entries are pending in groups. For each
+/// (<https://redis.io/docs/latest/commands/memory-usage/>), unless many entries are pending in groups. For each
 /// pending entry Redis counts 550 to 1,050 bytes although it takes 90 to 250 (seen on 7.0.15 and 8.2.3; Valkey 9.1.2
 /// counts what it takes), so that a group that reads ahead would make a stream look twice as large. In that case the
 /// estimate is capped at what the entries themselves take.
@@ -48,30 +48,30 @@ pub(crate) async fn size(
     connection: &mut impl ConnectionLike,
     keys: &Keys,
 ) -> Result<Size, ReadError> {
-    let mut size = Size {
-        entries: length(connection, &keys.events).await?,
-        entry_bytes: usage(connection, &keys.events).await?,
-        markers: length(connection, &keys.blocks).await?,
-        marker_bytes: usage(connection, &keys.blocks).await?,
-    };
-    let key = &keys.events;
-    let pending: u64 = groups(connection, key).await?.iter().map(|group| group.pending).sum();
-    if pending > size.entries / FEW_PENDING {
-        let oldest = Page::after(EntryId::MIN, SAMPLE);
-        let mut sample = reader::range(connection, key, oldest).await?;
-        sample.extend(reader::newest(connection, key, SAMPLE).await?);
-        let held: usize = sample.iter().map(bytes).sum();
-        let all = u128::from(size.entries) * held as u128 / sample.len().max(1) as u128;
-        size.entry_bytes = size.entry_bytes.min(all.try_into().unwrap_or(u64::MAX));
-    }
-    Ok(size)
+    let (entries, entry_bytes) = of_stream(connection, &keys.events).await?;
+    let (markers, marker_bytes) = of_stream(connection, &keys.blocks).await?;
+    Ok(Size { entries, entry_bytes, markers, marker_bytes })
 }
 
-/// `MEMORY USAGE`: 0 for a key that does not exist.
-async fn usage(connection: &mut impl ConnectionLike, key: &str) -> Result<u64, ReadError> {
+/// Number of entries of the stream `key`, and about how many bytes they take.
+async fn of_stream(
+    connection: &mut impl ConnectionLike,
+    key: &str,
+) -> Result<(u64, u64), ReadError> {
+    let len = length(connection, key).await?;
     let usage: Option<u64> =
         query(redis::cmd("MEMORY").arg("USAGE").arg(key), connection, key).await?;
-    Ok(usage.unwrap_or(0))
+    let usage = usage.unwrap_or(0);
+    let pending: u64 = groups(connection, key).await?.iter().map(|group| group.pending).sum();
+    if pending <= len / FEW_PENDING {
+        return Ok((len, usage));
+    }
+    let oldest = Page::after(EntryId::MIN, SAMPLE);
+    let mut sample = reader::range(connection, key, oldest).await?;
+    sample.extend(reader::newest(connection, key, SAMPLE).await?);
+    let held: usize = sample.iter().map(bytes).sum();
+    let all = u128::from(len) * held as u128 / sample.len().max(1) as u128;
+    Ok((len, usage.min(all.try_into().unwrap_or(u64::MAX))))
 }
 
 fn bytes(entry: &Entry) -> usize {

@@ -248,11 +248,14 @@ impl<'a> Session<'a> {
                 number >= next
             }
         };
-        // A head that brings nothing new must not delay the next poll.
+        // A head that brings nothing new must not delay the next poll, and nothing may while the newest head, which an
+        // endpoint told of, is above all that there is to ask for: it may have been false.
         if is_news {
             self.asking.silent_polls = 0;
-            self.due.poll = Instant::now() + self.chain.poll_every();
             self.note_answer();
+            if self.has_reached_head() || self.ask().is_some() {
+                self.due.poll = Instant::now() + self.chain.poll_every();
+            }
         }
         end
     }
@@ -311,10 +314,15 @@ impl<'a> Session<'a> {
         self.chain.status.update(|s| s.last_answer = Some(Instant::now()));
     }
 
-    /// Whether everything up to the node's head that the configuration allows is published.
-    fn is_at_head(&self) -> bool {
+    /// Whether the chain is known up to the newest head, as far as it is of interest.
+    fn has_reached_head(&self) -> bool {
         let last = self.last_header();
         self.head.is_some_and(|(head, _)| head.min(last) < self.canonical.next_number())
+    }
+
+    /// Whether everything up to the node's head that the configuration allows is published.
+    fn is_at_head(&self) -> bool {
+        self.has_reached_head()
             && self.lane.is_empty()
             && self.ask().is_none()
             && self.up_to().is_none_or(|up_to| !self.queue.wants_any(up_to))

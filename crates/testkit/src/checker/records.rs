@@ -10,8 +10,10 @@ use ethhook_domain::{Cursor, Encoding, EntryId, Marker, Op};
 
 use super::{Checker, Report};
 
-/// Records of blocks that were final already when they were published are kept this long at most.
-const FINAL_DEDUP_TTL: Duration = Duration::from_secs(60);
+/// Records of blocks that were deep when they were published are kept this long at most.
+const DEEP_DEDUP_TTL: Duration = Duration::from_secs(60);
+/// The newest blocks, at least, were not deep.
+const SHALLOW: u64 = 4;
 /// Dedup records per read.
 const RECORDS: usize = 500;
 
@@ -80,7 +82,7 @@ impl Checker {
     pub(super) async fn compare_dedup_records(
         &self,
         markers: &[(EntryId, Marker)],
-        finalized: Option<u64>,
+        tip: u64,
     ) -> Result<Vec<String>> {
         // Of a block that was added twice, the last marker counts.
         let mut expected: HashMap<B256, (u64, Option<(EntryId, String)>)> = HashMap::new();
@@ -95,10 +97,6 @@ impl Checker {
             };
             expected.insert(marker.hash, (marker.number, record));
         }
-        let now = self.redis_time().await?;
-        let published_before = |ttl: Duration| now.saturating_sub(ttl.as_secs() * 1_000);
-        let oldest = published_before(self.dedup_ttl);
-        let oldest_final = published_before(self.dedup_ttl.min(FINAL_DEDUP_TTL));
         let mut findings = Vec::new();
         let expected: Vec<_> = expected.into_iter().collect();
         for part in expected.chunks(RECORDS) {
@@ -107,10 +105,13 @@ impl Checker {
                 command.arg(format!("seen:{{events:{}}}:{hash}", self.chain_id));
             }
             let found: Vec<Option<String>> = command.query_async(&mut self.redis.clone()).await?;
+            let now = self.redis_time().await?;
+            let published_before = |ttl: Duration| now.saturating_sub(ttl.as_secs() * 1_000);
             for ((hash, (number, expected)), found) in part.iter().zip(found) {
                 let wanted = expected.as_ref().map(|(_, record)| record);
-                let is_final = finalized.is_some_and(|finalized| *number <= finalized);
-                let oldest = if is_final { oldest_final } else { oldest };
+                let may_be_deep = number + SHALLOW < tip;
+                let deep_ttl = self.dedup_ttl.min(DEEP_DEDUP_TTL);
+                let oldest = published_before(if may_be_deep { deep_ttl } else { self.dedup_ttl });
                 let may_be_gone = expected.as_ref().is_some_and(|(last, _)| last.ms <= oldest);
                 if found.as_ref() != wanted && !(found.is_none() && may_be_gone) {
                     findings.push(format!(

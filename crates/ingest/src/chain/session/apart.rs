@@ -49,10 +49,9 @@ impl Session<'_> {
         for endpoint in *endpoints {
             let Some((theirs, announced)) = endpoint.announced.last() else { continue };
             let position = endpoint.metrics.position;
-            let is_silent = |branch: &Branch| {
-                now.saturating_duration_since(branch.last) >= FORGOTTEN_AFTER * reported_after
-            };
-            if branches.get(&position).is_some_and(|known| known.is_reported && is_silent(known)) {
+            let is_silent =
+                now.saturating_duration_since(announced) >= FORGOTTEN_AFTER * reported_after;
+            if branches.get(&position).is_some_and(|branch| branch.is_reported) && is_silent {
                 branches.remove(&position);
                 info!(endpoint = position, "nothing is known of the endpoint's branch any more");
                 endpoint.metrics.apart(false);
@@ -113,14 +112,21 @@ mod tests {
             (4, 'b', 201, false), // long after the last: it may have been back
             (4, 'b', 260, false),
             (4, 'b', 261, true),
-            (6, 'b', 500, true),
-            (6, 'b', 560, true),
-            (6, 'b', 561, false), // it may be gone
+            (6, 'b', 900, true), // it still announces something
         ] {
             second.announced.note_at(header(number, branch).block, at(seconds));
             session.compare_heads(at(seconds));
             assert_eq!((is_apart(0), is_apart(1)), (false, apart), "{number}{branch} at {seconds}");
         }
+        session.compare_heads(at(900 + 299));
+        assert!(is_apart(1));
+        session.compare_heads(at(900 + 300));
+        assert!(!is_apart(1), "it may be gone");
+        second.announced.note_at(header(4, 'b').block, at(2_000));
+        session.compare_heads(at(2_000));
+        second.announced.note_at(header(4, 'b').block, at(2_060));
+        session.compare_heads(at(2_060));
+        assert!(is_apart(1));
         drop(session);
         assert!(!is_apart(1), "nothing is compared any more");
     }

@@ -111,7 +111,8 @@ impl Session<'_> {
             Some(Ask::Latest) => {
                 // The preferred endpoint may lag behind the others without an error.
                 let is_time = if self.chain.has_socket() {
-                    self.asking.silent_polls >= STALLED_POLLS
+                    self.asking.silent_polls > 0
+                        && self.asking.silent_polls.is_multiple_of(STALLED_POLLS)
                 } else {
                     self.asking.silent_polls.is_multiple_of(ALL_EVERY)
                 };
@@ -233,10 +234,11 @@ impl Session<'_> {
         let since = *self.asking.missing_since.get_or_insert_with(Instant::now);
         if since.elapsed() >= MISSING_AFTER {
             let why = format!(
-                "no endpoint has block {number}, though higher ones were announced: if it is too old for them, \
-                 use one that keeps all blocks, or skip it with `ethhook skip`"
+                "no endpoint has block {number}, though higher ones were announced: it may come yet; if it is too \
+                 old for them, add one that keeps all blocks, or go on with the lowest block that they have: \
+                 `ethhook skip --to` it"
             );
-            self.chain.status.stand_still(Cause::Missing, why, Needs::Time);
+            self.chain.status.stand_still(Cause::Missing, why, Needs::Operator);
         }
     }
 
@@ -638,6 +640,28 @@ mod tests {
             assert!(!why(&session).is_some_and(|why| why.contains("no endpoint has block")));
         }
         assert!(session.asking.missing_since.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_false_head_is_corrected_though_heads_keep_coming() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        session.hear(1..=3);
+        session.publish().await;
+        session.answered((Ask::Latest, Ok(vec![header(9_000, 'a')])));
+        session.answered((Ask::Numbers(4..=9_000), Ok(Vec::new())));
+        for number in 4..=6 {
+            let due = session.due.poll;
+            session.hear(number..=number);
+            session.publish().await;
+            assert_eq!(session.due.poll, due, "the poll is not postponed");
+            assert!(!session.is_at_head());
+            session.answered((Ask::Latest, Ok(vec![header(number, 'a')])));
+        }
+        assert!(session.is_at_head(), "three times told otherwise");
+        let due = session.due.poll;
+        session.hear(7..=7);
+        assert!(session.due.poll > due);
     }
 
     #[tokio::test]

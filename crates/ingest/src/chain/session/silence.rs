@@ -14,13 +14,16 @@ pub(super) struct Silence<'a> {
     heard: BTreeMap<usize, Heard>,
 }
 
+#[derive(Default)]
 struct Heard {
-    /// When the subscription last sent a head, or began.
-    at: Instant,
+    /// When the subscription last sent a head, or began; none without one.
+    at: Option<Instant>,
     /// The newest head known then.
     head: Option<u64>,
     /// Since when a newer one is known.
     missed_since: Option<Instant>,
+    /// How many times it was made anew since it last sent a head.
+    anew: u32,
 }
 
 impl<'a> Silence<'a> {
@@ -29,36 +32,51 @@ impl<'a> Silence<'a> {
     }
 }
 
+/// A head this far above the newest known one says nothing.
+const FAR_ABOVE: u64 = 1_000;
+/// The wait for the heads of a subscription doubles this many times at most.
+const DOUBLINGS: u32 = 6;
+
 impl Session<'_> {
     /// Subscribes again where a subscription has not sent the newer head that is known, from another endpoint or a
-    /// poll, for as long as heads are waited for. Otherwise it would be noticed only once no other brings heads.
+    /// poll, for as long as heads are waited for, and longer each time in a row. Otherwise it would be noticed only once
+    /// no other brings heads.
     pub(super) fn watch_subscriptions(&mut self, now: Instant) {
         let newest = self.head.map(|(number, _)| number);
         let Silence { endpoints, heard } = &mut self.silence;
         for endpoint in *endpoints {
             let position = endpoint.metrics.position;
-            let Some((number, at)) = endpoint.announced.pushed() else {
-                heard.remove(&position);
-                continue;
-            };
-            let known = newest.map(|newest| newest.max(number));
-            let fresh = || Heard { at, head: known, missed_since: None };
-            let heard = heard.entry(position).or_insert_with(fresh);
-            if heard.at != at || heard.head.is_none() {
-                *heard = fresh();
+            let heard = heard.entry(position).or_default();
+            let pushed = endpoint.announced.pushed();
+            let is_new = heard.at != pushed.map(|(_, at)| at);
+            heard.at = pushed.map(|(_, at)| at);
+            let (Some(newest), Some((number, at))) = (newest, pushed) else { continue };
+            if is_new && number > 0 {
+                heard.anew = 0;
             }
-            if newest <= heard.head {
+            // A subscription that has just begun need not send what came before.
+            let begins = number == 0 && now.duration_since(at) < self.chain.poll_every();
+            let went_back = heard.head.is_some_and(|head| head > newest.saturating_add(FAR_ABOVE));
+            if is_new || begins || went_back || heard.head.is_none() {
+                let ahead =
+                    Some(number).filter(|number| *number <= newest.saturating_add(FAR_ABOVE));
+                heard.head = ahead.max(Some(newest));
+                heard.missed_since = None;
+            }
+            if Some(newest) <= heard.head {
                 continue;
             }
             let since = *heard.missed_since.get_or_insert(now);
-            if now.duration_since(since) >= self.chain.poll_every() {
+            let patience = self.chain.poll_every() * 2_u32.pow(heard.anew.min(DOUBLINGS));
+            if now.duration_since(since) >= patience {
                 warn!(
                     endpoint = position,
                     "the head rises, but the subscription is silent: subscribing again"
                 );
                 self.chain.metrics.stalls.inc();
                 endpoint.resubscribe();
-                (heard.head, heard.missed_since) = (newest, None);
+                heard.anew += 1;
+                (heard.head, heard.missed_since) = (Some(newest), None);
             }
         }
     }
@@ -89,7 +107,7 @@ mod tests {
         assert!(matches!(subscribed, Some(Head::Subscribed)));
         let is_up = || scene.metrics.endpoints("local", &[true])[0].subscribed == Some(true);
         let mut session = scene.session().await;
-        let now = Instant::now();
+        let now = Instant::now() + scene.chain.poll_every();
         session.head = Some((1, 1));
         session.watch_subscriptions(now);
         session.head = Some((2, 2));
@@ -130,7 +148,17 @@ mod tests {
             (20, [None, Some(9)], Some(9), 0),
             (21, [None, Some(10)], Some(10), 1), // it has missed one for long enough
             (22, [None, Some(11)], Some(11), 1),
-            (23, [None, Some(12)], Some(12), 2), // its new one is silent too
+            (23, [None, Some(12)], Some(12), 1), // and once more it is waited for
+            (24, [None, Some(13)], Some(13), 2), // twice as long
+            (25, [None, Some(14)], Some(14), 2),
+            (27, [None, Some(15)], Some(15), 2),
+            (29, [None, Some(16)], Some(16), 3),
+            (30, [Some(17), None], Some(17), 3), // it lives
+            (31, [None, Some(18)], Some(18), 3),
+            (32, [None, Some(19)], Some(19), 4), // the first time anew
+            (33, [Some(9_000), None], Some(20), 4), // which says nothing
+            (34, [None, Some(21)], Some(21), 4),
+            (35, [None, Some(22)], Some(22), 5),
         ] {
             let now = at(polls);
             for (announced, pushed) in [first, second].into_iter().zip(pushes) {
@@ -146,7 +174,7 @@ mod tests {
         session.head = Some((99, 99));
         session.watch_subscriptions(at(40));
         session.watch_subscriptions(at(50));
-        assert_eq!(scene.chain.metrics.stalls.get(), 3, "only the second is there");
+        assert_eq!(scene.chain.metrics.stalls.get(), 6, "only the second is there");
     }
 
     #[tokio::test]
