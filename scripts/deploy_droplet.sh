@@ -10,8 +10,10 @@
 #
 # The user must be root, or able to run sudo without a password. The commit that is checked out is
 # deployed: to roll back, check out the previous one and run this again. Monitoring is started too if the
-# configuration sets COMPOSE_PROFILES=monitoring. Files in docker/alertmanager/secrets are copied as well.
+# configuration sets COMPOSE_PROFILES=monitoring. docker/ethhook/ethhook.toml and the files in
+# docker/alertmanager/secrets are copied as well, where they exist.
 set -euo pipefail
+called_from=$PWD
 cd "$(dirname "$0")/.."
 
 # Its directory on the host; overridden only in tests.
@@ -20,7 +22,7 @@ directory=${ETHHOOK_DIR:-/opt/ethhook}
 ALERTMANAGER_GROUP=65534
 HEALTHY_SECONDS=600
 
-usage() { sed -n '2,15s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,16s/^# \{0,1\}//p' "$0"; }
 say() { printf '==== %s\n' "$*"; }
 fail() {
   printf 'deploy_droplet.sh: %s\n' "$*" >&2
@@ -39,7 +41,7 @@ while [ $# -gt 0 ]; do
       ;;
     --env)
       [ $# -ge 2 ] || fail "--env needs a file"
-      env_file=$2
+      case $2 in /*) env_file=$2 ;; *) env_file=$called_from/$2 ;; esac
       [ -r "$env_file" ] || fail "cannot read $env_file"
       shift
       ;;
@@ -104,6 +106,10 @@ if [ -n "$env_file" ]; then
 else
   remote "Keeping the configuration of the host" \
     "[ -s $directory/.env ] || { echo 'no .env here or on the host: copy .env.example to .env and set a URL' >&2; exit 1; }" </dev/null
+fi
+toml=docker/ethhook/ethhook.toml
+if [ -r "$toml" ]; then
+  remote "Copying $toml" "cd $directory && umask 022 && cat >$toml.new && mv $toml.new $toml" <"$toml"
 fi
 for secret in slack_url pagerduty_key; do
   file=docker/alertmanager/secrets/$secret

@@ -120,7 +120,7 @@ if settings=$("$ethhook" check-config 2>"$errors"); then
 elif [ ! -e .env ] && [ "$(wc -l <"$errors")" -eq 1 ] && grep -q 'no chain is set' "$errors"; then
   demo=1
   home=data/demo
-  # Other settings, such as ports and Redis, apply to the demo as well.
+  # Other settings, such as ports, apply to the demo as well.
   settings=$(LOCAL_WS_URL=ws://127.0.0.1:1 "$ethhook" check-config)
 else
   cat "$errors" >&2
@@ -149,6 +149,7 @@ start_redis() {
       # Check that it is ours: another process may have taken the port first.
       if redis-cli -p "$port" info server 2>/dev/null | grep -q "^process_id:$redis_pid"; then
         until redis-cli -p "$port" ping 2>/dev/null | grep -q PONG; do sleep 0.1; done
+        unset REDIS_URL_FILE REDIS_HOST REDIS_PORT REDIS_PASSWORD REDIS_PASSWORD_FILE
         export REDIS_URL=redis://127.0.0.1:$port
         own_redis=REDIS_URL=$REDIS_URL
         redis_cli="redis-cli -p $port"
@@ -181,7 +182,9 @@ reset_demo_if_old() {
 }
 
 if [ -n "$demo" ]; then reset_demo_if_old; fi
-if is_set REDIS_URL || is_set REDIS_HOST || is_set REDIS_PORT || is_set REDIS_PASSWORD; then
+# Not for the demo: its chains have the ids of real ones.
+if [ -z "$demo" ] \
+  && { is_set REDIS_URL || is_set REDIS_HOST || is_set REDIS_PORT || is_set REDIS_PASSWORD; }; then
   say "Using the configured Redis"
   redis_cli="redis-cli -u \"\$REDIS_URL\""
 else

@@ -102,6 +102,20 @@ cmp -s Cargo.lock "$ETHHOOK_DIR/Cargo.lock" || [ -n "$(git status --porcelain Ca
 [ ! -e "$ETHHOOK_DIR/of-an-older-version" ] || fail "a file of an older version is still there"
 [ -e "$ETHHOOK_DIR/docker/alertmanager/secrets/slack_url" ] || fail "a secret on the host is gone"
 
+# A file is named from where the script is called, and a description of other chains is copied too, where there is one.
+: >"$machine/calls"
+toml=docker/ethhook/ethhook.toml
+if [ ! -e "$toml" ]; then
+  trap 'rm -rf "$work" "$toml"' EXIT
+  echo '[chains.gnosis]' >"$toml"
+  script=$PWD/scripts/deploy_droplet.sh
+  (cd "$work" && "$script" --env right.env operator@host >"$work/out" 2>&1) || fail "it failed: $(cat "$work/out")"
+  cmp -s "$toml" "$ETHHOOK_DIR/$toml" || fail "$toml differs"
+  rm "$toml"
+  deploy --env "$work/right.env" || fail "it failed: $(cat "$work/out")"
+  [ -e "$ETHHOOK_DIR/$toml" ] || fail "the host's $toml is gone"
+fi
+
 # With an image built here, and the host's configuration.
 : >"$machine/calls"
 if [ ! -e .env ]; then
@@ -110,4 +124,4 @@ if [ ! -e .env ]; then
   not_called "compose build"
   cmp -s "$work/right.env" "$ETHHOOK_DIR/.env" || fail "the host's .env was not kept"
 fi
-echo "ok -- deployed three times"
+echo "ok -- deployed five times"

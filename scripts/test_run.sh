@@ -40,8 +40,9 @@ grep -q '^block_number$' "$work/entry" || fail "no entry: $(cat "$work/entry")"
 (eval "$(printed Commands)") >"$work/status" || fail "status: $(cat "$work/status")"
 grep -q 'All is well' "$work/status" || fail "status: $(cat "$work/status")"
 page=$(printed Page)
-curl -fsS "${page%% *}" | grep -q '<html' || fail "no page at $page"
-curl -fsS "$(printed Metrics)" | grep -q '^ethhook_published_block{' || fail "no metrics"
+curl -fsS -o "$work/page" "${page%% *}" && grep -q '<html' "$work/page" || fail "no page at $page"
+curl -fsS -o "$work/metrics" "$(printed Metrics)" && grep -q '^ethhook_published_block{' "$work/metrics" \
+  || fail "no metrics"
 
 kill -TERM "$pid"
 wait "$pid" || fail "it ends with status $?"

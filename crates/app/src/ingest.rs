@@ -100,7 +100,7 @@ impl Ready {
 
     async fn run(self, mut signals: Signals, with_progress: bool) -> anyhow::Result<Exit> {
         let Self { config, streams, server, metrics_listener, health_listener } = self;
-        let options = config.service.options(server.maxmemory, config.chains.len());
+        let options = config.service.options(config.chains.len());
         if !server.appends {
             tracing::warn!(
                 "Redis has no append-only file: a restart of Redis loses all streams, and each chain starts \

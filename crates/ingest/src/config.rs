@@ -61,6 +61,34 @@ pub enum StartBlock {
     Number(u64),
 }
 
+/// The byte cap of one chain's streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ByteCap {
+    /// This many bytes.
+    Bytes(u64),
+    /// An even part of what all streams may take of Redis' memory, for this many chains.
+    Share(u64),
+}
+
+impl ByteCap {
+    /// What all streams together may take of `maxmemory`, in percent. The rest is for dedup records, groups, and the copy
+    /// that Redis makes while it rewrites its append-only file.
+    const PERCENT: u64 = 60;
+    /// Assumed memory of a Redis without `maxmemory`: 512 MB.
+    const UNBOUNDED: u64 = 512 * 1024 * 1024;
+
+    /// In bytes, where Redis has this limit (none if unlimited).
+    #[must_use]
+    pub fn bytes(self, maxmemory: Option<u64>) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Share(chains) => {
+                maxmemory.unwrap_or(Self::UNBOUNDED) / 100 * Self::PERCENT / chains.max(1)
+            }
+        }
+    }
+}
+
 /// Options shared by all chains of a process.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -79,8 +107,8 @@ pub struct Options {
     pub retention: Duration,
     /// A group that has not read for this long, although entries wait, raises an alarm.
     pub group_idle_alarm: Duration,
-    /// Byte cap of one chain's event stream.
-    pub stream_max_bytes: u64,
+    /// Byte cap of one chain's streams.
+    pub stream_max_bytes: ByteCap,
     /// For `/ready`: the greatest allowed difference in block time between the head and the tip.
     pub ready_max_lag: Duration,
 }

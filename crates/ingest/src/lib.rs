@@ -19,7 +19,7 @@ pub mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use config::{ChainConfig, EndpointConfig, Fetch, Options, StartBlock};
+pub use config::{ByteCap, ChainConfig, EndpointConfig, Fetch, Options, StartBlock};
 use ethhook_streams::Streams;
 pub use metrics::{EndpointState, Metrics};
 pub use rpc::BreakerState;

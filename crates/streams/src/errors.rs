@@ -207,6 +207,8 @@ fn kind_of_code(code: &str, detail: &str) -> FailureKind {
         "ERR" if detail.contains("requires the key to exist") => FailureKind::NoKey,
         // How Redis 7.0 reports NOPERM from within a script.
         "ERR" if detail.starts_with("The user executing") => FailureKind::Denied,
+        // And for a command with which the connection begins.
+        "ERR" if detail.contains("has no permissions to run") => FailureKind::Denied,
         _ => FailureKind::Other,
     }
 }

@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use alloy_primitives::{Address, B256, Bytes};
-use ethhook_domain::{BlockRef, Cursor, ProcessedEvent, Proof};
+use ethhook_domain::{BlockRef, ChainId, Cursor, ProcessedEvent, Proof};
 use redis::Value;
 use redis::aio::MultiplexedConnection;
 
@@ -154,6 +154,19 @@ impl Streams {
         Ok(None)
     }
 
+    /// The `maxmemory` of the chain's master in bytes; none if there is no limit. It may be changed while this program
+    /// runs.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn maxmemory(&self, chain: ChainId) -> Result<Option<u64>, ReadError> {
+        let keys = Keys::of(chain);
+        let mut command = redis::cmd("INFO");
+        command.arg("memory");
+        let info: String = query(&command, &mut *self.pooled(&keys).await?, &keys.events).await?;
+        Ok(maxmemory(&info))
+    }
+
     fn unavailable(&self, failure: RedisFailure) -> PreflightError {
         PreflightError::Unavailable { address: self.address(), failure }
     }
@@ -168,6 +181,10 @@ fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
 fn eviction(info: &str) -> Option<&str> {
     let policy = field(info, "maxmemory_policy").unwrap_or("unknown");
     (policy != "noeviction").then_some(policy)
+}
+
+fn maxmemory(info: &str) -> Option<u64> {
+    field(info, "maxmemory").and_then(|bytes| bytes.parse().ok()).filter(|bytes| *bytes > 0)
 }
 
 /// Evaluates the reply to `INFO`.
@@ -193,7 +210,7 @@ fn examine(info: &str, streams: &Streams) -> Result<ServerInfo, PreflightError> 
             Some(valkey) => format!("Valkey {valkey}"),
             None => version.to_owned(),
         },
-        maxmemory: field("maxmemory").and_then(|bytes| bytes.parse().ok()).filter(|b| *b > 0),
+        maxmemory: maxmemory(info),
         appends: field("aof_enabled") == Some("1"),
     })
 }

@@ -55,6 +55,8 @@ pub struct Swept {
     pub held_by_group: Option<String>,
     /// Bytes of both streams after the sweep, estimated.
     pub bytes: u64,
+    /// Their byte cap.
+    pub max_bytes: u64,
     /// Whether the sweep ended at its limit, so that the next one should follow at once.
     pub has_more: bool,
     /// Entries of the event stream after the sweep.
@@ -88,7 +90,8 @@ pub(crate) async fn sweep(
     let size = size(connection, keys).await?;
     let (len, bytes) = (size.entries, size.bytes());
     let (holds, groups) = look_at_groups(connection, &keys.events, len, now_ms).await?;
-    let mut swept = Swept { len, bytes, groups, ..Swept::default() };
+    let max_bytes = policy.max_bytes;
+    let mut swept = Swept { len, bytes, max_bytes, groups, ..Swept::default() };
     let Some(cursor) = reader::cursor(connection, keys).await? else { return Ok(swept) };
     let Some(finalized) = cursor.finalized() else { return Ok(swept) };
     let keep_ms = policy.keep.as_millis().try_into().unwrap_or(u64::MAX);

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use ethhook_domain::Encoding;
-use ethhook_ingest::Options;
+use ethhook_ingest::{ByteCap, Options};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -32,11 +32,9 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// The ingestor's options. `maxmemory` is Redis' limit in bytes (none if unlimited), shared by
-    /// this number of `chains`.
-    pub(crate) fn options(&self, maxmemory: Option<u64>, chains: usize) -> Options {
-        let all = maxmemory.unwrap_or(UNBOUNDED_MAXMEMORY) / 100 * STREAMS_PERCENT;
-        let share = all / u64::try_from(chains.max(1)).unwrap_or(u64::MAX);
+    /// The ingestor's options, for this number of chains.
+    pub(crate) fn options(&self, chains: usize) -> Options {
+        let share = ByteCap::Share(u64::try_from(chains).unwrap_or(u64::MAX));
         Options {
             instance_id: self.instance_id.clone(),
             lease_ttl: self.lease_ttl,
@@ -45,7 +43,7 @@ impl Service {
             encoding: self.encoding,
             retention: self.retention,
             group_idle_alarm: self.group_idle_alarm,
-            stream_max_bytes: self.stream_max_bytes.unwrap_or(share),
+            stream_max_bytes: self.stream_max_bytes.map_or(share, ByteCap::Bytes),
             ready_max_lag: self.ready_max_lag,
         }
     }
@@ -55,7 +53,7 @@ impl Service {
         let (each, memory) = (self.stream_max_bytes?, maxmemory?);
         let chains = u64::try_from(chains.max(1)).unwrap_or(u64::MAX);
         (each.saturating_mul(chains) > memory).then(|| {
-            let fitting = memory / 100 * STREAMS_PERCENT / chains;
+            let fitting = ByteCap::Share(chains).bytes(Some(memory));
             format!(
                 "STREAM_MAX_BYTES={each} for each of {chains} chains is more than Redis' maxmemory of {memory}: Redis may \
                  be full, and the chains stand still, before old entries are removed; set at most {fitting}, or raise \
@@ -84,13 +82,6 @@ pub(crate) enum LogFormat {
 
 /// Maximum of any period, in hours: 100 years.
 const MAX_HOURS: u64 = 24 * 366 * 100;
-
-/// Share of Redis' memory for event streams; the rest is for markers, dedup records, copy-on-write
-/// while it forks, and other data.
-const STREAMS_PERCENT: u64 = 60;
-
-/// Assumed memory of a Redis without `maxmemory`: 512 MB.
-const UNBOUNDED_MAXMEMORY: u64 = 512 * 1024 * 1024;
 
 /// More than the number of chains worth following.
 const MAX_CHAINS: u32 = 1_000;

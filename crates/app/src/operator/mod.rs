@@ -125,7 +125,7 @@ mod tests {
         let inputs = Inputs { env: env.into(), env_file: None, toml: None, host_name };
         let mut config = Config::load(&inputs).unwrap();
         let streams = ethhook_streams::Streams::new(config.redis.clone()).unwrap();
-        let options = config.service.options(None, 1);
+        let options = config.service.options(1);
         (redis, Target { chain: config.take_chain("local").unwrap(), options, streams })
     }
 

@@ -103,7 +103,9 @@ async fn resolve(target: &Target, inquiry: &Inquiry, to: To) -> anyhow::Result<H
         }
     };
     let header = inquiry.header(Which::Number(number)).await?;
-    header.with_context(|| format!("the node has no block {number}"))
+    header.with_context(|| {
+        format!("the node has no block {number}: choose the lowest one that it has, above those that are missing")
+    })
 }
 
 /// Refuses if the node has other blocks at the end of the stream, because blocks below a gap can no

@@ -180,9 +180,16 @@ fn read<T: FromRedisValue>(fields: &HashMap<String, Value>, name: &str) -> Optio
     T::from_redis_value_ref(fields.get(name)?).ok()
 }
 
-/// A name as text; Redis accepts any bytes.
+/// A name as text that may be shown: Redis accepts any bytes, those that control a terminal as well.
 fn as_text(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).into_owned()
+    let mut text = String::new();
+    for c in String::from_utf8_lossy(name).chars() {
+        match c {
+            c if c.is_control() => text.extend(c.escape_default()),
+            c => text.push(c),
+        }
+    }
+    text
 }
 
 fn consumer(fields: &HashMap<String, Value>) -> Option<Consumer> {

@@ -13,8 +13,9 @@ use crate::keys::Keys;
 use crate::reader::{self, ReadError, query, unexpected};
 
 impl Streams {
-    /// A reader of `chain`'s events as `consumer` of `group`: it reads its pending entries first, then new ones. Each
-    /// wait lasts at most `block`.
+    /// A reader of `chain`'s events as `consumer` of `group`: it reads its pending entries first, then new ones, and its
+    /// pending ones again whenever there is nothing new: they may have been claimed for it. Each wait lasts at most
+    /// `block`.
     #[must_use]
     pub fn group_reader(
         &self,
@@ -55,7 +56,7 @@ impl fmt::Debug for GroupReader {
 
 impl GroupReader {
     /// The next events, at most `count`, with their IDs; none if nothing came in time. After processing, pass them to
-    /// [`GroupReader::acknowledge`]. Entries that retention removed before they were read are acknowledged here.
+    /// [`GroupReader::acknowledge`], before the next call. Entries that retention removed before they were read are acknowledged here.
     ///
     /// # Errors
     /// See [`GroupError`]. Afterwards, all pending entries are read again.
@@ -90,7 +91,11 @@ impl GroupReader {
                 // All pending entries have been read.
                 (own_after @ Some(_), None) => *own_after = None,
                 (Some(own_after), Some(last)) => *own_after = last,
-                (None, _) => {}
+                (own_after @ None, None) => {
+                    *own_after = Some(EntryId::MIN);
+                    return Ok(Vec::new());
+                }
+                (None, Some(_)) => {}
             }
             if entries.is_empty() && (self.own_after.is_some() || !gone.is_empty()) {
                 continue;

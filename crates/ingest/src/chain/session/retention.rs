@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::{Running, Session, gauge};
+use crate::config::ByteCap;
 use crate::status::{Cause, Needs};
 
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -29,13 +30,19 @@ impl Session<'_> {
     pub(super) fn start_sweep(&mut self, now: Instant) {
         if self.retention.sweep.is_none() && now >= self.due.retention {
             self.due.retention = now + SWEEP_EVERY;
-            let policy = RetentionPolicy {
-                keep: self.chain.options.retention,
-                max_bytes: self.chain.options.stream_max_bytes,
-                following_head: !self.is_backfilling(),
-            };
             let (id, streams) = (self.chain.id(), &self.chain.streams);
-            self.retention.sweep = Some(async move { streams.sweep(id, &policy).await }.boxed());
+            let (keep, cap) = (self.chain.options.retention, self.chain.options.stream_max_bytes);
+            let following_head = !self.is_backfilling();
+            let sweep = async move {
+                // An operator may have given Redis more memory.
+                let maxmemory = match cap {
+                    ByteCap::Bytes(_) => None,
+                    ByteCap::Share(_) => streams.maxmemory(id).await?,
+                };
+                let max_bytes = cap.bytes(maxmemory);
+                streams.sweep(id, &RetentionPolicy { keep, max_bytes, following_head }).await
+            };
+            self.retention.sweep = Some(sweep.boxed());
         }
     }
 
@@ -50,7 +57,7 @@ impl Session<'_> {
                 metrics.trimmed.inc_by(swept.trimmed_entries);
                 metrics.stream_entries.set(gauge(swept.len));
                 metrics.stream_bytes.set(gauge(swept.bytes));
-                let full = swept.bytes > self.chain.options.stream_max_bytes;
+                let full = swept.bytes > swept.max_bytes;
                 self.retention.waits_for_room = full && swept.held_by_group.is_some();
                 if self.retention.waits_for_room && self.is_backfilling() {
                     let group = swept.held_by_group.as_deref().unwrap_or_default();
@@ -119,6 +126,7 @@ fn is_idle(lag: &GroupLag, alarm_after: Duration) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::finished;
     use super::super::scene::Scene;
     use super::*;
     use crate::config::ChainConfig;
@@ -158,9 +166,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn g8_a_backfill_that_waits_for_a_group_says_so_until_there_is_room() {
+    async fn g8_more_memory_for_redis_is_more_room_for_streams_at_once() {
         let mut scene = Scene::of(ChainConfig::local([])).await;
-        scene.chain.options.stream_max_bytes = 9;
+        scene.chain.options.stream_max_bytes = ByteCap::Share(4);
+        let mut session = scene.session().await;
+        for maxmemory in [100_000_000, 200_000_000, 0] {
+            let set = format!("CONFIG SET maxmemory {maxmemory}");
+            scene.redis.ask::<String>(&set).await.unwrap();
+            session.start_sweep(session.due.retention);
+            let swept = finished(&mut session.retention.sweep).await.unwrap();
+            let expected = if maxmemory > 0 { maxmemory * 15 / 100 } else { 80_530_635 };
+            assert_eq!(swept.max_bytes, expected, "{maxmemory}");
+            session.swept(Ok(swept));
+        }
+    }
+
+    #[tokio::test]
+    async fn g8_a_backfill_that_waits_for_a_group_says_so_until_there_is_room() {
+        let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;
         let told = || {
             let (_, status) = scene.board.snapshot().remove(0);
@@ -173,7 +196,7 @@ mod tests {
             (9, None, false),
         ] {
             let held_by_group = group.map(str::to_owned);
-            session.swept(Ok(Swept { bytes, held_by_group, ..Swept::default() }));
+            session.swept(Ok(Swept { bytes, max_bytes: 9, held_by_group, ..Swept::default() }));
             assert_eq!(session.retention.waits_for_room, waits);
             assert_eq!(told().is_some_and(|why| why.contains("the group `slow`")), waits);
         }
@@ -182,6 +205,7 @@ mod tests {
         session.publish().await;
         session.swept(Ok(Swept {
             bytes: 10,
+            max_bytes: 9,
             held_by_group: Some("slow".into()),
             ..Swept::default()
         }));

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use super::Session;
 use crate::chain::Chain;
 use crate::chain::open::Opened;
-use crate::config::{ChainConfig, Options};
+use crate::config::{ByteCap, ChainConfig, Options};
 use crate::metrics::ChainMetrics;
 use crate::node::Node;
 use crate::rpc::Head;
@@ -57,7 +57,7 @@ impl Scene {
                 encoding: Encoding::Fields,
                 retention: Duration::from_secs(3_600),
                 group_idle_alarm: Duration::from_secs(3_600),
-                stream_max_bytes: u64::MAX,
+                stream_max_bytes: ByteCap::Bytes(u64::MAX),
                 ready_max_lag: Duration::from_secs(60),
             },
             streams: Streams::new(RedisConfig::new(Secret::new(redis.url()))).unwrap(),
