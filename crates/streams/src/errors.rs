@@ -259,6 +259,7 @@ mod tests {
             ("ERR max number of clients reached", "connection", true),
             ("NOPERM this user has no permissions to run the 'xadd' command", "denied", false),
             ("ERR The user executing the script can't run this command", "denied", false),
+            ("ERR this user has no permissions to run the 'select' command", "denied", false),
             ("NOAUTH Authentication required.", "authentication", false),
             ("WRONGPASS invalid username-password pair", "authentication", false),
             ("ERR no such key", "no_key", false),

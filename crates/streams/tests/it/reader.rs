@@ -205,6 +205,37 @@ async fn a_group_reader_is_given_again_what_a_failure_left_open() {
     assert_eq!([first, rest].concat(), all);
 }
 
+#[tokio::test]
+async fn a_group_reader_is_given_what_was_claimed_for_it() {
+    let mut redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add_all(&mut publisher, 1..=1, 4).await;
+    redis.ask::<String>("XGROUP CREATE events:7 g 0").await;
+    let wait = Duration::from_millis(50);
+    let mut reader = redis.streams.group_reader(CHAIN, "g", "c", wait);
+    redis.ask::<redis::Value>("XREADGROUP GROUP g dead COUNT 2 STREAMS events:7 >").await;
+    let rest = given(&mut reader).await;
+    reader.acknowledge(&rest).await.unwrap();
+    assert_eq!((rest.len(), reader.next(5).await.unwrap().len()), (2, 0));
+    redis.ask::<redis::Value>("XAUTOCLAIM events:7 g c 0 0").await;
+    let claimed = given(&mut reader).await;
+    let all: Vec<_> = redis.events().await.into_iter().map(|(id, _)| id).collect();
+    assert_eq!([claimed, rest].concat(), all);
+}
+
+#[tokio::test]
+async fn a_name_that_would_control_a_terminal_is_shown_escaped() {
+    let redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add_all(&mut publisher, 1..=1, 1).await;
+    let mut connection = redis.server.connection().await.unwrap();
+    let mut create = redis::cmd("XGROUP");
+    create.arg("CREATE").arg("events:7").arg("x\nAll is well.\u{1b}[2J é").arg("0");
+    create.exec_async(&mut connection).await.unwrap();
+    let standing = redis.streams.standing(CHAIN).await.unwrap();
+    assert_eq!(standing.groups[0].group, r"x\nAll is well.\u{1b}[2J é");
+}
+
 /// The IDs of the next entries, at most 5.
 async fn given(reader: &mut GroupReader) -> Vec<EntryId> {
     loop {
