@@ -118,7 +118,8 @@ pub(crate) const CHAIN: &[Key] = &[
     secret(
         "HTTP_URL",
         "http:// or https://, likewise. Requests are sent here if set, else over the WebSocket. The\n\
-         first of these and the first WebSocket URL form one endpoint, and so on.",
+         first of these and the first WebSocket URL form one endpoint, and so on. Without a WebSocket\n\
+         URL, the head is polled once per block time (every 12 s at least).",
     ),
     key(
         "START_BLOCK",

@@ -239,10 +239,11 @@ impl Node {
     async fn body(&self, attempt: &Attempt<'_>, header: &Header) -> Result<Body, NodeError> {
         if self.way(attempt.endpoint(), 1) == About::Receipts {
             match self.receipts_of(attempt, header).await {
-                Err(NodeError::Rpc(error @ RpcError::NotOffered(_))) => {
-                    self.note_lack(attempt.endpoint(), &error);
+                Err(NodeError::Rpc(RpcError::NotOffered(said))) => {
+                    self.note_lack(attempt.endpoint(), &RpcError::NotOffered(said.clone()));
                     if self.needs_receipts() {
-                        return Err(error.into());
+                        let method = About::Receipts.method();
+                        return Err(RpcError::NotOffered(format!("{method}: {said}")).into());
                     }
                 }
                 other => return other,
