@@ -21,6 +21,10 @@ fail() {
   sed 's/^/  out: /' "$work/out" >&2
   exit 1
 }
+shows() { # URL PATTERN
+  curl -fsS -o "$work/shown" "$1" || fail "nothing at $1"
+  grep -q "$2" "$work/shown" || fail "no $2 at $1"
+}
 printed() { sed -n "s/^$1: *//p" "$work/out"; }
 
 cp -r scripts "$work/scripts"
@@ -40,9 +44,8 @@ grep -q '^block_number$' "$work/entry" || fail "no entry: $(cat "$work/entry")"
 (eval "$(printed Commands)") >"$work/status" || fail "status: $(cat "$work/status")"
 grep -q 'All is well' "$work/status" || fail "status: $(cat "$work/status")"
 page=$(printed Page)
-curl -fsS -o "$work/page" "${page%% *}" && grep -q '<html' "$work/page" || fail "no page at $page"
-curl -fsS -o "$work/metrics" "$(printed Metrics)" && grep -q '^ethhook_published_block{' "$work/metrics" \
-  || fail "no metrics"
+shows "${page%% *}" '<html'
+shows "$(printed Metrics)" '^ethhook_published_block{'
 
 kill -TERM "$pid"
 wait "$pid" || fail "it ends with status $?"
