@@ -495,6 +495,18 @@ impl Node {
         order
     }
 
+    /// The order for the contents of blocks: by wait, but those that refused receipts lately last, where there is
+    /// no other way.
+    fn for_contents(&self) -> Vec<&Endpoint> {
+        let mut order = self.by_wait();
+        if self.needs_receipts() {
+            order.sort_by_cached_key(|endpoint| {
+                (endpoint.is_set_aside(), !endpoint.offers_receipts())
+            });
+        }
+        order
+    }
+
     /// The answers of all endpoints that have one, and the failures of the others.
     async fn each<'a, T, F>(
         &'a self,

@@ -27,7 +27,8 @@ pub struct ManualSpec {
     pub empty_every: u64,
     /// Time of block 0, unix seconds.
     pub genesis_time: u64,
-    /// Difference between consecutive timestamps; nothing waits for it.
+    /// Time between blocks; nothing waits for it. A block's timestamp is up to 7 s later, and less than a block time, so
+    /// that two blocks at one height differ.
     pub block_time: Duration,
 }
 

@@ -51,8 +51,8 @@ pub(crate) const GLOBAL: &[Key] = &[
     key(
         "DEDUP_TTL_SECONDS",
         "86400",
-        "How long a block's dedup record is kept. This only limits memory: correctness depends on\n\
-         the cursor.",
+        "How long a block's dedup record is kept; that of a block far below the head a minute at most.\n\
+         This only limits memory: correctness depends on the cursor.",
     ),
     key(
         "STREAM_ENCODING",

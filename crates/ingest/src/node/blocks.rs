@@ -89,18 +89,6 @@ impl Node {
         }
     }
 
-    /// The order for the contents of blocks: by wait, but those that refused receipts lately last, where there is
-    /// no other way.
-    fn for_contents(&self) -> Vec<&Endpoint> {
-        let mut order = self.by_wait();
-        if self.needs_receipts() {
-            order.sort_by_cached_key(|endpoint| {
-                (endpoint.is_set_aside(), !endpoint.offers_receipts())
-            });
-        }
-        order
-    }
-
     /// How to fetch this many blocks, from what the endpoint offers and the operator allows: the
     /// cheaper way if both would do, and at the same cost receipts, which prove more.
     pub(super) fn way(&self, endpoint: &Endpoint, blocks: usize) -> About {
@@ -239,11 +227,10 @@ impl Node {
     async fn body(&self, attempt: &Attempt<'_>, header: &Header) -> Result<Body, NodeError> {
         if self.way(attempt.endpoint(), 1) == About::Receipts {
             match self.receipts_of(attempt, header).await {
-                Err(NodeError::Rpc(RpcError::NotOffered(said))) => {
-                    self.note_lack(attempt.endpoint(), &RpcError::NotOffered(said.clone()));
+                Err(NodeError::Rpc(error @ RpcError::NotOffered(_))) => {
+                    self.note_lack(attempt.endpoint(), &error);
                     if self.needs_receipts() {
-                        let method = About::Receipts.method();
-                        return Err(RpcError::NotOffered(format!("{method}: {said}")).into());
+                        return Err(error.into());
                     }
                 }
                 other => return other,
@@ -279,6 +266,12 @@ impl Node {
             // of.
             answer = ask(json!([Quantity(block.number)])).await;
         }
+        let answer = answer.map_err(|error| match error {
+            RpcError::NotOffered(said) => {
+                RpcError::NotOffered(format!("{}: {said}", About::Receipts.method()))
+            }
+            error => error,
+        });
         answer?.map(Body::Receipts).ok_or(NodeError::Unknown)
     }
 

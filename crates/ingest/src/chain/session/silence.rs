@@ -8,6 +8,11 @@ use tracing::warn;
 use super::Session;
 use crate::rpc::Endpoint;
 
+/// A head this far above the newest known one says nothing.
+const FAR_ABOVE: u64 = 1_000;
+/// The wait for the heads of a subscription doubles this many times at most.
+const DOUBLINGS: u32 = 6;
+
 /// What is known of each subscription, by the endpoint's position.
 pub(super) struct Silence<'a> {
     endpoints: &'a [Endpoint],
@@ -31,11 +36,6 @@ impl<'a> Silence<'a> {
         Self { endpoints, heard: BTreeMap::new() }
     }
 }
-
-/// A head this far above the newest known one says nothing.
-const FAR_ABOVE: u64 = 1_000;
-/// The wait for the heads of a subscription doubles this many times at most.
-const DOUBLINGS: u32 = 6;
 
 impl Session<'_> {
     /// Subscribes again where a subscription has not sent the newer head that is known, from another endpoint or a
