@@ -283,6 +283,13 @@ async fn where_logs_prove_too_little_who_refuses_receipts_is_asked_last_and_for_
         assert!(error.contains("method not offered"), "{error}");
     }
     assert_eq!(asked(), [[3, 0], [blocks + 2, 0]]);
+    // One that is set aside comes after all others.
+    let (node, _) = Node::new(&config, &heads, &metrics);
+    let first = || node.for_contents()[0].metrics.position;
+    node.endpoints[0].lacks_receipts();
+    assert_eq!(first(), 1);
+    node.endpoints[1].set_aside(Duration::from_secs(60), None);
+    assert_eq!(first(), 0);
 }
 
 #[tokio::test]

@@ -178,6 +178,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_came_before_a_subscription_or_was_never_there_is_not_missed() {
+        let scene =
+            Scene::of(ChainConfig::local([EndpointConfig::http("http://127.0.0.1:1")])).await;
+        let mut session = scene.session().await;
+        let announced = &scene.chain.node.endpoints()[0].announced;
+        let (start, poll) = (Instant::now(), scene.chain.poll_every());
+        announced.note_pushed(0, start);
+        let mut stalls = |halves: u32, newest| {
+            session.head = Some((newest, newest));
+            session.watch_subscriptions(start + halves * poll / 2);
+            scene.chain.metrics.stalls.get()
+        };
+        // It was mined before the subscription began, and is known from a poll only now.
+        assert_eq!([stalls(0, 7), stalls(1, 8), stalls(6, 8)], [0; 3]);
+        // The head was false, and is corrected.
+        announced.note_pushed(9, start + 4 * poll);
+        assert_eq!([stalls(8, 9_000), stalls(9, 10), stalls(10, 11), stalls(12, 12)], [0, 0, 0, 1]);
+    }
+
+    #[tokio::test]
     async fn a_head_is_heard_also_where_the_queue_is_full_or_its_header_is_not_whole() {
         let chain = mined(0);
         let node = serve(chain.clone()).await;

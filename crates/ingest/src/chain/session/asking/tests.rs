@@ -52,7 +52,7 @@ async fn with_a_subscription_every_endpoint_is_asked_once_heads_are_missed_or_di
     second.stats().reset();
     let asked = || second.stats().requests("eth_getBlockByNumber");
     for (polls, heard_otherwise, of_second) in
-        [(0, false, 0), (1, false, 0), (2, false, 1), (0, true, 2), (0, false, 2)]
+        [(0, false, 0), (1, false, 0), (2, false, 1), (3, false, 1), (0, true, 2), (0, false, 2)]
     {
         session.canonical.doubt();
         session.asking.silent_polls = polls;
