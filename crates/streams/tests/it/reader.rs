@@ -1,6 +1,6 @@
 //! Reading back: the window after reorgs, events by block, the tail.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ethhook_domain::{EntryId, Marker, Op, Proof};
 use ethhook_streams::{GroupReader, PublishedBlock, Publisher, ReadError, Step};
@@ -238,10 +238,12 @@ async fn a_name_that_would_control_a_terminal_is_shown_escaped() {
 
 /// The IDs of the next entries, at most 5.
 async fn given(reader: &mut GroupReader) -> Vec<EntryId> {
+    let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let events = reader.next(5).await.unwrap();
         if !events.is_empty() {
             return events.into_iter().map(|(id, _)| id).collect();
         }
+        assert!(Instant::now() < deadline, "nothing is given");
     }
 }
