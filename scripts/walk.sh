@@ -50,7 +50,7 @@ for folder in /etc /usr/local /var "$top"; do
 done
 cd "$top"
 # shellcheck disable=SC2154 # status is assigned in the trap
-trap 'status=$?; [ "$status" -eq 0 ] || tail -n 20 /var/log/ethhook >&2' EXIT
+trap 'status=$?; [ "$status" -eq 0 ] || tail -n 20 /var/log/ethhook >&2 2>/dev/null' EXIT
 ip link set lo up
 echo '127.0.0.1 ethhook redis-exporter node-exporter alertmanager' >>/etc/hosts
 
@@ -111,7 +111,7 @@ END_SYSTEMCTL
 commands_of() {
   sed -n -E 's/^ {4,}//p' "$1" | sed -E -e ':a' -e '/\\$/{N;s/ *\\\n */ /;ba}' \
     -e 's/ {2,}#.*$//' -e 's/ +$//' |
-    grep -E '^(sudo|ethhook|redis-cli|redis-check-aof|systemctl|journalctl|curl|cp|mv|cd|nano|chmod|echo|docker|ssh|git|\./|ACL|CHAIN_ID|top|df|du|free|ps|cargo) ?'
+    grep -E '^\(?(sudo|ethhook|redis-cli|redis-check-aof|systemctl|journalctl|curl|cp|mv|cd|nano|chmod|echo|docker|ssh|git|\./|ACL|CHAIN_ID|top|df|du|free|ps|cargo) ?'
 }
 fill() { # fills in the guides' placeholders
   # With systemd, commands need the path of the configuration.
