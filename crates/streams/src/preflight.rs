@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use alloy_primitives::{Address, B256, Bytes};
-use ethhook_domain::{BlockRef, ChainId, Cursor, ProcessedEvent, Proof};
+use ethhook_domain::{BlockRef, Cursor, ProcessedEvent, Proof};
 use redis::Value;
 use redis::aio::MultiplexedConnection;
 
@@ -14,6 +14,7 @@ use crate::connection::Streams;
 use crate::errors::{FailureKind, RedisFailure};
 use crate::keys::Keys;
 use crate::lease::{LeaseError, OpenError, WriterOptions};
+use crate::memory::Memory;
 use crate::publisher::Publisher;
 use crate::reader::{self, ReadError, query};
 use crate::step::{Outcome, Step, StepError};
@@ -154,26 +155,13 @@ impl Streams {
         Ok(None)
     }
 
-    /// The `maxmemory` of the chain's master in bytes; none if there is no limit. It may be changed while this program
-    /// runs.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub async fn maxmemory(&self, chain: ChainId) -> Result<Option<u64>, ReadError> {
-        let keys = Keys::of(chain);
-        let mut command = redis::cmd("INFO");
-        command.arg("memory");
-        let info: String = query(&command, &mut *self.pooled(&keys).await?, &keys.events).await?;
-        Ok(maxmemory(&info))
-    }
-
     fn unavailable(&self, failure: RedisFailure) -> PreflightError {
         PreflightError::Unavailable { address: self.address(), failure }
     }
 }
 
 /// A field of the reply to `INFO`.
-fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
 }
 
@@ -181,10 +169,6 @@ fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
 fn eviction(info: &str) -> Option<&str> {
     let policy = field(info, "maxmemory_policy").unwrap_or("unknown");
     (policy != "noeviction").then_some(policy)
-}
-
-fn maxmemory(info: &str) -> Option<u64> {
-    field(info, "maxmemory").and_then(|bytes| bytes.parse().ok()).filter(|bytes| *bytes > 0)
 }
 
 /// Evaluates the reply to `INFO`.
@@ -210,7 +194,7 @@ fn examine(info: &str, streams: &Streams) -> Result<ServerInfo, PreflightError> 
             Some(valkey) => format!("Valkey {valkey}"),
             None => version.to_owned(),
         },
-        maxmemory: maxmemory(info),
+        maxmemory: Memory::of(info).max,
         appends: field("aof_enabled") == Some("1"),
     })
 }

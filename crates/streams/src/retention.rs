@@ -1,9 +1,9 @@
 //! Retention: which blocks may be removed from a chain's streams, and their removal (G8).
 //!
 //! A sweep goes through the oldest markers, block by block, and stops at the first block that must
-//! stay. A block may go once it is final and either old enough or in excess of the byte cap. A
-//! group that has not read or not acknowledged it keeps it and all later blocks, unless the cap is
-//! exceeded while the head is followed. Entries that no group needs are trimmed in whole nodes
+//! stay. A block may go once it is final and either old enough, or in excess of the byte cap, or Redis is
+//! nearly full. A group that has not read or not acknowledged it keeps it and all later blocks, unless the
+//! cap is exceeded while the head is followed. Entries that no group needs are trimmed in whole nodes
 //! (`MINID ~`, a bounded number per call); entries that a group loses are trimmed exactly, so that
 //! the loss can be counted. A marker is removed only once the stream begins above its last entry, for
 //! which many markers do not wait; the newest marker always stays.
@@ -18,6 +18,7 @@ use crate::connection::Streams;
 use crate::errors::FailureKind;
 use crate::group::{GroupLag, Hold, look_at_groups, pending};
 use crate::keys::Keys;
+use crate::memory::Memory;
 use crate::reader::{self, MARKERS_PER_BATCH, Page, ReadError, now_ms, oldest, query};
 use crate::size::{Size, size};
 
@@ -37,6 +38,9 @@ pub struct RetentionPolicy {
     pub keep: Duration,
     /// Byte cap of the two streams; above it, blocks may go before `keep` has passed.
     pub max_bytes: u64,
+    /// How full Redis is. If it is nearly full, blocks that no group needs may go before the cap is reached, until half
+    /// of it is left.
+    pub memory: Memory,
     /// Whether the chain follows its head. Only then may the byte cap remove what a group has not
     /// read: a backfill can wait instead.
     pub following_head: bool,
@@ -57,6 +61,8 @@ pub struct Swept {
     pub bytes: u64,
     /// Their byte cap.
     pub max_bytes: u64,
+    /// Whether blocks had to go before the cap was reached because Redis is nearly full.
+    pub nearly_full: bool,
     /// Whether the sweep ended at its limit, so that the next one should follow at once.
     pub has_more: bool,
     /// Entries of the event stream after the sweep.
@@ -99,13 +105,15 @@ pub(crate) async fn sweep(
         finalized,
         newest_seq: cursor.seq,
         expired_before: EntryId { ms: now_ms.saturating_sub(keep_ms), seq: 0 },
-        excess: bytes.saturating_sub(policy.max_bytes),
+        excess: bytes.saturating_sub(max_bytes),
+        crowding: policy.memory.part_in_excess(bytes).min(bytes.saturating_sub(max_bytes / 2)),
         size,
         following_head: policy.following_head,
         holds,
         going: Vec::new(),
         held_by: None,
     };
+    swept.nearly_full = plan.crowding > 0;
     swept.has_more = plan.walk(connection, keys).await?;
     swept.held_by_group = plan.held_by.clone();
     if !plan.going.is_empty() {
@@ -143,6 +151,8 @@ struct Plan {
     expired_before: EntryId,
     /// Bytes that have to go because of the byte cap and are not yet in `going`.
     excess: u64,
+    /// The same because Redis is nearly full; for this, no group loses an entry.
+    crowding: u64,
     size: Size,
     following_head: bool,
     holds: Vec<Hold>,
@@ -185,7 +195,7 @@ impl Plan {
     fn is_due(&self, id: EntryId, marker: &Marker) -> bool {
         marker.number <= self.finalized
             && marker.seq != self.newest_seq
-            && (id < self.expired_before || self.excess > 0)
+            && (id < self.expired_before || self.excess > 0 || self.crowding > 0)
     }
 
     /// Plans the removal of the next due block if allowed; `false` if it and all later ones stay. If the block is
@@ -204,7 +214,9 @@ impl Plan {
         }
         let first = marker.first_id;
         let entries = if is_there { marker.events } else { 0 };
-        self.excess = self.excess.saturating_sub(self.size.of_block(entries));
+        let bytes = self.size.of_block(entries);
+        self.excess = self.excess.saturating_sub(bytes);
+        self.crowding = self.crowding.saturating_sub(bytes);
         self.going.push(Going { marker_id: id, first, last, events: marker.events, forced });
         true
     }

@@ -255,6 +255,12 @@ async fn publish_earlier(redis: &mut MultiplexedConnection, key: &str, by: Durat
     }
 }
 
+async fn used_memory(redis: &mut MultiplexedConnection) -> u64 {
+    let info: String = redis::cmd("INFO").arg("memory").query_async(redis).await.unwrap();
+    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
+    used.trim().parse().unwrap()
+}
+
 #[tokio::test]
 async fn g8_a_full_redis_is_left_by_keeping_less() {
     let (chain, node, mut rig) = tiny(10).await;
@@ -267,9 +273,7 @@ async fn g8_a_full_redis_is_left_by_keeping_less() {
     })
     .await;
     let mut redis = rig.redis.connection().await.unwrap();
-    let memory: String = redis::cmd("INFO").arg("memory").query_async(&mut redis).await.unwrap();
-    let used = memory.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
-    let full = used.trim().parse::<u64>().unwrap() - 500_000;
+    let full = used_memory(&mut redis).await - 500_000;
     let limit = ["SET", "maxmemory", &full.to_string()];
     redis::cmd("CONFIG").arg(&limit).exec_async(&mut redis).await.unwrap();
     chain.mine(1);
@@ -285,6 +289,41 @@ async fn g8_a_full_redis_is_left_by_keeping_less() {
     assert!(entries < 10_000, "{entries}");
     assert!(rig.log_of_this_process().contains("memory is full"), "{}", rig.log());
     rig.terminate().await;
+}
+
+/// Keys of another program, or many dedup records.
+#[tokio::test]
+async fn g8_a_redis_that_something_else_fills_is_left_without_an_operator() {
+    let (chain, node, mut rig) = tiny(10).await;
+    rig.start();
+    chain.mine(2_500);
+    let checker = checker(&rig, &node).await;
+    let cursor = async || checker.cursor().await.unwrap();
+    until("the chain to be final", async || {
+        cursor().await.is_some_and(|c| c.number == 2_500 && c.finalized_number >= 2_000)
+    })
+    .await;
+    let mut redis = rig.redis.connection().await.unwrap();
+    let filling = ["theirs", "10000000", "x"];
+    redis::cmd("SETRANGE").arg(&filling).exec_async(&mut redis).await.unwrap();
+    let full = used_memory(&mut redis).await - 1_000_000;
+    let limit = ["SET", "maxmemory", &full.to_string()];
+    redis::cmd("CONFIG").arg(&limit).exec_async(&mut redis).await.unwrap();
+    let entries = |redis: &MultiplexedConnection| {
+        let mut redis = redis.clone();
+        async move {
+            let mut length = redis::cmd("XLEN");
+            length.arg("events:31337").query_async::<u64>(&mut redis).await.unwrap()
+        }
+    };
+    let before = entries(&redis).await;
+    chain.mine(1);
+    until("room for the next block", async || cursor().await.is_some_and(|c| c.number == 2_501))
+        .await;
+    let after = entries(&redis).await;
+    assert!((before / 2..before).contains(&after), "{before} entries before, {after} after");
+    assert!(rig.log().contains("Redis is nearly full"), "{}", rig.log());
+    checker.with_trimmed_beginning().settle_and_check(SETTLE).await.unwrap();
 }
 
 #[tokio::test]

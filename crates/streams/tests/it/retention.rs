@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ethhook_streams::{Publisher, RetentionPolicy, Standing, Step, Swept};
+use ethhook_streams::{Memory, Publisher, RetentionPolicy, Standing, Step, Swept};
 use tokio::time::{Instant, sleep};
 
 use crate::chain::{CHAIN, Fixture, add, add_all, block, id};
@@ -11,7 +11,12 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 /// Nothing is too old and the cap is never reached.
 fn keep_all() -> RetentionPolicy {
-    RetentionPolicy { keep: HOUR, max_bytes: u64::MAX, following_head: true }
+    RetentionPolicy {
+        keep: HOUR,
+        max_bytes: u64::MAX,
+        memory: Memory::default(),
+        following_head: true,
+    }
 }
 
 fn keep_none() -> RetentionPolicy {
@@ -146,6 +151,39 @@ async fn the_byte_cap_takes_the_oldest_before_their_time() {
     }
     let (oldest, _) = rest(&redis).await;
     assert!((190..=191).contains(&oldest), "{oldest}: {swept:?}");
+    check_whole(&redis).await;
+}
+
+/// Other keys than the streams may fill Redis.
+#[tokio::test]
+async fn g8_a_nearly_full_redis_takes_what_no_group_needs_down_to_half_the_cap() {
+    let mut redis = Fixture::new().await;
+    chain(&mut redis, 200, 20, 10).await;
+    let bytes = redis.streams.standing(CHAIN).await.unwrap().bytes;
+    let max_bytes = bytes * 3 / 2;
+    let policy = |used| RetentionPolicy {
+        max_bytes,
+        memory: Memory { used, max: Some(1_000) },
+        ..keep_all()
+    };
+    redis.ask::<String>("XGROUP CREATE events:7 slow 0").await;
+    let swept = sweep(&redis, &policy(1_000)).await;
+    assert_eq!((swept.trimmed_entries, swept.held_by_group.as_deref()), (0, Some("slow")));
+    redis.ask::<u64>("XGROUP DESTROY events:7 slow").await;
+    let swept = sweep(&redis, &policy(900)).await;
+    assert_eq!((swept.trimmed_entries, swept.nearly_full), (0, false));
+    // A tenth of what is used has to go, so a tenth of the streams.
+    let swept = sweep(&redis, &policy(1_000)).await;
+    assert!((bytes * 85 / 100..bytes * 95 / 100).contains(&swept.bytes), "{swept:?} of {bytes}");
+    assert!(swept.nearly_full);
+    check_whole(&redis).await;
+    let mut swept = swept;
+    for _ in 0..20 {
+        swept = sweep(&redis, &policy(100_000)).await;
+    }
+    let half = max_bytes / 2;
+    assert!((half - bytes / 10..half + bytes / 10).contains(&swept.bytes), "{swept:?} of {bytes}");
+    assert!(swept.lost_unread_by_group.is_empty());
     check_whole(&redis).await;
 }
 

@@ -9,7 +9,6 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::{Running, Session, gauge};
-use crate::config::ByteCap;
 use crate::status::{Cause, Needs};
 
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -22,6 +21,8 @@ pub(super) struct Retention<'a> {
     pub(super) sweep: Running<'a, Result<Swept, ReadError>>,
     /// The consumer groups of the last sweep, and whether each counted as idle.
     groups: HashMap<String, bool>,
+    /// Redis was nearly full at the last sweep.
+    nearly_full: bool,
     /// The byte cap is reached and a group blocks trimming: a backfill pauses.
     pub(super) waits_for_room: bool,
 }
@@ -35,12 +36,10 @@ impl Session<'_> {
             let following_head = !self.is_backfilling();
             let sweep = async move {
                 // An operator may have given Redis more memory.
-                let maxmemory = match cap {
-                    ByteCap::Bytes(_) => None,
-                    ByteCap::Share(_) => streams.maxmemory(id).await?,
-                };
-                let max_bytes = cap.bytes(maxmemory);
-                streams.sweep(id, &RetentionPolicy { keep, max_bytes, following_head }).await
+                let memory = streams.memory(id).await?;
+                let max_bytes = cap.bytes(memory.max);
+                let policy = RetentionPolicy { keep, max_bytes, memory, following_head };
+                streams.sweep(id, &policy).await
             };
             self.retention.sweep = Some(sweep.boxed());
         }
@@ -57,6 +56,12 @@ impl Session<'_> {
                 metrics.trimmed.inc_by(swept.trimmed_entries);
                 metrics.stream_entries.set(gauge(swept.len));
                 metrics.stream_bytes.set(gauge(swept.bytes));
+                if swept.nearly_full && !self.retention.nearly_full {
+                    warn!(
+                        "Redis is nearly full: the oldest blocks that no group needs go before RETENTION_HOURS"
+                    );
+                }
+                self.retention.nearly_full = swept.nearly_full;
                 let full = swept.bytes > swept.max_bytes;
                 self.retention.waits_for_room = full && swept.held_by_group.is_some();
                 if self.retention.waits_for_room && self.is_backfilling() {
@@ -129,7 +134,7 @@ mod tests {
     use super::super::finished;
     use super::super::scene::Scene;
     use super::*;
-    use crate::config::ChainConfig;
+    use crate::config::{ByteCap, ChainConfig};
 
     #[tokio::test]
     async fn a_group_that_is_gone_and_a_session_that_ended_show_no_lag() {
