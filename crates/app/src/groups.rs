@@ -8,6 +8,7 @@ use crate::cli::GroupsCommand;
 use crate::config::{Client, Inputs};
 use crate::output;
 use crate::output::say;
+use crate::status::spoken;
 use crate::{Exit, logging};
 
 /// Carries out the command.
@@ -115,26 +116,57 @@ fn as_json(chain: &Profile, group: &GroupLag, consumers: &[Consumer]) -> serde_j
 }
 
 fn as_text(chain: &Profile, group: &GroupLag, consumers: &[Consumer]) -> String {
-    let behind = match group.entries {
-        Some(entries) => format!("{entries} entries to read or acknowledge"),
+    let waiting = || {
+        format!(
+            "{} of them pending; the oldest waiting for {}",
+            group.pending,
+            spoken(group.waiting)
+        )
+    };
+    let state = match group.entries {
+        Some(0) => "has read and acknowledged everything".to_owned(),
+        Some(entries) => format!("{entries} entries to read or acknowledge, {}", waiting()),
         // Redis cannot tell, for instance for a group that another client created in the middle of
         // the stream, until it has read to the end.
-        None => "entries to read that Redis has not counted".to_owned(),
+        None => format!("entries to read that Redis has not counted, {}", waiting()),
     };
-    let mut text = format!(
-        "{} {}: {behind}, {} of them pending; the oldest waiting for {} s\n",
-        chain.name,
-        group.group,
-        group.pending,
-        group.waiting.as_secs()
-    );
+    let mut text = format!("{} {}: {state}\n", chain.name, group.group);
     for consumer in consumers {
         text += &format!(
-            "  {}: {} pending, has not read for {} s\n",
+            "  {}: {} pending, has not read for {}\n",
             consumer.name,
             consumer.pending,
-            consumer.idle.as_secs()
+            spoken(consumer.idle)
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn how_far_a_group_is_takes_one_line_and_each_consumer_another() {
+        let chain = Profile::unknown("local", 1);
+        let of = |entries, pending, seconds| {
+            let waiting = Duration::from_secs(seconds);
+            let group = GroupLag { entries, pending, waiting, ..GroupLag::default() };
+            as_text(&chain, &GroupLag { group: "readers".to_owned(), ..group }, &[])
+        };
+        assert_eq!(of(Some(0), 0, 0), "local readers: has read and acknowledged everything\n");
+        assert_eq!(
+            of(Some(9), 4, 7_200),
+            "local readers: 9 entries to read or acknowledge, 4 of them pending; the oldest waiting for 2 h\n"
+        );
+        assert_eq!(
+            of(None, 0, 5),
+            "local readers: entries to read that Redis has not counted, 0 of them pending; the oldest waiting for 5 s\n"
+        );
+        let consumer = Consumer { name: "a".into(), pending: 2, idle: Duration::from_secs(180) };
+        let told = as_text(&chain, &GroupLag::default(), &[consumer]);
+        assert!(told.ends_with("\n  a: 2 pending, has not read for 3 min\n"), "{told}");
+    }
 }

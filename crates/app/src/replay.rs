@@ -55,7 +55,9 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, order: Order) -> anyhow::R
         () = signals.next() => Ok(true),
     };
     let (published, next) = (replay.events() - before, replay.next());
-    say!("{published} events published into {into}, {} in all.", replay.events());
+    if published > 0 || interrupted.is_ok() {
+        say!("{published} events published into {into}, {} in all.", replay.events());
+    }
     if interrupted? {
         bail!("stopped; {}", go_on_from(next));
     }

@@ -53,6 +53,7 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::R
         inquiry: Inquiry::open(&target.chain, cursor.genesis_hash)?,
         chain: target.id(),
         filter: &target.chain.filter,
+        prefix: target.name().to_uppercase(),
         fold: Fold::after(target.id(), place.marker.seq - 1, place.after_entry),
         next: from,
         to,
@@ -160,6 +161,8 @@ struct Verification<'a> {
     inquiry: Inquiry,
     chain: ChainId,
     filter: &'a Filter,
+    /// What the chain's keys begin with.
+    prefix: String,
     fold: Fold,
     /// The next block to compare.
     next: u64,
@@ -259,9 +262,10 @@ impl Verification<'_> {
             if let Some(number) =
                 (self.next..=last).find(|number| self.seen.foreign_filter.contains_key(number))
             {
+                let prefix = &self.prefix;
                 bail!(
-                    "block {number} was published with another filter (_CONTRACTS, _TOPICS) than the \
-                     configured one and cannot be compared: choose --from and --to without it"
+                    "block {number} was published with another filter ({prefix}_CONTRACTS, {prefix}_TOPICS) \
+                     than the configured one and cannot be compared: choose --from and --to without it"
                 );
             }
             let part = |number: u64| blocks.partition_point(|block| block.number < number);

@@ -225,7 +225,7 @@ impl Report {
 }
 
 /// A time for people: `45 s`, `12 min`, `3 h`, `2 d`.
-fn spoken(time: Duration) -> String {
+pub(crate) fn spoken(time: Duration) -> String {
     match time.as_secs() {
         seconds @ 0..120 => format!("{seconds} s"),
         seconds @ 120..7_200 => format!("{} min", seconds / 60),

@@ -100,7 +100,10 @@ async fn verify_finds_every_kind_of_planted_difference() {
     assert!(done(&rig.command(&verify).await).ends_with(same));
     rig.set("LOCAL_TOPICS", format!("0x{}", "ab".repeat(32)));
     let told = refused(&rig.command(&verify).await);
-    assert!(told.contains("block 1 was published with another filter"), "{told}");
+    assert!(
+        told.contains("block 1 was published with another filter (LOCAL_CONTRACTS, "),
+        "{told}"
+    );
     rig.unset("LOCAL_TOPICS");
 
     // Altered entries are taken back as they are and published again; missing ones cannot be taken
