@@ -1,7 +1,9 @@
 //! Faults on request. A fault is armed for calls or heads, or drawn by a [`crate::Mischief`], and takes effect in one
 //! of two places: [`Faults::answer`] for a call, [`Faults::tell`] for a head.
 
-use std::collections::{BTreeMap, VecDeque};
+mod alter;
+
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -471,6 +473,10 @@ async fn play(fault: &Fault, honest: &impl Fn(Vantage) -> Answer) -> Option<Outc
         let mut result: Value = serde_json::from_str(&right().ok()?).ok()?;
         alter(&mut result).then(|| Outcome::Answer(Ok(result.to_string())))
     };
+    let instead = |text: &str| {
+        let is_right = right().is_ok_and(|right| right == text);
+        (!is_right).then(|| Outcome::Answer(Ok(text.to_owned())))
+    };
     let elsewhere = |vantage: Vantage| {
         let (answer, right) = (honest(vantage), right());
         let differs = match (&answer, &right) {
@@ -485,8 +491,6 @@ async fn play(fault: &Fault, honest: &impl Fn(Vantage) -> Answer) -> Option<Outc
             tokio::time::sleep(*delay).await;
             Outcome::Answer(right())
         }
-        Fault::Null => Outcome::Answer(Ok("null".to_owned())),
-        Fault::Empty => Outcome::Answer(Ok("[]".to_owned())),
         Fault::Error(code, message) => Outcome::Answer(Err(RpcError::new(*code, message.clone()))),
         Fault::Cut => Outcome::Cut,
         Fault::CutMidAnswer => Outcome::Half(right()),
@@ -523,158 +527,20 @@ async fn play(fault: &Fault, honest: &impl Fn(Vantage) -> Answer) -> Option<Outc
         Fault::Finalized(lie) => {
             return elsewhere(Vantage { finalized: Some(*lie), ..Vantage::default() });
         }
-        Fault::DropReceipt => return altered(drop_receipt),
-        Fault::DropLog => return altered(drop_log),
-        Fault::AlterLog => return altered(alter_log),
-        Fault::ForeignLogs => return altered(foreign_logs),
-        Fault::ForeignLog => return altered(foreign_log),
-        Fault::DropBlock => return altered(drop_block),
-        Fault::CutRange => return altered(cut_range),
-        Fault::LogIndexPerTransaction => return altered(log_index_per_transaction),
-        Fault::DoubledLogIndex => return altered(doubled_log_index),
+        Fault::Null => return instead("null"),
+        Fault::Empty => return instead("[]"),
+        Fault::DropReceipt => return altered(alter::drop_receipt),
+        Fault::DropLog => return altered(alter::drop_log),
+        Fault::AlterLog => return altered(alter::alter_log),
+        Fault::ForeignLogs => return altered(alter::foreign_logs),
+        Fault::ForeignLog => return altered(alter::foreign_log),
+        Fault::DropBlock => return altered(alter::drop_block),
+        Fault::CutRange => return altered(alter::cut_range),
+        Fault::LogIndexPerTransaction => return altered(alter::log_index_per_transaction),
+        Fault::DoubledLogIndex => return altered(alter::doubled_log_index),
         Fault::Bloom(BloomLie::Zero) => return altered(|block| BloomLie::Zero.tell(block)),
         Fault::Bloom(BloomLie::Ones) => return altered(|block| BloomLie::Ones.tell(block)),
         Fault::Bloom(BloomLie::OnEmpty) => return altered(|block| BloomLie::OnEmpty.tell(block)),
     };
     Some(outcome)
-}
-
-impl BloomLie {
-    /// Alters a block or header; false if it already has this bloom, or the lie does not apply to
-    /// it.
-    fn tell(self, block: &mut Value) -> bool {
-        let Some(field) = block.get_mut("logsBloom") else { return false };
-        let zero = format!("0x{}", "0".repeat(512));
-        let is_empty = field.as_str() == Some(&zero);
-        let lie = match self {
-            Self::Zero if is_empty => return false,
-            Self::OnEmpty if !is_empty => return false,
-            Self::Zero => zero,
-            Self::Ones => format!("0x{}", "f".repeat(512)),
-            Self::OnEmpty => format!("0x{}{}", "80000001".repeat(3), "0".repeat(488)),
-        };
-        let changes = field.as_str() != Some(&lie);
-        *field = lie.into();
-        changes
-    }
-}
-
-fn drop_receipt(result: &mut Value) -> bool {
-    let Some(receipts) = result.as_array_mut() else { return false };
-    let middle = receipts.len() / 2;
-    receipts.get(middle).is_some_and(|receipt| receipt.get("logs").is_some())
-        && receipts.remove(middle).is_object()
-}
-
-fn drop_log(result: &mut Value) -> bool {
-    let Some(logs) = some_logs(result) else { return false };
-    let middle = logs.len() / 2;
-    logs.remove(middle).is_object()
-}
-
-fn alter_log(result: &mut Value) -> bool {
-    let Some(log) = some_logs(result).and_then(|logs| logs.first_mut()) else { return false };
-    let field =
-        if log["data"].as_str().is_none_or(|data| data.len() <= 2) { "address" } else { "data" };
-    other_digit(&mut log[field])
-}
-
-/// Makes every receipt and log name the same other block.
-fn foreign_logs(result: &mut Value) -> bool {
-    let Some(items) = result.as_array_mut() else { return false };
-    let mut changed = false;
-    for item in items {
-        changed |= item.get_mut("blockHash").is_some_and(other_digit);
-        for log in item.get_mut("logs").and_then(Value::as_array_mut).into_iter().flatten() {
-            changed |= log.get_mut("blockHash").is_some_and(other_digit);
-        }
-    }
-    changed
-}
-
-fn foreign_log(result: &mut Value) -> bool {
-    let Some(logs) = some_logs(result) else { return false };
-    let middle = logs.len() / 2;
-    logs.get_mut(middle).is_some_and(|log| other_digit(&mut log["blockHash"]))
-}
-
-/// Removes the logs of the middle log's block, if others remain.
-fn drop_block(result: &mut Value) -> bool {
-    let Some(logs) = some_logs(result) else { return false };
-    let dropped = logs[logs.len() / 2]["blockHash"].clone();
-    let is_other = |log: &Value| log["blockHash"] != dropped;
-    let others = logs.iter().any(is_other);
-    if others {
-        logs.retain(is_other);
-    }
-    others
-}
-
-/// Cuts the second half off, and the last log of the block that is then the last one.
-fn cut_range(result: &mut Value) -> bool {
-    let Some(logs) = some_logs(result) else { return false };
-    let block = logs[logs.len() / 2]["blockHash"].clone();
-    let Some(first) = logs.iter().position(|log| log["blockHash"] == block) else { return false };
-    let end = logs.iter().skip(first).take_while(|log| log["blockHash"] == block).count() + first;
-    let can_cut = end < logs.len() && end - first > 1;
-    if can_cut {
-        logs.truncate(end - 1);
-    }
-    can_cut
-}
-
-/// Alters the last digit of a hexadecimal text.
-fn other_digit(value: &mut Value) -> bool {
-    let Some(text) = value.as_str().filter(|text| text.len() > 2) else { return false };
-    let last = if text.ends_with('0') { '1' } else { '0' };
-    *value = format!("{}{last}", &text[..text.len() - 1]).into();
-    true
-}
-
-fn log_index_per_transaction(result: &mut Value) -> bool {
-    let mut next: BTreeMap<String, u64> = BTreeMap::new();
-    let mut changed = false;
-    for log in all_logs(result) {
-        let Some(transaction) = log["transactionHash"].as_str() else { continue };
-        let index = next.entry(transaction.to_owned()).or_default();
-        let restarted = Value::from(format!("{index:#x}"));
-        *index += 1;
-        changed |= log["logIndex"] != restarted;
-        log["logIndex"] = restarted;
-    }
-    changed
-}
-
-fn doubled_log_index(result: &mut Value) -> bool {
-    let mut logs = all_logs(result);
-    let [first, second, ..] = logs.as_mut_slice() else { return false };
-    second["logIndex"] = first["logIndex"].clone();
-    true
-}
-
-/// All logs of an array of receipts or logs.
-fn all_logs(result: &mut Value) -> Vec<&mut Value> {
-    let items = result.as_array_mut().into_iter().flatten();
-    let logs_of = |item: &'_ mut Value| -> bool { item.get("logs").is_some() };
-    let mut logs = Vec::new();
-    for item in items {
-        if logs_of(item) {
-            logs.extend(item["logs"].as_array_mut().into_iter().flatten());
-        } else if item.get("topics").is_some() {
-            logs.push(item);
-        }
-    }
-    logs
-}
-
-/// The result itself, if it is an array of logs, or the logs of the first receipt that has any.
-fn some_logs(result: &mut Value) -> Option<&mut Vec<Value>> {
-    let items = result.as_array_mut()?;
-    if items.first()?.get("topics").is_some() {
-        return Some(items);
-    }
-    let of_receipt = |receipt: &'_ mut Value| -> bool {
-        receipt["logs"].as_array().is_some_and(|logs| !logs.is_empty())
-    };
-    items.iter_mut().find_map(|r| if of_receipt(r) { r["logs"].as_array_mut() } else { None })
 }

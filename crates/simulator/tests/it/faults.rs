@@ -47,6 +47,20 @@ async fn null_empty_and_errors() {
 }
 
 #[tokio::test]
+async fn null_and_empty_wait_for_an_answer_that_is_not_that_already() {
+    let (chain, node) = faulty(Fault::Null).await;
+    let receipts = |of: &str| result(&node, "eth_getBlockReceipts", json!([of]));
+    assert!(receipts("0x99").await.is_null());
+    assert_eq!(chain.faults().left(), 1, "that was right");
+    assert!(receipts("0x1").await.is_null());
+    chain.faults().push("eth_getBlockReceipts", Fault::Empty, 1);
+    assert_eq!(receipts("0x0").await, json!([]));
+    assert_eq!(chain.faults().left(), 1, "that was right");
+    assert_eq!(receipts("0x1").await, json!([]));
+    assert_eq!(chain.faults().left(), 0);
+}
+
+#[tokio::test]
 async fn a_wrong_id() {
     let (wrong, right) = wrong_then_right(Fault::WrongId).await;
     assert_ne!(wrong["id"], 1);
