@@ -76,7 +76,8 @@ pub(crate) const GLOBAL: &[Key] = &[
         "STREAM_MAX_BYTES",
         "",
         "Hard limit of one chain's streams, entries and markers, in bytes. Not set: the chains share\n\
-         60 % of Redis' maxmemory (of 512 MB where it has none).",
+         60 % of Redis' maxmemory (of 512 MB where it has none). Where over 90 % of maxmemory is used,\n\
+         the oldest blocks that no consumer group needs go earlier, down to half of this limit.",
     ),
     key("METRICS_PORT", "9090", "Port of /metrics; 0 takes any free port."),
     key("HEALTH_PORT", "8080", "Port of /health and /ready; 0 takes any free port."),
