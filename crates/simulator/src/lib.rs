@@ -45,9 +45,10 @@ mod rpc;
 mod scheduled;
 mod seed;
 mod socket;
+mod stats;
 
 pub use block::Block;
-pub use chain::{Chain, Stats, Transport};
+pub use chain::{Chain, Transport};
 pub use faults::{BloomLie, Fault, Faults, FinalizedLie, HeadFault, On};
 pub use limits::{BatchRefusal, RangeLimits, RateLimit};
 pub use manual::{Contents, Finality, ManualChain, ManualSpec};
@@ -55,3 +56,4 @@ pub use mischief::Mischief;
 pub use node::{Node, NodeHandle, RunningNode};
 pub use recorded::{RecordedChain, RecordedError};
 pub use scheduled::{ChainSpec, SpecError};
+pub use stats::Stats;
