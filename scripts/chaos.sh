@@ -17,9 +17,10 @@ need_cargo
 need redis-server redis-server
 if [ -z "${CHAOS_PREBUILT:-}" ]; then
   cargo build --quiet --locked --package ethhook --features fail-points --bin ethhook --example chaos
-  # Copies, so that a concurrent build does not change what is being tested.
-  mkdir -p target/chaos
-  cp --remove-destination target/debug/ethhook target/debug/examples/chaos target/chaos/
+  # Copies, so that a concurrent build does not change what is being tested; renamed, so that they are never missing.
+  mkdir -p target/chaos/new
+  cp target/debug/ethhook target/debug/examples/chaos target/chaos/new/
+  mv -f target/chaos/new/* target/chaos/
   git describe --always --dirty --abbrev=7 >target/chaos/commit 2>/dev/null || echo unknown >target/chaos/commit
 fi
 # shellcheck source=/dev/null
