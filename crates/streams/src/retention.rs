@@ -61,6 +61,8 @@ pub struct Swept {
     pub bytes: u64,
     /// Their byte cap.
     pub max_bytes: u64,
+    /// Bytes that an entry takes on average, estimated; 0 if there is none.
+    pub entry_bytes: u64,
     /// Whether blocks had to go before the cap was reached because Redis is nearly full.
     pub nearly_full: bool,
     /// Whether the sweep ended at its limit, so that the next one should follow at once.
@@ -97,7 +99,8 @@ pub(crate) async fn sweep(
     let (len, bytes) = (size.entries, size.bytes());
     let (holds, groups) = look_at_groups(connection, &keys.events, len, now_ms).await?;
     let max_bytes = policy.max_bytes;
-    let mut swept = Swept { len, bytes, max_bytes, groups, ..Swept::default() };
+    let entry_bytes = size.of_entry();
+    let mut swept = Swept { len, bytes, max_bytes, entry_bytes, groups, ..Swept::default() };
     let Some(cursor) = reader::cursor(connection, keys).await? else { return Ok(swept) };
     let Some(finalized) = cursor.finalized() else { return Ok(swept) };
     let keep_ms = policy.keep.as_millis().try_into().unwrap_or(u64::MAX);

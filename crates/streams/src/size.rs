@@ -31,9 +31,14 @@ impl Size {
         self.entry_bytes.saturating_add(self.marker_bytes)
     }
 
+    /// About how many bytes an entry takes; 0 if there is none.
+    pub(crate) fn of_entry(&self) -> u64 {
+        self.entry_bytes.checked_div(self.entries).unwrap_or(0)
+    }
+
     /// About how many bytes a block with this many entries takes, or its marker alone.
     pub(crate) fn of_block(&self, entries: u64) -> u64 {
-        let entry = self.entry_bytes.checked_div(self.entries).unwrap_or(0);
+        let entry = self.of_entry();
         let marker = self.marker_bytes.checked_div(self.markers).unwrap_or(0);
         marker.saturating_add(entry.saturating_mul(entries))
     }

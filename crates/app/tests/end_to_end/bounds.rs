@@ -291,6 +291,26 @@ async fn g8_a_full_redis_is_left_by_keeping_less() {
     rig.terminate().await;
 }
 
+#[tokio::test]
+async fn g7_a_fast_backfill_keeps_to_the_byte_cap() {
+    const CAP: u64 = 2_000_000;
+    let (chain, node, mut rig) = tiny(10).await;
+    chain.mine(6_000);
+    let mut redis = rig.redis.connection().await.unwrap();
+    group(&mut redis, &["CREATE", "events:31337", "readers", "0", "MKSTREAM"]).await;
+    rig.set("STREAM_MAX_BYTES", CAP);
+    rig.start();
+    rig.wait_for("ready", |_, body| body.contains("the group `readers` has not read")).await;
+    let mut bytes = 0;
+    for key in ["events:31337", "blocks:{events:31337}"] {
+        let mut usage = redis::cmd("MEMORY");
+        bytes += usage.arg("USAGE").arg(key).query_async::<u64>(&mut redis).await.unwrap();
+    }
+    assert!((CAP..CAP * 5 / 4).contains(&bytes), "{bytes}");
+    group(&mut redis, &["DESTROY", "events:31337", "readers"]).await;
+    checker(&rig, &node).await.with_trimmed_beginning().settle_and_check(SETTLE).await.unwrap();
+}
+
 /// Keys of another program, or many dedup records.
 #[tokio::test]
 async fn g8_a_redis_that_something_else_fills_is_left_without_an_operator() {

@@ -171,7 +171,7 @@ impl<'a> Session<'a> {
                 ask: now,
                 renew: now + chain.options.lease_ttl / 3,
                 finality: now + chain.finality_every(),
-                retention: now + Duration::from_secs(1),
+                retention: now,
                 batch: now,
             },
         }

@@ -13,6 +13,8 @@ use crate::rpc::RpcError;
 
 /// Published blocks between two requests for the finalized block while catching up.
 const FINALITY_BLOCKS: u64 = 1024;
+/// The least of them where the byte cap is reached: only what is final makes room.
+const FEWEST_BLOCKS: u64 = 16;
 /// Least time between regular requests for the finalized block.
 const LEAST_FINALITY_EVERY: Duration = Duration::from_secs(30);
 /// Consecutive finalized blocks not on our chain after which every endpoint is asked for its own.
@@ -40,7 +42,11 @@ impl Finality<'_> {
 impl Session<'_> {
     pub(super) fn start_asking_for_finalized(&mut self, now: Instant) {
         let chain = self.chain;
-        let catching_up = self.finality.blocks_since >= FINALITY_BLOCKS;
+        let least = match self.retention.room_is_used_up() && self.is_backfilling() {
+            true => FEWEST_BLOCKS,
+            false => FINALITY_BLOCKS,
+        };
+        let catching_up = self.finality.blocks_since >= least;
         let caught_up = self.finality.was_behind && self.is_at_head() && !self.is_backfilling();
         if self.finality.asking.is_none() && (now >= self.due.finality || catching_up || caught_up)
         {
@@ -122,6 +128,7 @@ impl Chain {
 #[cfg(test)]
 mod tests {
     use ethhook_domain::canonical::Ask;
+    use ethhook_streams::Swept;
 
     use super::super::finished;
     use super::super::scene::{Scene, header};
@@ -138,6 +145,29 @@ mod tests {
         session.answered((Ask::Latest, Ok(vec![header(9, 'a')])));
         assert_eq!(session.ask(), None);
         session
+    }
+
+    #[tokio::test]
+    async fn g7_a_backfill_at_the_byte_cap_asks_for_finality_early_and_waits_for_it() {
+        let full = || Swept { bytes: 9, max_bytes: 9, ..Swept::default() };
+        for (blocks, is_full, asks) in [(15, true, false), (16, true, true), (16, false, false)] {
+            let mut scene = Scene::of(ChainConfig::local([])).await;
+            scene.chain.config.profile.finality_depth = 2;
+            let mut session = scene.session().await;
+            session.hear(1..=blocks);
+            session.publish().await;
+            session.head = Some((40, 40));
+            if is_full {
+                session.swept(Ok(full()));
+                session.retention.wrote(1);
+            }
+            session.start_asking_for_finalized(Instant::now());
+            assert_eq!(session.finality.asking.is_some(), asks, "{blocks}, {is_full}");
+            session.swept(Ok(if is_full { full() } else { Swept { max_bytes: 99, ..full() } }));
+            assert_eq!(session.backfill_waits(), asks, "{blocks}, {is_full}");
+            session.tagged(Ok(vec![]));
+            assert!(!session.backfill_waits());
+        }
     }
 
     #[tokio::test]

@@ -15,6 +15,12 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// How long an ending session waits for its sweep.
 const LAST_SWEEP: Duration = Duration::from_millis(500);
 
+/// At least this part of the byte cap is written between two sweeps that the cap demands.
+const LEAST_ROOM: u64 = 16;
+/// Bytes of a marker, and of an entry while the stream has none.
+const MARKER_BYTES: u64 = 220;
+const ENTRY_BYTES: u64 = 600;
+
 /// What a session knows of retention.
 #[derive(Default)]
 pub(super) struct Retention<'a> {
@@ -23,11 +29,41 @@ pub(super) struct Retention<'a> {
     groups: HashMap<String, bool>,
     /// Redis was nearly full at the last sweep.
     nearly_full: bool,
+    /// About how many bytes may be written before the next sweep; none before the first.
+    room: Option<u64>,
+    /// About how many bytes an entry takes.
+    entry_bytes: u64,
+    /// The byte cap was reached, or almost, at the last sweep.
+    is_full: bool,
     /// The byte cap is reached and a group blocks trimming: a backfill pauses.
     pub(super) waits_for_room: bool,
 }
 
+impl Retention<'_> {
+    /// Notes a block with this many events.
+    pub(super) fn wrote(&mut self, events: u64) {
+        if let Some(room) = &mut self.room {
+            let bytes = events.saturating_mul(self.entry_bytes).saturating_add(MARKER_BYTES);
+            *room = room.saturating_sub(bytes);
+        }
+    }
+
+    /// Whether so much was written since the last sweep that the byte cap may be reached: a sweep cannot wait.
+    pub(super) fn room_is_used_up(&self) -> bool {
+        self.room == Some(0)
+    }
+}
+
 impl Session<'_> {
+    /// Whether a backfill waits: for a sweep, for blocks to become final, or for a group to read.
+    pub(super) fn backfill_waits(&self) -> bool {
+        let retention = &self.retention;
+        self.is_backfilling()
+            && (retention.waits_for_room
+                || retention.room_is_used_up()
+                || (retention.is_full && self.finality.asking.is_some()))
+    }
+
     pub(super) fn start_sweep(&mut self, now: Instant) {
         if self.retention.sweep.is_none() && now >= self.due.retention {
             self.due.retention = now + SWEEP_EVERY;
@@ -62,6 +98,12 @@ impl Session<'_> {
                     );
                 }
                 self.retention.nearly_full = swept.nearly_full;
+                let room = swept.max_bytes.saturating_sub(swept.bytes);
+                let least = (swept.max_bytes / LEAST_ROOM).max(1);
+                self.retention.is_full = room < least;
+                self.retention.room = Some(room.max(least));
+                self.retention.entry_bytes =
+                    if swept.len > 0 { swept.entry_bytes } else { ENTRY_BYTES };
                 let full = swept.bytes > swept.max_bytes;
                 self.retention.waits_for_room = full && swept.held_by_group.is_some();
                 if self.retention.waits_for_room && self.is_backfilling() {
@@ -85,6 +127,7 @@ impl Session<'_> {
                 self.look_at_groups(&swept.groups);
             }
             Err(error) => {
+                (self.retention.room, self.retention.is_full) = (None, false);
                 metrics.redis_error(error.kind());
                 warn!(%error, "retention failed");
             }
@@ -131,6 +174,8 @@ fn is_idle(lag: &GroupLag, alarm_after: Duration) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use ethhook_streams::{FailureKind, RedisFailure};
+
     use super::super::finished;
     use super::super::scene::Scene;
     use super::*;
@@ -215,6 +260,43 @@ mod tests {
             ..Swept::default()
         }));
         assert_eq!(told(), None, "at the head, the entries are removed");
+    }
+
+    #[tokio::test]
+    async fn g7_a_backfill_that_may_have_reached_the_cap_waits_for_a_sweep_at_once() {
+        let mut config = ChainConfig::local([]);
+        config.profile.finality_depth = 10;
+        let scene = Scene::of(config).await;
+        let mut session = scene.session().await;
+        session.head = Some((14, 14));
+        let swept = || Swept { bytes: 700, max_bytes: 1_000, ..Swept::default() };
+        session.swept(Ok(swept()));
+        session.due.retention = Instant::now() + SWEEP_EVERY;
+        for number in 1..=3 {
+            assert_eq!(session.due.retention <= Instant::now(), number == 3);
+            session.hear(number..=number);
+            session.publish().await;
+        }
+        assert_eq!(scene.markers().await.len(), 2, "two markers take more than 300 bytes");
+        session.swept(Ok(swept()));
+        session.publish().await;
+        assert_eq!(scene.markers().await.len(), 3);
+        // What failed says nothing, and neither does a cap that is exceeded for good forbid everything.
+        session.hear(4..=4);
+        session.publish().await;
+        assert!(session.retention.room_is_used_up());
+        let slow = RedisFailure { kind: FailureKind::Timeout, detail: "slow".to_owned() };
+        session.swept(Err(slow.into()));
+        assert!(!session.backfill_waits());
+        session.swept(Ok(Swept { bytes: 9_000, max_bytes: 1_000, ..Swept::default() }));
+        assert!(!session.backfill_waits());
+        session.retention.wrote(1);
+        assert!(session.retention.room_is_used_up(), "an entry takes some 600 bytes");
+        // The head does not wait.
+        session.head = Some((5, 5));
+        session.hear(5..=5);
+        session.publish().await;
+        assert_eq!(scene.markers().await.len(), 5);
     }
 
     #[test]

@@ -48,7 +48,7 @@ impl Session<'_> {
         {
             return Some(Work::Finalize(block));
         }
-        if self.retention.waits_for_room && self.is_backfilling() {
+        if self.backfill_waits() {
             return None;
         }
         if !is_idle && self.queue.undo_is_next() {
@@ -110,6 +110,10 @@ impl Session<'_> {
                     status.events += events;
                 });
                 self.published.push_back(block);
+                self.retention.wrote(events);
+                if self.retention.room_is_used_up() {
+                    self.due.retention = Instant::now();
+                }
                 self.finality.blocks_since += 1;
                 // Blocks fetched earlier may be added while no endpoint answers header requests.
                 self.chain.status.go_on(|cause| cause != Cause::Headers);
