@@ -2,7 +2,6 @@
 
 mod examples;
 
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +14,7 @@ use ethhook_domain::Filter;
 use crate::config::{address, topic};
 use crate::operator::skip::To;
 use crate::place::Place;
-use crate::{Exit, tail};
+use crate::{Exit, output, tail};
 
 /// Self-hosted, multi-chain EVM event ingestor: every log, verified, in order, exactly once, in
 /// Redis Streams.
@@ -374,8 +373,7 @@ fn events(text: &str) -> Result<usize, String> {
 pub(crate) fn completions(shell: Shell) -> Exit {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "ethhook", &mut text);
-    // The reader may have closed the pipe, as `head` does.
-    std::io::stdout().write_all(&text).ok();
+    output::text(&String::from_utf8_lossy(&text));
     Exit::Done
 }
 

@@ -65,7 +65,7 @@ impl From<Exit> for ExitCode {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(cli) {
+    match run(cli).and_then(|exit| output::end().map(|()| exit)) {
         Ok(exit) => exit.into(),
         Err(error) => match error.downcast_ref::<Invalid>() {
             Some(invalid) => {

@@ -1,8 +1,9 @@
 //! Commands' standard output and confirmation prompts. If the reader of the output goes away, a command still does
-//! its work.
+//! its work, and succeeds. If the output cannot be written for another reason, as on a full disk, it fails in the end.
 
 use std::fmt::Arguments;
-use std::io::{BufRead, IsTerminal, Write, stdout};
+use std::io::{self, BufRead, ErrorKind, IsTerminal, Write, stdout};
+use std::sync::OnceLock;
 
 use anyhow::bail;
 
@@ -13,12 +14,35 @@ macro_rules! say {
 pub(crate) use say;
 
 pub(crate) fn line(text: Arguments<'_>) {
-    writeln!(stdout(), "{text}").ok(); // the reader may be gone
+    note(writeln!(stdout(), "{text}"));
 }
 
 /// Writes a text that already contains its line ends.
 pub(crate) fn text(text: &str) {
-    write!(stdout(), "{text}").and_then(|()| stdout().flush()).ok(); // the reader may be gone
+    note(write!(stdout(), "{text}").and_then(|()| stdout().flush()));
+}
+
+/// Why the output could not be written, except that its reader is gone.
+static FAILURE: OnceLock<io::Error> = OnceLock::new();
+
+fn note(written: io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        FAILURE.set(error).ok(); // only the first counts
+    }
+}
+
+/// Ends the output of a command.
+///
+/// # Errors
+/// If some of it could not be written although its reader is there.
+pub(crate) fn end() -> anyhow::Result<()> {
+    note(stdout().flush());
+    match FAILURE.get() {
+        Some(error) => bail!("standard output cannot be written: {error}"),
+        None => Ok(()),
+    }
 }
 
 /// Asks a person at the terminal to type `name` as a confirmation to `do_what`.

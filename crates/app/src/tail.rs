@@ -1,5 +1,6 @@
 //! `ethhook tail`: prints events as JSON lines, as they arrive.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -173,8 +174,11 @@ async fn print(streams: &Streams, chains: &[&Profile], options: Options) -> anyh
         tokio::select! {
             Some(batch) = batches.recv() => {
                 let Batch { text, printed } = batch;
-                if out.write_all(text.as_bytes()).await.is_err() || out.flush().await.is_err() {
-                    return Ok(Exit::Done);
+                let written = async { out.write_all(text.as_bytes()).await?; out.flush().await };
+                match written.await {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(Exit::Done),
+                    Err(error) => bail!("standard output cannot be written: {error}"),
                 }
                 printed.send(()).ok(); // the receiver may be gone
             }

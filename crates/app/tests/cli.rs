@@ -262,6 +262,25 @@ fn an_output_that_nobody_reads_is_no_failure() {
 }
 
 #[test]
+fn an_output_that_cannot_be_written_is_a_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let outputs = [&["check-config", "--example"][..], &["completions", "bash"], &["check-config"]];
+    for args in outputs {
+        let output = Command::new(env!("CARGO_BIN_EXE_ethhook"))
+            .args(args)
+            .current_dir(folder.path())
+            .env_clear()
+            .env("LOCAL_WS_URL", "ws://127.0.0.1:8545")
+            .stdout(std::fs::File::create("/dev/full").unwrap())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let told = "ethhook: standard output cannot be written: No space left on device";
+        assert!(stderr(&output).starts_with(told), "{args:?}: {output:?}");
+    }
+}
+
+#[test]
 fn completions_name_every_command_of_the_shell_that_is_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     for (shell, begins) in

@@ -215,3 +215,23 @@ async fn a_group_begins_with_a_block_is_read_and_tidied_up() {
     let told = refused(&rig.command(&[&delete[..], &["--yes"]].concat()).await);
     assert!(told.contains("no group `timed`"), "{told}");
 }
+
+#[tokio::test]
+async fn a_full_disk_is_not_a_reader_that_is_gone() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(3);
+    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    let tail = Command::new(env!("CARGO_BIN_EXE_ethhook"))
+        .args(["tail", "--chain", "local", "--from", "0"])
+        .env_clear()
+        .env("REDIS_URL", rig.redis.url())
+        .stdin(Stdio::null())
+        .stdout(std::fs::File::create("/dev/full").unwrap())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let ended = timeout(SETTLE, tail.wait_with_output()).await.unwrap().unwrap();
+    assert!(refused(&ended).contains("standard output cannot be written"), "{ended:?}");
+}
