@@ -95,6 +95,7 @@ impl Chain {
         let expected = held.as_ref().and_then(|cursor| cursor.genesis_hash);
         let genesis = self.node.identify(expected).await.map_err(|e| self.node_away(&e))?;
         self.status.update(|status| status.last_answer = Some(Instant::now()));
+        let started_before = self.resolved_start;
         let first = match &held {
             Some(cursor) => {
                 check_alarm(cursor)?;
@@ -111,6 +112,9 @@ impl Chain {
             Publisher::open(&self.streams, self.id(), self.options.for_writer(), first).await;
         let publisher = publisher.map_err(|error| self.not_open(&error))?;
         let cursor = publisher.cursor();
+        if let (None, Some(start)) = (&held, started_before) {
+            tracing::warn!(start, "starting over at the block where this process began");
+        }
         self.resolved_start = Some(cursor.start_number);
         if let StartBlock::Number(configured) = self.config.start
             && configured != cursor.start_number
@@ -176,7 +180,7 @@ impl Chain {
                 self.metrics.wipes.inc();
                 tracing::error!(
                     acknowledged_seq = acknowledged,
-                    "Redis was wiped: it has no data of this chain any more"
+                    "Redis was wiped, or somebody deleted the chain's cursor"
                 );
             }
         }
@@ -187,10 +191,7 @@ impl Chain {
     /// The stream's first block; resolved once and kept.
     async fn resolve_start(&mut self) -> Result<u64, NotYet> {
         let start = match (self.resolved_start, self.config.start) {
-            (Some(start), _) => {
-                tracing::warn!(start, "starting over at the block where this process began");
-                start
-            }
+            (Some(start), _) => start,
             (None, StartBlock::Number(number)) => number,
             (None, StartBlock::Latest) => {
                 self.node.latest().await.map_err(|e| self.node_away(&e))?.block.number
