@@ -101,7 +101,8 @@ impl Session<'_> {
                 let room = swept.max_bytes.saturating_sub(swept.bytes);
                 let least = (swept.max_bytes / LEAST_ROOM).max(1);
                 self.retention.is_full = room < least;
-                self.retention.room = Some(room.max(least));
+                // At most as much again as there is: what an entry takes is known from those that are there.
+                self.retention.room = Some(room.min(swept.bytes).max(least));
                 self.retention.entry_bytes =
                     if swept.len > 0 { swept.entry_bytes } else { ENTRY_BYTES };
                 let full = swept.bytes > swept.max_bytes;
@@ -297,6 +298,17 @@ mod tests {
         session.hear(5..=5);
         session.publish().await;
         assert_eq!(scene.markers().await.len(), 5);
+    }
+
+    #[tokio::test]
+    async fn g7_what_an_entry_takes_is_measured_again_before_the_stream_is_twice_as_large() {
+        const CAP: u64 = 16_000;
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        for (bytes, room) in [(0, 1_000), (5_000, 5_000), (9_000, 7_000), (17_000, 1_000)] {
+            session.swept(Ok(Swept { bytes, max_bytes: CAP, ..Swept::default() }));
+            assert_eq!(session.retention.room, Some(room), "{bytes}");
+        }
     }
 
     #[test]
