@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
-use ethhook_simulator::Fault;
+use ethhook_simulator::{Fault, ManualChain, RunningNode};
+use ethhook_testkit::checker::Checker;
 use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 use tokio::time::sleep;
 
 use crate::operator::{checker, manual, published, tiny};
-use crate::rig::{SETTLE, until};
+use crate::rig::{Rig, SETTLE, until};
 
 const LOCAL: u64 = 31337;
 const RECEIPTS: &str = "eth_getBlockReceipts";
@@ -255,27 +256,35 @@ async fn publish_earlier(redis: &mut MultiplexedConnection, key: &str, by: Durat
     }
 }
 
-async fn used_memory(redis: &mut MultiplexedConnection) -> u64 {
-    let info: String = redis::cmd("INFO").arg("memory").query_async(redis).await.unwrap();
-    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
-    used.trim().parse().unwrap()
-}
-
-#[tokio::test]
-async fn g8_a_full_redis_is_left_by_keeping_less() {
+/// A published chain of 2,500 blocks, most of them final.
+async fn final_blocks() -> (ManualChain, RunningNode, Rig, Checker) {
     let (chain, node, mut rig) = tiny(10).await;
     rig.start();
     chain.mine(2_500);
     let checker = checker(&rig, &node).await;
-    let cursor = async || checker.cursor().await.unwrap();
     until("the chain to be final", async || {
-        cursor().await.is_some_and(|c| c.number == 2_500 && c.finalized_number >= 2_000)
+        let cursor = checker.cursor().await.unwrap();
+        cursor.is_some_and(|c| c.number == 2_500 && c.finalized_number >= 2_000)
     })
     .await;
+    (chain, node, rig, checker)
+}
+
+/// Sets `maxmemory` to this many bytes less than are used.
+async fn overfill(redis: &mut MultiplexedConnection, bytes: u64) {
+    let info: String = redis::cmd("INFO").arg("memory").query_async(redis).await.unwrap();
+    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
+    let limit = used.trim().parse::<u64>().unwrap() - bytes;
+    let set = ["SET", "maxmemory", &limit.to_string()];
+    redis::cmd("CONFIG").arg(&set).exec_async(redis).await.unwrap();
+}
+
+#[tokio::test]
+async fn g8_a_full_redis_is_left_by_keeping_less() {
+    let (chain, _node, mut rig, checker) = final_blocks().await;
+    let cursor = async || checker.cursor().await.unwrap();
     let mut redis = rig.redis.connection().await.unwrap();
-    let full = used_memory(&mut redis).await - 500_000;
-    let limit = ["SET", "maxmemory", &full.to_string()];
-    redis::cmd("CONFIG").arg(&limit).exec_async(&mut redis).await.unwrap();
+    overfill(&mut redis, 500_000).await;
     chain.mine(1);
     rig.wait_for("metrics", |_, body| body.contains(r#"kind="out_of_memory"} 2"#)).await;
     rig.terminate().await;
@@ -314,21 +323,12 @@ async fn g7_a_fast_backfill_keeps_to_the_byte_cap() {
 /// Keys of another program, or many dedup records.
 #[tokio::test]
 async fn g8_a_redis_that_something_else_fills_is_left_without_an_operator() {
-    let (chain, node, mut rig) = tiny(10).await;
-    rig.start();
-    chain.mine(2_500);
-    let checker = checker(&rig, &node).await;
+    let (chain, _node, rig, checker) = final_blocks().await;
     let cursor = async || checker.cursor().await.unwrap();
-    until("the chain to be final", async || {
-        cursor().await.is_some_and(|c| c.number == 2_500 && c.finalized_number >= 2_000)
-    })
-    .await;
     let mut redis = rig.redis.connection().await.unwrap();
     let filling = ["theirs", "10000000", "x"];
     redis::cmd("SETRANGE").arg(&filling).exec_async(&mut redis).await.unwrap();
-    let full = used_memory(&mut redis).await - 1_000_000;
-    let limit = ["SET", "maxmemory", &full.to_string()];
-    redis::cmd("CONFIG").arg(&limit).exec_async(&mut redis).await.unwrap();
+    overfill(&mut redis, 1_000_000).await;
     let entries = |redis: &MultiplexedConnection| {
         let mut redis = redis.clone();
         async move {

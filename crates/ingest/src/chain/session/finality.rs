@@ -42,11 +42,9 @@ impl Finality<'_> {
 impl Session<'_> {
     pub(super) fn start_asking_for_finalized(&mut self, now: Instant) {
         let chain = self.chain;
-        let least = match self.retention.room_is_used_up() && self.is_backfilling() {
-            true => FEWEST_BLOCKS,
-            false => FINALITY_BLOCKS,
-        };
-        let catching_up = self.finality.blocks_since >= least;
+        let needs_room = self.retention.room_is_used_up() && self.is_backfilling();
+        let enough = if needs_room { FEWEST_BLOCKS } else { FINALITY_BLOCKS };
+        let catching_up = self.finality.blocks_since >= enough;
         let caught_up = self.finality.was_behind && self.is_at_head() && !self.is_backfilling();
         if self.finality.asking.is_none() && (now >= self.due.finality || catching_up || caught_up)
         {

@@ -27,31 +27,50 @@ pub(super) struct Retention<'a> {
     pub(super) sweep: Running<'a, Result<Swept, ReadError>>,
     /// The consumer groups of the last sweep, and whether each counted as idle.
     groups: HashMap<String, bool>,
-    /// Redis was nearly full at the last sweep.
-    nearly_full: bool,
-    /// About how many bytes may be written before the next sweep; none before the first.
-    room: Option<u64>,
-    /// About how many bytes an entry takes.
-    entry_bytes: u64,
-    /// The byte cap was reached, or almost, at the last sweep.
-    is_full: bool,
-    /// The byte cap is reached and a group blocks trimming: a backfill pauses.
-    pub(super) waits_for_room: bool,
+    /// What the last sweep found; none before the first.
+    found: Option<Swept>,
+    /// About how many bytes were written since.
+    written: u64,
 }
 
 impl Retention<'_> {
     /// Notes a block with this many events.
     pub(super) fn wrote(&mut self, events: u64) {
-        if let Some(room) = &mut self.room {
-            let bytes = events.saturating_mul(self.entry_bytes).saturating_add(MARKER_BYTES);
-            *room = room.saturating_sub(bytes);
-        }
+        let entry_bytes = self.found.as_ref().map(|found| found.entry_bytes);
+        let entry_bytes = entry_bytes.filter(|bytes| *bytes > 0).unwrap_or(ENTRY_BYTES);
+        let bytes = events.saturating_mul(entry_bytes).saturating_add(MARKER_BYTES);
+        self.written = self.written.saturating_add(bytes);
     }
 
-    /// Whether so much was written since the last sweep that the byte cap may be reached: a sweep cannot wait.
+    /// Whether so much was written since the last sweep that the byte cap may be reached, or the stream may have
+    /// doubled: what an entry takes is known only from those that are there. A sweep cannot wait then.
     pub(super) fn room_is_used_up(&self) -> bool {
-        self.room == Some(0)
+        self.found.as_ref().is_some_and(|found| {
+            let room = left(found).min(found.bytes).max(least_room(found));
+            self.written >= room
+        })
     }
+
+    /// Whether the byte cap was reached, or almost, at the last sweep.
+    fn is_full(&self) -> bool {
+        self.found.as_ref().is_some_and(|found| left(found) < least_room(found))
+    }
+
+    /// The group for which the streams are larger than their cap.
+    fn holder(&self) -> Option<&str> {
+        let above = self.found.as_ref().filter(|found| found.bytes > found.max_bytes);
+        above.and_then(|found| found.held_by_group.as_deref())
+    }
+}
+
+/// Bytes below the cap.
+fn left(found: &Swept) -> u64 {
+    found.max_bytes.saturating_sub(found.bytes)
+}
+
+/// Bytes that may be written between two sweeps even if the cap is reached.
+fn least_room(found: &Swept) -> u64 {
+    (found.max_bytes / LEAST_ROOM).max(1)
 }
 
 impl Session<'_> {
@@ -59,9 +78,9 @@ impl Session<'_> {
     pub(super) fn backfill_waits(&self) -> bool {
         let retention = &self.retention;
         self.is_backfilling()
-            && (retention.waits_for_room
+            && (retention.holder().is_some()
                 || retention.room_is_used_up()
-                || (retention.is_full && self.finality.asking.is_some()))
+                || (retention.is_full() && self.finality.asking.is_some()))
     }
 
     pub(super) fn start_sweep(&mut self, now: Instant) {
@@ -83,55 +102,46 @@ impl Session<'_> {
 
     pub(super) fn swept(&mut self, swept: Result<Swept, ReadError>) {
         self.retention.sweep = None;
+        self.retention.written = 0;
         let metrics = &self.chain.metrics;
-        match swept {
-            Ok(swept) => {
-                if swept.has_more {
-                    self.due.retention = Instant::now();
-                }
-                metrics.trimmed.inc_by(swept.trimmed_entries);
-                metrics.stream_entries.set(gauge(swept.len));
-                metrics.stream_bytes.set(gauge(swept.bytes));
-                if swept.nearly_full && !self.retention.nearly_full {
-                    warn!(
-                        "Redis is nearly full: the oldest blocks that no group needs go before RETENTION_HOURS"
-                    );
-                }
-                self.retention.nearly_full = swept.nearly_full;
-                let room = swept.max_bytes.saturating_sub(swept.bytes);
-                let least = (swept.max_bytes / LEAST_ROOM).max(1);
-                self.retention.is_full = room < least;
-                // At most as much again as there is: what an entry takes is known from those that are there.
-                self.retention.room = Some(room.min(swept.bytes).max(least));
-                self.retention.entry_bytes =
-                    if swept.len > 0 { swept.entry_bytes } else { ENTRY_BYTES };
-                let full = swept.bytes > swept.max_bytes;
-                self.retention.waits_for_room = full && swept.held_by_group.is_some();
-                if self.retention.waits_for_room && self.is_backfilling() {
-                    let group = swept.held_by_group.as_deref().unwrap_or_default();
-                    let why = format!(
-                        "the byte cap is reached and the group `{group}` has not read: the backfill waits; \
-                         read with it, delete it with `ethhook groups delete`, or raise STREAM_MAX_BYTES"
-                    );
-                    self.chain.status.stand_still(Cause::Room, why, Needs::Operator);
-                } else {
-                    self.chain.status.go_on(|cause| cause == Cause::Room);
-                }
-                for (group, entries) in &swept.lost_unread_by_group {
-                    error!(
-                        group,
-                        entries, "the byte cap removed entries that the group had not acknowledged"
-                    );
-                    metrics.lost_unread(group, *entries);
-                    self.chain.status.update(|s| s.lost_unread += entries);
-                }
-                self.look_at_groups(&swept.groups);
-            }
+        let swept = match swept {
+            Ok(swept) => swept,
             Err(error) => {
-                (self.retention.room, self.retention.is_full) = (None, false);
                 metrics.redis_error(error.kind());
                 warn!(%error, "retention failed");
+                return;
             }
+        };
+        if swept.has_more {
+            self.due.retention = Instant::now();
+        }
+        metrics.trimmed.inc_by(swept.trimmed_entries);
+        metrics.stream_entries.set(gauge(swept.len));
+        metrics.stream_bytes.set(gauge(swept.bytes));
+        if swept.nearly_full && !self.retention.found.as_ref().is_some_and(|f| f.nearly_full) {
+            warn!(
+                "Redis is nearly full: the oldest blocks that no group needs go before RETENTION_HOURS"
+            );
+        }
+        for (group, entries) in &swept.lost_unread_by_group {
+            error!(
+                group,
+                entries, "the byte cap removed entries that the group had not acknowledged"
+            );
+            metrics.lost_unread(group, *entries);
+            self.chain.status.update(|s| s.lost_unread += entries);
+        }
+        self.look_at_groups(&swept.groups);
+        self.retention.found = Some(swept);
+        match self.retention.holder() {
+            Some(group) if self.is_backfilling() => {
+                let why = format!(
+                    "the byte cap is reached and the group `{group}` has not read: the backfill waits; \
+                     read with it, delete it with `ethhook groups delete`, or raise STREAM_MAX_BYTES"
+                );
+                self.chain.status.stand_still(Cause::Room, why, Needs::Operator);
+            }
+            _ => self.chain.status.go_on(|cause| cause == Cause::Room),
         }
     }
 
@@ -248,7 +258,7 @@ mod tests {
         ] {
             let held_by_group = group.map(str::to_owned);
             session.swept(Ok(Swept { bytes, max_bytes: 9, held_by_group, ..Swept::default() }));
-            assert_eq!(session.retention.waits_for_room, waits);
+            assert_eq!(session.retention.holder(), group.filter(|_| waits));
             assert_eq!(told().is_some_and(|why| why.contains("the group `slow`")), waits);
         }
         session.head = Some((0, 0));
@@ -307,7 +317,10 @@ mod tests {
         let mut session = scene.session().await;
         for (bytes, room) in [(0, 1_000), (5_000, 5_000), (9_000, 7_000), (17_000, 1_000)] {
             session.swept(Ok(Swept { bytes, max_bytes: CAP, ..Swept::default() }));
-            assert_eq!(session.retention.room, Some(room), "{bytes}");
+            for written in [room - 1, room] {
+                session.retention.written = written;
+                assert_eq!(session.retention.room_is_used_up(), written == room, "{bytes}");
+            }
         }
     }
 

@@ -181,6 +181,7 @@ impl Session<'_> {
 mod tests {
     use ethhook_domain::canonical::Change;
     use ethhook_domain::marker::Op;
+    use ethhook_streams::Swept;
 
     use super::super::scene::{Scene, header};
     use super::*;
@@ -319,7 +320,12 @@ mod tests {
         let mut session = scene.session().await;
         session.hear(1..=1);
         session.publish().await;
-        session.retention.waits_for_room = true;
+        session.swept(Ok(Swept {
+            bytes: 2,
+            max_bytes: 1,
+            held_by_group: Some("slow".to_owned()),
+            ..Swept::default()
+        }));
         session.head = Some((12, 12));
         session.hear(2..=2);
         session.publish().await;
