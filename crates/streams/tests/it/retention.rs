@@ -142,6 +142,8 @@ async fn the_byte_cap_takes_the_oldest_before_their_time() {
     let slack = 16 * 1024;
     assert!(swept.bytes <= policy.max_bytes + slack, "{swept:?} of {bytes}");
     assert!(swept.bytes >= policy.max_bytes - bytes / 10, "too much went: {swept:?}");
+    // The rest are markers.
+    assert!((bytes / 2..bytes).contains(&(4_000 * swept.entry_bytes)), "{swept:?} of {bytes}");
     assert!(swept.lost_unread_by_group.is_empty());
     check_whole(&redis).await;
     // A cap below what must stay: everything up to the finalized block is removed, nothing above

@@ -147,24 +147,36 @@ mod tests {
 
     #[tokio::test]
     async fn g7_a_backfill_at_the_byte_cap_asks_for_finality_early_and_waits_for_it() {
-        let full = || Swept { bytes: 9, max_bytes: 9, ..Swept::default() };
-        for (blocks, is_full, asks) in [(15, true, false), (16, true, true), (16, false, false)] {
+        let due = Duration::ZERO;
+        let later = Duration::from_secs(60);
+        for (blocks, head, is_full, finality_in, asks, waits) in [
+            (15, 40, true, later, false, false),
+            (16, 40, true, later, true, true),
+            (16, 40, false, later, false, false),
+            (16, 40, false, due, true, false),
+            (16, 16, true, later, false, false),
+        ] {
+            let what = format!("{blocks} blocks of {head}, full: {is_full}, in {finality_in:?}");
+            let found =
+                || Swept { bytes: if is_full { 99 } else { 9 }, max_bytes: 99, ..Swept::default() };
             let mut scene = Scene::of(ChainConfig::local([])).await;
             scene.chain.config.profile.finality_depth = 2;
             let mut session = scene.session().await;
             session.hear(1..=blocks);
             session.publish().await;
-            session.head = Some((40, 40));
+            session.head = Some((head, head));
+            (session.finality.was_behind, session.due.finality) =
+                (false, Instant::now() + finality_in);
+            session.swept(Ok(found()));
             if is_full {
-                session.swept(Ok(full()));
                 session.retention.wrote(1);
             }
             session.start_asking_for_finalized(Instant::now());
-            assert_eq!(session.finality.asking.is_some(), asks, "{blocks}, {is_full}");
-            session.swept(Ok(if is_full { full() } else { Swept { max_bytes: 99, ..full() } }));
-            assert_eq!(session.backfill_waits(), asks, "{blocks}, {is_full}");
+            assert_eq!(session.finality.asking.is_some(), asks, "{what}");
+            session.swept(Ok(found()));
+            assert_eq!(session.backfill_waits(), waits, "{what}");
             session.tagged(Ok(vec![]));
-            assert!(!session.backfill_waits());
+            assert!(!session.backfill_waits(), "{what}");
         }
     }
 

@@ -322,6 +322,11 @@ mod tests {
                 assert_eq!(session.retention.room_is_used_up(), written == room, "{bytes}");
             }
         }
+        for (entry_bytes, written) in [(0, 2 * 600), (300, 2 * 300)] {
+            session.swept(Ok(Swept { entry_bytes, ..Swept::default() }));
+            session.retention.wrote(2);
+            assert_eq!(session.retention.written, MARKER_BYTES + written);
+        }
     }
 
     #[test]
