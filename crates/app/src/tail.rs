@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use ethhook_domain::{EntryId, Filter, ProcessedEvent, Profile};
-use ethhook_streams::{GroupError, GroupReader, Streams, Tail};
+use ethhook_streams::{EventEntry, GroupError, GroupReader, Streams, Tail};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::io::AsyncWriteExt;
@@ -195,7 +195,7 @@ enum Source {
 }
 
 impl Source {
-    async fn next(&mut self) -> Result<Vec<(EntryId, ProcessedEvent)>, GroupError> {
+    async fn next(&mut self) -> Result<Vec<EventEntry>, GroupError> {
         match self {
             Self::Tail(tail) => tail.next(EVENTS_PER_READ).await.map_err(GroupError::from),
             Self::Group(group) => group.next(EVENTS_PER_READ).await,
@@ -211,7 +211,8 @@ impl Source {
     }
 }
 
-/// Reads one chain; a temporary failure is logged once and retried.
+/// Reads one chain; a temporary failure is logged once and retried. An entry that is not an event is logged, and in a
+/// group acknowledged: nobody could ever process it.
 async fn read(
     mut source: Source,
     chain: String,
@@ -220,8 +221,8 @@ async fn read(
 ) -> anyhow::Result<()> {
     let mut told = false;
     loop {
-        let events = match source.next().await {
-            Ok(events) => events,
+        let entries = match source.next().await {
+            Ok(entries) => entries,
             Err(error) if error.is_retryable() => {
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(chain, %error, "waiting for Redis");
@@ -233,8 +234,13 @@ async fn read(
         };
         told = false;
         let mut text = String::new();
-        for (id, event) in &events {
-            text.extend(wanted.line(*id, event)?);
+        for (id, event) in &entries {
+            match event {
+                Ok(event) => text.extend(wanted.line(*id, event)?),
+                Err(error) => {
+                    tracing::warn!(chain, entry = %id, %error, "somebody else added an entry that is not an event");
+                }
+            }
         }
         if !text.is_empty() {
             let (printed, is_printed) = oneshot::channel();
@@ -242,7 +248,7 @@ async fn read(
                 return Ok(());
             }
         }
-        let ids: Vec<_> = events.into_iter().map(|(id, _)| id).collect();
+        let ids: Vec<_> = entries.into_iter().map(|(id, _)| id).collect();
         // If this fails, the entries are delivered again: at least once.
         match source.done(&ids).await {
             Err(error) if !error.is_retryable() => bail!("{chain}: {error}"),

@@ -306,10 +306,15 @@ impl Entries {
     ) -> anyhow::Result<bool> {
         let mut any = false;
         while last.is_none_or(|last| self.at < last) {
-            let events = streams.events(chain, self.at, EVENTS_PER_READ).await?;
-            let Some((id, _)) = events.last() else { return Ok(any) };
+            let entries = streams.events(chain, self.at, EVENTS_PER_READ).await?;
+            let Some((id, _)) = entries.last() else { return Ok(any) };
             (self.at, any) = (*id, true);
-            events.into_iter().for_each(|(id, event)| fold.entry(id, event));
+            for (id, event) in entries {
+                match event {
+                    Ok(event) => fold.entry(id, event),
+                    Err(error) => fold.foreign(id, &error),
+                }
+            }
         }
         Ok(any)
     }

@@ -33,6 +33,7 @@ mod compare;
 
 pub use compare::{Difference, ExpectedBlock, compare};
 
+use crate::event::CodecError;
 use crate::{ChainId, EntryId, Marker, Op, ProcessedEvent};
 
 /// At most this many violations, and this many differences, are kept: one fault can cause many.
@@ -59,6 +60,8 @@ pub enum Problem {
     Seq,
     /// An entry belongs to no marker (G4).
     OutsideMarker,
+    /// An entry is not an event: somebody else added it.
+    Foreign,
     /// A marker's count or ID range does not agree with the entries (G4).
     Range,
     /// An entry does not agree with its marker: chain, block, time, or the `removed` flag.
@@ -83,6 +86,7 @@ impl fmt::Display for Problem {
             Self::NotTip => "taken back though it is not the tip",
             Self::Seq => "seq does not follow",
             Self::OutsideMarker => "the entry belongs to no marker",
+            Self::Foreign => "the entry is not an event of this program",
             Self::Range => "the marker does not agree with its entries",
             Self::EntryDiffersFromMarker => "the entry does not agree with its marker",
             Self::Finalized => "finality moved back, or to a block that is not in the stream",
@@ -194,11 +198,21 @@ impl Fold {
 
     /// Takes the next entry of `events:<chain_id>`.
     pub fn entry(&mut self, id: EntryId, event: ProcessedEvent) {
+        self.check_id(id);
+        self.pending.push_back((id, event));
+    }
+
+    /// Takes the next entry of `events:<chain_id>`, which is not an event, and why.
+    pub fn foreign(&mut self, id: EntryId, error: &CodecError) {
+        self.check_id(id);
+        self.report(id, Problem::Foreign, error.to_string());
+    }
+
+    fn check_id(&mut self, id: EntryId) {
         if id <= self.last_entry_id {
             self.report(id, Problem::Id, "is not above the entry before".to_owned());
         }
         self.last_entry_id = id;
-        self.pending.push_back((id, event));
     }
 
     /// Takes the next marker of `blocks:{events:<chain_id>}`; the entries up to its `last_id` must

@@ -43,7 +43,7 @@ pub use lease::{Holder, LeaseError, OpenError, WriterOptions};
 pub use memory::Memory;
 pub use preflight::{PreflightError, ServerInfo};
 pub use publisher::Publisher;
-pub use reader::ReadError;
+pub use reader::{EventEntry, ReadError};
 pub use replay::{Replay, ReplayError, ReplaySpec};
 pub use reset::{Inventory, ResetError};
 pub use retention::{RetentionPolicy, Swept};

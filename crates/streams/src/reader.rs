@@ -17,6 +17,9 @@ pub(crate) const MARKERS_PER_BATCH: usize = 512;
 /// Entries per answer when a block is read back: about 600 bytes each, some far larger.
 const EVENTS_PER_BATCH: usize = 1_000;
 
+/// An entry of an event stream: its event, or why it is none, since somebody else added it.
+pub type EventEntry = (EntryId, Result<ProcessedEvent, CodecError>);
+
 /// Why something could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
@@ -126,7 +129,7 @@ impl Streams {
         Ok(events)
     }
 
-    /// At most `count` events after `after_id`, with their IDs.
+    /// At most `count` entries after `after_id`.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -135,11 +138,11 @@ impl Streams {
         chain: ChainId,
         after_id: EntryId,
         count: usize,
-    ) -> Result<Vec<(EntryId, ProcessedEvent)>, ReadError> {
+    ) -> Result<Vec<EventEntry>, ReadError> {
         let keys = Keys::of(chain);
         let page = Page::after(after_id, count);
         let entries = range(&mut *self.pooled(&keys).await?, &keys.events, page).await?;
-        entries.into_iter().map(|e| Ok((e.id, e.event(&keys.events)?))).collect()
+        Ok(entries.iter().map(Entry::read).collect())
     }
 
     /// At most `count` markers after `after_id`, with their IDs.
@@ -170,8 +173,12 @@ impl Entry {
         self.fields.chunks_exact(2).map(|pair| (pair[0].as_slice(), pair[1].as_slice()))
     }
 
+    pub(crate) fn read(&self) -> EventEntry {
+        (self.id, ProcessedEvent::from_fields(self.pairs()))
+    }
+
     pub(crate) fn event(&self, key: &str) -> Result<ProcessedEvent, ReadError> {
-        ProcessedEvent::from_fields(self.pairs()).map_err(|error| self.malformed(key, error))
+        self.read().1.map_err(|error| self.malformed(key, error))
     }
 
     pub(crate) fn marker(&self, key: &str) -> Result<Marker, ReadError> {

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::time::Duration;
 
-use ethhook_domain::{ChainId, EntryId, ProcessedEvent};
+use ethhook_domain::{ChainId, EntryId};
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, Value};
 
 use crate::connection::Streams;
 use crate::keys::Keys;
-use crate::reader::{ReadError, entries, last_id, query, unexpected};
+use crate::reader::{Entry, EventEntry, ReadError, entries, last_id, query, unexpected};
 
 impl Streams {
     /// A reader that waits for events after `after_id`; none to start at the stream's end. Each wait lasts at most
@@ -47,15 +47,12 @@ impl fmt::Debug for Tail {
 }
 
 impl Tail {
-    /// The next events, at most `count`, with their IDs; none if nothing came in time. After an
-    /// error, or if this is dropped midway, the next call continues where the last answer ended.
+    /// The next entries, at most `count`; none if nothing came in time. After an error, or if this is dropped midway,
+    /// the next call continues where the last answer ended.
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub async fn next(
-        &mut self,
-        count: usize,
-    ) -> Result<Vec<(EntryId, ProcessedEvent)>, ReadError> {
+    pub async fn next(&mut self, count: usize) -> Result<Vec<EventEntry>, ReadError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => self.streams.connect(&self.key, self.block).await?,
@@ -78,12 +75,7 @@ impl Tail {
             None => Vec::new(),
         };
         self.connection = Some(connection);
-        let last = entries.last().map(|entry| entry.id);
-        let events = entries
-            .into_iter()
-            .map(|e| Ok((e.id, e.event(&self.key)?)))
-            .collect::<Result<_, ReadError>>()?;
-        self.after_id = last.or(self.after_id);
-        Ok(events)
+        self.after_id = entries.last().map(|entry| entry.id).or(self.after_id);
+        Ok(entries.iter().map(Entry::read).collect())
     }
 }

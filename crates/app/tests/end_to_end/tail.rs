@@ -11,7 +11,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::operator::{checker, done, manual, refused};
-use crate::rig::{Rig, SETTLE};
+use crate::rig::{Rig, SETTLE, until};
 
 /// The first `count` lines that `ethhook` prints with these arguments.
 async fn lines(rig: &Rig, arguments: &[&str], count: usize) -> Vec<Value> {
@@ -234,4 +234,45 @@ async fn a_full_disk_is_not_a_reader_that_is_gone() {
         .unwrap();
     let ended = timeout(SETTLE, tail.wait_with_output()).await.unwrap().unwrap();
     assert!(refused(&ended).contains("standard output cannot be written"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn an_entry_that_somebody_else_added_is_reported_and_passed_over() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(2);
+    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    let mut redis = rig.redis.connection().await.unwrap();
+    let add = ["events:31337", "*", "foo", "bar"];
+    let foreign: String = redis::cmd("XADD").arg(&add).query_async(&mut redis).await.unwrap();
+    chain.mine(1);
+    let is_published =
+        async || checker(&rig, &node).await.cursor().await.unwrap().unwrap().number == 3;
+    until("block 3", is_published).await;
+    let create = ["groups", "create", "--chain", "local", "--group", "g", "--from", "0"];
+    done(&rig.command(&create).await);
+    let mut tail = Command::new(env!("CARGO_BIN_EXE_ethhook"))
+        .args(["tail", "--chain", "local", "--group", "g"])
+        .env_clear()
+        .env("REDIS_URL", rig.redis.url())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(tail.stdout.take().unwrap()).lines();
+    for index in 0..30 {
+        let line = timeout(SETTLE, out.next_line()).await.unwrap().unwrap().unwrap();
+        let event: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(event["block_number"], index / 10 + 1);
+    }
+    let list = ["groups", "list", "--chain", "local", "--json"];
+    let is_done = async || done(&rig.command(&list).await).contains(r#""behind":0"#);
+    until("all is acknowledged", is_done).await;
+    tail.kill().await.unwrap();
+    let told = tail.wait_with_output().await.unwrap().stderr;
+    let told = String::from_utf8(told).unwrap();
+    assert!(told.contains("not an event") && told.contains(&foreign), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
 }

@@ -83,6 +83,14 @@ async fn verify_finds_every_kind_of_planted_difference() {
     let found = format!("at {behind_all}: the entry belongs to no marker: new log 5 of block 6");
     check(&mut redis, &extra, &[&found]).await;
 
+    let mut foreign = whole.clone();
+    let nonsense = vec!["foo".to_owned(), "bar".to_owned()];
+    foreign.insert(10, (format!("{}9", whole[9].0), nonsense.clone()));
+    foreign.push((behind_all.clone(), nonsense));
+    let said = "the entry is not an event of this program: field `chain_id` is missing";
+    let found = [&foreign[10].0, &behind_all].map(|id| format!("at {id}: {said}"));
+    check(&mut redis, &foreign, &found.each_ref().map(String::as_str)).await;
+
     let mut swapped = whole.clone();
     let fields = std::mem::replace(&mut swapped[301].1, whole[302].1.clone());
     swapped[302].1 = fields;

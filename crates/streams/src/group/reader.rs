@@ -3,14 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
-use ethhook_domain::{ChainId, EntryId, ProcessedEvent};
+use ethhook_domain::{ChainId, EntryId};
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, Value};
 
 use super::GroupError;
 use crate::connection::Streams;
 use crate::keys::Keys;
-use crate::reader::{self, ReadError, query, unexpected};
+use crate::reader::{self, EventEntry, ReadError, query, unexpected};
 
 impl Streams {
     /// A reader of `chain`'s events as `consumer` of `group`: it reads its pending entries first, then new ones, and its
@@ -55,23 +55,17 @@ impl fmt::Debug for GroupReader {
 }
 
 impl GroupReader {
-    /// The next events, at most `count`, with their IDs; none if nothing came in time. After processing, pass them to
+    /// The next entries, at most `count`; none if nothing came in time. After processing, pass them to
     /// [`GroupReader::acknowledge`], before the next call. Entries that retention removed before they were read are acknowledged here.
     ///
     /// # Errors
     /// See [`GroupError`]. Afterwards, all pending entries are read again.
-    pub async fn next(
-        &mut self,
-        count: usize,
-    ) -> Result<Vec<(EntryId, ProcessedEvent)>, GroupError> {
+    pub async fn next(&mut self, count: usize) -> Result<Vec<EventEntry>, GroupError> {
         let next = self.try_next(count).await;
         self.begin_anew_after(next)
     }
 
-    async fn try_next(
-        &mut self,
-        count: usize,
-    ) -> Result<Vec<(EntryId, ProcessedEvent)>, GroupError> {
+    async fn try_next(&mut self, count: usize) -> Result<Vec<EventEntry>, GroupError> {
         loop {
             let mut connection = self.connected().await?;
             let mut command = redis::cmd("XREADGROUP");
@@ -100,7 +94,7 @@ impl GroupReader {
             if entries.is_empty() && (self.own_after.is_some() || !gone.is_empty()) {
                 continue;
             }
-            return entries.into_iter().map(|e| Ok((e.id, e.event(&self.key)?))).collect();
+            return Ok(entries.iter().map(reader::Entry::read).collect());
         }
     }
 

@@ -84,7 +84,8 @@ impl Fixture {
     }
 
     pub(crate) async fn events(&self) -> Vec<(EntryId, ProcessedEvent)> {
-        self.streams.events(CHAIN, EntryId::MIN, 100_000).await.unwrap()
+        let entries = self.streams.events(CHAIN, EntryId::MIN, 100_000).await.unwrap();
+        entries.into_iter().map(|(id, event)| (id, event.unwrap())).collect()
     }
 
     pub(crate) async fn markers(&self) -> Vec<Marker> {

@@ -30,8 +30,8 @@ async fn a_packed_block_lands_is_read_and_taken_back() {
         event.write_packed(&mut value);
         assert_eq!(fields, &[("e".to_owned(), value)], "one field, all of the event");
     }
-    let followed: Vec<_> = tail.next(100).await.unwrap().into_iter().map(|(_, e)| e).collect();
-    assert_eq!(followed, wanted);
+    let followed = tail.next(100).await.unwrap().into_iter().map(|(_, event)| event.unwrap());
+    assert_eq!(followed.collect::<Vec<_>>(), wanted);
     let stored = redis.streams.block_events(CHAIN, &published).await.unwrap();
     assert_eq!(stored, *a2.events);
 

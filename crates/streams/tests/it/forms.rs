@@ -133,7 +133,8 @@ async fn g4_under_sentinel_the_chain_goes_on_from_what_a_lagging_replica_holds()
     let mut tail = streams.tail(CHAIN, Some(lost.last_id), Duration::from_millis(10));
     let found = tail.next(100).await.unwrap();
     let block_3b = block("3b", "2a", 2);
-    assert_eq!(found.into_iter().map(|(_, event)| event).collect::<Vec<_>>(), *block_3b.events);
+    let found: Vec<_> = found.into_iter().map(|(_, event)| event.unwrap()).collect();
+    assert_eq!(found, *block_3b.events);
 
     // The old master comes back, becomes a replica, and is made the master again.
     set.servers[0].start().await.unwrap();
