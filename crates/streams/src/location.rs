@@ -182,7 +182,7 @@ fn read_path(form: &str, url: &Url) -> Result<(Form, i64), String> {
         _ => u16::MAX,
     };
     match (&form, database) {
-        (_, u16::MAX) => Err("must end in the number of a database, if any".to_owned()),
+        (_, u16::MAX) => Err("must end in the number of a database, 0 to 65534, if any".to_owned()),
         (Form::Cluster, 1..) => Err("must not name a database: a Cluster has only 0".to_owned()),
         _ => Ok((form, database.into())),
     }
@@ -285,7 +285,8 @@ mod tests {
             ("redis-x://c4n4ry", "must start with redis://"),
             ("redis://:c4n4ry@", "is not a URL: empty host"),
             ("redis://:c4n4ry@h:99999", "is not a URL: invalid port number"),
-            ("redis://h/c4n4ry", "must end in the number of a database, if any"),
+            ("redis://h/c4n4ry", "must end in the number of a database, 0 to 65534, if any"),
+            ("redis://h/99999", "must end in the number of a database, 0 to 65534"),
             ("redis://h?c4n4ry", "must have nothing after a ?"),
             ("redis://h#c4n4ry", "must have nothing after a #"),
             ("redis://:c4n4ry@a,b", "has several hosts: that needs redis-sentinel://"),

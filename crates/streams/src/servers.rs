@@ -256,7 +256,16 @@ impl Servers {
             .set_connection_timeout(Some(self.connect_timeout))
             .set_response_timeout(Some(response_timeout));
         let client = Client::open(way)?;
-        Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
+        let connection = client.get_multiplexed_async_connection_with_config(&config).await;
+        connection.map_err(|error| match RedisFailure::from(error) {
+            // A port without TLS waits for the rest of a command that it takes the handshake for.
+            RedisFailure { kind: kind @ FailureKind::Timeout, .. }
+                if self.location.is_encrypted() =>
+            {
+                RedisFailure::new(kind, "no connection in time: does that port speak TLS?")
+            }
+            failure => failure,
+        })
     }
 
     fn nodes_in_turn(&self) -> Vec<Address> {

@@ -78,6 +78,16 @@ async fn tls_with_an_authority_of_ones_own_and_a_user_with_the_least_rights() {
 }
 
 #[tokio::test]
+async fn a_port_without_tls_is_suspected_by_name() {
+    let server = RedisServer::spawn(RedisOptions::default()).await.unwrap();
+    let url = Secret::new(server.url().replace("redis://", "rediss://"));
+    let connect_timeout = Duration::from_millis(300);
+    let streams = Streams::new(RedisConfig { connect_timeout, ..RedisConfig::new(url) }).unwrap();
+    let failure = streams.ping().await.unwrap_err();
+    assert_eq!(failure.to_string(), "Redis: no connection in time: does that port speak TLS?");
+}
+
+#[tokio::test]
 async fn a_connection_to_a_master_that_became_a_replica_is_dropped() {
     let server = RedisServer::spawn(RedisOptions::default()).await.unwrap();
     let streams = reach(&server.url());
