@@ -38,7 +38,7 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, yes: bool) -> anyhow::Resu
         return Ok(Exit::Done);
     }
     streams.reset(chain.chain_id).await?;
-    say!("Deleted. The ingestor starts {} over, immediately if it is running.", chain.name);
+    say!("Deleted. The ingestor starts {} over, within seconds if it is running.", chain.name);
     Ok(Exit::Done)
 }
 
