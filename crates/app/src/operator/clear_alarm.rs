@@ -70,7 +70,7 @@ async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
         cursor.finalized_number
     );
     let mut retained = target.streams.kept_blocks(target.id(), cursor).await?;
-    let common = common(&inquiry, &retained).await?;
+    let common = common(&inquiry, &head, &retained).await?;
     let mut above = retained.split_off(common);
     // Retention may have removed entries of the oldest blocks, but not yet their markers.
     let mut lost = 0;
@@ -95,7 +95,7 @@ async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
         (None, Some(common)) if lost == 0 => (common.number, common.hash),
         (None, _) => (cursor.number, cursor.hash.context(NOTHING)?),
     };
-    let theirs = inquiry.header(Which::Number(number)).await?.map(|header| header.block);
+    let theirs = theirs(&inquiry, &head, number).await?;
     let known = [shared, theirs].into_iter().flatten().find(|block| block.hash == hash);
     // All orphaned blocks are retained if the floor is on the node's chain, or the stream begins right above it.
     let is_whole = lost == 0 && (known.is_some() || number + 1 == cursor.start_number);
@@ -107,11 +107,17 @@ async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
 
 /// How many of the blocks, which are ascending, are on the node's chain: those up to the fork
 /// point.
-async fn common(inquiry: &Inquiry, blocks: &[PublishedBlock]) -> anyhow::Result<usize> {
+async fn common(
+    inquiry: &Inquiry,
+    head: &BlockRef,
+    blocks: &[PublishedBlock],
+) -> anyhow::Result<usize> {
     let (mut low, mut high) = (0, blocks.len());
     while low < high {
         let middle = low + (high - low) / 2;
-        if is_theirs(inquiry, &blocks[middle].block).await? {
+        let block = &blocks[middle].block;
+        let theirs = theirs(inquiry, head, block.number).await?;
+        if theirs.is_some_and(|theirs| theirs.hash == block.hash) {
             low = middle + 1
         } else {
             high = middle
@@ -120,9 +126,24 @@ async fn common(inquiry: &Inquiry, blocks: &[PublishedBlock]) -> anyhow::Result<
     Ok(low)
 }
 
-async fn is_theirs(inquiry: &Inquiry, block: &BlockRef) -> anyhow::Result<bool> {
-    let header = inquiry.header(Which::Number(block.number)).await?;
-    Ok(header.is_some_and(|header| header.block.hash == block.hash))
+/// The node's block at height `number`; none above its `head`. A block below it that the node does not have proves
+/// nothing: the machine that answered may lag.
+async fn theirs(
+    inquiry: &Inquiry,
+    head: &BlockRef,
+    number: u64,
+) -> anyhow::Result<Option<BlockRef>> {
+    if number > head.number {
+        return Ok(None);
+    }
+    let header = inquiry.header(Which::Number(number)).await?;
+    let lacks = || {
+        format!(
+            "the node has no block {number}, although its head is {}: try again, or with an endpoint that has all blocks",
+            head.number
+        )
+    };
+    Ok(Some(header.with_context(lacks)?.block))
 }
 
 /// The newest block that counts as final, but at least the one above `floor`.
@@ -201,28 +222,62 @@ impl Plan {
 mod tests {
     use alloy_primitives::B256;
     use ethhook_domain::Proof;
-    use ethhook_simulator::{Chain, ManualSpec, Node};
+    use std::time::Duration;
+
+    use ethhook_simulator::{Chain, Fault, ManualChain, ManualSpec, Node, RunningNode};
+    use ethhook_streams::Publisher;
+    use ethhook_testkit::redis_server::RedisServer;
 
     use super::super::tests::{publisher, target};
     use super::*;
 
-    #[tokio::test]
-    async fn another_block_0_is_another_chain_and_nothing_is_taken_back() {
+    /// A chain of blocks 0 to 10, and a stream of blocks with `hash` from 0 to 6.
+    async fn published(
+        hash: impl Fn(&ManualChain, u64) -> B256,
+    ) -> (ManualChain, RunningNode, RedisServer, Target, Publisher) {
         let chain = Chain::manual(ManualSpec::new(31_337));
         chain.mine(10);
-        let node = Node::bind(([127, 0, 0, 1], 0).into(), [chain]).await.unwrap().spawn();
-        let (_redis, target) = target(&node.http_url(31_337)).await;
+        let bound = Node::bind(([127, 0, 0, 1], 0).into(), [chain.clone()]).await.unwrap();
+        let node = bound.spawn();
+        let (redis, target) = target(&node.http_url(31_337)).await;
         let mut publisher = publisher(&target, 0).await;
-        let hash = |number: u8| B256::with_last_byte(number + 1);
-        for number in 0..3_u8 {
-            let parent_hash = number.checked_sub(1).map_or(B256::ZERO, hash);
-            let (hash, number) = (hash(number), number.into());
+        for number in 0..=6_u64 {
+            let parent_hash = number.checked_sub(1).map_or(B256::ZERO, |below| hash(&chain, below));
+            let hash = hash(&chain, number);
             let block = &BlockRef { number, hash, parent_hash, timestamp: number };
             let (events, proof, filter) = (&Default::default(), Proof::Bloom, "all");
             let step = Step::Add { block, events, proof, filter, is_deep: false };
             publisher.apply(&step).await.unwrap();
         }
+        (chain, node, redis, target, publisher)
+    }
+
+    #[tokio::test]
+    async fn another_block_0_is_another_chain_and_nothing_is_taken_back() {
+        let hash =
+            |_: &ManualChain, number: u64| B256::left_padding_from(&(number + 7).to_be_bytes());
+        let (_chain, _node, _redis, target, publisher) = published(hash).await;
         let told = plan(&target, publisher.cursor()).await.err().unwrap().to_string();
         assert!(told.contains("another block 0") && told.contains("`ethhook reset"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn g1_a_block_that_one_answer_lacks_is_not_taken_for_an_orphan() {
+        let hash = |chain: &ManualChain, number| chain.block(number).unwrap().hash();
+        let (chain, _node, _redis, target, publisher) = published(hash).await;
+        let cursor = publisher.cursor();
+        let mut lacked = 0;
+        for right in 0..6 {
+            let method = "eth_getBlockByNumber";
+            chain.faults().push(method, Fault::Delay(Duration::ZERO), right);
+            chain.faults().push(method, Fault::Null, 1);
+            match plan(&target, cursor).await {
+                Ok(plan) => assert!(plan.above.is_empty() && plan.gap.is_none(), "after {right}"),
+                Err(told) if told.to_string().contains("has no block ") => lacked += 1,
+                Err(told) => assert!(told.to_string().contains("returned no head"), "{told}"),
+            }
+            chain.faults().clear();
+        }
+        assert!(lacked >= 3, "{lacked}");
     }
 }
