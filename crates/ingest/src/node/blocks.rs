@@ -47,12 +47,13 @@ impl Node {
 
     /// The checked logs of `header`'s block, by one request.
     pub(crate) async fn block(&self, header: &Header) -> Outcome {
-        let ((answerer, verified), lacking) = self
+        let ((first, verified), mut lacking) = self
             .first_to_have(self.for_contents(), LEAST_PATIENCE, async |attempt| {
                 Ok((attempt.endpoint(), self.checked(&attempt, header).await?))
             })
             .await?;
-        let verified = self.confirmed(answerer, header, verified).await?;
+        let (answerer, verified) = self.confirmed(first, header, verified).await?;
+        lacking.extend((!std::ptr::eq(first, answerer)).then_some(first));
         note_lacks(answerer, &lacking);
         Ok(verified)
     }

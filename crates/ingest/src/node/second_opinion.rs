@@ -21,30 +21,30 @@ const ENOUGH_UNDISPUTED: u32 = 16;
 const UNDISPUTED_REMEMBERED: Duration = Duration::from_secs(600);
 
 impl Node {
-    /// The logs of `header`'s block, if `answerer`'s answer proves them or a second opinion confirms them.
-    pub(super) async fn confirmed(
-        &self,
-        answerer: &Endpoint,
+    /// The logs of `header`'s block, and the endpoint that has them: `answerer`, unless it says without proof that there
+    /// are none, and another has some.
+    pub(super) async fn confirmed<'a>(
+        &'a self,
+        mut answerer: &'a Endpoint,
         header: &Header,
-        verified: Verified,
-    ) -> Outcome {
+        mut verified: Verified,
+    ) -> Result<(&'a Endpoint, Verified), NodeError> {
         if is_unproven(&verified) {
-            let second = match self.opinion_of_another(answerer, header).await {
+            let (other, second) = match self.opinion_of_another(answerer, header).await {
                 Some(theirs) => theirs,
                 None => {
                     tokio::time::sleep(SECOND_ASKING).await;
-                    self.checked(&Attempt::with(answerer), header).await?
+                    (answerer, self.checked(&Attempt::with(answerer), header).await?)
                 }
             };
             if !second.logs.is_empty() {
-                answerer.lacks_logs();
-                return Err(NodeError::Unknown);
+                (answerer, verified) = (other, second);
             }
         }
         if self.is_disputable(&verified) {
-            return self.undisputed(answerer, header, verified).await;
+            verified = self.undisputed(answerer, header, verified).await?;
         }
-        Ok(verified)
+        Ok((answerer, verified))
     }
 
     /// Of several blocks, confirms those that `answerer` says are empty; one that is not becomes an error.
@@ -89,12 +89,12 @@ impl Node {
             detail: format!("another endpoint has other receipts of {}", header.block),
         };
         match self.opinion_of_another(answerer, header).await {
-            Some(theirs) if theirs.proof == Proof::ReceiptsRoot => {
+            Some((_, theirs)) if theirs.proof == Proof::ReceiptsRoot => {
                 let _ = lie(answerer, differ());
                 answerer.set_aside(LIAR_WAIT, None);
                 return Ok(theirs);
             }
-            Some(theirs) if theirs.logs != verified.logs => return Err(differ().into()),
+            Some((_, theirs)) if theirs.logs != verified.logs => return Err(differ().into()),
             _ => {}
         }
         self.undisputed.note();
@@ -107,13 +107,17 @@ impl Node {
         Ok(verified)
     }
 
-    /// The block as the first other endpoint that answers in time has it; none if none does.
-    async fn opinion_of_another(&self, answerer: &Endpoint, header: &Header) -> Option<Verified> {
+    /// The first other endpoint that answers in time, and the block as it has it; none if none does.
+    async fn opinion_of_another<'a>(
+        &'a self,
+        answerer: &'a Endpoint,
+        header: &Header,
+    ) -> Option<(&'a Endpoint, Verified)> {
         for other in self.others(answerer) {
             let attempt = Attempt::with(other);
             let asked = timeout(OTHERS_PATIENCE, self.checked(&attempt, header)).await;
             if let Ok(Ok(verified)) = asked {
-                return Some(verified);
+                return Some((other, verified));
             }
         }
         None
@@ -269,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_says_empty_where_another_has_logs_stops_nothing_for_long() {
+    async fn one_that_says_empty_where_another_has_logs_stops_nothing_and_is_asked_last() {
         let (views, nodes) = two_views(3).await;
         let mut config = ChainConfig::local(nodes.iter().map(EndpointConfig::of));
         (config.fetch, config.profile.verify) = (Fetch::Logs, Proof::Structure);
@@ -278,9 +282,10 @@ mod tests {
         let header = node.by_numbers(1..=1).await.unwrap().remove(0);
         views[0].faults().push(About::Logs.method(), Fault::Empty, 1_000);
         for _ in 0..MANY_LACKS {
-            assert!(matches!(node.block(&header).await, Err(NodeError::Unknown)));
+            assert!(std::ptr::eq(node.by_preference()[0], &raw const node.endpoints[0]));
+            assert!(!node.block(&header).await.unwrap().logs.is_empty());
         }
-        assert!(!node.block(&header).await.unwrap().logs.is_empty());
+        assert!(std::ptr::eq(node.by_preference()[0], &raw const node.endpoints[1]));
     }
 
     /// A chain of so many blocks behind two endpoints.

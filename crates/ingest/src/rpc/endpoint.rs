@@ -152,7 +152,8 @@ impl Endpoint {
                     announced: Arc::clone(&announced),
                     breaker: config.http.is_none().then(|| Arc::clone(&breaker)),
                 };
-                WsClient::new(url, chain_id, heads, metrics.clone(), redaction, shared)
+                let profile = chain.profile.clone();
+                WsClient::new(url, profile, heads, metrics.clone(), redaction, shared)
             })
             .map_or((None, None), |(client, connection)| (Some(client), Some(Socket(connection))));
         let span = |first, most| Mutex::new(Span::new(first, most));

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
 use ethhook_domain::block::Quantity;
-use ethhook_domain::{Header, Secret};
+use ethhook_domain::verify::verify_header;
+use ethhook_domain::{Header, Profile, Secret};
 use futures_util::{SinkExt, StreamExt};
 use hyper::header::AUTHORIZATION;
 use serde::Deserialize;
@@ -41,7 +42,7 @@ use super::{
 };
 use crate::metrics::EndpointMetrics;
 
-/// Requests that may wait to be sent, and as many that may wait for their answers.
+/// Requests that may wait to be sent, and as many that may wait for their answers; further ones are refused.
 const MAX_PENDING: usize = 256;
 /// A ping is sent after this much silence; after twice as much, the connection counts as dead.
 const PING_AFTER: Duration = Duration::from_secs(15);
@@ -58,7 +59,7 @@ pub(super) const FIRST_REQUEST: u64 = 16;
 /// A head reported by a subscription.
 #[derive(Debug)]
 pub(crate) enum Head {
-    /// A complete header whose fields do not contradict its hash.
+    /// A complete header; those handed on have passed their check.
     Header(Box<Header>),
     /// Only the height could be used.
     Number(u64),
@@ -79,6 +80,14 @@ pub(super) struct Command {
 struct Pending(BTreeMap<u64, (u64, oneshot::Sender<Answer>)>);
 
 impl Pending {
+    /// Whether another request may wait. Those whose callers gave up are dropped for it.
+    fn has_room(&mut self) -> bool {
+        if self.0.len() >= MAX_PENDING {
+            self.0.retain(|_, (_, reply)| !reply.is_closed());
+        }
+        self.0.len() < MAX_PENDING
+    }
+
     fn add(&mut self, command: Command) -> String {
         self.0.insert(command.id, (command.calls, command.reply));
         command.text
@@ -118,7 +127,7 @@ pub(super) struct Shared {
 /// The connection's side: everything its task needs.
 pub(super) struct Connection {
     pub(super) url: Secret,
-    pub(super) chain_id: u64,
+    profile: Profile,
     pub(super) heads: mpsc::Sender<Head>,
     pub(super) metrics: EndpointMetrics,
     redaction: Redaction,
@@ -134,7 +143,7 @@ pub(super) struct Connection {
 impl WsClient {
     pub(super) fn new(
         url: Secret,
-        chain_id: u64,
+        profile: Profile,
         heads: mpsc::Sender<Head>,
         metrics: EndpointMetrics,
         redaction: Redaction,
@@ -148,7 +157,7 @@ impl WsClient {
             client,
             Connection {
                 url,
-                chain_id,
+                profile,
                 heads,
                 metrics,
                 redaction,
@@ -164,9 +173,7 @@ impl WsClient {
     /// Sends a request, or a batch of `calls` numbered from `id`; the caller sets the timeout.
     pub(super) async fn request(&self, id: u64, calls: u64, text: String) -> Answer {
         let (reply, answer) = oneshot::channel();
-        self.commands
-            .try_send(Command { id, calls, text, reply })
-            .map_err(|_| RpcError::Connection("too many requests wait for the WebSocket".into()))?;
+        self.commands.try_send(Command { id, calls, text, reply }).map_err(|_| too_many())?;
         answer.await.unwrap_or_else(|_| Err(RpcError::Connection("the WebSocket closed".into())))
     }
 
@@ -320,8 +327,9 @@ impl Connection {
             match read_frame(&frame)? {
                 Frame::Answer(CHAIN_ID) => {
                     let got = decode::<Quantity>(&frame, CHAIN_ID)?.map_or(0, |q| q.0);
-                    if got != self.chain_id {
-                        return Err(RpcError::WrongChain { wanted: self.chain_id, got });
+                    let wanted = self.profile.chain_id;
+                    if got != wanted {
+                        return Err(RpcError::WrongChain { wanted, got });
                     }
                     chain_ok = true;
                 }
@@ -366,9 +374,9 @@ impl Connection {
                     }
                 }
                 Some(command) = self.commands.recv() => {
-                    // Makes room by dropping requests whose callers gave up.
-                    if pending.0.len() >= MAX_PENDING {
-                        pending.0.retain(|_, (_, reply)| !reply.is_closed());
+                    if !pending.has_room() {
+                        command.reply.send(Err(too_many())).ok(); // the caller may have given up
+                        continue;
                     }
                     highest_id = highest_id.max(command.id + command.calls - 1);
                     let text = pending.add(command);
@@ -406,6 +414,13 @@ impl Connection {
             Frame::Answer(id) => self.hand_on(id, frame, pending, highest_id),
             Frame::Head(head) => {
                 self.served = true;
+                let head = match head {
+                    // Only its height is of use.
+                    Head::Header(header) if verify_header(&self.profile, &header).is_err() => {
+                        Head::Number(header.block.number)
+                    }
+                    head => head,
+                };
                 let announced = &self.shared.announced;
                 match &head {
                     Head::Header(header) => {
@@ -465,9 +480,7 @@ pub(crate) fn read_frame(frame: &str) -> Result<Frame, RpcError> {
 
 fn read_head(json: &str) -> Result<Head, RpcError> {
     match serde_json::from_str::<Header>(json) {
-        Ok(header) if header.seal != ethhook_domain::block::Seal::Differs => {
-            Ok(Head::Header(Box::new(header)))
-        }
+        Ok(header) => Ok(Head::Header(Box::new(header))),
         // Some subscriptions leave fields out; the block itself is then requested.
         _ => Ok(Head::Number(parse::<BareHead>(json)?.number.0)),
     }
@@ -501,6 +514,10 @@ async fn next_frame(socket: &mut Socket) -> Answer {
             Some(Err(error)) => return Err(describe(error)),
         }
     }
+}
+
+fn too_many() -> RpcError {
+    RpcError::Connection("too many requests wait for the WebSocket".into())
 }
 
 /// The error without the URL, which some of the library's messages contain.
@@ -555,5 +572,21 @@ mod tests {
         let order: Vec<_> = (0..4).map(|_| told(&mut pending)).collect();
         assert_eq!(order, [Some(2), Some(3), Some(0), None]);
         assert!(pending.take(30).is_some(), "what is no batch is left alone");
+    }
+
+    #[test]
+    fn g7_only_requests_that_somebody_waits_for_fill_the_queue() {
+        let mut pending = Pending::default();
+        let mut waiting = Vec::new();
+        for id in 0..MAX_PENDING as u64 {
+            assert!(pending.has_room(), "{id}");
+            let (reply, answer) = oneshot::channel();
+            pending.add(Command { id, calls: 1, text: String::new(), reply });
+            waiting.push(answer);
+        }
+        assert!(!pending.has_room());
+        waiting.truncate(100);
+        assert!(pending.has_room());
+        assert_eq!(pending.0.len(), 100);
     }
 }

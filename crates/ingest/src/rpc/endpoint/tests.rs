@@ -3,8 +3,8 @@
 use std::num::NonZeroU32;
 use std::pin::pin;
 
-use ethhook_domain::{Header, Secret};
-use ethhook_simulator::{Fault, ManualChain, RunningNode};
+use ethhook_domain::{Header, Proof, Secret};
+use ethhook_simulator::{BloomLie, Fault, HeadFault, ManualChain, RunningNode};
 use futures_util::future::{Either, select};
 use futures_util::poll;
 use serde_json::json;
@@ -69,20 +69,30 @@ async fn one_that_asks_for_patience_is_left_alone_for_as_long() {
 }
 
 #[tokio::test]
-async fn what_its_subscription_announces_is_remembered() {
+async fn what_its_subscription_announces_is_remembered_if_it_passes_its_check() {
     let chain = mined(3);
     let node = serve(chain.clone()).await;
-    let ws = Some(Secret::new(node.ws_url(LOCAL)));
-    let config = ChainConfig::local([EndpointConfig { http: None, ws }]);
-    let (heads, mut heard) = mpsc::channel(8);
-    let (endpoints, sockets) = connect(&config, &heads, &unread().1, &Genesis::default());
-    let mut running = JoinSet::new();
-    sockets.into_iter().for_each(|socket| _ = running.spawn(socket.run()));
-    assert!(matches!(heard.recv().await, Some(Head::Subscribed)));
-    assert!(endpoints[0].announced.last().is_none());
-    let block = chain.mine(1).remove(0);
-    assert!(matches!(heard.recv().await, Some(Head::Header(_))));
-    assert_eq!(endpoints[0].announced.last().unwrap().0.hash, block.hash());
+    for (verify, is_checked) in [(Proof::Bloom, true), (Proof::Structure, false)] {
+        let ws = Some(Secret::new(node.ws_url(LOCAL)));
+        let mut config = ChainConfig::local([EndpointConfig { http: None, ws }]);
+        config.profile.verify = verify;
+        let (heads, mut heard) = mpsc::channel(8);
+        let (endpoints, sockets) = connect(&config, &heads, &unread().1, &Genesis::default());
+        let mut running = JoinSet::new();
+        sockets.into_iter().for_each(|socket| _ = running.spawn(socket.run()));
+        assert!(matches!(heard.recv().await, Some(Head::Subscribed)));
+        assert!(endpoints[0].announced.last().is_none());
+        let block = chain.mine(1).remove(0);
+        assert!(matches!(heard.recv().await, Some(Head::Header(_))));
+        assert_eq!(endpoints[0].announced.last().unwrap().0.hash, block.hash());
+
+        chain.faults().push_head(HeadFault::Bloom(BloomLie::Ones), 1);
+        let other = chain.mine(1).remove(0);
+        let head = heard.recv().await;
+        assert_eq!(matches!(head, Some(Head::Number(n)) if n == other.number()), is_checked);
+        let last = if is_checked { block } else { other };
+        assert_eq!(endpoints[0].announced.last().unwrap().0.hash, last.hash());
+    }
 }
 
 #[tokio::test]
