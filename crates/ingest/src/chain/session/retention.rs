@@ -29,8 +29,10 @@ pub(super) struct Retention<'a> {
     groups: HashMap<String, bool>,
     /// What the last sweep found; none before the first.
     found: Option<Swept>,
-    /// About how many bytes were written since.
+    /// About how many bytes were written since it began.
     written: u64,
+    /// Of these, those before the running sweep began.
+    before_sweep: u64,
 }
 
 impl Retention<'_> {
@@ -86,6 +88,7 @@ impl Session<'_> {
     pub(super) fn start_sweep(&mut self, now: Instant) {
         if self.retention.sweep.is_none() && now >= self.due.retention {
             self.due.retention = now + SWEEP_EVERY;
+            self.retention.before_sweep = self.retention.written;
             let (id, streams) = (self.chain.id(), &self.chain.streams);
             let (keep, cap) = (self.chain.options.retention, self.chain.options.stream_max_bytes);
             let following_head = !self.is_backfilling();
@@ -102,7 +105,7 @@ impl Session<'_> {
 
     pub(super) fn swept(&mut self, swept: Result<Swept, ReadError>) {
         self.retention.sweep = None;
-        self.retention.written = 0;
+        self.retention.written -= std::mem::take(&mut self.retention.before_sweep);
         let metrics = &self.chain.metrics;
         let swept = match swept {
             Ok(swept) => swept,
@@ -273,6 +276,12 @@ mod tests {
         assert_eq!(told(), None, "at the head, the entries are removed");
     }
 
+    /// A sweep that ends with `result`.
+    fn sweep(session: &mut Session<'_>, result: Result<Swept, ReadError>) {
+        session.start_sweep(session.due.retention);
+        session.swept(result);
+    }
+
     #[tokio::test]
     async fn g7_a_backfill_that_may_have_reached_the_cap_waits_for_a_sweep_at_once() {
         let mut config = ChainConfig::local([]);
@@ -281,7 +290,7 @@ mod tests {
         let mut session = scene.session().await;
         session.head = Some((14, 14));
         let swept = || Swept { bytes: 700, max_bytes: 1_000, ..Swept::default() };
-        session.swept(Ok(swept()));
+        sweep(&mut session, Ok(swept()));
         session.due.retention = Instant::now() + SWEEP_EVERY;
         for number in 1..=3 {
             assert_eq!(session.due.retention <= Instant::now(), number == 3);
@@ -289,7 +298,7 @@ mod tests {
             session.publish().await;
         }
         assert_eq!(scene.markers().await.len(), 2, "two markers take more than 300 bytes");
-        session.swept(Ok(swept()));
+        sweep(&mut session, Ok(swept()));
         session.publish().await;
         assert_eq!(scene.markers().await.len(), 3);
         // What failed says nothing, and neither does a cap that is exceeded for good forbid everything.
@@ -297,12 +306,17 @@ mod tests {
         session.publish().await;
         assert!(session.retention.room_is_used_up());
         let slow = RedisFailure { kind: FailureKind::Timeout, detail: "slow".to_owned() };
-        session.swept(Err(slow.into()));
+        sweep(&mut session, Err(slow.into()));
         assert!(!session.backfill_waits());
-        session.swept(Ok(Swept { bytes: 9_000, max_bytes: 1_000, ..Swept::default() }));
+        sweep(&mut session, Ok(Swept { bytes: 9_000, max_bytes: 1_000, ..Swept::default() }));
         assert!(!session.backfill_waits());
         session.retention.wrote(1);
         assert!(session.retention.room_is_used_up(), "an entry takes some 600 bytes");
+        // What is written while a sweep runs, it has perhaps not seen.
+        session.start_sweep(session.due.retention);
+        session.retention.wrote(1);
+        session.swept(Ok(Swept { bytes: 9_000, max_bytes: 1_000, ..Swept::default() }));
+        assert!(session.retention.room_is_used_up());
         // The head does not wait.
         session.head = Some((5, 5));
         session.hear(5..=5);
@@ -316,14 +330,14 @@ mod tests {
         let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;
         for (bytes, room) in [(0, 1_000), (5_000, 5_000), (9_000, 7_000), (17_000, 1_000)] {
-            session.swept(Ok(Swept { bytes, max_bytes: CAP, ..Swept::default() }));
+            sweep(&mut session, Ok(Swept { bytes, max_bytes: CAP, ..Swept::default() }));
             for written in [room - 1, room] {
                 session.retention.written = written;
                 assert_eq!(session.retention.room_is_used_up(), written == room, "{bytes}");
             }
         }
         for (entry_bytes, written) in [(0, 2 * 600), (300, 2 * 300)] {
-            session.swept(Ok(Swept { entry_bytes, ..Swept::default() }));
+            sweep(&mut session, Ok(Swept { entry_bytes, ..Swept::default() }));
             session.retention.wrote(2);
             assert_eq!(session.retention.written, MARKER_BYTES + written);
         }
