@@ -66,6 +66,8 @@ pub(crate) struct Chain {
     /// The start block that this process resolved or found in a cursor: after a wipe of Redis the stream starts there
     /// again, after a reset it does not.
     resolved_start: Option<u64>,
+    /// Whether this process has seen the stream; a reset ends it.
+    has_begun: bool,
     /// When the chain was last reset, as far as known.
     last_reset: Option<String>,
     /// The last session ended because another branch replaced all of its blocks; since then the genesis block was
@@ -104,6 +106,7 @@ impl Chain {
             metrics,
             status,
             resolved_start: None,
+            has_begun: false,
             last_reset: None,
             may_be_replaced: false,
             slots,

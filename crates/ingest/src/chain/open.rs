@@ -80,6 +80,7 @@ impl Chain {
         if let Some(cursor) = &held {
             // A standby may be the first to find Redis wiped.
             self.resolved_start = Some(cursor.start_number);
+            self.has_begun = true;
         }
         self.look_for_reset().await?;
         self.tell_of_loss(held.as_ref());
@@ -92,15 +93,14 @@ impl Chain {
             }
             _ => {}
         }
+        if let Some(cursor) = &held {
+            check_alarm(cursor)?;
+        }
         let expected = held.as_ref().and_then(|cursor| cursor.genesis_hash);
         let genesis = self.node.identify(expected).await.map_err(|e| self.node_away(&e))?;
         self.status.update(|status| status.last_answer = Some(Instant::now()));
-        let started_before = self.resolved_start;
         let first = match &held {
-            Some(cursor) => {
-                check_alarm(cursor)?;
-                None
-            }
+            Some(_) => None,
             None => {
                 let start = self.resolve_start().await?;
                 let first = Cursor::starting_at(start, genesis, self.config.filter.digest());
@@ -112,10 +112,11 @@ impl Chain {
             Publisher::open(&self.streams, self.id(), self.options.for_writer(), first).await;
         let publisher = publisher.map_err(|error| self.not_open(&error))?;
         let cursor = publisher.cursor();
-        if let (None, Some(start)) = (&held, started_before) {
+        if held.is_none() && self.has_begun {
+            let start = cursor.start_number;
             tracing::warn!(start, "starting over at the block where this process began");
         }
-        self.resolved_start = Some(cursor.start_number);
+        (self.resolved_start, self.has_begun) = (Some(cursor.start_number), true);
         if let StartBlock::Number(configured) = self.config.start
             && configured != cursor.start_number
         {
@@ -156,7 +157,7 @@ impl Chain {
         let reset = reset.map_err(|error| self.not_read(&error))?;
         if reset.is_some() && reset != self.last_reset {
             self.streams.forget_seq(self.id());
-            self.resolved_start = None;
+            (self.resolved_start, self.has_begun) = (None, false);
         }
         self.last_reset = reset;
         Ok(())
@@ -310,19 +311,15 @@ mod tests {
             ..ChainConfig::local([EndpointConfig::of(&node)])
         };
         let mut scene = Scene::of(config).await;
-        let open = async |scene: &mut Scene| {
-            let slot = Arc::clone(&scene.chain.slots).try_acquire_owned().unwrap();
-            scene.chain.try_open(slot).await.map(|opened| opened.publisher)
-        };
-        let told = open(&mut scene).await.unwrap_err();
+        let told = try_open(&mut scene).await.err().unwrap();
         assert!(told.why.starts_with("END_BLOCK 12 is below the first block 20"), "{}", told.why);
         assert_eq!(told.needs, Needs::Operator);
         scene.chain.config.end_block = Some(20);
-        let mut publisher = open(&mut scene).await.unwrap();
+        let mut publisher = try_open(&mut scene).await.unwrap().publisher;
         publisher.apply(&add(&header(20, 'a').block)).await.unwrap();
         drop(publisher);
         scene.chain.config.end_block = Some(12);
-        assert!(open(&mut scene).await.is_ok(), "the newest published block is the last one");
+        assert!(try_open(&mut scene).await.is_ok(), "the newest published block is the last one");
     }
 
     #[tokio::test]
@@ -375,6 +372,37 @@ mod tests {
         assert!(!opened.canonical.is_finalized());
         assert!(told(&mut opened).is_none());
     }
+
+    #[tokio::test]
+    async fn g10_an_alarm_is_told_also_while_no_node_answers() {
+        let mut scene = Scene::of(ChainConfig::local([])).await;
+        let mut publisher = scene.publisher().await;
+        publisher.apply(&Step::Alarm { text: "a reorg" }).await.unwrap();
+        publisher.release().await;
+        let told = try_open(&mut scene).await.err().unwrap();
+        assert_eq!(told.why, "stopped by an alarm: a reorg");
+    }
+
+    #[tokio::test]
+    async fn a_stream_has_begun_once_it_was_seen_and_until_it_is_reset() {
+        let node = serve(mined(3)).await;
+        let mut scene = Scene::of(ChainConfig::local([EndpointConfig::of(&node)])).await;
+        scene.redis.ask::<String>("SET events:31337 foreign").await.unwrap();
+        assert!(try_open(&mut scene).await.is_err());
+        assert!(scene.chain.resolved_start.is_some() && !scene.chain.has_begun);
+        scene.redis.ask::<i64>("DEL events:31337").await.unwrap();
+        try_open(&mut scene).await.unwrap().publisher.release().await;
+        assert!(scene.chain.has_begun);
+        scene.chain.streams.reset(scene.chain.id()).await.unwrap();
+        scene.chain.look_for_reset().await.unwrap();
+        assert!(scene.chain.resolved_start.is_none() && !scene.chain.has_begun);
+    }
+
+    async fn try_open(scene: &mut Scene) -> Result<Opened, NotYet> {
+        let slot = Arc::clone(&scene.chain.slots).try_acquire_owned().unwrap();
+        scene.chain.try_open(slot).await
+    }
+
     /// The step that adds a block without events.
     fn add(block: &BlockRef) -> Step<'_> {
         static NONE: LazyLock<Events> = LazyLock::new(Events::default);

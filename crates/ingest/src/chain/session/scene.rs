@@ -64,6 +64,7 @@ impl Scene {
             node: Arc::new(node),
             metrics,
             resolved_start: None,
+            has_begun: false,
             last_reset: None,
             may_be_replaced: false,
             slots: Arc::new(Semaphore::new(1)),
