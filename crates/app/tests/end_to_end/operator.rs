@@ -190,7 +190,7 @@ async fn alarmed() -> (ManualChain, RunningNode, Rig, Checker) {
 }
 
 /// Runs `clear-alarm`, which need not wait for the lease: the stopped session has given it up.
-async fn clear_alarm(rig: &Rig, chain: &str) -> String {
+pub(crate) async fn clear_alarm(rig: &Rig, chain: &str) -> String {
     done(&rig.command(&["clear-alarm", "--chain", chain, "--yes"]).await)
 }
 
@@ -328,7 +328,6 @@ async fn g8_how_far_a_group_is_behind_is_a_metric() {
 #[tokio::test]
 async fn g10_a_reorg_of_the_block_skipped_to_is_an_alarm_that_can_be_cleared() {
     let (chain, node, mut rig) = manual().await;
-    rig.set("LEASE_TTL_MS", 1_000);
     rig.start();
     chain.mine(10);
     let checker = checker(&rig, &node).await;

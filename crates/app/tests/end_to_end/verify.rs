@@ -6,7 +6,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
-use crate::operator::{checker, done, manual, refused};
+use crate::operator::{checker, clear_alarm, done, manual, refused};
 use crate::rig::{Rig, SETTLE, until};
 
 /// An entry: its ID, and names and values alternating.
@@ -254,7 +254,6 @@ async fn verify_tells_an_operators_order_from_a_difference() {
     // The finalized block is requested once the head is reached; with this block time, again after
     // minutes.
     rig.write_toml("[chains.local]\nblock_time_ms = 12000\n").unwrap();
-    rig.set("LEASE_TTL_MS", 1_000);
     chain.set_finalized(530);
     chain.mine(600);
     rig.start();
@@ -268,10 +267,7 @@ async fn verify_tells_an_operators_order_from_a_difference() {
     checker.settle_and_check(SETTLE).await.unwrap();
     chain.reorg(420, 430, ethhook_simulator::Contents::Fresh);
     rig.wait_for("ready", |status, body| status == 503 && body.contains("alarm")).await;
-    until("the alarm to be cleared", async || {
-        rig.command(&["clear-alarm", "--chain", "local", "--yes"]).await.status.success()
-    })
-    .await;
+    clear_alarm(&rig, "local").await;
     checker.settle(SETTLE).await.unwrap();
     let told =
         done(&rig.command(&["verify", "--chain", "local", "--from", "0", "--to", "910"]).await);
