@@ -2,7 +2,8 @@
 
 use alloy_primitives::{Address, B256, Bytes};
 use ethhook_domain::block::Seal;
-use ethhook_domain::{BlockRef, Filter, Header, Log, Profile, Secret};
+use ethhook_domain::verify::Verified;
+use ethhook_domain::{BlockRef, Filter, Header, Log, Profile, Proof, Secret};
 use ethhook_simulator::{self as simulator, ManualChain, ManualSpec, RunningNode};
 use prometheus::Registry;
 use tokio::sync::mpsc;
@@ -44,6 +45,12 @@ impl EndpointConfig {
     pub(crate) fn of(node: &RunningNode) -> Self {
         Self::http(node.http_url(LOCAL))
     }
+}
+
+/// The contents of a block with this many logs.
+pub(crate) fn verified(logs: usize) -> Verified {
+    let logs = vec![log(); logs];
+    Verified { logs, proof: Proof::Bloom, unhashed: false, root_differs: false }
 }
 
 /// The header of a block, for tests that do not check it.

@@ -309,10 +309,9 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use alloy_primitives::keccak256;
-    use ethhook_domain::Proof;
 
     use super::*;
-    use crate::testing::{self, log};
+    use crate::testing::{self, verified};
 
     fn header(name: &str) -> Header {
         let number = name.trim_end_matches(char::is_alphabetic).parse().unwrap();
@@ -353,13 +352,7 @@ mod tests {
     }
 
     fn arrive(queue: &mut Queue, name: &str) {
-        let nothing = Verified {
-            logs: Vec::new(),
-            proof: Proof::ReceiptsRoot,
-            unhashed: false,
-            root_differs: false,
-        };
-        queue.fetched(keccak256(name), nothing);
+        queue.fetched(keccak256(name), verified(0));
     }
 
     fn pop(queue: &mut Queue, up_to: u64) -> String {
@@ -390,15 +383,8 @@ mod tests {
     fn a_block_that_comes_from_two_fetches_counts_once() {
         let mut queue = Queue::default();
         follow(&mut queue, "+1a");
-        let logs = vec![log()];
-        let bring = |queue: &mut Queue| {
-            let logs = logs.clone();
-            let body =
-                Verified { logs, proof: Proof::ReceiptsRoot, unhashed: false, root_differs: false };
-            queue.fetched(keccak256("1a"), body);
-        };
-        bring(&mut queue);
-        bring(&mut queue);
+        queue.fetched(keccak256("1a"), verified(1));
+        queue.fetched(keccak256("1a"), verified(1));
         assert_eq!(queue.waiting_logs, 1);
         assert_eq!(queue.failed(keccak256("1a"), false, Instant::now()), None, "it is here");
         assert_eq!((pop(&mut queue, 9), queue.waiting_logs), ("+1".into(), 0));
@@ -444,11 +430,7 @@ mod tests {
         let fetched = std::iter::from_fn(|| fetch(&mut queue, 999)).count();
         assert_eq!(fetched, FETCHES_AT_ONCE);
         // Enough waiting logs stop fetching, too.
-        let logs = vec![log(); MAX_WAITING_LOGS];
-        queue.fetched(
-            keccak256("1a"),
-            Verified { logs, proof: Proof::Bloom, unhashed: false, root_differs: false },
-        );
+        queue.fetched(keccak256("1a"), verified(MAX_WAITING_LOGS));
         assert_eq!(fetch(&mut queue, 999), None);
         assert_eq!(pop(&mut queue, 999), "+1");
         assert_eq!(fetch(&mut queue, 999), None, "those under way may be as large");
@@ -493,15 +475,7 @@ mod tests {
     fn several_blocks_are_fetched_together_up_to_a_height() {
         let mut queue = Queue::default();
         let names: Vec<_> = (1..=20).map(|n| format!("+{n}a")).collect();
-        let known = |header: &Header| {
-            let nothing = Verified {
-                logs: Vec::new(),
-                proof: Proof::Bloom,
-                unhashed: false,
-                root_differs: false,
-            };
-            (header.block.number == 4).then_some(nothing)
-        };
+        let known = |header: &Header| (header.block.number == 4).then(|| verified(0));
         let new = names.iter().map(|name| header(&name[1..])).collect();
         queue.follow(Change { undo: Vec::new(), new }, None, known);
         let plan = Plan { blocks: 5, in_a_row: true };

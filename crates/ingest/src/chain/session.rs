@@ -464,7 +464,7 @@ mod tests {
         session.may_be_replaced = true;
         assert!(session.follow(undo(&[1]), None).is_none());
         assert!(matches!(session.follow(undo(&[1]), None), Some(End::Replaced)), "once");
-        assert_eq!(scene.board.snapshot().remove(0).1.reorgs, 2);
+        assert_eq!(scene.status().reorgs, 2);
     }
 
     #[tokio::test]

@@ -186,7 +186,7 @@ mod tests {
         }
         let events: u64 = scene.markers().await.iter().map(|marker| marker.events).sum();
         assert_eq!((events, chain.faults().left()), (15, 0));
-        assert_eq!(scene.board.snapshot().remove(0).1.events, 15);
+        assert_eq!(scene.status().events, 15);
         assert_eq!(session.finality.blocks_since, 3);
     }
 
@@ -237,10 +237,7 @@ mod tests {
         for header in headers.clone() {
             assert!(session.heard(Head::Header(Box::new(header))).is_none());
         }
-        let told = || {
-            let (_, status) = scene.board.snapshot().remove(0);
-            status.standstill().map(|standstill| standstill.why.clone())
-        };
+        let told = || scene.standstill().map(|(why, _)| why);
         let mut fails = |block: &BlockRef, times| {
             (0..times).for_each(|_| session.not_fetched(block, &NodeError::Unknown));
             told()

@@ -167,13 +167,13 @@ mod tests {
             session.head = Some((head, head));
             (session.finality.was_behind, session.due.finality) =
                 (false, Instant::now() + finality_in);
-            session.swept(Ok(found()));
+            session.sweep(Ok(found()));
             if is_full {
                 session.retention.wrote(1);
             }
             session.start_asking_for_finalized(Instant::now());
             assert_eq!(session.finality.asking.is_some(), asks, "{what}");
-            session.swept(Ok(found()));
+            session.sweep(Ok(found()));
             assert_eq!(session.backfill_waits(), waits, "{what}");
             session.tagged(Ok(vec![]));
             assert!(!session.backfill_waits(), "{what}");

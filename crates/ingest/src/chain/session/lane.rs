@@ -89,7 +89,7 @@ impl Lane {
         self.writer.adding(block, heard, body, is_deep)
     }
 
-    /// Starts `work` on a free lane. Everything but added blocks needs an idle lane.
+    /// Starts `work` on a free lane. Only an added block may be sent behind others.
     pub(super) fn start(&mut self, work: Work) {
         let (mut publisher, mut sent) = match mem::replace(&mut self.traffic, Traffic::Closed) {
             Traffic::Pipelined { publisher, sent } => (publisher, sent),
@@ -102,7 +102,10 @@ impl Lane {
                 sent.push_back(adding);
                 Traffic::Pipelined { publisher, sent }
             }
-            work => Traffic::Alone(self.writer.clone().write(publisher, work).boxed()),
+            work => {
+                debug_assert!(sent.is_empty(), "what is in flight would be forgotten");
+                Traffic::Alone(self.writer.clone().write(publisher, work).boxed())
+            }
         };
     }
 
@@ -275,13 +278,8 @@ impl Writer {
     ) -> Result<Done, StepError> {
         let mut patience = self.patience();
         loop {
-            match publisher.take_back(&block).await {
-                Err(error) if error.is_retryable() => patience.wait_after(&error).await,
-                Err(error) => return Err(error),
-                Ok(_) => {
-                    patience.over();
-                    return Ok(Done::Removed { block });
-                }
+            if let Some(ended) = patience.after(publisher.take_back(&block).await).await {
+                return ended.map(|_| Done::Removed { block });
             }
         }
     }
@@ -294,13 +292,8 @@ impl Writer {
     ) -> Result<Outcome, StepError> {
         let mut patience = self.patience();
         loop {
-            match publisher.apply(step).await {
-                Err(error) if error.is_retryable() => patience.wait_after(&error).await,
-                Err(error) => return Err(error),
-                Ok(outcome) => {
-                    patience.over();
-                    return Ok(outcome);
-                }
+            if let Some(ended) = patience.after(publisher.apply(step).await).await {
+                return ended;
             }
         }
     }
@@ -356,7 +349,20 @@ struct Patience<'a> {
 }
 
 impl Patience<'_> {
-    async fn wait_after(&mut self, error: &StepError) {
+    /// The result of a try, if it was the last one; else waits until the next.
+    async fn after(
+        &mut self,
+        result: Result<Outcome, StepError>,
+    ) -> Option<Result<Outcome, StepError>> {
+        let error = match result {
+            Err(error) if error.is_retryable() => error,
+            ended => {
+                if ended.is_ok() {
+                    self.writer.status.go_on(|cause| cause == Cause::Step);
+                }
+                return Some(ended);
+            }
+        };
         self.writer.metrics.redis_error(error.kind());
         self.tries += 1;
         if self.tries.is_power_of_two() {
@@ -364,7 +370,7 @@ impl Patience<'_> {
             warn!(tries, %error, "Redis did not accept a step: trying again");
         }
         if self.since.elapsed() >= TOLD_AFTER {
-            let needs = match error {
+            let needs = match &error {
                 StepError::Redis(failure) if failure.kind == FailureKind::OutOfMemory => {
                     Needs::Room
                 }
@@ -374,11 +380,7 @@ impl Patience<'_> {
             self.writer.status.stand_still(Cause::Step, why, needs);
         }
         tokio::time::sleep(self.waits.next().unwrap_or_default()).await;
-    }
-
-    /// The step was accepted.
-    fn over(self) {
-        self.writer.status.go_on(|cause| cause == Cause::Step);
+        None
     }
 }
 
@@ -391,7 +393,7 @@ mod tests {
     use super::super::scene::Scene;
     use super::*;
     use crate::config::ChainConfig;
-    use crate::testing::log;
+    use crate::testing::verified;
 
     #[tokio::test]
     async fn g4_what_was_sent_behind_a_failure_goes_again_after_it() {
@@ -421,24 +423,21 @@ mod tests {
         let scene = Scene::of(ChainConfig::local([])).await;
         let session = scene.session().await;
         let refused = |kind| StepError::Redis(RedisFailure { kind, detail: "no".into() });
-        let stands_still = || {
-            let (_, status) = scene.board.snapshot().remove(0);
-            status.standstill().map(|standstill| (standstill.why.clone(), standstill.needs))
-        };
         for (kind, needs) in
             [(FailureKind::OutOfMemory, Needs::Room), (FailureKind::ReadOnly, Needs::Time)]
         {
             let mut patience = session.lane.writer.patience();
-            patience.wait_after(&refused(kind)).await;
-            assert_eq!(stands_still(), None, "one refusal");
+            assert!(patience.after(Err(refused(kind))).await.is_none());
+            assert_eq!(scene.standstill(), None, "one refusal");
             patience.since -= TOLD_AFTER;
-            patience.wait_after(&refused(kind)).await;
+            assert!(patience.after(Err(refused(kind))).await.is_none());
             assert_eq!(
-                stands_still(),
+                scene.standstill(),
                 Some(("Redis does not accept a step: Redis: no".into(), needs))
             );
-            patience.over();
-            assert_eq!(stands_still(), None);
+            let taken = patience.after(Ok(Outcome::Duplicate { events: 0 })).await;
+            assert!(taken.is_some_and(|taken| taken.is_ok()));
+            assert_eq!(scene.standstill(), None);
         }
     }
 
@@ -451,13 +450,7 @@ mod tests {
         let lane = &mut session.lane;
         let block = BlockRef { number: 2, hash: B256::ZERO, parent_hash: B256::ZERO, timestamp: 2 };
         for (logs, has_room) in [(MAX_EVENTS - 1, true), (1, false)] {
-            let body = Verified {
-                logs: vec![log(); logs],
-                proof: Proof::Bloom,
-                unhashed: false,
-                root_differs: false,
-            };
-            let adding = lane.adding(block, None, body, false);
+            let adding = lane.adding(block, None, verified(logs), false);
             lane.start(Work::Add(adding));
             assert_eq!(lane.has_room(), has_room);
         }

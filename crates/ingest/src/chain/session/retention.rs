@@ -249,10 +249,7 @@ mod tests {
     async fn g8_a_backfill_that_waits_for_a_group_says_so_until_there_is_room() {
         let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;
-        let told = || {
-            let (_, status) = scene.board.snapshot().remove(0);
-            status.standstill().map(|standstill| standstill.why.clone())
-        };
+        let told = || scene.standstill().map(|(why, _)| why);
         for (bytes, group, waits) in [
             (10, None, false),
             (9, Some("slow"), false),
@@ -276,12 +273,6 @@ mod tests {
         assert_eq!(told(), None, "at the head, the entries are removed");
     }
 
-    /// A sweep that ends with `result`.
-    fn sweep(session: &mut Session<'_>, result: Result<Swept, ReadError>) {
-        session.start_sweep(session.due.retention);
-        session.swept(result);
-    }
-
     #[tokio::test]
     async fn g7_a_backfill_that_may_have_reached_the_cap_waits_for_a_sweep_at_once() {
         let mut config = ChainConfig::local([]);
@@ -290,7 +281,7 @@ mod tests {
         let mut session = scene.session().await;
         session.head = Some((14, 14));
         let swept = || Swept { bytes: 700, max_bytes: 1_000, ..Swept::default() };
-        sweep(&mut session, Ok(swept()));
+        session.sweep(Ok(swept()));
         session.due.retention = Instant::now() + SWEEP_EVERY;
         for number in 1..=3 {
             assert_eq!(session.due.retention <= Instant::now(), number == 3);
@@ -298,7 +289,7 @@ mod tests {
             session.publish().await;
         }
         assert_eq!(scene.markers().await.len(), 2, "two markers take more than 300 bytes");
-        sweep(&mut session, Ok(swept()));
+        session.sweep(Ok(swept()));
         session.publish().await;
         assert_eq!(scene.markers().await.len(), 3);
         // What failed says nothing, and neither does a cap that is exceeded for good forbid everything.
@@ -306,9 +297,9 @@ mod tests {
         session.publish().await;
         assert!(session.retention.room_is_used_up());
         let slow = RedisFailure { kind: FailureKind::Timeout, detail: "slow".to_owned() };
-        sweep(&mut session, Err(slow.into()));
+        session.sweep(Err(slow.into()));
         assert!(!session.backfill_waits());
-        sweep(&mut session, Ok(Swept { bytes: 9_000, max_bytes: 1_000, ..Swept::default() }));
+        session.sweep(Ok(Swept { bytes: 9_000, max_bytes: 1_000, ..Swept::default() }));
         assert!(!session.backfill_waits());
         session.retention.wrote(1);
         assert!(session.retention.room_is_used_up(), "an entry takes some 600 bytes");
@@ -330,14 +321,14 @@ mod tests {
         let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;
         for (bytes, room) in [(0, 1_000), (5_000, 5_000), (9_000, 7_000), (17_000, 1_000)] {
-            sweep(&mut session, Ok(Swept { bytes, max_bytes: CAP, ..Swept::default() }));
+            session.sweep(Ok(Swept { bytes, max_bytes: CAP, ..Swept::default() }));
             for written in [room - 1, room] {
                 session.retention.written = written;
                 assert_eq!(session.retention.room_is_used_up(), written == room, "{bytes}");
             }
         }
         for (entry_bytes, written) in [(0, 2 * 600), (300, 2 * 300)] {
-            sweep(&mut session, Ok(Swept { entry_bytes, ..Swept::default() }));
+            session.sweep(Ok(Swept { entry_bytes, ..Swept::default() }));
             session.retention.wrote(2);
             assert_eq!(session.retention.written, MARKER_BYTES + written);
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use alloy_primitives::keccak256;
 use ethhook_domain::{CanonicalChain, Cursor, Encoding, EntryId, Header, Marker, Secret};
-use ethhook_streams::{Publisher, RedisConfig, Streams};
+use ethhook_streams::{Publisher, ReadError, RedisConfig, Streams, Swept};
 use ethhook_testkit::redis_server::{RedisOptions, RedisServer};
 use prometheus::{Registry, TextEncoder};
 use tokio::sync::{Semaphore, mpsc};
@@ -20,6 +20,7 @@ use crate::config::{ByteCap, ChainConfig, Options};
 use crate::metrics::ChainMetrics;
 use crate::node::Node;
 use crate::rpc::Head;
+use crate::status::{ChainStatus, Needs};
 use crate::{Metrics, StatusBoard, testing};
 
 /// A chain and its Redis; its node is whatever the configuration names.
@@ -100,6 +101,16 @@ impl Scene {
         Session::new(&self.chain, opened)
     }
 
+    /// The chain's status.
+    pub(super) fn status(&self) -> ChainStatus {
+        self.board.snapshot().remove(0).1
+    }
+
+    /// Why the chain stands still, and what it needs; none if it does not.
+    pub(super) fn standstill(&self) -> Option<(String, Needs)> {
+        self.status().standstill().map(|standstill| (standstill.why.clone(), standstill.needs))
+    }
+
     /// All markers of the stream.
     pub(super) async fn markers(&self) -> Vec<Marker> {
         let markers = self.chain.streams.markers(self.chain.id(), EntryId::MIN, 1_000).await;
@@ -125,6 +136,12 @@ impl Session<'_> {
             let ended = self.heard(Head::Header(Box::new(header(number, 'a'))));
             assert!(ended.is_none(), "the session ended");
         }
+    }
+
+    /// A sweep that ends with `result`.
+    pub(super) fn sweep(&mut self, result: Result<Swept, ReadError>) {
+        self.start_sweep(self.due.retention);
+        self.swept(result);
     }
 
     /// Writes everything that may go to Redis now.

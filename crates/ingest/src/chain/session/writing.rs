@@ -233,10 +233,7 @@ mod tests {
     async fn a_refusal_is_told_until_a_step_is_taken_and_not_until_a_session_is_open() {
         let node = serve(mined(3)).await;
         let mut scene = Scene::of(ChainConfig::local([EndpointConfig::of(&node)])).await;
-        let shown = |scene: &Scene| {
-            let (_, status) = scene.board.snapshot().remove(0);
-            status.standstill().map(|standstill| standstill.why.clone())
-        };
+        let shown = |scene: &Scene| scene.standstill().map(|(why, _)| why);
         for (cause, why) in [(Cause::Refusal, "no rights"), (Cause::Opening, "Redis is away")] {
             scene.chain.status.stand_still(cause, why.to_owned(), Needs::Operator);
         }
@@ -260,7 +257,7 @@ mod tests {
         scene.chain.status.stand_still(Cause::Refusal, "no rights".to_owned(), Needs::Operator);
         session.finality.next = session.published.back().map(|published| published.block);
         session.publish().await;
-        assert!(scene.board.snapshot().remove(0).1.standstill().is_none());
+        assert!(scene.standstill().is_none());
     }
 
     #[tokio::test]

@@ -137,14 +137,13 @@ async fn g10_a_contradiction_is_an_alarm_only_where_somebody_answers_and_nobody_
     assert!(session.asking.judging.is_none() && session.alarm.is_none());
     session.judged((violation, false, Ok(Holds::Someone)));
     assert!(session.asking.heard_otherwise && session.alarm.is_none());
-    let stands_still = || scene.board.snapshot().remove(0).1.standstill().is_some();
-    assert!(stands_still());
+    assert!(scene.standstill().is_some());
     session.answered((Ask::Latest, Ok(vec![header(1, 'a')])));
-    assert!(!stands_still(), "the node no longer says so");
+    assert!(scene.standstill().is_none(), "the node no longer says so");
     // One that may have it cannot be asked for now.
     let not_known = || Ok(Holds::NotKnown(RpcError::RateLimited(None).into()));
     session.judged((violation, false, not_known()));
-    assert!(stands_still() && session.alarm.is_none());
+    assert!(scene.standstill().is_some() && session.alarm.is_none());
     // In the end all are asked, even those that asked us to wait.
     let is_last = async |session: &mut Session<'_>| {
         session.violated(of(5));
@@ -232,8 +231,7 @@ async fn g6_a_chain_whose_questions_have_no_answer_is_not_ready_and_says_why() {
     session.answered(latest(Ok(vec![header(3, 'a')])));
     let unready = |session: &Session<'_>| {
         session.report();
-        let (_, status) = scene.board.snapshot().remove(0);
-        status.unready(Duration::from_secs(60)).map(|why| why.to_string())
+        scene.status().unready(Duration::from_secs(60)).map(|why| why.to_string())
     };
     for failed in 1..=TROUBLE_AFTER {
         assert_eq!(unready(&session), None);
@@ -258,7 +256,7 @@ async fn g1_a_next_block_that_no_endpoint_has_is_no_end_of_the_chain() {
     let mut session = scene.session().await;
     let status = |session: &Session<'_>| {
         session.report();
-        scene.board.snapshot().remove(0).1
+        scene.status()
     };
     let why = |session: &Session<'_>| {
         status(session).unready(Duration::from_secs(3_600)).map(|why| why.to_string())
@@ -371,9 +369,7 @@ async fn an_address_of_another_chain_needs_an_operator_and_any_other_failure_onl
         for _ in 0..TROUBLE_AFTER {
             assert!(session.answered((Ask::Latest, Err(error.clone().into()))).is_none());
         }
-        let (_, status) = scene.board.snapshot().remove(0);
-        let told = status.standstill().map(|standstill| standstill.needs);
-        assert_eq!(told, needs, "{error}");
+        assert_eq!(scene.standstill().map(|(_, needs)| needs), needs, "{error}");
         scene.chain.status.go_on(|_| true);
     }
 }
