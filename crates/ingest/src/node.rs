@@ -18,7 +18,7 @@ use alloy_primitives::B256;
 use ethhook_domain::block::Quantity;
 use ethhook_domain::verify::{self, Check, Failure};
 use ethhook_domain::{BlockRef, BloomTest, Header, Profile};
-use futures_util::future::{join_all, select_all};
+use futures_util::future::select_all;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use serde_json::json;
@@ -194,37 +194,21 @@ impl Node {
     /// above it: of two branches that grow side by side, ours is kept. Once one endpoint has answered, the others are
     /// given only a little more time.
     pub(crate) async fn highest_latest(&self, tip: Option<B256>) -> Result<Header, NodeError> {
-        let ask = async |endpoint| {
-            let attempt = Attempt::with(endpoint);
-            let header = self.tagged(&attempt, "latest").await;
-            header.and_then(|header| header.ok_or(NodeError::Unknown)).map_err(|e| (endpoint, e))
-        };
-        let mut answers: FuturesUnordered<_> = self.endpoints.iter().map(ask).collect();
-        let (mut liars, mut failures) = (Vec::new(), Vec::new());
-        let mut told: Vec<Header> = Vec::new();
-        while let Some(answer) = match told.first() {
-            None => answers.next().await,
-            Some(_) => timeout(OTHERS_PATIENCE, answers.next()).await.ok().flatten(),
-        } {
-            match answer {
-                Ok(header) => told.push(header),
-                Err((endpoint, error)) => {
-                    liars.extend(error.is_lie().then_some(endpoint));
-                    failures.push(error);
-                }
-            }
-        }
-        if !told.is_empty() {
-            set_aside(&liars);
-        }
+        let (told, failures) = self
+            .each(Some(OTHERS_PATIENCE), async |attempt| {
+                self.tagged(&attempt, "latest").await?.ok_or(NodeError::Unknown)
+            })
+            .await;
         let is_ours =
             |block: &BlockRef| tip.is_some_and(|t| t == block.hash || t == block.parent_hash);
-        let highest = told.iter().map(|header| header.block.number).max().unwrap_or_default();
+        let highest = told.iter().map(|(_, header)| header.block.number).max().unwrap_or_default();
         let rank = |header: &Header| {
             let block = &header.block;
             (block.number.saturating_add(1) >= highest && is_ours(block), block.number)
         };
-        told.into_iter().max_by_key(rank).ok_or_else(|| NodeError::most_telling(failures))
+        // Of equals, the first in the order of the configuration.
+        let best = told.into_iter().map(|(_, header)| header).rev().max_by_key(rank);
+        best.ok_or_else(|| NodeError::most_telling(failures))
     }
 
     /// What each endpoint calls `finalized`, of those that have such a block.
@@ -233,7 +217,7 @@ impl Node {
     /// If none has one.
     pub(crate) async fn each_finalized(&self) -> Result<Vec<Header>, NodeError> {
         let (told, failures) = self
-            .each(async |attempt| {
+            .each(None, async |attempt| {
                 self.tagged(&attempt, "finalized").await?.ok_or(NodeError::Unknown)
             })
             .await;
@@ -258,7 +242,7 @@ impl Node {
         self.endpoints.iter().for_each(|endpoint| endpoint.probe(urgent));
         let params = json!([Quantity(block.number), false]);
         let (told, failures) = self
-            .each(async |attempt| {
+            .each(None, async |attempt| {
                 let theirs = self.header(&attempt, "eth_getBlockByNumber", params.clone()).await?;
                 Ok(theirs.ok_or(NodeError::Unknown)?.block.hash)
             })
@@ -507,20 +491,23 @@ impl Node {
         order
     }
 
-    /// The answers of all endpoints that have one, and the failures of the others.
+    /// The answers of all endpoints that have one, in the order of the configuration, and the failures of the others.
+    /// Once one endpoint has answered, each further answer is awaited for `grace`, if that is given.
     async fn each<'a, T, F>(
         &'a self,
+        grace: Option<Duration>,
         ask: impl Fn(Attempt<'a>) -> F,
     ) -> (Vec<(&'a Endpoint, T)>, Vec<NodeError>)
     where
         F: Future<Output = Result<T, NodeError>> + 'a,
     {
-        let asked = self
-            .endpoints
-            .iter()
-            .map(|endpoint| ask(Attempt::with(endpoint)).map(move |answer| (endpoint, answer)));
+        let asked = |endpoint| ask(Attempt::with(endpoint)).map(move |answer| (endpoint, answer));
+        let mut answers: FuturesUnordered<_> = self.endpoints.iter().map(asked).collect();
         let (mut told, mut liars, mut failures) = (Vec::new(), Vec::new(), Vec::new());
-        for (endpoint, answer) in join_all(asked).await {
+        while let Some((endpoint, answer)) = match grace.filter(|_| !told.is_empty()) {
+            None => answers.next().await,
+            Some(grace) => timeout(grace, answers.next()).await.ok().flatten(),
+        } {
             match answer {
                 Ok(answer) => told.push((endpoint, answer)),
                 Err(error) => {
@@ -532,6 +519,7 @@ impl Node {
         if !told.is_empty() {
             set_aside(&liars);
         }
+        told.sort_by_key(|(endpoint, _)| endpoint.metrics.position);
         (told, failures)
     }
 
