@@ -3,15 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ethhook_ingest::StatusBoard;
-use ethhook_streams::Streams;
 use hyper::StatusCode;
 use serde_json::json;
 use tokio::sync::Mutex;
-use tokio_util::sync::CancellationToken;
 
 use crate::http::Answer;
 use crate::page::Page;
+use crate::status::live::Live;
 
 /// How long a reply of Redis is reused, so that probes cost it at most one PING a second.
 const PING_AGE: Duration = Duration::from_secs(1);
@@ -27,24 +25,14 @@ struct Ping {
 /// The state behind `/health` and `/ready`, and the page; clones share it.
 #[derive(Clone)]
 pub(crate) struct Health {
+    live: Live,
     page: Page,
-    streams: Streams,
-    status: StatusBoard,
-    max_lag: Duration,
-    stopping: CancellationToken,
     last_ping: Arc<Mutex<Option<Ping>>>,
 }
 
 impl Health {
-    /// The service counts as not ready once `stopping` is cancelled.
-    pub(crate) fn new(
-        page: Page,
-        streams: Streams,
-        status: StatusBoard,
-        max_lag: Duration,
-        stopping: CancellationToken,
-    ) -> Self {
-        Self { page, streams, status, max_lag, stopping, last_ping: Arc::default() }
+    pub(crate) fn new(live: Live) -> Self {
+        Self { page: Page::new(live.clone()), live, last_ping: Arc::default() }
     }
 
     /// The answer for `path`; none if there is no such path.
@@ -59,13 +47,13 @@ impl Health {
     async fn ready(&self) -> Answer {
         let mut why = Vec::new();
         let no_chain = |why: String| json!({ "chain": null, "why": why });
-        if self.stopping.is_cancelled() {
+        if self.live.is_stopping() {
             why.push(no_chain("shutting down".to_owned()));
         } else {
             if let Err(error) = self.ping().await {
                 why.push(no_chain(error));
             }
-            why.extend(self.status.not_ready(self.max_lag).into_iter().map(|not| json!(not)));
+            why.extend(self.live.not_ready().into_iter().map(|not| json!(not)));
         }
         let ready = why.is_empty();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -80,7 +68,7 @@ impl Health {
         {
             return ping.answer.clone();
         }
-        let answer = match tokio::time::timeout(PING_TIMEOUT, self.streams.ping()).await {
+        let answer = match tokio::time::timeout(PING_TIMEOUT, self.live.ping()).await {
             Ok(answer) => answer.map_err(|error| error.to_string()),
             Err(_) => Err("Redis: no answer in time".to_owned()),
         };

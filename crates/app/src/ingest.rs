@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, Inputs, Invalid, Problem, Service};
 use crate::health::Health;
 use crate::http::{self, Answer};
-use crate::page::Page;
 use crate::process_metrics::ProcessMetrics;
 use crate::signals::Signals;
 use crate::status::live::Live;
@@ -60,7 +59,8 @@ struct NotReady {
 }
 
 impl Ready {
-    /// Tries configuration, Redis and ports; a problem with one does not hide those with another.
+    /// Tries configuration and Redis, or with a right configuration Redis and ports: a problem with one does not hide
+    /// those with another.
     async fn prepare(inputs: &Inputs) -> Result<Self, NotReady> {
         let bad = |problems| NotReady { problems, exit: Exit::BadConfiguration };
         let config = match Config::load(inputs) {
@@ -100,7 +100,6 @@ impl Ready {
 
     async fn run(self, mut signals: Signals, with_progress: bool) -> anyhow::Result<Exit> {
         let Self { config, streams, server, metrics_listener, health_listener } = self;
-        let options = config.service.options(config.chains.len());
         if !server.appends {
             tracing::warn!(
                 "Redis has no append-only file: a restart of Redis loses all streams, and each chain starts \
@@ -119,20 +118,18 @@ impl Ready {
 
         // Both servers keep answering until the very end.
         let mut servers = JoinSet::new();
-        let max_lag = options.ready_max_lag;
         let live = Live::new(
-            &options.instance_id,
+            &config.service.options.instance_id,
             streams.clone(),
             status.clone(),
             metrics.clone(),
             &config.chains,
-            max_lag,
+            config.service.ready_max_lag,
             stopping.clone(),
         );
         servers.spawn(live.clone().count());
         servers.spawn(live.clone().watch_policy());
-        let page = Page::new(live);
-        let health = Health::new(page, streams.clone(), status.clone(), max_lag, stopping.clone());
+        let health = Health::new(live);
         let end = CancellationToken::new();
         servers.spawn(http::serve(
             health_listener,
@@ -150,7 +147,7 @@ impl Ready {
         let mut ingestor = JoinSet::new();
         ingestor.spawn(ethhook_ingest::run(
             config.chains,
-            options,
+            config.service.options,
             streams,
             metrics,
             status,

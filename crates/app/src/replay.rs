@@ -2,7 +2,7 @@
 //! stream.
 
 use anyhow::{Context, bail, ensure};
-use ethhook_domain::{Filter, ProcessedEvent, Profile};
+use ethhook_domain::{Filter, Profile};
 use ethhook_ingest::inquiry::{CheckedBlock, Inquiry, Which};
 use ethhook_streams::{Replay, ReplayError, ReplaySpec};
 
@@ -97,15 +97,12 @@ async fn copy(
         let next = replay.next();
         let blocks = inquiry.blocks(next..=to.min(next + BLOCKS_PER_QUESTION - 1)).await?;
         for block in blocks {
-            let CheckedBlock { block, mut logs } = block;
+            let CheckedBlock { block, logs } = block;
             ensure!(
                 replay.tip().is_none_or(|tip| tip == block.parent_hash),
                 "the parent of block {block} is not the last replayed block: the node is on another chain"
             );
-            logs.retain(|log| filter.passes(log));
-            let id = target.id();
-            let events: Vec<_> =
-                logs.into_iter().map(|log| ProcessedEvent::new(id, &block, log)).collect();
+            let events = filter.events(target.id(), &block, logs);
             let append = async || replay.append(&block, &events).await;
             patiently(append, ReplayError::is_retryable).await?;
             bar.advance(1);

@@ -30,8 +30,7 @@ impl Target {
         let mut config = Config::load(inputs)?;
         let streams = Streams::new(config.redis.clone()).map_err(Invalid::from)?;
         logging::start(&config.logging)?;
-        let options = config.service.options(config.chains.len());
-        Ok(Self { chain: config.take_chain(chain)?, options, streams })
+        Ok(Self { chain: config.take_chain(chain)?, options: config.service.options, streams })
     }
 
     pub(crate) fn id(&self) -> u64 {

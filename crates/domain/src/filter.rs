@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use alloy_primitives::{Address, B256, Bloom, BloomInput, hex, keccak256};
 
-use crate::{Log, ProcessedEvent};
+use crate::{BlockRef, ChainId, Log, ProcessedEvent};
 
 /// The contracts and first topics to accept; an empty set accepts all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,6 +20,18 @@ impl Filter {
     #[must_use]
     pub fn passes(&self, log: &Log) -> bool {
         self.lets_through(&log.address, log.topics.first())
+    }
+
+    /// The events of those of a block's `logs` that pass, in the same order.
+    #[must_use]
+    pub fn events(
+        &self,
+        chain_id: ChainId,
+        block: &BlockRef,
+        mut logs: Vec<Log>,
+    ) -> Vec<ProcessedEvent> {
+        logs.retain(|log| self.passes(log));
+        logs.into_iter().map(|log| ProcessedEvent::new(chain_id, block, log)).collect()
     }
 
     /// Whether `event` would pass this filter.

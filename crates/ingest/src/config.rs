@@ -109,8 +109,6 @@ pub struct Options {
     pub group_idle_alarm: Duration,
     /// Byte cap of one chain's streams.
     pub stream_max_bytes: ByteCap,
-    /// For `/ready`: the greatest allowed difference in block time between the head and the tip.
-    pub ready_max_lag: Duration,
 }
 
 impl Options {

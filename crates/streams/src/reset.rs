@@ -28,8 +28,6 @@ pub struct Inventory {
     pub blocks_len: u64,
     /// The cursor, if there is one.
     pub cursor: Option<Cursor>,
-    /// Who holds the lease, if anybody does.
-    pub lease: Option<String>,
     /// Number of dedup records, one per block.
     pub dedup_records: u64,
     /// The consumer groups of the event stream.
@@ -64,7 +62,6 @@ impl Streams {
             events_len: length(connection, &keys.events).await?,
             blocks_len: length(connection, &keys.blocks).await?,
             cursor: reader::cursor(connection, &keys).await?,
-            lease: query(redis::cmd("GET").arg(&keys.lease), connection, &keys.lease).await?,
             dedup_records,
             groups: groups(connection, &keys.events).await?,
         })

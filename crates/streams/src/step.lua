@@ -75,11 +75,11 @@ if part == 'close' then
   return record(redis.call('XRANGE', EVENTS, first, '+', 'COUNT', 1)[1][1], newest_id(EVENTS))
 end
 
-for i, kind in ipairs({'stream', 'stream', 'hash', 'string'}) do
+for i, expected in ipairs({'stream', 'stream', 'hash', 'string'}) do
   if KEYS[i] then
     local found = redis.call('TYPE', KEYS[i]).ok
-    if found ~= 'none' and found ~= kind then
-      return {'wrong_type', KEYS[i], found, kind}
+    if found ~= 'none' and found ~= expected then
+      return {'wrong_type', KEYS[i], found, expected}
     end
   end
 end
@@ -117,13 +117,13 @@ if held.seq == next_seq then
 end
 
 if op == 'add' then
-  local record = redis.call('GET', SEEN)
-  if record then
+  local seen = redis.call('GET', SEEN)
+  if seen then
     if in_place and (tip == '' or parent == tip) then
       return {'inconsistent', 'the dedup record of block ' .. number .. ' ' .. hash ..
         ' exists, but the cursor is before it'}
     end
-    return {'duplicate', string.match(record, '^%d+') or '0'}
+    return {'duplicate', string.match(seen, '^%d+') or '0'}
   end
   if in_place and hash == tip then return {'duplicate', count} end
 end

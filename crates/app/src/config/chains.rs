@@ -104,10 +104,8 @@ fn flag(reader: &mut Reader<'_>, setting: &Setting) -> Option<bool> {
 
 /// Whether a chain is on: it has a URL, valid or not.
 pub(crate) fn is_on(reader: &Reader<'_>, chain: &str) -> bool {
-    keys::CHAIN.iter().filter(|key| key.secret).any(|key| {
-        reader.settings.chain(chain, key.name).given().is_some()
-            || reader.settings.file_of(Some(chain), key).is_some()
-    })
+    let mut urls = keys::CHAIN.iter().filter(|key| key.secret);
+    urls.any(|key| reader.settings.is_given(Some(chain), key.name))
 }
 
 /// All chains that are on and correctly configured.

@@ -217,6 +217,15 @@ pub(crate) fn is_for_compose(name: &str) -> bool {
     name.starts_with("COMPOSE_") || COMPOSE.iter().any(|key| key.name == name)
 }
 
+/// The key `name` of a chain, or of the process.
+pub(crate) fn find(of_chain: bool, name: &str) -> &'static Key {
+    let (table, more) = if of_chain { (CHAIN, PROFILE) } else { (GLOBAL, [].as_slice()) };
+    let Some(key) = table.iter().chain(more).find(|key| key.name == name) else {
+        unreachable!("{name} is not in the table of keys")
+    };
+    key
+}
+
 /// Suffix of a secret's key, for the key that holds the path of a file with its value.
 pub(crate) const FILE_SUFFIX: &str = "_FILE";
 

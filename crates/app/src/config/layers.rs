@@ -13,7 +13,7 @@ use config::{Map, Source, Value, ValueKind};
 use ethhook_domain::{Profile, Secret};
 
 use super::Invalid;
-use super::keys::{self, FILE_SUFFIX, Key};
+use super::keys::{self, FILE_SUFFIX};
 use super::problem::Problem;
 use super::{spelling, toml};
 
@@ -220,25 +220,29 @@ impl Settings {
 
     /// The value of a key of the process.
     pub(crate) fn global(&self, name: &str) -> Setting {
-        let Some(key) = keys::GLOBAL.iter().find(|key| key.name == name) else {
-            unreachable!("{name} is not in the table of keys")
-        };
-        let default = if name == "INSTANCE_ID" { &self.host_name } else { key.default };
-        self.get(None, key.name, default, key.secret)
+        self.value(None, name)
     }
 
     /// The value of a key of a chain.
     pub(crate) fn chain(&self, chain: &str, name: &str) -> Setting {
-        let table = keys::CHAIN.iter().chain(keys::PROFILE);
-        let Some(key) = table.into_iter().find(|key| key.name == name) else {
-            unreachable!("{name} is not in the table of keys")
-        };
-        self.get(Some(chain), key.name, key.default, key.secret)
+        self.value(Some(chain), name)
+    }
+
+    /// The value of a key of a chain, or of the process.
+    pub(crate) fn value(&self, chain: Option<&str>, name: &str) -> Setting {
+        let key = keys::find(chain.is_some(), name);
+        let default = if name == "INSTANCE_ID" { &self.host_name } else { key.default };
+        self.get(chain, key.name, default, key.secret)
     }
 
     /// The path in `<KEY>_FILE` of a secret key, if set.
-    pub(crate) fn file_of(&self, chain: Option<&str>, key: &Key) -> Option<Setting> {
-        self.get(chain, &format!("{}{FILE_SUFFIX}", key.name), "", false).given()
+    pub(crate) fn file_of(&self, chain: Option<&str>, name: &str) -> Option<Setting> {
+        self.get(chain, &format!("{name}{FILE_SUFFIX}"), "", false).given()
+    }
+
+    /// Whether a secret key is set, directly or by a file.
+    pub(crate) fn is_given(&self, chain: Option<&str>, name: &str) -> bool {
+        self.value(chain, name).given().is_some() || self.file_of(chain, name).is_some()
     }
 
     /// Whether anything is set for a chain.

@@ -133,9 +133,10 @@ impl Config {
         let (settings, problems) = Settings::read(inputs);
         let mut reader = Reader { settings: &settings, problems, resolved: Vec::new() };
         let redis = redis::read(&mut reader);
-        let service = service::read(&mut reader);
-        let logging = service::read_logging(&mut reader);
         let known = chains::known(&mut reader);
+        let on = known.iter().filter(|profile| chains::is_on(&reader, &profile.name)).count();
+        let service = service::read(&mut reader, on);
+        let logging = service::read_logging(&mut reader);
         let chains = chains::read(&mut reader, &known);
         let is_off = |name: &&String| settings.is_mentioned(name) && !chains::is_on(&reader, name);
         let off = settings.chains.iter().filter(is_off).cloned().collect();

@@ -11,7 +11,7 @@ use alloy_primitives::{Address, B256, keccak256};
 use ethhook_domain::{Profile, Secret};
 use url::Url;
 
-use super::keys::{self, Key};
+use super::keys;
 use super::layers::{Origin, Setting, Settings, env_name};
 use super::problem::{Problem, may_hold_credentials, one_line, shown};
 
@@ -66,14 +66,8 @@ impl Reader<'_> {
     /// A secret, from its key or from the file named by `<KEY>_FILE`. None if neither is set, or if
     /// the file cannot be used, which is reported as a problem.
     pub(crate) fn secret(&mut self, chain: Option<&str>, name: &str) -> Option<Setting> {
-        let table = if chain.is_some() { keys::CHAIN } else { keys::GLOBAL };
-        let key: &Key = table.iter().find(|key| key.name == name && key.secret)?;
-        let direct = match chain {
-            Some(chain) => self.settings.chain(chain, name),
-            None => self.settings.global(name),
-        }
-        .given();
-        let file = self.settings.file_of(chain, key);
+        let direct = self.settings.value(chain, name).given();
+        let file = self.settings.file_of(chain, name);
         match (direct, file) {
             (Some(direct), Some(file)) => {
                 let text = format!("{} is set as well; keep one of the two", direct.key);
@@ -84,13 +78,13 @@ impl Reader<'_> {
                 self.resolve(&env_name(chain, name), &direct);
                 Some(direct)
             }
-            (None, Some(file)) => self.read_file(chain, key, file),
+            (None, Some(file)) => self.read_file(chain, name, file),
             (None, None) => None,
         }
     }
 
-    fn read_file(&mut self, chain: Option<&str>, key: &Key, file: Setting) -> Option<Setting> {
-        let name = format!("{}{}", env_name(chain, key.name), keys::FILE_SUFFIX);
+    fn read_file(&mut self, chain: Option<&str>, name: &str, file: Setting) -> Option<Setting> {
+        let name = format!("{}{}", env_name(chain, name), keys::FILE_SUFFIX);
         self.resolve(&name, &file);
         match read_secret_file(Path::new(&file.text)) {
             Ok(text) if text.trim().is_empty() => {

@@ -12,8 +12,7 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Option<RedisConfig> {
     let before = reader.problems.len();
     let pool_size = reader.global("REDIS_POOL_SIZE");
     let pool_size = reader.number(&pool_size, 1..=1024);
-    let by_url = reader.settings.global("REDIS_URL").given().is_some()
-        || reader.settings.file_of(None, by_name("REDIS_URL")?).is_some();
+    let by_url = reader.settings.is_given(None, "REDIS_URL");
     let url_setting = if by_url { from_url(reader) } else { None };
     let url = match &url_setting {
         Some(setting) => Some(Secret::new(&setting.text)),
@@ -44,10 +43,6 @@ fn read_authorities(reader: &mut Reader<'_>, setting: &Setting) -> Option<Vec<u8
     }
 }
 
-fn by_name(name: &str) -> Option<&'static super::keys::Key> {
-    super::keys::GLOBAL.iter().find(|key| key.name == name)
-}
-
 fn from_url(reader: &mut Reader<'_>) -> Option<Setting> {
     let mut parts = Vec::new();
     for name in ["REDIS_HOST", "REDIS_PORT", "REDIS_PASSWORD"] {
@@ -55,8 +50,7 @@ fn from_url(reader: &mut Reader<'_>) -> Option<Setting> {
         if setting.origin != super::Origin::Default {
             parts.push(setting.key);
         }
-        let file = by_name(name).and_then(|key| reader.settings.file_of(None, key));
-        parts.extend(file.map(|file| file.key));
+        parts.extend(reader.settings.file_of(None, name).map(|file| file.key));
     }
     let url = reader.secret(None, "REDIS_URL")?;
     if !parts.is_empty() {

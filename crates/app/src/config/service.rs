@@ -4,7 +4,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use ethhook_domain::Encoding;
 use ethhook_ingest::{ByteCap, Options};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -19,38 +18,17 @@ pub(crate) struct Service {
     pub(crate) metrics_port: u16,
     /// 0: any free port.
     pub(crate) health_port: u16,
-    instance_id: String,
-    lease_ttl: Duration,
-    max_chains: Option<NonZeroU32>,
-    dedup_ttl: Duration,
-    encoding: Encoding,
-    retention: Duration,
-    group_idle_alarm: Duration,
-    /// None: a share of Redis' memory.
-    stream_max_bytes: Option<u64>,
-    ready_max_lag: Duration,
+    /// The greatest difference in block time between head and tip with which `/ready` is content.
+    pub(crate) ready_max_lag: Duration,
+    pub(crate) options: Options,
 }
 
 impl Service {
-    /// The ingestor's options, for this number of chains.
-    pub(crate) fn options(&self, chains: usize) -> Options {
-        let share = ByteCap::Share(u64::try_from(chains).unwrap_or(u64::MAX));
-        Options {
-            instance_id: self.instance_id.clone(),
-            lease_ttl: self.lease_ttl,
-            max_chains: self.max_chains,
-            dedup_ttl: self.dedup_ttl,
-            encoding: self.encoding,
-            retention: self.retention,
-            group_idle_alarm: self.group_idle_alarm,
-            stream_max_bytes: self.stream_max_bytes.map_or(share, ByteCap::Bytes),
-            ready_max_lag: self.ready_max_lag,
-        }
-    }
-
     /// What to say if the streams of this number of `chains` may together become larger than Redis' memory.
     pub(crate) fn oversized(&self, maxmemory: Option<u64>, chains: usize) -> Option<String> {
-        let (each, memory) = (self.stream_max_bytes?, maxmemory?);
+        let (ByteCap::Bytes(each), memory) = (self.options.stream_max_bytes, maxmemory?) else {
+            return None;
+        };
         let chains = u64::try_from(chains.max(1)).unwrap_or(u64::MAX);
         (each.saturating_mul(chains) > memory).then(|| {
             let fitting = ByteCap::Share(chains).bytes(Some(memory));
@@ -89,8 +67,8 @@ const MAX_CHAINS: u32 = 1_000;
 /// Maximum length of an instance's name, which is stored in every cursor.
 const MAX_INSTANCE_ID: usize = 128;
 
-/// None if something is wrong, which is recorded in `reader`.
-pub(crate) fn read(reader: &mut Reader<'_>) -> Option<Service> {
+/// The settings for this number of chains; none if something is wrong, which is recorded in `reader`.
+pub(crate) fn read(reader: &mut Reader<'_>, chains: usize) -> Option<Service> {
     let bind_address = bind_address(reader);
     let (metrics_port, health_port) = ports(reader);
     let dedup_ttl = number(reader, "DEDUP_TTL_SECONDS", 1, MAX_HOURS * 3600);
@@ -105,8 +83,8 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Option<Service> {
         None => Some(None),
     };
     let stream_max_bytes = match reader.global("STREAM_MAX_BYTES").given() {
-        None => Some(None),
-        Some(setting) => reader.number(&setting, 1_000_000..=u64::MAX).map(Some),
+        None => Some(ByteCap::Share(u64::try_from(chains).unwrap_or(u64::MAX))),
+        Some(setting) => reader.number(&setting, 1_000_000..=u64::MAX).map(ByteCap::Bytes),
     };
     let instance_id = reader.global("INSTANCE_ID");
     let must = "1 to 128 characters without spaces";
@@ -118,15 +96,17 @@ pub(crate) fn read(reader: &mut Reader<'_>) -> Option<Service> {
         bind_address: bind_address?,
         metrics_port: metrics_port?,
         health_port: health_port?,
-        instance_id: instance_id?,
-        lease_ttl: Duration::from_millis(lease_ttl?),
-        max_chains: max_chains?,
-        dedup_ttl: Duration::from_secs(dedup_ttl?),
-        encoding: encoding?,
-        retention: Duration::from_secs(retention? * 3600),
-        group_idle_alarm: Duration::from_secs(group_idle_alarm? * 3600),
-        stream_max_bytes: stream_max_bytes?,
         ready_max_lag: Duration::from_secs(ready_max_lag?),
+        options: Options {
+            instance_id: instance_id?,
+            lease_ttl: Duration::from_millis(lease_ttl?),
+            max_chains: max_chains?,
+            dedup_ttl: Duration::from_secs(dedup_ttl?),
+            encoding: encoding?,
+            retention: Duration::from_secs(retention? * 3600),
+            group_idle_alarm: Duration::from_secs(group_idle_alarm? * 3600),
+            stream_max_bytes: stream_max_bytes?,
+        },
     })
 }
 

@@ -75,15 +75,17 @@ fn defaults_hold_where_nothing_is_set() {
     assert_eq!(config.redis.url.reveal(), "redis://127.0.0.1:6379");
     assert_eq!((config.service.metrics_port, config.service.health_port), (9090, 8080));
     assert_eq!(config.service.bind_address.to_string(), "127.0.0.1");
-    let options = config.service.options(1);
+    let options = &config.service.options;
     assert_eq!(options.instance_id, "host-1");
     assert_eq!(options.dedup_ttl, Duration::from_secs(86_400));
     assert_eq!(options.retention, Duration::from_secs(24 * 3600));
     assert_eq!(options.lease_ttl, Duration::from_secs(10));
-    assert_eq!(options.ready_max_lag, Duration::from_secs(60));
+    assert_eq!(config.service.ready_max_lag, Duration::from_secs(60));
     assert_eq!(options.stream_max_bytes.bytes(None), 322_122_540, "60 % of 512 MB");
-    let of_four = config.service.options(4).stream_max_bytes;
-    assert_eq!(of_four.bytes(Some(1_000_000_000)), 150_000_000);
+    let bases =
+        [("ETHEREUM_WS_URL", "ws://a"), ("BASE_WS_URL", "ws://a"), ("BSC_WS_URL", "ws://a")];
+    let of_four = load(&[&[CHAIN_ON], &bases[..]].concat(), "", "").service.options;
+    assert_eq!(of_four.stream_max_bytes.bytes(Some(1_000_000_000)), 150_000_000);
     assert_eq!(config.logging.format, LogFormat::Text);
     let chain = &config.chains[0];
     assert_eq!((chain.profile.name.as_str(), chain.profile.chain_id), ("local", 31_337));

@@ -125,8 +125,8 @@ mod tests {
         let inputs = Inputs { env: env.into(), env_file: None, toml: None, host_name };
         let mut config = Config::load(&inputs).unwrap();
         let streams = ethhook_streams::Streams::new(config.redis.clone()).unwrap();
-        let options = config.service.options(1);
-        (redis, Target { chain: config.take_chain("local").unwrap(), options, streams })
+        let chain = config.take_chain("local").unwrap();
+        (redis, Target { chain, options: config.service.options, streams })
     }
 
     /// The same with an empty stream.

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ethhook_domain::Profile;
-use ethhook_ingest::status::{ChainStatus, Needs, Standstill};
+use ethhook_ingest::status::{ChainStatus, Needs, Standstill, UnreadyChain};
 use ethhook_ingest::{ChainConfig, Metrics, StatusBoard};
-use ethhook_streams::Streams;
+use ethhook_streams::{RedisFailure, Streams};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -56,7 +56,7 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// Reports on `chains`, using `board` and `metrics`.
+    /// Reports on `chains`, using `board` and `metrics`; the service is stopping once `stopping` is cancelled.
     pub(crate) fn new(
         instance: &str,
         streams: Streams,
@@ -83,6 +83,23 @@ impl Live {
             last: Arc::default(),
             evicting: Arc::default(),
         }
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.is_cancelled()
+    }
+
+    /// The chains that are not ready, and why.
+    pub(crate) fn not_ready(&self) -> Vec<UnreadyChain> {
+        self.board.not_ready(self.max_lag)
+    }
+
+    /// Checks that Redis answers.
+    ///
+    /// # Errors
+    /// Its failure.
+    pub(crate) async fn ping(&self) -> Result<(), RedisFailure> {
+        self.streams.ping().await
     }
 
     /// Counts each second's events; never returns.
@@ -163,7 +180,7 @@ impl Live {
         let mut wrong: Vec<_> = failure.iter().map(Trouble::no_redis).collect();
         let evicting = self.evicting.lock().unwrap_or_else(PoisonError::into_inner).clone();
         wrong.extend(evicting.as_deref().map(Trouble::evicting));
-        if self.stopping.is_cancelled() {
+        if self.is_stopping() {
             wrong.push(Trouble::stopping());
         }
         let redis =

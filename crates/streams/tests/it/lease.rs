@@ -161,8 +161,8 @@ async fn reset_is_refused_while_anybody_writes() {
     }
     assert_eq!(redis.dump().await, before);
     let inventory = redis.streams.inventory(CHAIN).await.unwrap();
-    assert_eq!((inventory.events_len, inventory.blocks_len), (6, 3));
-    assert_eq!((inventory.dedup_records, inventory.lease.as_deref()), (3, Some("one")));
+    let counted = (inventory.events_len, inventory.blocks_len, inventory.dedup_records);
+    assert_eq!(counted, (6, 3, 3));
     publisher.release().await;
     assert_eq!(redis.streams.last_reset(CHAIN).await.unwrap(), None);
     redis.streams.reset(CHAIN).await.unwrap();

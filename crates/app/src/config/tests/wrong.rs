@@ -85,7 +85,7 @@ const WRONG_VALUES: &[(&str, &str, &str)] = &[
     (
         "REDIS_URL",
         "redis://h/c4n4ry",
-        "REDIS_URL (from env): the URL must end in the number of a database, if any",
+        "REDIS_URL (from env): the URL must end in the number of a database, 0 to 65534, if any",
     ),
     (
         "REDIS_URL",

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use ethhook_domain::verify::Verified;
-use ethhook_domain::{BlockRef, ChainId, Filter, ProcessedEvent, Proof};
+use ethhook_domain::{BlockRef, ChainId, Filter, Proof};
 use ethhook_streams::{
     Events, FailureKind, Outcome, PublishedBlock, Publisher, Step, StepError, fail_point,
 };
@@ -252,14 +252,11 @@ impl Writer {
         &self,
         block: BlockRef,
         heard: Option<Instant>,
-        mut body: Verified,
+        body: Verified,
         is_deep: bool,
     ) -> Adding {
         fail_point("block", "in-flight");
-        body.logs.retain(|log| self.filter.passes(log));
-        let logs = body.logs.into_iter();
-        let events: Vec<_> =
-            logs.map(|log| ProcessedEvent::new(self.chain_id, &block, log)).collect();
+        let events = self.filter.events(self.chain_id, &block, body.logs);
         self.metrics.ingested.inc_by(events.len() as u64);
         let (events, started) = (events.into(), Instant::now());
         Adding { block, heard, events, proof: body.proof, is_deep, started }

@@ -59,7 +59,6 @@ impl Scene {
                 retention: Duration::from_secs(3_600),
                 group_idle_alarm: Duration::from_secs(3_600),
                 stream_max_bytes: ByteCap::Bytes(u64::MAX),
-                ready_max_lag: Duration::from_secs(60),
             },
             streams: Streams::new(RedisConfig::new(Secret::new(redis.url()))).unwrap(),
             node: Arc::new(node),
