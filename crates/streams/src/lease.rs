@@ -17,7 +17,7 @@ use crate::reader::{ReadError, query};
 use crate::script::{Call, Reply, Script};
 
 static TAKE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(concat!(include_str!("gone.lua"), include_str!("take_lease.lua")))
+    Script::new(concat!(include_str!("common.lua"), include_str!("take_lease.lua")))
 });
 static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("renew_lease.lua")));
 static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("release_lease.lua")));
@@ -135,7 +135,7 @@ impl OpenError {
     }
 }
 
-/// Why the lease is no longer ours, or may not be.
+/// Why the lease was not renewed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LeaseError {
     /// Another writer has taken over: another id, or our own id with a higher epoch.
@@ -145,6 +145,14 @@ pub enum LeaseError {
         owner: String,
         /// The cursor's epoch.
         epoch: u64,
+    },
+    /// Redis lost steps that it had acknowledged.
+    #[error("Redis holds the stream up to seq {held}, and had acknowledged seq {acknowledged}")]
+    RolledBack {
+        /// The cursor's `seq`.
+        held: u64,
+        /// Of the last acknowledged step.
+        acknowledged: u64,
     },
     /// The cursor no longer exists.
     #[error("the cursor is gone: Redis was wiped, or the chain reset")]
@@ -161,6 +169,7 @@ impl LeaseError {
         match self {
             Self::Redis(failure) => failure.kind.as_str(),
             Self::Lost { .. } | Self::Gone => "lease_lost",
+            Self::RolledBack { .. } => "rolled_back",
         }
     }
 
@@ -244,12 +253,16 @@ impl WriterOptions {
         &self,
         connection: &mut impl ConnectionLike,
         keys: &Keys,
-        epoch: u64,
+        cursor: &Cursor,
     ) -> Result<(), LeaseError> {
-        let ttl = millis(self.lease_ttl);
-        let reply = self.call(&RENEW, connection, keys, epoch, &[ttl.as_bytes()]).await?;
+        let (seq, ttl) = (cursor.seq.to_string(), millis(self.lease_ttl));
+        let more = [seq.as_bytes(), ttl.as_bytes()];
+        let reply = self.call(&RENEW, connection, keys, cursor.epoch, &more).await?;
         match reply.outcome.as_str() {
             "renewed" => Ok(()),
+            "rolled_back" => {
+                Err(LeaseError::RolledBack { held: reply.number(0)?, acknowledged: cursor.seq })
+            }
             "lost" if reply.text(0).is_empty() => Err(LeaseError::Gone),
             "lost" => Err(LeaseError::Lost { owner: reply.text(0), epoch: reply.number(1)? }),
             _ => Err(RedisFailure::unexpected("renewing the lease").into()),

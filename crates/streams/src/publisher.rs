@@ -136,7 +136,7 @@ impl Publisher {
     /// See [`LeaseError`].
     pub async fn renew(&mut self) -> Result<(), LeaseError> {
         let mut line = self.take_line().await?;
-        let result = self.options.renew(&mut line.connection, &self.keys, self.cursor.epoch).await;
+        let result = self.options.renew(&mut line.connection, &self.keys, &self.cursor).await;
         self.line = Some(line);
         if let Err(LeaseError::Redis(failure)) = &result {
             self.drop_line_after(failure);

@@ -28,7 +28,7 @@ use crate::script::{Call, Script, is_unknown_script};
 use crate::step::Events;
 
 static STEP: LazyLock<Script> =
-    LazyLock::new(|| Script::new(concat!(include_str!("gone.lua"), include_str!("step.lua"))));
+    LazyLock::new(|| Script::new(concat!(include_str!("common.lua"), include_str!("step.lua"))));
 
 /// Up to this many entries, a step is one message and may be sent quietly.
 const QUIET: usize = 1_000;

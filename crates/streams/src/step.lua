@@ -97,8 +97,8 @@ if #fields == 0 then return moved() end
 if held.writer ~= writer or held.epoch ~= epoch then
   return {'fenced', held.writer or '', held.epoch or '0'}
 end
-local lost = gone(EVENTS, BLOCKS, held.seq)
-if lost then return {'inconsistent', lost} end
+local wrong = contradiction(EVENTS, BLOCKS, held.seq)
+if wrong then return {'inconsistent', wrong} end
 local in_place = held.seq == seq and held.hash == tip
 
 if op == 'alarm' then
@@ -157,6 +157,9 @@ elseif op == 'finalized' then
     return refused(string.format('%.0f ', final) .. held.finalized_hash .. ' is finalized')
   end
 end
+
+local missing_right = denied(EVENTS, BLOCKS, CURSOR, SEEN, ASIDE)
+if missing_right then return missing_right end
 
 -- Compares IDs as numbers: both parts are decimals without leading zeros.
 local function below(a, b)

@@ -69,6 +69,16 @@ impl Fixture {
         command.arg(key).arg(field).arg(value).exec_async(&mut self.raw).await.unwrap();
     }
 
+    /// Deletes the newest marker.
+    pub(crate) async fn lose_newest_marker(&mut self) {
+        let code = "local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1][1] \
+                    return redis.call('XDEL', KEYS[1], newest)";
+        let mut lose = redis::cmd("EVAL");
+        lose.arg(code).arg(1).arg(&self.keys.blocks);
+        let lost: i64 = lose.query_async(&mut self.raw).await.unwrap();
+        assert_eq!(lost, 1);
+    }
+
     /// Sets a string with spaces directly.
     pub(crate) async fn raw_set(&mut self, key: &str, value: &str) {
         redis::cmd("SET").arg(key).arg(value).exec_async(&mut self.raw).await.unwrap();

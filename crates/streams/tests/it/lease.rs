@@ -210,31 +210,3 @@ async fn a_cursor_or_a_key_that_is_not_ours_is_refused_by_name() {
         redis.ask::<i64>(&format!("DEL {key}")).await;
     }
 }
-
-#[tokio::test]
-async fn a_user_who_may_not_write_a_key_gets_no_lease() {
-    let mut redis = Fixture::new().await;
-    let users = [
-        ("+@all ~lease:* ~cursor:* ~events:* ~seen:* ~aside:*", "blocks"),
-        ("+@all ~lease:* ~cursor:* ~blocks:* ~events:* ~aside:*", "seen"),
-        ("+@all ~lease:* ~cursor:* ~blocks:* ~events:* ~seen:*", "aside"),
-        // Rights on all keys, but the command only on some of them: without a test beforehand, a
-        // step would fail in the middle.
-        ("~* +@all -xadd (+@all ~events:*)", "XADD blocks"),
-        ("~* +@all -xadd (+@all ~blocks:*)", "XADD events"),
-        ("~* +@all -rename", "RENAME"),
-        ("~* +@all -xdel", "XDEL"),
-        ("~* +@all -hdel", "HDEL"),
-        ("~* +@all -set (+@all ~lease:*)", "SET seen"),
-        ("~* +@all -del (+@all ~lease:*)", "DEL seen"),
-    ];
-    for (rights, missing) in users {
-        let streams = redis.as_user(rights).await;
-        let error = open(&streams, "one", Some(first())).await.unwrap_err();
-        assert!(
-            matches!(error, OpenError::Redis(_)) && !error.is_retryable(),
-            "{missing}: {error}"
-        );
-        assert_eq!(redis.dump().await, Vec::<String>::new(), "{missing}");
-    }
-}

@@ -19,5 +19,6 @@ mod preflight;
 mod quiet;
 mod reader;
 mod retention;
+mod rights;
 mod step;
 mod transaction;

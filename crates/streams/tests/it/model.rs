@@ -137,7 +137,9 @@ impl World<'_> {
                 let Some(writer) = &mut self.writers[w] else { return Ok(()) };
                 let renewed = writer.publisher.renew().await.is_ok();
                 let ours = self.model.lease.is_none_or(|owner| owner == NAMES[w]);
-                let expected = ours && self.model.is_owner(&writer.believed);
+                let expected = ours
+                    && self.model.is_owner(&writer.believed)
+                    && self.model.holds_seq(writer.believed.seq);
                 prop_assert_eq!(renewed, expected, "renewal");
                 if renewed {
                     self.model.lease = Some(NAMES[w]);

@@ -17,7 +17,7 @@ fn half(redis: &Fixture, part: &str) -> Cmd {
     let keys = &redis.keys;
     let (number, block, tip) = ("2", hash("2a").to_string(), hash("1a").to_string());
     let mut call = redis::cmd("EVAL");
-    call.arg(concat!(include_str!("../../src/gone.lua"), include_str!("../../src/step.lua")))
+    call.arg(concat!(include_str!("../../src/common.lua"), include_str!("../../src/step.lua")))
         .arg(5);
     call.arg(&keys.events).arg(&keys.blocks).arg(&keys.cursor);
     call.arg(keys.seen(hash("2a"))).arg(&keys.aside);

@@ -133,6 +133,11 @@ impl Model {
         Ok(cursor.clone())
     }
 
+    /// Whether the step with this `seq` is in.
+    pub(super) fn holds_seq(&self, seq: u64) -> bool {
+        self.cursor.as_ref().is_some_and(|held| held.seq >= seq)
+    }
+
     /// Whether `believed` still owns the chain.
     pub(super) fn is_owner(&self, believed: &Cursor) -> bool {
         let held = self.cursor.as_ref().map(|held| (&held.writer, held.epoch));

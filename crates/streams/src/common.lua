@@ -1,0 +1,69 @@
+-- Begins step.lua and take_lease.lua.
+
+-- The last ID that a stream ever assigned; `0-0` if there is no stream.
+local function last_generated_id(stream)
+  if redis.call('EXISTS', stream) == 0 then return '0-0' end
+  local info = redis.call('XINFO', 'STREAM', stream)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then return info[i + 1] end
+  end
+end
+
+-- The fields of the newest marker, by name.
+local function newest_marker(blocks)
+  local marker = {}
+  local newest = redis.call('XREVRANGE', blocks, '+', '-', 'COUNT', 1)[1]
+  local fields = newest and newest[2] or {}
+  for i = 1, #fields, 2 do marker[fields[i]] = fields[i + 1] end
+  return marker
+end
+
+-- How the streams contradict a cursor at `seq`, as a text; nil if they do not. Each step writes a
+-- marker with the cursor's seq, and retention leaves the newest one. That one names the last ID of the
+-- event stream: `0-0` if there was no event yet, and so perhaps no stream. An empty stream that never
+-- assigned an ID may come from a consumer that created its group again.
+local function contradiction(events, blocks, seq)
+  if not seq or seq == '0' then return nil end
+  local function gone(key)
+    return 'the stream ' .. key .. ' is gone, although the cursor is at seq ' .. seq
+  end
+  if redis.call('XLEN', blocks) == 0 then return gone(blocks) end
+  local marker = newest_marker(blocks)
+  if marker.seq ~= seq then
+    return 'the newest entry of ' .. blocks .. ' has ' .. (marker.seq and 'seq ' .. marker.seq or 'no seq') ..
+      ', although the cursor is at seq ' .. seq
+  end
+  if marker.last_id ~= '0-0' and redis.call('XLEN', events) == 0
+      and last_generated_id(events) == '0-0' then
+    return gone(events)
+  end
+end
+
+-- The error for the first command after a step's first write that the user may not run; nil if there
+-- is none. A right that is missing in the middle of a step would leave it half-written. While a script
+-- or a transaction runs, no right is given or taken away. `seen` and `aside` only if the step uses them.
+local function denied(events, blocks, cursor, seen, aside)
+  local commands = {{'XADD', blocks, '*', 'f', 'v'}, {'HSET', cursor, 'f', 'v'}}
+  if seen then
+    table.insert(commands, {'SET', seen, 'v', 'EX', '1'})
+    table.insert(commands, {'DEL', seen})
+  end
+  if aside then
+    table.insert(commands, {'RENAME', events, aside})
+    table.insert(commands, {'XADD', aside, 'NOMKSTREAM', '*', 'f', 'v'})
+    table.insert(commands, {'HMGET', cursor, 'open'})
+    table.insert(commands, {'RENAME', aside, events})
+    table.insert(commands, {'HDEL', cursor, 'open'})
+    table.insert(commands, {'XLEN', events})
+    table.insert(commands, {'XRANGE', events, '-', '+'})
+    table.insert(commands, {'XREVRANGE', events, '+', '-'})
+    table.insert(commands, {'XDEL', events, '0-1'})
+  end
+  for _, command in ipairs(commands) do
+    if not redis.acl_check_cmd(unpack(command)) then
+      return redis.error_reply("NOPERM this user has no permissions to run the '" ..
+        string.lower(command[1]) .. "' command on " .. command[2])
+    end
+  end
+end
+
