@@ -49,14 +49,11 @@ local function denied(events, blocks, cursor, seen, aside)
     table.insert(commands, {'DEL', seen})
   end
   if aside then
-    table.insert(commands, {'RENAME', events, aside})
     table.insert(commands, {'XADD', aside, 'NOMKSTREAM', '*', 'f', 'v'})
     table.insert(commands, {'HMGET', cursor, 'open'})
     table.insert(commands, {'RENAME', aside, events})
     table.insert(commands, {'HDEL', cursor, 'open'})
-    table.insert(commands, {'XLEN', events})
     table.insert(commands, {'XRANGE', events, '-', '+'})
-    table.insert(commands, {'XREVRANGE', events, '+', '-'})
     table.insert(commands, {'XDEL', events, '0-1'})
   end
   for _, command in ipairs(commands) do
