@@ -5,7 +5,7 @@
 //! as by the ingestor. Neither is held in memory as a whole: final blocks are compared and then
 //! dropped.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 
 use anyhow::{Context, bail, ensure};
 use ethhook_domain::fold::{
@@ -33,7 +33,7 @@ pub(crate) const BLOCKS_PER_QUESTION: u64 = 32;
 pub(crate) struct Range {
     /// None: from the first block that the stream holds completely.
     pub(crate) from: Option<u64>,
-    /// None: to the newest final block.
+    /// None: to the newest final block, or if none is final yet, to the newest one.
     pub(crate) to: Option<u64>,
 }
 
@@ -53,7 +53,6 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::R
         inquiry: Inquiry::open(&target.chain, cursor.genesis_hash)?,
         chain: target.id(),
         filter: &target.chain.filter,
-        prefix: target.name().to_uppercase(),
         fold: Fold::after(target.id(), place.marker.seq - 1, place.after_entry),
         next: from,
         to,
@@ -74,10 +73,30 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::R
     let faults: Vec<_> = fold.violations().iter().filter(|v| !is_order(v)).collect();
     faults.iter().for_each(|violation| say!("{violation}"));
     seen.differences.iter().for_each(|difference| say!("{difference}"));
-    let count = faults.len() + seen.differences.len();
+    let is_short = seen.last_seq < cursor.seq;
+    if is_short {
+        say!(
+            "the newest marker has seq {}, although the cursor is at seq {}: markers are missing at the end",
+            seen.last_seq,
+            cursor.seq
+        );
+    }
+    let prefix = target.name().to_uppercase();
+    let count = faults.len() + seen.differences.len() + usize::from(is_short);
     if seen.skipped > 0 {
         say!("{} of these blocks are not in the stream: an operator skipped them.", seen.skipped);
     }
+    if seen.unfit > 0 {
+        say!(
+            "{} of these blocks were published with another filter ({prefix}_CONTRACTS, {prefix}_TOPICS) than the \
+             configured one: their logs were not compared with the chain.",
+            seen.unfit
+        );
+    }
+    ensure!(
+        count > 0 || seen.unfit == 0 || seen.blocks > 0,
+        "there is nothing to compare: configure the filter of these blocks, or choose others"
+    );
     if count == 0 {
         say!("No differences: {} blocks with {} events.", seen.blocks, seen.events);
         return Ok(Exit::Done);
@@ -102,7 +121,7 @@ async fn locate(
     let tip = cursor.tip().context("nothing is published yet")?;
     let to = match range.to {
         Some(to) => to,
-        None => cursor.finalized().context("no block is final yet: pass --to N")?,
+        None => cursor.finalized().unwrap_or(tip),
     };
     ensure!(to <= tip, "block {to} is not published yet: the stream ends with block {tip}");
     let least = range.from.unwrap_or(0);
@@ -152,8 +171,12 @@ struct Seen {
     events: usize,
     /// Blocks of the range that an operator skipped.
     skipped: u64,
-    /// Heights whose markers name another filter than the configuration.
-    foreign_filter: HashMap<u64, String>,
+    /// `seq` of the newest marker.
+    last_seq: u64,
+    /// Blocks of the range that were published with another filter than the configured one.
+    unfit: u64,
+    /// Heights whose newest markers name another filter.
+    other_filter: HashSet<u64>,
 }
 
 struct Verification<'a> {
@@ -161,8 +184,6 @@ struct Verification<'a> {
     inquiry: Inquiry,
     chain: ChainId,
     filter: &'a Filter,
-    /// What the chain's keys begin with.
-    prefix: String,
     fold: Fold,
     /// The next block to compare.
     next: u64,
@@ -195,15 +216,16 @@ impl Verification<'_> {
                 let last = Some(marker.last_id);
                 entries.feed(self.streams, self.chain, &mut self.fold, last).await?;
                 self.fold.marker(id, &marker);
+                self.seen.last_seq = marker.seq;
                 if self.retreats.front().is_some_and(|(retreat, _)| *retreat == id) {
                     self.retreats.pop_front();
                 }
                 match marker.op {
                     Op::Add if marker.filter != digest => {
-                        self.seen.foreign_filter.insert(marker.number, marker.filter);
+                        self.seen.other_filter.insert(marker.number);
                     }
                     Op::Add | Op::Remove => {
-                        self.seen.foreign_filter.remove(&marker.number);
+                        self.seen.other_filter.remove(&marker.number);
                     }
                     _ => {}
                 }
@@ -259,14 +281,16 @@ impl Verification<'_> {
                 Some((first, _)) => last = last.min(first - 1),
                 None => {}
             }
-            if let Some(number) =
-                (self.next..=last).find(|number| self.seen.foreign_filter.contains_key(number))
-            {
-                let prefix = &self.prefix;
-                bail!(
-                    "block {number} was published with another filter ({prefix}_CONTRACTS, {prefix}_TOPICS) \
-                     than the configured one and cannot be compared: choose --from and --to without it"
-                );
+            // Which logs passed another filter, nobody knows.
+            match (self.next..=last).find(|number| self.seen.other_filter.contains(number)) {
+                Some(first) if first == self.next => {
+                    self.seen.unfit += 1;
+                    self.bar.advance(1);
+                    self.next += 1;
+                    continue;
+                }
+                Some(first) => last = first - 1,
+                None => {}
             }
             let part = |number: u64| blocks.partition_point(|block| block.number < number);
             let part = &blocks[part(self.next)..part(last + 1)];

@@ -9,13 +9,12 @@ local function last_generated_id(stream)
   end
 end
 
--- The fields of the newest marker, by name.
+-- The fields of the newest marker, by name, and its ID; there must be one.
 local function newest_marker(blocks)
   local marker = {}
-  local newest = redis.call('XREVRANGE', blocks, '+', '-', 'COUNT', 1)[1]
-  local fields = newest and newest[2] or {}
+  local id, fields = unpack(redis.call('XREVRANGE', blocks, '+', '-', 'COUNT', 1)[1])
   for i = 1, #fields, 2 do marker[fields[i]] = fields[i + 1] end
-  return marker
+  return marker, id
 end
 
 -- How the streams contradict a cursor at `seq`, as a text; nil if they do not. Each step writes a
@@ -24,14 +23,15 @@ end
 -- assigned an ID may come from a consumer that created its group again.
 local function contradiction(events, blocks, seq)
   if not seq or seq == '0' then return nil end
-  local function gone(key)
-    return 'the stream ' .. key .. ' is gone, although the cursor is at seq ' .. seq
-  end
+  local at = ', although the cursor is at seq ' .. seq
+  local function gone(key) return 'the stream ' .. key .. ' is gone' .. at end
   if redis.call('XLEN', blocks) == 0 then return gone(blocks) end
-  local marker = newest_marker(blocks)
+  local marker, id = newest_marker(blocks)
+  if not marker.seq then
+    return 'the newest entry of ' .. blocks .. ', ' .. id .. ', is no marker (XDEL removes it)' .. at
+  end
   if marker.seq ~= seq then
-    return 'the newest entry of ' .. blocks .. ' has ' .. (marker.seq and 'seq ' .. marker.seq or 'no seq') ..
-      ', although the cursor is at seq ' .. seq
+    return 'the newest marker of ' .. blocks .. ' has seq ' .. marker.seq .. at
   end
   if marker.last_id ~= '0-0' and redis.call('XLEN', events) == 0
       and last_generated_id(events) == '0-0' then

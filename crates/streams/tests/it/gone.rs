@@ -7,10 +7,9 @@ use ethhook_streams::{
 
 use crate::chain::{CHAIN, Fixture, add, add_all, block, first, open, remove};
 
-/// Checks that every step, a new session and the window report that `key` is gone, and that none of
-/// them changes anything. The tip is block `3a` with two events.
-async fn everything_says_so(redis: &mut Fixture, publisher: &mut Publisher, key: &str) {
-    let text = format!("the stream {key} is gone, although the cursor is at seq 3");
+/// Checks that every step and a new session say `text`, and that none of them changes anything. The tip is block `3a`
+/// with two events.
+async fn everything_says(redis: &mut Fixture, publisher: &mut Publisher, text: &str) {
     let before = redis.dump().await;
     let tip = publisher.cursor().clone();
     let three = block("3a", "2a", 2);
@@ -24,11 +23,11 @@ async fn everything_says_so(redis: &mut Fixture, publisher: &mut Publisher, key:
         Step::Alarm { text: "x" },
     ] {
         let told = publisher.apply(&step).await;
-        assert_eq!(told, Err(StepError::Inconsistent(text.clone())), "{step:?}");
+        assert_eq!(told, Err(StepError::Inconsistent(text.to_owned())), "{step:?}");
     }
     assert_eq!(publisher.cursor(), &tip);
     let error = open(&redis.streams, "one", Some(first())).await.unwrap_err();
-    assert_eq!(error, OpenError::Inconsistent(text.clone()));
+    assert_eq!(error, OpenError::Inconsistent(text.to_owned()));
     assert_eq!(error.to_string(), format!("{text}: `ethhook reset` starts the chain over"));
     assert!(!error.is_retryable());
     assert_eq!(redis.dump().await, before);
@@ -42,7 +41,8 @@ async fn g1_a_stream_that_was_deleted_stops_the_chain() {
         let published = add_all(&mut publisher, 1..=3, 2).await;
         let tip = published.last().unwrap();
         redis.ask::<u64>(&format!("DEL {key}")).await;
-        everything_says_so(&mut redis, &mut publisher, key).await;
+        let text = format!("the stream {key} is gone, although the cursor is at seq 3");
+        everything_says(&mut redis, &mut publisher, &text).await;
         // Sent behind others: with a reply, and quietly.
         let (empty, four) = (block("4b", "3a", 0), block("4a", "3a", 2));
         assert!(publisher.send(&empty.add()) && publisher.send(&four.add()));
@@ -55,7 +55,7 @@ async fn g1_a_stream_that_was_deleted_stops_the_chain() {
 
         // A consumer that finds no group creates it again, and with it an empty stream.
         redis.ask::<String>(&format!("XGROUP CREATE {key} readers 0 MKSTREAM")).await;
-        everything_says_so(&mut redis, &mut publisher, key).await;
+        everything_says(&mut redis, &mut publisher, &text).await;
         if key.starts_with("blocks") {
             let cursor = redis.cursor().await;
             for told in [
@@ -72,6 +72,31 @@ async fn g1_a_stream_that_was_deleted_stops_the_chain() {
         redis.streams.reset(CHAIN).await.unwrap();
         let mut publisher = redis.publisher().await;
         add_all(&mut publisher, 1..=2, 2).await;
+    }
+}
+
+#[tokio::test]
+async fn g1_a_newest_marker_that_is_not_the_cursors_stops_the_chain() {
+    for (seq, found) in [(3, "seq 2"), (4, "seq 3"), (3, "foreign")] {
+        let mut redis = Fixture::new().await;
+        let mut publisher = redis.publisher().await;
+        add_all(&mut publisher, 1..=3, 2).await;
+        let found = match found {
+            "seq 2" => {
+                redis.lose_newest_marker().await;
+                "marker of blocks:{events:7} has seq 2".to_owned()
+            }
+            "seq 3" => {
+                redis.raw_hset("cursor:{events:7}", "seq", "4").await;
+                "marker of blocks:{events:7} has seq 3".to_owned()
+            }
+            _ => {
+                let id: String = redis.ask("XADD blocks:{events:7} * foo bar").await;
+                format!("entry of blocks:{{events:7}}, {id}, is no marker (XDEL removes it)")
+            }
+        };
+        let text = format!("the newest {found}, although the cursor is at seq {seq}");
+        everything_says(&mut redis, &mut publisher, &text).await;
     }
 }
 

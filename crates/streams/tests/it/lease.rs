@@ -148,6 +148,22 @@ async fn a_group_that_waits_for_the_first_block_is_no_leftover() {
 }
 
 #[tokio::test]
+async fn g4_a_renewal_tells_that_acknowledged_steps_are_lost() {
+    let mut redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add_all(&mut publisher, 1..=3, 1).await;
+    // As if its answer were lost: Redis is ahead of what the writer knows.
+    redis.ask::<i64>("HINCRBY cursor:{events:7} seq 1").await;
+    publisher.renew().await.unwrap();
+    redis.ask::<i64>("HINCRBY cursor:{events:7} seq -2").await;
+    let before: i64 = redis.ask("PTTL lease:{events:7}").await;
+    let told = publisher.renew().await.unwrap_err();
+    assert_eq!(told, LeaseError::RolledBack { held: 2, acknowledged: 3 });
+    assert!(!told.is_retryable());
+    assert!(redis.ask::<i64>("PTTL lease:{events:7}").await <= before);
+}
+
+#[tokio::test]
 async fn reset_is_refused_while_anybody_writes() {
     let mut redis = Fixture::new().await;
     let mut publisher = redis.publisher().await;
