@@ -45,7 +45,7 @@ impl Target {
     pub(crate) async fn cursor(&self) -> anyhow::Result<Cursor> {
         let cursor = self.streams.cursor(self.id()).await?;
         cursor.with_context(|| {
-            format!("Redis has no data of {}: it was never ingested, or reset", self.name())
+            format!("Redis has no cursor of {}: it was never ingested, or reset", self.name())
         })
     }
 }

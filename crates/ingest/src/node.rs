@@ -64,6 +64,14 @@ pub(crate) enum NodeError {
 }
 
 impl NodeError {
+    /// What is wrong, in the same words whether the endpoint failed now or was set aside for it.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Rpc(error) => error.reason().to_string(),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether the answer contradicts itself or the block.
     fn is_lie(&self) -> bool {
         matches!(self, Self::Check(f) if !matches!(f.check, Check::Empty | Check::Unprovable))

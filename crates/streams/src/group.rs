@@ -31,7 +31,9 @@ pub enum GroupError {
     #[error("`{0}` does not exist: nothing has been published yet")]
     NoStream(String),
     /// There is no such group.
-    #[error("there is no group `{0}`: create it with `ethhook groups create`")]
+    #[error(
+        "there is no group `{0}`: `ethhook groups list` shows all, `ethhook groups create` makes one"
+    )]
     NoGroup(String),
     /// A group of this name already exists.
     #[error("group `{0}` already exists")]

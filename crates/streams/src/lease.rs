@@ -194,6 +194,20 @@ impl Streams {
         let pttl: i64 = query(redis::cmd("PTTL").arg(lease), connection, lease).await?;
         Ok(Some(Holder::new(owner, &pttl.to_string())))
     }
+
+    /// Releases the lease that a writer with these `options` took under `epoch`, if it still has it.
+    ///
+    /// # Errors
+    /// If Redis fails.
+    pub async fn release_lease(
+        &self,
+        chain: ChainId,
+        options: &WriterOptions,
+        epoch: u64,
+    ) -> Result<(), RedisFailure> {
+        let keys = Keys::of(chain);
+        options.release(&mut *self.pooled(&keys).await?, &keys, epoch).await
+    }
 }
 
 /// Identity and settings of a chain's writer.

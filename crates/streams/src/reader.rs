@@ -33,7 +33,7 @@ pub enum ReadError {
         key: String,
     },
     /// An entry is not in our format.
-    #[error("key `{key}`{}: {error}", .id.as_ref().map(|id| format!(", entry {id}")).unwrap_or_default())]
+    #[error("key `{key}`{}", malformed(*.id, error))]
     Malformed {
         /// The key's name.
         key: String,
@@ -48,6 +48,13 @@ pub enum ReadError {
     /// Stream, markers and cursor contradict each other.
     #[error("{}", inconsistent(.0))]
     Inconsistent(String),
+}
+
+fn malformed(id: Option<EntryId>, error: &CodecError) -> String {
+    match id {
+        Some(id) => format!(", entry {id}: {error}: if somebody else added it, XDEL removes it"),
+        None => format!(": {error}"),
+    }
 }
 
 impl ReadError {

@@ -113,7 +113,8 @@ fn unready(chain: &Chain, seen: &Seen) -> Option<Trouble> {
     let to_do = match unready {
         Unready::StandsStill(Standstill { needs: Needs::Turn, .. }) => return None,
         Unready::StandsStill(Standstill { needs: Needs::Operator, .. }) => format!(
-            "do as it says (add `--chain {name}` to commands); the chain then continues automatically"
+            "do as it says (add `--chain {name}` to commands), or as SETUP_GUIDE.md does under \"What /ready says\"; the chain \
+             then continues automatically"
         ),
         Unready::StandsStill(Standstill { needs: Needs::Room, .. }) => {
             "nothing is lost: raise Redis' maxmemory, lower STREAM_MAX_BYTES, RETENTION_HOURS or DEDUP_TTL_SECONDS, or \

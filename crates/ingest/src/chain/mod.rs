@@ -15,6 +15,7 @@ use ethhook_domain::ChainId;
 use ethhook_streams::Streams;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, error, info, warn};
 
@@ -27,6 +28,9 @@ use crate::{Metrics, StatusBoard};
 
 /// Heads that may be queued for the chain; dropped ones are noticed by the gap that they leave.
 const MAX_HEADS: usize = 64;
+
+/// Time limit for releasing a lease.
+const RELEASE: Duration = Duration::from_secs(1);
 
 /// Waits between two sessions.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -68,6 +72,8 @@ pub(crate) struct Chain {
     resolved_start: Option<u64>,
     /// Whether this process has seen the stream; a reset ends it.
     has_begun: bool,
+    /// The epoch of our last lease.
+    epoch: Option<u64>,
     /// When the chain was last reset, as far as known.
     last_reset: Option<String>,
     /// The last session ended because another branch replaced all of its blocks; since then the genesis block was
@@ -107,6 +113,7 @@ impl Chain {
             status,
             resolved_start: None,
             has_begun: false,
+            epoch: None,
             last_reset: None,
             may_be_replaced: false,
             slots,
@@ -125,7 +132,7 @@ impl Chain {
         loop {
             let opened = tokio::select! {
                 opened = self.open() => opened,
-                () = cancel.cancelled() => return,
+                () = cancel.cancelled() => return self.release_lease().await,
             };
             let started = Instant::now();
             let cursor = opened.publisher.cursor();
@@ -170,9 +177,17 @@ impl Chain {
             wait = wait_after(wait, started.elapsed());
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = cancel.cancelled() => return,
+                () = cancel.cancelled() => return self.release_lease().await,
             }
         }
+    }
+
+    /// Releases a lease that the last session has left, so that an operator's command need not wait until it expires.
+    async fn release_lease(&self) {
+        let Some(epoch) = self.epoch else { return };
+        let options = self.options.for_writer();
+        let released = self.streams.release_lease(self.id(), &options, epoch);
+        timeout(RELEASE, released).await.ok(); // otherwise it expires
     }
 
     /// Waits until the lease is no longer held under our own name.
@@ -194,10 +209,24 @@ impl Chain {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::timeout;
-
     use super::session::scene::Scene;
     use super::*;
+
+    #[tokio::test]
+    async fn a_chain_that_stands_still_gives_its_own_lease_up_when_it_is_stopped() {
+        let mut scene = Scene::of(ChainConfig::local([])).await;
+        let ours = scene.publisher().await.cursor().epoch;
+        let later = scene.publisher().await.cursor().epoch;
+        let cancel = CancellationToken::new();
+        cancel.cancel();
+        let (_heads_in, mut heads) = mpsc::channel(1);
+        for (epoch, is_left) in [(None, true), (Some(ours), true), (Some(later), false)] {
+            scene.chain.epoch = epoch;
+            scene.chain.sessions(&mut heads, &cancel).await;
+            let holder = scene.chain.streams.lease_holder(scene.chain.id()).await.unwrap();
+            assert_eq!(holder.is_some(), is_left, "{epoch:?}");
+        }
+    }
 
     #[tokio::test]
     async fn g5_a_namesake_is_waited_for_until_nobody_holds_the_lease_in_our_name() {

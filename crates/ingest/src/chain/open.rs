@@ -112,6 +112,7 @@ impl Chain {
             Publisher::open(&self.streams, self.id(), self.options.for_writer(), first).await;
         let publisher = publisher.map_err(|error| self.not_open(&error))?;
         let cursor = publisher.cursor();
+        self.epoch = Some(cursor.epoch);
         if held.is_none() && self.has_begun {
             let start = cursor.start_number;
             tracing::warn!(start, "starting over at the block where this process began");
@@ -208,14 +209,15 @@ impl Chain {
     }
 
     fn node_away(&self, error: &NodeError) -> NotYet {
+        let reason = error.reason();
         let why = if error.is_wrong_genesis() {
             format!(
-                "{error}: correct its URL, or if a dev node was restarted, `ethhook reset --chain {}` deletes the \
+                "{reason}: correct its URL, or if a dev node was restarted, `ethhook reset --chain {}` deletes the \
                  old stream",
                 self.config.profile.name
             )
         } else {
-            format!("no endpoint answers: {error}")
+            format!("no endpoint answers: {reason}")
         };
         NotYet::because(why, !error.is_wrong_chain())
     }

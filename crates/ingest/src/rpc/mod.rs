@@ -116,6 +116,14 @@ pub(crate) enum RpcError {
 }
 
 impl RpcError {
+    /// Why the endpoint is set aside, if it is; else the error itself.
+    pub(crate) fn reason(&self) -> &Self {
+        match self {
+            Self::SetAside(Some(reason)) => reason,
+            other => other,
+        }
+    }
+
     /// The value of the metrics' `outcome` label.
     pub(crate) fn outcome(&self) -> &'static str {
         match self {

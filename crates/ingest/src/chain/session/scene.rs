@@ -65,6 +65,7 @@ impl Scene {
             metrics,
             resolved_start: None,
             has_begun: false,
+            epoch: None,
             last_reset: None,
             may_be_replaced: false,
             slots: Arc::new(Semaphore::new(1)),

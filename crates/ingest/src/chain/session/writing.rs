@@ -8,8 +8,8 @@ use tracing::error;
 
 use super::lane::{Done, Work};
 use super::{Session, gauge};
-use crate::chain::End;
 use crate::chain::queue::Next;
+use crate::chain::{End, RELEASE};
 use crate::status::Cause;
 
 /// How long to wait for steps in flight when the process stops.
@@ -173,7 +173,7 @@ impl Session<'_> {
     }
 
     pub(super) async fn give_lease_up(&mut self) {
-        timeout(Duration::from_secs(1), self.lane.close()).await.ok(); // otherwise it expires
+        timeout(RELEASE, self.lane.close()).await.ok(); // otherwise it expires
     }
 }
 
