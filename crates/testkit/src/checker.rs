@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use alloy_primitives::B256;
 use anyhow::{Context as _, Result, bail};
-use ethhook_domain::fold::{Difference, ExpectedBlock, Fold, Violation};
-use ethhook_domain::{ChainId, Cursor, Encoding, EntryId, Filter, Header, Marker, Op};
+use ethhook_domain::fold::{Difference, ExpectedBlock, Fold, FoldedBlock, Violation, compare};
+use ethhook_domain::{
+    ChainId, Cursor, Encoding, EntryId, Filter, Header, Marker, Op, ProcessedEvent,
+};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client};
 use tokio::time::{Instant, sleep};
@@ -31,6 +33,29 @@ const REDIS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An entry of a stream, as returned by Redis: its ID, and names and values alternating.
 type RawEntry = (String, Vec<Vec<u8>>);
+
+/// Both streams.
+struct Read {
+    markers: Vec<(EntryId, Marker)>,
+    /// The entries that take back another one.
+    taken_back: Vec<(EntryId, ProcessedEvent)>,
+}
+
+impl Read {
+    /// The block that `marker` takes back, as it was added.
+    fn orphan(&self, marker: &Marker) -> FoldedBlock {
+        let first = marker.first_id.unwrap_or(EntryId::MAX);
+        let of_block = |(id, _): &&(EntryId, _)| *id >= first && *id <= marker.last_id;
+        let from = self.taken_back.partition_point(|(id, _)| *id < first);
+        let taken_back = self.taken_back[from..].iter().take_while(of_block);
+        let added =
+            |(_, event): &(_, ProcessedEvent)| ProcessedEvent { removed: false, ..event.clone() };
+        let mut events: Vec<_> = taken_back.map(added).collect();
+        events.reverse();
+        let Marker { number, hash, parent_hash, timestamp, .. } = *marker;
+        FoldedBlock { number, hash, parent_hash, timestamp, events, skipped_from: None }
+    }
+}
 
 /// Compares one chain's streams with one node.
 #[derive(Debug)]
@@ -60,6 +85,8 @@ pub struct Report {
     pub blocks: usize,
     /// Live events compared with the chain.
     pub events: usize,
+    /// Orphaned blocks compared with the node, which still knows them.
+    pub orphans: usize,
     /// Markers read.
     pub markers: usize,
     /// Entries read, `removed` ones among them.
@@ -90,8 +117,8 @@ impl fmt::Display for Report {
         const SHOWN: usize = 20;
         writeln!(
             f,
-            "{} blocks with {} events compared; {} markers, {} entries ({} removed)",
-            self.blocks, self.events, self.markers, self.entries, self.removed
+            "{} blocks with {} events and {} orphans compared; {} markers, {} entries ({} removed)",
+            self.blocks, self.events, self.orphans, self.markers, self.entries, self.removed
         )?;
         for line in self.violations.iter().take(SHOWN) {
             writeln!(f, "  stream: {line}")?;
@@ -220,12 +247,14 @@ impl Checker {
     }
 
     /// Folds the streams as they are and compares what is live with the node's canonical chain,
-    /// from the stream's first block to its last. The chain should not change in the meantime.
+    /// from the stream's first block to its last, and what was taken back with the blocks that the node still knows.
+    /// The chain should not change in the meantime.
     ///
     /// # Errors
     /// If Redis or the node cannot be read, or a record is not in our format.
     pub async fn check(&self) -> Result<Report> {
-        let (mut report, fold, markers, cursor) = self.read().await?;
+        let (mut report, fold, read, cursor) = self.read().await?;
+        let markers = &read.markers;
         let filters: HashMap<B256, &str> = markers
             .iter()
             .filter(|(_, marker)| marker.op == Op::Add)
@@ -234,14 +263,17 @@ impl Checker {
         let mut expected = Vec::new();
         if let Some((first, last)) = fold.canonical().first().zip(fold.canonical().last()) {
             for number in first.number..=last.number {
-                expected.extend(self.expected_block(number, &filters).await?);
+                let Some(header) = self.node.header_by_number(number).await? else { continue };
+                let filter = filters.get(&header.block.hash).copied();
+                expected.push(self.expected_block(&header, filter).await?);
             }
         }
-        report.records = self.compare_cursor(cursor.as_ref(), &markers, &fold).await?;
+        report.records = self.compare_cursor(cursor.as_ref(), markers, &fold).await?;
         let tip = cursor.as_ref().map_or(0, |cursor| cursor.number);
         report.records.extend(mixed(cursor.as_ref(), &report));
-        report.records.extend(self.compare_dedup_records(&markers, tip).await?);
+        report.records.extend(self.compare_dedup_records(markers, tip).await?);
         report.differences = fold.compare(&expected);
+        self.compare_orphans(&mut report, &read).await?;
         report.violations = fold.violations().to_vec();
         report.blocks = expected.len();
         report.events = fold.canonical().iter().map(|block| block.events.len()).sum();
@@ -250,7 +282,7 @@ impl Checker {
     }
 
     /// Reads both streams and the cursor in one consistent state, unless steps keep coming.
-    async fn read(&self) -> Result<(Report, Fold, Vec<(EntryId, Marker)>, Option<Cursor>)> {
+    async fn read(&self) -> Result<(Report, Fold, Read, Option<Cursor>)> {
         let mut looks = 0;
         loop {
             looks += 1;
@@ -261,11 +293,11 @@ impl Checker {
                 Fold::from_start(self.chain_id)
             };
             let before = self.cursor().await?;
-            let markers = self.feed(&mut fold, &mut report).await?;
+            let read = self.feed(&mut fold, &mut report).await?;
             let cursor = self.cursor().await?;
             let seq = |cursor: &Option<Cursor>| cursor.as_ref().map(|cursor| cursor.seq);
             if looks == LOOKS || seq(&before) == seq(&cursor) {
-                return Ok((report, fold, markers, cursor));
+                return Ok((report, fold, read, cursor));
             }
         }
     }
@@ -308,14 +340,17 @@ impl Checker {
     /// Passes both streams to `fold`. A step is atomic, so entries that exist when reading begins
     /// have markers by the time those are read; after that, the entries of the newest markers are
     /// read.
-    async fn feed(&self, fold: &mut Fold, report: &mut Report) -> Result<Vec<(EntryId, Marker)>> {
+    async fn feed(&self, fold: &mut Fold, report: &mut Report) -> Result<Read> {
         let key = format!("events:{}", self.chain_id);
-        let mut after = EntryId::MIN;
+        let (mut after, mut taken_back) = (EntryId::MIN, Vec::new());
         let mut take = |id: EntryId, raw: &[Vec<u8>]| {
             let (encoding, event) = entry::read(raw).with_context(|| format!("entry {id}"))?;
             report.entries += 1;
             report.packed += usize::from(encoding == Encoding::Msgpack);
-            report.removed += usize::from(event.removed);
+            if event.removed {
+                report.removed += 1;
+                taken_back.push((id, event.clone()));
+            }
             fold.entry(id, event);
             Ok(())
         };
@@ -332,7 +367,29 @@ impl Checker {
             fold.marker(*id, marker);
         }
         fold.finish();
-        Ok(markers)
+        Ok(Read { markers, taken_back })
+    }
+
+    /// Compares the blocks that were taken back with what the node says of them, if it still knows them. (The fold
+    /// checks that they were added with the same content.)
+    async fn compare_orphans(&self, report: &mut Report, read: &Read) -> Result<()> {
+        let mut filters: HashMap<B256, &str> = HashMap::new();
+        for (_, marker) in &read.markers {
+            match marker.op {
+                Op::Add => _ = filters.insert(marker.hash, &marker.filter),
+                Op::Remove => {
+                    let Some(header) = self.node.header_by_hash(marker.hash).await? else {
+                        continue;
+                    };
+                    let filter = filters.get(&marker.hash).copied();
+                    let expected = self.expected_block(&header, filter).await?;
+                    report.differences.extend(compare(&[read.orphan(marker)], &[expected]));
+                    report.orphans += 1;
+                }
+                Op::Finalized | Op::Gap => {}
+            }
+        }
+        Ok(())
     }
 
     /// Reads a page of a stream after `after`; returns the last ID of it, or `None` if it was empty.
@@ -369,21 +426,15 @@ impl Checker {
         self.node.header_by_number(number).await?.context("the node has no such block")
     }
 
-    /// The canonical block at `number` according to the node; `None` above its head. `filters` has the digests that
-    /// the markers name, by block.
-    async fn expected_block(
-        &self,
-        number: u64,
-        filters: &HashMap<B256, &str>,
-    ) -> Result<Option<ExpectedBlock>> {
-        let Some(header) = self.node.header_by_number(number).await? else { return Ok(None) };
+    /// The block with this header according to the node, by the filter that its marker names.
+    async fn expected_block(&self, header: &Header, named: Option<&str>) -> Result<ExpectedBlock> {
         let block = header.block;
+        let number = block.number;
         let mut logs = self.node.logs_of(block.hash).await?;
-        let named = filters.get(&block.hash);
-        let filter = self.filters.iter().find(|filter| named.is_none_or(|n| *n == filter.digest()));
+        let filter = self.filters.iter().find(|filter| named.is_none_or(|n| n == filter.digest()));
         let filter = filter.with_context(|| format!("block {number} has the filter {named:?}"))?;
         logs.retain(|log| filter.passes(log));
-        Ok(Some(ExpectedBlock { number, hash: block.hash, timestamp: block.timestamp, logs }))
+        Ok(ExpectedBlock { number, hash: block.hash, timestamp: block.timestamp, logs })
     }
 }
 

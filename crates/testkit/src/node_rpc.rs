@@ -116,6 +116,14 @@ impl NodeRpc {
         self.call("eth_getBlockByNumber", json!([Quantity(number), false])).await
     }
 
+    /// The header of the block with this hash; `None` if the node does not know it, or no longer.
+    ///
+    /// # Errors
+    /// As [`NodeRpc::call`].
+    pub async fn header_by_hash(&self, hash: alloy_primitives::B256) -> Result<Option<Header>> {
+        self.call("eth_getBlockByHash", json!([hash, false])).await
+    }
+
     /// The header at a tag such as `latest` or `finalized`; `None` if there is none.
     ///
     /// # Errors
