@@ -34,7 +34,7 @@ mod compare;
 pub use compare::{Difference, ExpectedBlock, compare};
 
 use crate::event::CodecError;
-use crate::{ChainId, EntryId, Marker, Op, ProcessedEvent};
+use crate::{ChainId, EntryId, Marker, Op, ProcessedEvent, Proof};
 
 /// At most this many violations, and this many differences, are kept: one fault can cause many.
 pub const MAX_REPORTED: usize = 1_000;
@@ -124,6 +124,8 @@ pub struct FoldedBlock {
     pub parent_hash: Option<B256>,
     /// Unix seconds.
     pub timestamp: u64,
+    /// What its marker says it was checked with.
+    pub proof: Proof,
     /// Its live events, in the order of the stream.
     pub events: Vec<ProcessedEvent>,
     /// For an operator's gap: the first skipped block; `number` is the last.
@@ -447,8 +449,8 @@ impl Fold {
                 self.live.remove(&(event.block_hash, event.log_index));
             }
         }
-        let said = (marker.number, marker.parent_hash, marker.timestamp);
-        if said != (block.number, block.parent_hash, block.timestamp) {
+        let said = (marker.number, marker.parent_hash, marker.timestamp, marker.proof);
+        if said != (block.number, block.parent_hash, block.timestamp, block.proof) {
             let detail = format!("takes block {} back with other values", block.number);
             self.report(id, Problem::TakenBackDiffers, detail);
         }
@@ -533,6 +535,7 @@ fn folded(marker: &Marker, events: Vec<ProcessedEvent>, skipped_from: Option<u64
         hash: marker.hash,
         parent_hash: marker.parent_hash,
         timestamp: marker.timestamp,
+        proof: marker.proof,
         events,
         skipped_from,
     }

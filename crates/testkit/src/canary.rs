@@ -4,7 +4,7 @@
 //! a reader can access: the logs (which include panics), the pages of the servers, and every key
 //! and value in Redis.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use redis::aio::MultiplexedConnection;
 
 use crate::ingestor::Ingestor;
@@ -36,8 +36,10 @@ pub async fn sweep(ingestors: &[&Ingestor], redis: &RedisServer) -> Result<usize
     let mut searched = 0;
     for ingestor in ingestors {
         searched += search("the log", ingestor.log().as_bytes())?;
-        for page in ["metrics", "health", "ready", "status.json"] {
-            if let Some((_, body)) = ingestor.get(page).await {
+        if ingestor.is_started() && ingestor.address("health").is_some() {
+            for page in ["metrics", "health", "ready", "status.json"] {
+                let (_, body) =
+                    ingestor.get(page).await.with_context(|| format!("no answer for /{page}"))?;
                 searched += search(page, body.as_bytes())?;
             }
         }

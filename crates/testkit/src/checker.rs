@@ -10,7 +10,7 @@ use alloy_primitives::B256;
 use anyhow::{Context as _, Result, bail};
 use ethhook_domain::fold::{Difference, ExpectedBlock, Fold, FoldedBlock, Violation, compare};
 use ethhook_domain::{
-    ChainId, Cursor, Encoding, EntryId, Filter, Header, Marker, Op, ProcessedEvent,
+    ChainId, Cursor, Encoding, EntryId, Filter, Header, Marker, Op, ProcessedEvent, Proof,
 };
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client};
@@ -52,8 +52,8 @@ impl Read {
             |(_, event): &(_, ProcessedEvent)| ProcessedEvent { removed: false, ..event.clone() };
         let mut events: Vec<_> = taken_back.map(added).collect();
         events.reverse();
-        let Marker { number, hash, parent_hash, timestamp, .. } = *marker;
-        FoldedBlock { number, hash, parent_hash, timestamp, events, skipped_from: None }
+        let Marker { number, hash, parent_hash, timestamp, proof, .. } = *marker;
+        FoldedBlock { number, hash, parent_hash, timestamp, proof, events, skipped_from: None }
     }
 }
 
@@ -66,6 +66,10 @@ pub struct Checker {
     /// The configured filters: the first, unless a marker says another.
     filters: Vec<Filter>,
     confirmations: u64,
+    /// Height of the highest head that there was; none if the chain never became shorter.
+    peak: Option<u64>,
+    /// The check that each block must have passed; none if any will do.
+    verify: Option<Proof>,
     may_be_trimmed: bool,
     dedup_ttl: Duration,
     /// The first block of the stream; none if any will do.
@@ -157,6 +161,8 @@ impl Checker {
             chain_id,
             filters: vec![Filter::default()],
             confirmations: 0,
+            peak: None,
+            verify: None,
             may_be_trimmed: false,
             dedup_ttl: DEDUP_TTL,
             start: None,
@@ -192,6 +198,18 @@ impl Checker {
         Self { confirmations, ..self }
     }
 
+    /// Allows the chain to have become shorter since its head was at height `peak`.
+    #[must_use]
+    pub fn with_peak(self, peak: u64) -> Self {
+        Self { peak: Some(peak), ..self }
+    }
+
+    /// Expects each block to be proven by `verify` or more, or to have been skipped for its bloom.
+    #[must_use]
+    pub fn with_verify(self, verify: Proof) -> Self {
+        Self { verify: Some(verify), ..self }
+    }
+
     /// Expects dedup records only of blocks published no longer ago than this, instead of a day.
     #[must_use]
     pub fn with_dedup_ttl(self, dedup_ttl: Duration) -> Self {
@@ -218,8 +236,9 @@ impl Checker {
                 if hash == target.block.hash {
                     return Ok(target);
                 }
-                if self.confirmations > 0
-                    && number > target.block.number
+                let highest = self.peak.map(|peak| peak.saturating_sub(self.confirmations));
+                if number > target.block.number
+                    && highest.is_some_and(|highest| number <= highest)
                     && let Some(header) = self.node.header_by_number(number).await?
                     && header.block.hash == hash
                 {
@@ -271,6 +290,7 @@ impl Checker {
         report.records = self.compare_cursor(cursor.as_ref(), markers, &fold).await?;
         let tip = cursor.as_ref().map_or(0, |cursor| cursor.number);
         report.records.extend(mixed(cursor.as_ref(), &report));
+        report.records.extend(self.unproven(markers));
         report.records.extend(self.compare_dedup_records(markers, tip).await?);
         report.differences = fold.compare(&expected);
         self.compare_orphans(&mut report, &read).await?;

@@ -209,18 +209,19 @@ impl Ingestor {
             .with_context(|| format!("{} does not start", self.program.display()))
     }
 
-    /// Sends a GET for a page of one of the process's own servers, `metrics`, `health` or `ready`.
+    /// Sends a GET for a page of one of the process's own servers, such as `metrics`, `ready` or `status.json`.
     /// Returns status and body; none if the server is not listening.
     pub async fn get(&self, page: &str) -> Option<(u16, String)> {
-        http_get(&self.address(page)?, page).await
+        let server = if page == "metrics" { "metrics" } else { "health" };
+        http_get(&self.address(server)?, page).await
     }
 
-    /// The address and port of the server for a page, `metrics`, `health` or `ready`.
+    /// The address and port of one of its servers, `metrics` or `health`.
     #[must_use]
-    pub fn address(&self, page: &str) -> Option<String> {
+    pub fn address(&self, server: &str) -> Option<String> {
         let log = self.log_of_this_process();
         let listening = log.lines().rfind(|line| line.contains("listening"))?;
-        let url = listening.split('"').find(|part| part.ends_with(&format!("/{page}")))?;
+        let url = listening.split('"').find(|part| part.ends_with(&format!("/{server}")))?;
         url.strip_prefix("http://")?.split('/').next().map(str::to_owned)
     }
 

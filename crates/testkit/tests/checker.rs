@@ -160,6 +160,32 @@ async fn what_is_published_by_the_book_is_clean() {
 }
 
 #[tokio::test]
+async fn a_tip_above_the_confirmed_one_is_right_only_if_the_chain_was_longer() {
+    let Scene { anvil, server, publisher: _publisher, checker: _ } = published().await;
+    for (peak, settles) in [(None, false), (Some(8), false), (Some(9), true)] {
+        let node = NodeRpc::new(anvil.address());
+        let checker = Checker::connect(&server.url(), node, CHAIN).await.unwrap();
+        let checker = checker.with_confirmations(3);
+        let checker = peak.into_iter().fold(checker, Checker::with_peak);
+        // The tip is block 6, as is the head.
+        let settled = checker.settle(Duration::from_millis(100)).await;
+        assert_eq!(settled.is_ok(), settles, "{peak:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_weaker_proof_than_the_configured_one_is_found() {
+    let Scene { checker, publisher: _publisher, anvil: _anvil, server: _server } =
+        published().await;
+    let checker = checker.with_verify(Proof::Bloom);
+    assert!(checker.check().await.unwrap().is_clean());
+    let report = checker.with_verify(Proof::ReceiptsRoot).check().await.unwrap();
+    // Five blocks have events, and so has one of the two that replaced others; the bloom proves that the rest have none.
+    assert_eq!(report.records.len(), 6, "{report}");
+    assert!(report.records.iter().all(|line| line.ends_with("has the proof bloom")), "{report}");
+}
+
+#[tokio::test]
 async fn what_is_broken_is_found() {
     let Scene { checker, mut publisher, anvil, server: _server } = published().await;
     let ids: Vec<(String, Vec<Vec<u8>>)> = redis::cmd("XRANGE")

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use alloy_primitives::{Address, B256, Bytes};
 use ethhook_domain::fold::{Difference, Fold, Problem};
-use ethhook_domain::{EntryId, Log, Marker, Op, ProcessedEvent};
+use ethhook_domain::{EntryId, Log, Marker, Op, ProcessedEvent, Proof};
 use proptest::prelude::*;
 
 mod streams;
@@ -256,6 +256,15 @@ fn one_marker_missing_doubled_or_altered_is_reported() {
             differs && marker.events > 0
         });
     }
+}
+
+#[test]
+fn a_block_that_is_taken_back_with_another_proof_is_reported() {
+    let mut streams = Streams::of("+1a<0a +2a<1a -2a<1a");
+    let removed = &mut streams.markers[2].1;
+    let other = if removed.proof == Proof::Bloom { Proof::ReceiptsRoot } else { Proof::Bloom };
+    removed.proof = other;
+    assert_eq!(streams.problems(), BTreeSet::from([Problem::TakenBackDiffers]));
 }
 
 #[test]

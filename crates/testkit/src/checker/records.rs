@@ -6,7 +6,7 @@ use std::time::Duration;
 use alloy_primitives::B256;
 use anyhow::Result;
 use ethhook_domain::fold::Fold;
-use ethhook_domain::{Cursor, Encoding, EntryId, Marker, Op};
+use ethhook_domain::{Cursor, Encoding, EntryId, Marker, Op, Proof};
 
 use super::{Checker, Report};
 
@@ -121,6 +121,18 @@ impl Checker {
             }
         }
         Ok(findings)
+    }
+
+    /// The added blocks whose proof is weaker than the configured one.
+    pub(super) fn unproven(&self, markers: &[(EntryId, Marker)]) -> Vec<String> {
+        let Some(verify) = self.verify else { return Vec::new() };
+        let is_weak = |marker: &&Marker| {
+            let is_skipped = marker.events == 0 && marker.proof == Proof::Bloom;
+            // The strongest is the least.
+            marker.op == Op::Add && marker.proof > verify && !is_skipped
+        };
+        let weak = markers.iter().map(|(_, marker)| marker).filter(is_weak);
+        weak.map(|m| format!("block {} {} has the proof {}", m.number, m.hash, m.proof)).collect()
     }
 
     /// Unix milliseconds.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Result;
-use ethhook_domain::Filter;
+use ethhook_domain::{Filter, Proof};
 use ethhook_simulator::{
     Chain, Contents, Finality, ManualChain, ManualSpec, Mischief, Node, RunningNode,
 };
@@ -67,7 +67,7 @@ impl Subject {
             let link = Proxy::start(node.addr()).await?;
             endpoints.push(Endpoint { view, node, link });
         }
-        let subject = Self {
+        let mut subject = Self {
             chain,
             endpoints,
             peak: 0,
@@ -78,6 +78,7 @@ impl Subject {
             reorgs: BTreeMap::new(),
         };
         (0..world.initial_blocks).for_each(|_| drop(subject.chain.mine_events(0)));
+        subject.note_peak();
         Ok(subject)
     }
 
@@ -138,8 +139,11 @@ impl Subject {
             ..Filter::default()
         };
         let checker = Checker::connect(redis_url, node, self.id()).await?.with_start(0);
+        let verify = if self.verify == BLOOM { Proof::Bloom } else { Proof::ReceiptsRoot };
         Ok(checker
             .with_confirmations(self.confirmations)
+            .with_peak(self.peak)
+            .with_verify(verify)
             .with_filters([ALL_LOGS].into_iter().chain(FILTERS).map(filter)))
     }
 
