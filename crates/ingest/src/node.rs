@@ -46,7 +46,7 @@ const NOTICEABLE: Duration = Duration::from_millis(10);
 /// How long an endpoint is set aside after failing a check that another endpoint passed.
 const LIAR_WAIT: Duration = Duration::from_secs(30);
 
-/// After this many errors in a row, one more means that the node has no finalized block.
+/// After this many failures in a row, one more means that the node has no finalized block.
 const REFUSED_TAGS: u32 = 2;
 
 /// Why no endpoint gave the requested data.
@@ -70,6 +70,12 @@ impl NodeError {
             Self::Rpc(error) => error.reason().to_string(),
             other => other.to_string(),
         }
+    }
+
+    /// Whether nothing was asked, or the endpoint only wants to be asked later, or is the wrong one.
+    fn is_to_wait(&self) -> bool {
+        let waits = matches!(self, Self::Rpc(RpcError::SetAside(_) | RpcError::RateLimited(_)));
+        waits || self.is_wrong_chain()
     }
 
     /// Whether the answer contradicts itself or the block.
@@ -137,7 +143,7 @@ pub(crate) struct Node {
     wanted: BloomTest,
     endpoints: Vec<Endpoint>,
     genesis: Genesis,
-    /// Errors in a row in answer to requests for the finalized block.
+    /// Requests in a row for the finalized block that failed.
     refused_tags: AtomicU32,
     /// Blocks of whose receipts, with another root than the header's, no endpoint had others.
     undisputed: Streak,
@@ -175,8 +181,8 @@ impl Node {
         .await
     }
 
-    /// The node's `finalized` block; none if there is no such tag, or no such block. A single error proves nothing,
-    /// but some nodes always answer with one.
+    /// The node's `finalized` block; none if there is no such tag, or no such block. A single failure proves nothing,
+    /// but some nodes always answer with one, each in its own way.
     pub(crate) async fn finalized(&self) -> Result<Option<Header>, NodeError> {
         let asked = self
             .first(LEAST_PATIENCE, async |attempt| self.tagged(&attempt, "finalized").await)
@@ -189,8 +195,9 @@ impl Node {
             Err(NodeError::Rpc(
                 RpcError::NotOffered(_) | RpcError::Answer { code: INVALID_PARAMS, .. },
             )) => Ok(None),
-            Err(NodeError::Rpc(RpcError::Answer { .. }))
-                if self.refused_tags.fetch_add(1, Ordering::Relaxed) >= REFUSED_TAGS =>
+            Err(error)
+                if !error.is_to_wait()
+                    && self.refused_tags.fetch_add(1, Ordering::Relaxed) >= REFUSED_TAGS =>
             {
                 Ok(None)
             }

@@ -61,8 +61,12 @@ pub enum Cause {
     Finality,
     /// The node does not answer requests for headers.
     Headers,
+    /// The node is on another branch, and does not give its blocks.
+    Branch,
     /// No endpoint has the next block.
     Missing,
+    /// The node's head is below the newest published block.
+    Head,
     /// The node does not answer requests for a block's logs.
     Block,
     /// The stream is full, and a consumer group has not read.

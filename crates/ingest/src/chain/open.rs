@@ -57,6 +57,9 @@ impl Chain {
             let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
                 let why = "standing by: this instance has as many chains as MAX_CHAINS_PER_INSTANCE allows";
                 self.status.stand_still(Cause::Opening, why.to_owned(), Needs::Turn);
+                if let Ok(held) = self.streams.cursor(self.id()).await {
+                    self.show_alarm(held.as_ref());
+                }
                 tokio::time::sleep(self.options.lease_ttl / 3).await;
                 continue;
             };
@@ -84,7 +87,7 @@ impl Chain {
         }
         self.look_for_reset().await?;
         self.tell_of_loss(held.as_ref());
-        self.metrics.alarm.set(held.as_ref().is_some_and(|held| !held.alarm.is_empty()).into());
+        self.show_alarm(held.as_ref());
         // Checked before asking the node anything, because a standby comes here again and again.
         let holder = self.streams.lease_holder(self.id()).await;
         match holder.map_err(|error| self.not_read(&error))? {
@@ -137,6 +140,10 @@ impl Chain {
         let tip = published.last().map(|p| p.block.number);
         self.status.update(|status| status.tip = tip);
         Ok(Opened { publisher, canonical, published, _slot: slot })
+    }
+
+    fn show_alarm(&self, held: Option<&Cursor>) {
+        self.metrics.alarm.set(held.is_some_and(|held| !held.alarm.is_empty()).into());
     }
 
     /// Refuses an end block below the first block of a stream that has none yet.
@@ -383,6 +390,12 @@ mod tests {
         publisher.release().await;
         let told = try_open(&mut scene).await.err().unwrap();
         assert_eq!(told.why, "stopped by an alarm: a reorg");
+        assert_eq!(scene.chain.metrics.alarm.get(), 1);
+        // Also where the chain is left to another instance.
+        scene.redis.ask::<i64>("HSET cursor:{events:31337} alarm ").await.unwrap();
+        let _slot = Arc::clone(&scene.chain.slots).try_acquire_owned().unwrap();
+        assert!(timeout(Duration::from_millis(500), scene.chain.open()).await.is_err());
+        assert_eq!(scene.chain.metrics.alarm.get(), 0);
     }
 
     #[tokio::test]

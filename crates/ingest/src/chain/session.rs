@@ -65,6 +65,8 @@ struct Session<'a> {
     /// higher, so that all published blocks keep following the chain.
     end_block: Option<u64>,
     start_block: u64,
+    /// The newest block that was done with when the session was opened: published, or skipped by an operator.
+    opened_at: u64,
     /// A reorg may replace all blocks, even the first: the genesis was checked just before.
     may_be_replaced: bool,
     /// Height and time of the newest head.
@@ -147,6 +149,7 @@ impl<'a> Session<'a> {
         let cursor = opened.publisher.cursor();
         chain.metrics.finalized.set(gauge(cursor.finalized_number));
         let start_block = cursor.start_number;
+        let opened_at = cursor.next_number().saturating_sub(1);
         chain.status.update(|status| status.polled_every = chain.poll_every());
         Self {
             chain,
@@ -157,6 +160,7 @@ impl<'a> Session<'a> {
             queue: Queue::default(),
             end_block,
             start_block,
+            opened_at,
             may_be_replaced: chain.may_be_replaced,
             head: None,
             fetches: JoinSet::new(),
@@ -219,6 +223,7 @@ impl<'a> Session<'a> {
     fn heard(&mut self, head: Head) -> Option<End> {
         let mut end = None;
         let next = self.canonical.next_number();
+        let mut is_other = false;
         if let Head::Header(header) = &head
             && self.head.is_some_and(|(known, _)| known < header.block.number)
         {
@@ -231,6 +236,7 @@ impl<'a> Session<'a> {
             }
             Head::Number(number) => {
                 self.canonical.heard_of(number);
+                is_other = number >= next;
                 number >= next
             }
             // Nothing past the end needs following.
@@ -241,13 +247,18 @@ impl<'a> Session<'a> {
                 false
             }
             Head::Header(header) => {
-                let number = header.block.number;
+                let BlockRef { number, hash, .. } = header.block;
                 let change = self.canonical.heard(*header);
+                is_other = change.is_empty()
+                    && (number >= next
+                        || self.canonical.at(number).is_some_and(|ours| ours.hash != hash));
                 self.asking.heard_otherwise |= self.canonical.ask() == Some(Ask::Latest);
                 end = self.follow(change, Some(Instant::now()));
                 number >= next
             }
         };
+        // The answer under way may be older.
+        self.asking.heard_meanwhile |= is_other && self.asking.headers.is_some();
         // A head that brings nothing new must not delay the next poll, and nothing may while the newest head, which an
         // endpoint told of, is above all that there is to ask for: it may have been false.
         if is_news {
@@ -332,18 +343,27 @@ impl<'a> Session<'a> {
     /// node's head is known.
     fn is_backfilling(&self) -> bool {
         let depth = self.chain.config.profile.finality_depth;
-        self.head.is_none() || self.lag().is_none_or(|lag| lag.blocks > depth)
+        self.blocks_behind().is_none_or(|blocks| blocks > depth)
+    }
+
+    /// The newest block that should be published, as far as is known.
+    fn wanted(&self) -> Option<u64> {
+        let wanted = self.head?.0.saturating_sub(self.chain.config.confirmations);
+        Some(self.end_block.map_or(wanted, |end| wanted.min(end)))
+    }
+
+    /// How many blocks are still to be published or skipped; `None` while the head is unknown.
+    fn blocks_behind(&self) -> Option<u64> {
+        let done = self.published.back().map_or(self.opened_at, |tip| tip.block.number);
+        Some(self.wanted()?.saturating_sub(done))
     }
 
     /// How far the tip is behind the newest block that should be published; `None` while head or tip is
     /// unknown.
     fn lag(&self) -> Option<Lag> {
-        let config = &self.chain.config;
-        let ((head, head_time), tip) = (self.head?, self.published.back()?.block);
-        let wanted = head.saturating_sub(config.confirmations);
-        let wanted = self.end_block.map_or(wanted, |end| wanted.min(end));
-        let time = self.canonical.at(wanted).map_or(head_time, |block| block.timestamp);
-        let blocks = wanted.saturating_sub(tip.number);
+        let ((_, head_time), tip) = (self.head?, self.published.back()?.block);
+        let time = self.canonical.at(self.wanted()?).map_or(head_time, |block| block.timestamp);
+        let blocks = self.blocks_behind()?;
         let seconds = if blocks == 0 { 0 } else { time.saturating_sub(tip.timestamp) };
         Some(Lag { blocks, seconds })
     }

@@ -473,3 +473,45 @@ async fn a_node_that_does_not_offer_what_is_old_has_no_genesis_and_one_error_is_
     says(-32603);
     assert!(!is_missing().await, "the first again");
 }
+
+#[tokio::test]
+async fn g11_what_a_provider_says_of_one_call_of_a_batch_is_redacted_too() {
+    let chain = mined(3);
+    let node = serve(chain.clone()).await;
+    let key = "s3cretkey0123456789";
+    let config =
+        ChainConfig::local([EndpointConfig::http(format!("{}/{key}", node.http_url(31_337)))]);
+    let (heads, metrics) = unread();
+    let (node, _) = Node::new(&config, &heads, &metrics);
+    node.latest().await.unwrap(); // identifies it
+    for numbers in [1..=3, 1..=1] {
+        let error = Fault::Error(-32000, format!("project {key} is over quota"));
+        chain.faults().push("eth_getBlockByNumber", error, 1);
+        let told = node.by_numbers(numbers).await.unwrap_err().to_string();
+        assert_eq!(told, "error -32000: project <redacted> is over quota");
+    }
+}
+
+#[tokio::test]
+async fn g10_a_node_that_fails_to_name_its_finalized_block_again_and_again_has_none() {
+    let chain = mined(3);
+    chain.set_finalized(2);
+    let running = serve(chain.clone()).await;
+    let config = ChainConfig::local([EndpointConfig::of(&running)]);
+    for (fault, has_none) in [
+        (Fault::HttpStatus(400, None), true),
+        (Fault::InvalidJson, true),
+        (Fault::HttpStatus(429, Some(0)), false),
+    ] {
+        let (heads, metrics) = unread();
+        let (node, _) = Node::new(&config, &heads, &metrics);
+        node.latest().await.unwrap();
+        for failed in 0..=REFUSED_TAGS {
+            chain.faults().push("eth_getBlockByNumber", fault.clone(), 1);
+            let told = node.finalized().await;
+            let is_none = matches!(told, Ok(None));
+            assert_eq!(is_none, has_none && failed == REFUSED_TAGS, "{fault:?}: {told:?}");
+        }
+        chain.faults().clear();
+    }
+}

@@ -64,12 +64,36 @@ struct Sent<'a> {
     calls: u32,
     at: Instant,
     outcome: &'static str,
+    /// The outcomes of calls of a batch that failed alone.
+    failed: Vec<&'static str>,
 }
 
 impl Drop for Sent<'_> {
     fn drop(&mut self) {
-        let metrics = &self.endpoint.metrics;
-        metrics.request(self.method, self.calls, self.outcome, self.at.elapsed());
+        let (metrics, took) = (&self.endpoint.metrics, self.at.elapsed());
+        for outcome in &self.failed {
+            metrics.request(self.method, 1, outcome, took);
+        }
+        let failed = u32::try_from(self.failed.len()).unwrap_or(u32::MAX);
+        metrics.request(self.method, self.calls.saturating_sub(failed), self.outcome, took);
+    }
+}
+
+/// What a message brought: the metric counts each of its calls by its own outcome.
+trait Brought {
+    /// The outcomes of the calls of a batch that failed alone.
+    fn failed(&self) -> Vec<&'static str>;
+}
+
+impl<T> Brought for Option<T> {
+    fn failed(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+}
+
+impl<T> Brought for Vec<Item<T>> {
+    fn failed(&self) -> Vec<&'static str> {
+        self.iter().filter_map(|item| item.as_ref().err()).map(RpcError::outcome).collect()
     }
 }
 
@@ -160,7 +184,11 @@ impl<'a> Attempt<'a> {
         let message = Message { method, first_id, calls, blocks: calls, text };
         let read = |body: &str| batch::decode(body, first_id, calls);
         let asked = Instant::now();
-        let items = self.ask_span(about, message, read).await?;
+        let redaction = &self.endpoint.redaction;
+        let read = |body: &str| {
+            Ok(read(body)?.into_iter().map(|item| item.map_err(|e| redaction.apply(e))).collect())
+        };
+        let items: Vec<Item<T>> = self.ask_span(about, message, read).await?;
         // Some providers refuse single calls of a batch.
         let refusals = items.iter().filter_map(|item| match item {
             Err(error @ RpcError::RateLimited(wait)) => Some((error, *wait)),
@@ -193,7 +221,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// Sends a message, and learns from its outcome how many blocks to ask about at once.
-    async fn ask_span<T>(
+    async fn ask_span<T: Brought>(
         &self,
         about: About,
         message: Message,
@@ -220,7 +248,7 @@ impl<'a> Attempt<'a> {
         answer
     }
 
-    async fn ask<T>(
+    async fn ask<T: Brought>(
         &self,
         message: Message,
         read: impl FnOnce(&str) -> Result<T, RpcError>,
@@ -311,7 +339,7 @@ impl<'a> Attempt<'a> {
         Ok(())
     }
 
-    async fn exchange<T>(
+    async fn exchange<T: Brought>(
         &self,
         message: Message,
         read: impl FnOnce(&str) -> Result<T, RpcError>,
@@ -319,7 +347,8 @@ impl<'a> Attempt<'a> {
         let (method, calls, is_single) = (message.method, message.calls(), message.blocks == 1);
         self.wait_for_leave(method, calls).await?;
         let endpoint = self.endpoint;
-        let mut sent = Sent { endpoint, method, calls, at: Instant::now(), outcome: "abandoned" };
+        let (at, outcome, failed) = (Instant::now(), "abandoned", Vec::new());
+        let mut sent = Sent { endpoint, method, calls, at, outcome, failed };
         let answer = timeout(REQUEST_TIMEOUT, self.send(message))
             .await
             .unwrap_or(Err(RpcError::Timeout(REQUEST_TIMEOUT)));
@@ -333,6 +362,7 @@ impl<'a> Attempt<'a> {
             endpoint.accepted(1);
         }
         sent.outcome = result.as_ref().map_or_else(RpcError::outcome, |_| "ok");
+        sent.failed = result.as_ref().map_or_else(|_| Vec::new(), Brought::failed);
         // Answers about several blocks say nothing about when one is late, and neither do immediate
         // failures.
         if is_single && matches!(result, Ok(_) | Err(RpcError::Timeout(_))) {

@@ -127,8 +127,9 @@ impl Breaker {
 
     /// `jitter` in 0..1 lengthens the wait by up to a half, to spread those of several endpoints.
     pub(crate) fn failure(&mut self, now: Instant, jitter: f64, cause: RpcError) {
-        self.cause = Some(Box::new(cause));
         match self.state {
+            // The request was sent before it opened, and says nothing of why.
+            State::Open => return,
             State::Closed => {
                 self.failures += 1;
                 if self.failures >= FAILURES {
@@ -140,8 +141,8 @@ impl Breaker {
                 self.wait = (self.wait * 2).min(LONGEST_WAIT);
                 self.open(now, jitter);
             }
-            State::Open => {}
         }
+        self.cause = Some(Box::new(cause));
     }
 
     /// Opens at once: an answer failed a check, or by `cause` the endpoint asked us to wait. Lasts
@@ -287,6 +288,16 @@ mod tests {
         assert!(breaker.cause().is_some());
         breaker.set_aside(now, seconds(400), None);
         assert_eq!(breaker.admit(now), Err(seconds(400)));
+    }
+
+    #[test]
+    fn what_was_sent_before_it_opened_does_not_change_why() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        breaker.set_aside(now, seconds(300), Some(RpcError::RateLimited(None)));
+        breaker.failure(now, 0.0, cut());
+        assert!(matches!(breaker.cause().as_deref(), Some(RpcError::RateLimited(_))));
+        breaker.probe(now, false);
+        assert_eq!(breaker.admit(now), Err(seconds(300)), "it has asked us to wait");
     }
 
     #[test]

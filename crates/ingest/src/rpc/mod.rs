@@ -445,8 +445,15 @@ mod tests {
 
     #[test]
     fn what_a_provider_suggests_is_understood() {
+        /// As it is, and as it is left when it has been searched for keys.
+        const ALCHEMY: &str = "Log response size exceeded. You can make eth_getLogs requests with up to a 2K block range \
+            and no limit on the response size, or you can request any block range with a cap of 10K logs in the \
+            response. Based on your parameters and the response size limit, this block range should work: [0x1000000, \
+            0x10fffff]";
+        assert_eq!(Redaction::default().clean(ALCHEMY.to_owned()), ALCHEMY);
         for (message, blocks) in [
             ("this block range should work: [0x10, 0x1f]", Some(16)),
+            (ALCHEMY, Some(0x10_0000)),
             ("Try with this block range [0x5B0F1A, 0x5B0F1A].", Some(1)),
             ("You can make eth_getLogs requests with up to a 500 block range.", Some(500)),
             ("ranges over 10,000 blocks are not supported", Some(10_000)),

@@ -23,7 +23,8 @@ const ALL_EVERY: u32 = 8;
 /// A branch that is not confirmed yet is polled again after a block time, or this.
 const UNCONFIRMED_POLL: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_millis(500);
-/// For how long the next block may be missing until that is reported: one endpoint may be ahead of another.
+/// For how long the next block may be missing, or the head be below ours, until that is reported: one endpoint may be
+/// ahead of another.
 const MISSING_AFTER: Duration = Duration::from_secs(30);
 /// How long to wait after a finality violation before anything is asked again.
 const VIOLATION_AGAIN: Duration = Duration::from_secs(5);
@@ -54,6 +55,12 @@ pub(super) struct Asking<'a> {
     pub(super) heard_otherwise: bool,
     /// Consecutive answers of the node with a lower head.
     lower_heads: u32,
+    /// Since when the head is below the newest published block.
+    below_since: Option<Instant>,
+    /// How many branches were dropped in a row, because a block of theirs is missing.
+    dropped: u32,
+    /// While something is asked, another head was announced.
+    pub(super) heard_meanwhile: bool,
 }
 
 impl Session<'_> {
@@ -145,7 +152,7 @@ impl Session<'_> {
         self.asking.headers = None;
         let headers = match answer {
             Ok(headers) => headers,
-            Err(NodeError::Unknown) => Vec::new(),
+            Err(NodeError::Unknown) if ask != Ask::Latest => Vec::new(),
             // Opening the next session says what to do.
             Err(error) if error.is_wrong_genesis() => return Some(End::Reopen("genesis")),
             Err(error) => {
@@ -156,8 +163,9 @@ impl Session<'_> {
         self.chain.status.go_on(|cause| cause == Cause::Headers);
         self.asking.failed = 0;
         self.note_answer();
+        let heard_meanwhile = std::mem::take(&mut self.asking.heard_meanwhile);
         if ask == Ask::Latest {
-            self.asking.heard_otherwise = false;
+            self.asking.heard_otherwise = heard_meanwhile;
         }
         match &ask {
             Ask::Numbers(numbers) if headers.is_empty() => {
@@ -174,7 +182,7 @@ impl Session<'_> {
             _ => {}
         }
         if headers.is_empty() {
-            self.canonical.unanswered();
+            self.not_there(&ask, &NodeError::Unknown);
         }
         if let (Ask::Latest, Some(latest)) = (&ask, headers.first()) {
             if self.head.is_none() && latest.block.number < self.start_block {
@@ -183,34 +191,16 @@ impl Session<'_> {
             }
             self.told_of_head(&latest.block);
         }
-        for header in headers {
-            let number = header.block.number;
-            if self.canonical.is_next(&header.block) && !self.has_room() {
-                self.canonical.postpone(&header.block);
-                continue;
+        match self.take(&ask, headers) {
+            Ok(None) => {}
+            Ok(end) => return end,
+            Err(violation) => {
+                self.violated(*violation);
+                return None;
             }
-            let result = if ask == Ask::Latest {
-                if number > self.last_header() && self.canonical.next_number() > self.last_header()
-                {
-                    self.canonical.unanswered();
-                    continue;
-                }
-                self.canonical.told(header)
-            } else {
-                self.canonical.answered(header)
-            };
-            match result {
-                Ok(change) => {
-                    let end = self.follow(change, None);
-                    if end.is_some() {
-                        return end;
-                    }
-                }
-                Err(violation) => {
-                    self.violated(*violation);
-                    return None;
-                }
-            }
+        }
+        if heard_meanwhile && ask == Ask::Latest {
+            self.canonical.doubt(); // what was announced may be newer than this answer
         }
         if self.canonical.has_unconfirmed_branch() {
             // The endpoint that named it may be the only one on it.
@@ -222,6 +212,36 @@ impl Session<'_> {
             self.asking.violated_since = None;
         }
         None
+    }
+
+    /// Passes headers to the canonical chain, and follows it.
+    fn take(
+        &mut self,
+        ask: &Ask,
+        headers: Vec<Header>,
+    ) -> Result<Option<End>, Box<FinalityViolation>> {
+        for header in headers {
+            let number = header.block.number;
+            if self.canonical.is_next(&header.block) && !self.has_room() {
+                self.canonical.postpone(&header.block);
+                continue;
+            }
+            let change = if *ask == Ask::Latest {
+                let last = self.last_header();
+                if number > last && self.canonical.next_number() > last {
+                    self.canonical.unanswered();
+                    continue;
+                }
+                self.canonical.told(header)?
+            } else {
+                self.canonical.answered(header)?
+            };
+            let end = self.follow(change, None);
+            if end.is_some() {
+                return Ok(end);
+            }
+        }
+        Ok(None)
     }
 
     /// No endpoint has the block at this height, though a higher one was announced; none if that is not so, or no longer.
@@ -245,6 +265,8 @@ impl Session<'_> {
     /// A block has joined the chain: doubts about the nodes' answers are over.
     pub(super) fn has_grown(&mut self) {
         self.asking.violated_since = None;
+        self.asking.dropped = 0;
+        self.chain.status.go_on(|cause| cause == Cause::Branch);
         self.note_missing(None);
     }
 
@@ -256,7 +278,7 @@ impl Session<'_> {
         self.asking.failed += 1;
         // Some nodes report an unknown block as an error: the branch may be gone.
         if matches!(ask, Ask::Hash(_)) && self.asking.failed >= DOUBT_AFTER {
-            self.canonical.unanswered();
+            self.not_there(ask, error);
         }
         if self.asking.failed >= TROUBLE_AFTER {
             let what = match ask {
@@ -268,12 +290,48 @@ impl Session<'_> {
         }
     }
 
+    /// No endpoint has what was asked for; the next head or poll starts over.
+    fn not_there(&mut self, ask: &Ask, error: &NodeError) {
+        self.canonical.unanswered();
+        if let Ask::Hash(hash) = ask {
+            self.asking.dropped += 1;
+            if self.asking.dropped >= TROUBLE_AFTER {
+                let why = format!(
+                    "the node is on another branch, whose block {hash} is not available: {error}"
+                );
+                self.chain.status.stand_still(Cause::Branch, why, Needs::Time);
+            }
+        }
+    }
+
     /// A head may move back, but a lower one usually comes from a node that lags.
     fn told_of_head(&mut self, block: &BlockRef) {
         let is_lower = self.head.is_some_and(|(number, _)| block.number < number);
         self.asking.lower_heads = if is_lower { self.asking.lower_heads + 1 } else { 0 };
         if !is_lower || self.asking.lower_heads >= SIGHTINGS {
             self.head = Some((block.number, block.timestamp));
+        }
+        // Another endpoint may be ahead.
+        self.asking.heard_otherwise |= is_lower;
+        self.note_head();
+    }
+
+    /// Tells of a head that stays below the newest published block: nothing can be published until it has passed it.
+    fn note_head(&mut self) {
+        let head = self.head.map(|(number, _)| number);
+        let published = self.published.back().map(|published| published.block.number);
+        let (Some(head), Some(published)) = (head, published.filter(|p| head < Some(*p))) else {
+            self.asking.below_since = None;
+            self.chain.status.go_on(|cause| cause == Cause::Head);
+            return;
+        };
+        let since = *self.asking.below_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= MISSING_AFTER {
+            let why = format!(
+                "the node's head {head} is below the published block {published}: waiting until it has passed it, or \
+                 shows another branch"
+            );
+            self.chain.status.stand_still(Cause::Head, why, Needs::Time);
         }
     }
 

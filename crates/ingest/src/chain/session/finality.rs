@@ -45,7 +45,10 @@ impl Session<'_> {
         let needs_room = self.retention.room_is_used_up() && self.is_backfilling();
         let enough = if needs_room { FEWEST_BLOCKS } else { FINALITY_BLOCKS };
         let catching_up = self.finality.blocks_since >= enough;
-        let caught_up = self.finality.was_behind && self.is_at_head() && !self.is_backfilling();
+        let caught_up = self.finality.was_behind
+            && !self.published.is_empty()
+            && self.is_at_head()
+            && !self.is_backfilling();
         if self.finality.asking.is_none() && (now >= self.due.finality || catching_up || caught_up)
         {
             self.finality.was_behind = self.is_backfilling();

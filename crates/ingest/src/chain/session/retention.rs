@@ -274,6 +274,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn g8_after_a_gap_the_head_does_not_wait_for_a_group() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session_from(100).await;
+        session.head = Some((100, 100));
+        session.sweep(Ok(Swept {
+            bytes: 10,
+            max_bytes: 9,
+            held_by_group: Some("slow".into()),
+            ..Swept::default()
+        }));
+        session.hear(100..=100);
+        session.publish().await;
+        assert_eq!(
+            scene.markers().await.len(),
+            1,
+            "nothing is published yet, and it is at the head"
+        );
+    }
+
+    #[tokio::test]
     async fn g7_a_backfill_that_may_have_reached_the_cap_waits_for_a_sweep_at_once() {
         let mut config = ChainConfig::local([]);
         config.profile.finality_depth = 10;

@@ -121,6 +121,8 @@ async fn calls_refused_within_a_batch_set_the_pace_too() {
     assert_eq!(endpoint.with_pace(|pace| pace.per_minute()), None);
     chain.faults().push(method, Fault::Error(-32005, "limit exceeded".into()), 1);
     assert_eq!(ask_each().await.unwrap().iter().filter(|item| item.is_err()).count(), 1);
+    let counted = |outcome| endpoint.metrics.requests(method, outcome);
+    assert_eq!((counted("ok"), counted("rate_limited")), (6, 1), "with the one that identifies it");
     // 336 if all were asked within a second, with two to identify it: 70 % of one more than 7.
     let per_minute = endpoint.with_pace(|pace| pace.per_minute()).unwrap();
     assert!((127..=336).contains(&per_minute), "{per_minute}");

@@ -400,3 +400,91 @@ async fn only_a_head_that_says_something_new_ends_the_silence() {
     session.hear(4..=4);
     assert!(session.asking.silent_polls == 0 && session.due.poll > due);
 }
+
+#[tokio::test]
+async fn a_node_that_never_names_its_head_is_told() {
+    let scene = Scene::of(ChainConfig::local([])).await;
+    let mut session = scene.session().await;
+    for _ in 0..TROUBLE_AFTER {
+        assert!(scene.standstill().is_none());
+        session.answered((Ask::Latest, Err(NodeError::Unknown)));
+    }
+    let (why, needs) = scene.standstill().unwrap();
+    assert_eq!(
+        (why.as_str(), needs),
+        ("the head is not available: no endpoint has it", Needs::Time)
+    );
+}
+
+#[tokio::test]
+async fn a_head_that_stays_below_the_published_block_is_told_until_it_has_passed_it() {
+    let scene = Scene::of(ChainConfig::local([])).await;
+    let mut session = scene.session().await;
+    session.hear(1..=3);
+    session.publish().await;
+    let answer = |session: &mut Session<'_>, number| {
+        session.answered((Ask::Latest, Ok(vec![header(number, 'a')])));
+    };
+    answer(&mut session, 3);
+    for _ in 0..SIGHTINGS {
+        assert!(session.asking.below_since.is_none());
+        answer(&mut session, 1);
+        assert!(std::mem::take(&mut session.asking.heard_otherwise), "all are asked next");
+    }
+    assert!(scene.standstill().is_none());
+    *session.asking.below_since.as_mut().unwrap() -= MISSING_AFTER;
+    answer(&mut session, 2);
+    let (why, _) = scene.standstill().unwrap();
+    assert!(why.starts_with("the node's head 2 is below the published block 3"), "{why}");
+    answer(&mut session, 3);
+    assert!(scene.standstill().is_none());
+}
+
+#[tokio::test]
+async fn a_branch_that_cannot_be_followed_is_told_until_the_chain_grows() {
+    let scene = Scene::of(ChainConfig::local([])).await;
+    let mut session = scene.session().await;
+    session.hear(1..=3);
+    session.publish().await;
+    for _ in 0..TROUBLE_AFTER {
+        assert!(scene.standstill().is_none());
+        session.answered((Ask::Latest, Ok(vec![header(9, 'b')])));
+        let ask = session.ask().unwrap();
+        session.answered((ask, Ok(vec![header(4, 'b')])));
+        let ask = session.ask().unwrap();
+        assert_eq!(ask, Ask::Hash(header(3, 'b').block.hash));
+        session.answered((ask, Err(NodeError::Unknown)));
+    }
+    let (why, _) = scene.standstill().unwrap();
+    assert!(why.starts_with("the node is on another branch, whose block 0x"), "{why}");
+    session.answered((Ask::Latest, Ok(vec![header(3, 'a')])));
+    assert!(scene.standstill().is_some(), "it may come back");
+    session.hear(4..=4);
+    assert!(scene.standstill().is_none());
+}
+
+#[tokio::test]
+async fn what_is_announced_while_the_head_is_asked_for_is_not_forgotten() {
+    let chain = mined(3);
+    let node = serve(chain).await;
+    let scene = Scene::of(ChainConfig::local([EndpointConfig::of(&node)])).await;
+    for (announced, asks) in [
+        (header(2, 'a'), false),
+        (header(3, 'a'), false),
+        (header(3, 'b'), true),
+        (header(4, 'b'), true),
+    ] {
+        let mut session = scene.session().await;
+        session.hear(1..=3);
+        session.publish().await;
+        session.canonical.doubt();
+        session.start_asking(session.due.ask);
+        assert!(session.asking.headers.is_some());
+        session.heard(Head::Header(Box::new(announced)));
+        session.answered((Ask::Latest, Ok(vec![header(3, 'a')])));
+        assert_eq!(session.ask() == Some(Ask::Latest), asks);
+        assert_eq!(session.asking.heard_otherwise, asks);
+        drop(session);
+        scene.redis.ask::<String>("FLUSHALL").await.unwrap();
+    }
+}
