@@ -149,7 +149,7 @@ mod tests {
     async fn a_stream_that_moved_since_it_was_looked_at_is_left_alone() {
         let (redis, target) = begun("http://127.0.0.1:1").await;
         let seen = target.cursor().await.unwrap();
-        let marker = "XADD blocks:{events:31337} * last_id 0-0";
+        let marker = "XADD blocks:{events:31337} * seq 1 last_id 0-0";
         redis.ask::<String>(marker).await.unwrap();
         // Another block, then another block with the same `seq`.
         for change in [format!("HINCRBY {CURSOR} seq 1"), format!("HSET {CURSOR} hash 0x{:064}", 7)]
