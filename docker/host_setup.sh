@@ -82,7 +82,12 @@ EOF
 # ---- Firewall: only ssh, on the ports sshd listens on. (Docker's published ports bypass it, which is
 # why docker-compose.yml binds each to 127.0.0.1.)
 if ! ufw status | grep -q '^Status: active'; then
-  ports=$(sshd -T 2>/dev/null | sed -n 's/^port //p')
+  listens=
+  if command -v sshd >/dev/null; then
+    mkdir -p "$root/run/sshd" # sshd -T needs it, and a socket-activated one may not have made it yet
+    listens=$(sshd -T) || fail "sshd -T fails, so the ports of ssh are not known: set up the firewall by hand"
+  fi
+  ports=$(printf '%s\n' "$listens" | sed -nE 's/^port ([0-9]+)$/\1/p; s/^listenaddress .*:([0-9]+)$/\1/p' | sort -un)
   # Not `limit`: a deployment and a tunnel easily open six connections in 30 seconds.
   for port in ${ports:-22}; do ufw allow "$port/tcp" >/dev/null; done
   ufw default deny incoming >/dev/null

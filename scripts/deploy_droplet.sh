@@ -135,7 +135,7 @@ remote "Starting" \
   "$compose up -d --no-build --remove-orphans --wait --wait-timeout $HEALTHY_SECONDS" </dev/null
 remote "Reloading the monitoring, if it runs" \
   "cd $directory && for service in prometheus alertmanager; do" \
-  "if [ -n \"\$(docker compose ps --quiet \$service 2>/dev/null)\" ]; then docker compose kill -s HUP \$service; fi; done" </dev/null
+  "if [ -n \"\$(docker compose ps --quiet \$service 2>/dev/null)\" ]; then docker compose exec -T \$service kill -HUP 1; fi; done" </dev/null
 remote "Running containers" "$compose ps" </dev/null
 
 cat <<END

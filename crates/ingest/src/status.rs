@@ -202,6 +202,13 @@ impl ChainBoard {
         });
     }
 
+    /// Whether the chain is stopped and waits for this.
+    pub(crate) fn needs(&self, needs: Needs) -> bool {
+        let chains = self.board.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut statuses = chains.iter().filter(|(name, _)| *name == self.chain);
+        statuses.any(|(_, status)| status.standstills.values().any(|s| s.needs == needs))
+    }
+
     /// Removes the causes that are over; logs that the chain continues once none is left.
     pub(crate) fn go_on(&self, is_over: impl Fn(Cause) -> bool) {
         self.update(|status| {

@@ -17,6 +17,23 @@ local function newest_marker(blocks)
   return marker, id
 end
 
+-- Deletes a stream's entries from this ID on.
+local function delete_from(stream, first)
+  for _, entry in ipairs(redis.call('XRANGE', stream, first, '+')) do
+    redis.call('XDEL', stream, entry[1])
+  end
+end
+
+-- Gives a stream that was set aside by the first half of a step its name back. Returns the last ID before the step's
+-- entries, and how many entries there were before them; nil if nothing is set aside.
+local function put_back(events, aside, cursor)
+  local opened = redis.call('HMGET', cursor, 'open')[1]
+  if not opened then return nil end
+  redis.call('RENAME', aside, events)
+  redis.call('HDEL', cursor, 'open')
+  return string.match(opened, '^(%S+) (%d+)$')
+end
+
 -- How the streams contradict a cursor at `seq`, as a text; nil if they do not. Each step writes a
 -- marker with the cursor's seq, and retention leaves the newest one. That one names the last ID of the
 -- event stream: `0-0` if there was no event yet, and so perhaps no stream. An empty stream that never

@@ -19,6 +19,9 @@ pub struct Memory {
 impl Memory {
     /// Nearly full: more than this many percent are used.
     const NEARLY_FULL: u64 = 90;
+    /// The same while Redis refuses a step for lack of memory. In a transaction, an entry takes three times as much until
+    /// it is in the stream: a large block may need more than a tenth.
+    const FULL_FOR_A_STEP: u64 = 75;
 
     pub(crate) fn of(info: &str) -> Self {
         let bytes = |name| field(info, name).and_then(|bytes| bytes.parse::<u64>().ok());
@@ -30,10 +33,12 @@ impl Memory {
         }
     }
 
-    /// The part that whoever holds `held` of the used bytes has in what is used beyond nearly full.
-    pub(crate) fn part_in_excess(&self, held: u64) -> u64 {
+    /// The part that whoever holds `held` of the used bytes has in what is used beyond nearly full; `refuses` says that
+    /// Redis refuses a step.
+    pub(crate) fn part_in_excess(&self, held: u64, refuses: bool) -> u64 {
         let Some(max) = self.max else { return 0 };
-        let excess = self.used.saturating_sub(max / 100 * Self::NEARLY_FULL);
+        let percent = if refuses { Self::FULL_FOR_A_STEP } else { Self::NEARLY_FULL };
+        let excess = self.used.saturating_sub(max / 100 * percent);
         let part = u128::from(excess) * u128::from(held) / u128::from(self.used.max(1));
         part.try_into().unwrap_or(u64::MAX)
     }
@@ -72,11 +77,12 @@ mod tests {
 
     #[test]
     fn only_what_is_used_beyond_nearly_full_is_shared_out() {
-        let part = |used, max, held| Memory { used, max }.part_in_excess(held);
+        let part = |used, max, held| Memory { used, max }.part_in_excess(held, false);
         assert_eq!(part(900, Some(1_000), 450), 0);
         assert_eq!(part(1_000, Some(1_000), 500), 50);
         assert_eq!(part(1_000, Some(1_000), 1_000), 100);
         assert_eq!(part(1_000, None, 500), 0);
+        assert_eq!(Memory { used: 900, max: Some(1_000) }.part_in_excess(450, true), 75);
         assert_eq!(part(0, Some(1_000), 500), 0);
         assert_eq!(part(u64::MAX, Some(100), u64::MAX), u64::MAX - 90);
     }

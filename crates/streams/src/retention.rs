@@ -41,6 +41,8 @@ pub struct RetentionPolicy {
     /// How full Redis is. If it is nearly full, blocks that no group needs may go before the cap is reached, until half
     /// of it is left.
     pub memory: Memory,
+    /// Whether Redis refuses a step for lack of memory: then it counts as nearly full earlier.
+    pub refuses: bool,
     /// Whether the chain follows its head. Only then may the byte cap remove what a group has not
     /// read: a backfill can wait instead.
     pub following_head: bool,
@@ -109,7 +111,10 @@ pub(crate) async fn sweep(
         newest_seq: cursor.seq,
         expired_before: EntryId { ms: now_ms.saturating_sub(keep_ms), seq: 0 },
         excess: bytes.saturating_sub(max_bytes),
-        crowding: policy.memory.part_in_excess(bytes).min(bytes.saturating_sub(max_bytes / 2)),
+        crowding: policy
+            .memory
+            .part_in_excess(bytes, policy.refuses)
+            .min(bytes.saturating_sub(max_bytes / 2)),
         size,
         following_head: policy.following_head,
         holds,

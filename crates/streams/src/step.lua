@@ -27,10 +27,15 @@ local kind = op == 'retreat' and 'finalized' or op
 
 -- Writes marker, cursor and dedup record, after the entries.
 local function record(first_id, last_id)
-  redis.call('XADD', BLOCKS, '*',
+  local marker = redis.pcall('XADD', BLOCKS, '*',
     'seq', next_seq, 'op', kind, 'number', number, 'hash', hash, 'parent_hash', parent,
     'timestamp', timestamp, 'events', count, 'first_id', first_id, 'last_id', last_id,
     'proof', proof, 'filter', filter)
+  if type(marker) == 'table' then
+    -- The last possible ID is taken.
+    if first_id ~= '' then delete_from(EVENTS, first_id) end
+    return marker
+  end
   if op == 'retreat' then
     redis.call('HSET', CURSOR,
       'seq', next_seq, 'finalized_number', number, 'finalized_hash', hash, 'alarm', '')
@@ -59,17 +64,12 @@ local function newest_id(stream)
 end
 
 if part == 'close' then
-  local opened = redis.call('HMGET', CURSOR, 'open')[1]
-  if not opened then return {'not_open'} end
-  redis.call('RENAME', ASIDE, EVENTS)
-  redis.call('HDEL', CURSOR, 'open')
-  local last_id, length = string.match(opened, '^(%S+) (%d+)$')
+  local last_id, length = put_back(EVENTS, ASIDE, CURSOR)
+  if not last_id then return {'not_open'} end
   local first = '(' .. last_id
   if redis.call('XLEN', EVENTS) - length ~= tonumber(count) then
     -- The user lost the right to XADD after the command was queued and before it ran.
-    for _, entry in ipairs(redis.call('XRANGE', EVENTS, first, '+')) do
-      redis.call('XDEL', EVENTS, entry[1])
-    end
+    delete_from(EVENTS, first)
     return refused('not all entries were written')
   end
   return record(redis.call('XRANGE', EVENTS, first, '+', 'COUNT', 1)[1][1], newest_id(EVENTS))

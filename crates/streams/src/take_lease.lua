@@ -16,6 +16,9 @@ if owner and owner ~= ARGV[1] then
   return {'held', owner, tostring(redis.call('PTTL', LEASE))}
 end
 
+local missing_right = denied(EVENTS, BLOCKS, CURSOR, PROBE, ASIDE)
+if missing_right then return missing_right end
+
 local made = redis.call('EXISTS', CURSOR) == 0
 if made then
   local left = {}
@@ -29,12 +32,14 @@ else
   local schema, encoding, seq = unpack(redis.call('HMGET', CURSOR, 'schema', 'encoding', 'seq'))
   if schema ~= ARGV[3] then return {'schema', schema or ''} end
   if ARGV[4] ~= '' and encoding ~= ARGV[4] then return {'encoding', encoding or ''} end
+  -- Redis refuses the second half of a step if the disk has failed since the first (MISCONF).
+  if redis.call('TYPE', ASIDE).ok == 'stream' and redis.call('XLEN', EVENTS) == 0 then
+    local last_id = put_back(EVENTS, ASIDE, CURSOR)
+    if last_id then delete_from(EVENTS, '(' .. last_id) end
+  end
   local wrong = contradiction(EVENTS, BLOCKS, seq)
   if wrong then return {'inconsistent', wrong} end
 end
-
-local missing_right = denied(EVENTS, BLOCKS, CURSOR, PROBE, ASIDE)
-if missing_right then return missing_right end
 
 -- The first write is one that Redis accepts when memory is full: without a lease nothing would be trimmed.
 redis.call('DEL', PROBE)

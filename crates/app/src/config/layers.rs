@@ -313,7 +313,11 @@ fn read_env(
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<Place, Secret> {
     let mut values = BTreeMap::new();
-    for (name, value) in env {
+    // A service called `redis` beside ours in Kubernetes sets REDIS_PORT=tcp://10.0.0.7:6379, and so did Docker's links.
+    let is_link = |name: &str, value: &Secret| {
+        name.ends_with("_PORT") && value.reveal().starts_with("tcp://")
+    };
+    for (name, value) in env.iter().filter(|(name, value)| !is_link(name, value)) {
         if let Some(place) = places.get(name) {
             values.insert(place.clone(), value.clone());
         } else if let Some(meant) = spelling::nearest(name, chains) {

@@ -94,6 +94,16 @@ fn defaults_hold_where_nothing_is_set() {
 }
 
 #[test]
+fn what_kubernetes_sets_for_a_service_called_redis_is_not_ours() {
+    let link = ("REDIS_PORT", "tcp://10.0.0.7:6379");
+    let config = load(&[CHAIN_ON, link, ("REDIS_URL", "redis://redis")], "", "");
+    assert_eq!(config.redis.url.reveal(), "redis://redis");
+    let config = load(&[CHAIN_ON, link, ("METRICS_PORT", "tcp://10.0.0.8:9090")], "", "");
+    assert_eq!(config.redis.url.reveal(), "redis://127.0.0.1:6379");
+    assert_eq!(config.service.metrics_port, 9090);
+}
+
+#[test]
 fn the_environment_wins_over_env_file_over_toml_over_defaults() {
     let toml = "metrics_port = 1\nhealth_port = 2\nlog_format = 'json'\nredis_port = 7000\n\
                 [chains.local]\nstart_block = 5\nconfirmations = 3\nws_url = 'ws://c4n4ry/'";

@@ -111,9 +111,9 @@ impl Chain {
             }
         };
         self.check_end(held.as_ref().or(first.as_ref()))?;
-        let publisher =
+        let opened =
             Publisher::open(&self.streams, self.id(), self.options.for_writer(), first).await;
-        let publisher = publisher.map_err(|error| self.not_open(&error))?;
+        let mut publisher = opened.map_err(|error| self.not_open(&error))?;
         let cursor = publisher.cursor();
         self.epoch = Some(cursor.epoch);
         if held.is_none() && self.has_begun {
@@ -127,8 +127,15 @@ impl Chain {
             let started = cursor.start_number;
             tracing::info!(configured, started, "START_BLOCK is not used: the stream has started");
         }
-        let published =
-            self.streams.window(self.id(), cursor).await.map_err(|error| self.not_read(&error))?;
+        let published = match self.streams.window(self.id(), cursor).await {
+            Ok(published) => published,
+            Err(error) => {
+                if !error.is_retryable() {
+                    publisher.release().await; // the operator writes next
+                }
+                return Err(self.not_read(&error));
+            }
+        };
         let base = base(cursor, published.first().map(|first| first.block));
         let canonical = CanonicalChain::new(
             cursor.start_number,
@@ -396,6 +403,21 @@ mod tests {
         let _slot = Arc::clone(&scene.chain.slots).try_acquire_owned().unwrap();
         assert!(timeout(Duration::from_millis(500), scene.chain.open()).await.is_err());
         assert_eq!(scene.chain.metrics.alarm.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_chain_that_needs_a_reset_does_not_hold_its_lease() {
+        let node = serve(mined(3)).await;
+        let mut scene = Scene::of(ChainConfig::local([EndpointConfig::of(&node)])).await;
+        let mut publisher = scene.publisher().await;
+        for number in 1..=2 {
+            publisher.apply(&add(&header(number, 'a').block)).await.unwrap();
+        }
+        publisher.release().await;
+        scene.redis.ask::<u64>("XTRIM blocks:{events:31337} MAXLEN 1").await.unwrap();
+        let told = try_open(&mut scene).await.err().unwrap();
+        assert_eq!(told.needs, Needs::Operator, "{}", told.why);
+        assert!(scene.chain.streams.lease_holder(scene.chain.id()).await.unwrap().is_none());
     }
 
     #[tokio::test]

@@ -124,7 +124,7 @@ impl Chain {
             };
             if let Some(end) = ended {
                 session.end_sweep().await;
-                if matches!(end, End::Alarm) {
+                if matches!(end, End::Alarm | End::Refused(_)) {
                     // The operator writes next and must not have to wait for our lease.
                     session.give_lease_up().await;
                 }

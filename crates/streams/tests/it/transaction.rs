@@ -94,6 +94,51 @@ async fn a_stream_that_stands_aside_outside_of_a_step_stops_the_chain() {
     add(&mut publisher, &two).await;
 }
 
+#[tokio::test]
+async fn g4_a_step_of_which_redis_refused_the_second_half_is_undone() {
+    let mut redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add(&mut publisher, &block("1a", "0", 3)).await;
+    redis.ask::<String>("XGROUP CREATE events:7 readers 0").await;
+    let before = (redis.events().await, redis.markers().await.len());
+    // As if the disk had failed in the middle: Redis then refuses the closing call (MISCONF).
+    let cut = [half(&redis, "open"), entry(&redis), entry(&redis)];
+    exec(&mut redis, cut.clone()).await;
+    assert_eq!(redis.ask::<u64>("EXISTS events:7").await, 0);
+    // By the next step, which is refused...
+    let two = block("2a", "1a", 2);
+    let told = publisher.apply(&two.add()).await;
+    assert!(matches!(told, Err(StepError::Inconsistent(_))), "{told:?}");
+    assert_eq!((redis.events().await, redis.markers().await.len()), before);
+    // ...or the next session. A consumer that finds no stream may make one.
+    exec(&mut redis, cut).await;
+    redis.ask::<String>("XGROUP CREATE events:7 readers 0 MKSTREAM").await;
+    let mut publisher = redis.publisher().await;
+    assert_eq!((redis.events().await, redis.markers().await.len()), before);
+    let aside = redis.keys.aside.clone();
+    assert_eq!(redis.ask::<u64>(&format!("EXISTS {aside}")).await, 0);
+    assert_eq!(redis.ask::<Vec<Value>>("XINFO GROUPS events:7").await.len(), 1);
+    add(&mut publisher, &two).await;
+    assert_eq!(redis.events().await.len(), 5);
+}
+
+#[tokio::test]
+async fn g4_a_step_whose_marker_is_refused_leaves_no_entries() {
+    let mut redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add(&mut publisher, &block("1a", "0", 3)).await;
+    let last = "18446744073709551615-18446744073709551615";
+    redis.ask::<String>(&format!("XSETID blocks:{{events:7}} {last}")).await;
+    let before = redis.dump().await;
+    for count in [2, 0] {
+        for _ in 0..2 {
+            let told = publisher.apply(&block("2a", "1a", count).add()).await.unwrap_err();
+            assert!(told.to_string().contains("exhausted the last possible ID"), "{told}");
+            assert_eq!(redis.dump().await, before);
+        }
+    }
+}
+
 /// The first entry that a blocked reader receives.
 async fn first_read(mut connection: MultiplexedConnection, line: String) -> StreamId {
     let reply: StreamReadReply = command(&line).query_async(&mut connection).await.unwrap();
