@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ethhook_simulator::Mischief;
 use ethhook_testkit::campaign::{self, Part, Plan, Tally, What};
 
 async fn run(what: What) -> Tally {
@@ -23,11 +24,11 @@ async fn run(what: What) -> Tally {
 async fn g1_to_g5_and_g11_faults_of_all_kinds_leave_stream_and_chain_equal_and_secrets_unseen() {
     let tally = run(What::Mixed(Duration::from_secs(40))).await;
     assert!(tally.rounds >= 2 && tally.events_compared > 100, "hardly anything was tried");
+    assert!(tally.faults.len() >= 10, "hardly any kind was tried: {:?}", tally.faults);
     assert!(tally.bytes_without_secrets > 100_000, "hardly anything was searched");
 }
 
-/// A few repetitions of each quick part. Fail points are not compiled in here, and parts that need
-/// minutes (each provider fault, the soak) are left to a full run.
+/// A few repetitions of each quick part. Fail points are not compiled in here, and the soak is left to a full run.
 #[tokio::test(flavor = "multi_thread")]
 async fn g1_to_g5_and_g10_a_bit_of_each_part_leaves_stream_and_chain_equal() {
     let some = [
@@ -40,6 +41,8 @@ async fn g1_to_g5_and_g10_a_bit_of_each_part_leaves_stream_and_chain_equal() {
         ("reorg", 6),
         ("below-finalized", 1),
         ("takeover", 1),
+        ("sentinel", 1),
+        ("cluster", 1),
     ];
     for (name, count) in some {
         let tally = run(What::Part(Part::named(name).unwrap(), count)).await;
@@ -47,4 +50,12 @@ async fn g1_to_g5_and_g10_a_bit_of_each_part_leaves_stream_and_chain_equal() {
         assert!(tally.events_compared > 0, "{name}: nothing was compared");
         assert!(name != "reorg" || tally.removed_entries > 0, "nothing was taken back");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g1_to_g6_each_fault_of_providers_alone_leaves_stream_and_chain_equal() {
+    let tally = run(What::Part(Part::named("provider").unwrap(), 1)).await;
+    let played: Vec<_> = tally.wrongs_of_the_node.keys().map(String::as_str).collect();
+    let missed: Vec<_> = Mischief::kinds().filter(|kind| !played.contains(kind)).collect();
+    assert!(missed.is_empty(), "never played: {missed:?}");
 }

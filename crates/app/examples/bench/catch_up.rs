@@ -128,6 +128,10 @@ async fn measure(bench: &Bench, mode: Mode) -> Result<Vec<Row>> {
         chain.verify = mode.verify;
         chain.more = format!("start_block = {first}\n{}", mode.chain);
         let run = run(&mut redis, chain, mode.env, last).await?;
+        if let Some(chain) = &ours {
+            let logs = chain.logs_up_to(last);
+            ensure!(run.events == logs, "{} entries of {logs} logs", run.events);
+        }
         let asked = ours.as_ref().map(|chain| chain.asked.take());
         let xadd = redis.xadd_limit(&Keys::of(FIRST_ID).events, run.events).await?;
         redis.clear(FIRST_ID).await?;

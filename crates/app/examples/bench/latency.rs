@@ -36,6 +36,9 @@ const fn live(logs: usize, block_time_ms: u64, delay_ms: u64, blocks: usize) -> 
     }
 }
 
+/// Fewer values have no 99th percentile.
+const ENOUGH: usize = 100;
+
 /// Group `latency`.
 pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
     const LIVE: [Live; 8] = [
@@ -60,7 +63,8 @@ pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
         let seen = see(&mut redis, &live, templates).await?;
         // The pause between two steps lets caches go cold; a longer one changes nothing.
         let pause = live.block_time.min(Duration::from_millis(500));
-        let limit = limit(&mut redis, FIRST_ID, logs, pause, live.blocks.min(30)).await?;
+        let steps = if live.blocks >= 2 * ENOUGH { ENOUGH } else { live.blocks.min(30) };
+        let limit = limit(&mut redis, FIRST_ID, logs, pause, steps).await?;
         redis.clear(FIRST_ID).await?;
         rows.extend(table(&live, &seen, &limit));
     }
@@ -136,9 +140,16 @@ fn table(live: &Live, seen: &Seen, limit: &[f64]) -> Vec<Row> {
         (false, _) => [None; 3],
     };
     for ((figure, percent), bar) in [("p50", 50), ("p99", 99), ("max", 100)].into_iter().zip(bars) {
+        if percent == 99 && delays.len() < ENOUGH {
+            continue;
+        }
+        let row = row(&format!("first and last entry, {figure}"), percentile(delays, percent));
         // The limit: the time of Redis and the reader alone, plus the node's delay.
-        let row = row(&format!("first and last entry, {figure}"), percentile(delays, percent))
-            .of(percentile(limit, percent) + delay_ms);
+        let row = if percent == 99 && limit.len() < ENOUGH {
+            row
+        } else {
+            row.of(percentile(limit, percent) + delay_ms)
+        };
         rows.push(bar.map(Bar::Under).into_iter().fold(row, Row::bar));
     }
     rows.push(Row::new("latency", format!("{name}: peak resident memory"), *peak_mb, "MB"));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -60,6 +60,17 @@ fn chain(id: u64, templates: &Arc<[Template]>) -> PreparedChain {
     PreparedChain::new(FIRST_ID + id, Arc::clone(templates), 2, Duration::ZERO)
 }
 
+/// The sum of the heights of all chains' newest published blocks, each of which is at most one block behind.
+async fn published(stage: &mut Stage) -> Result<u64> {
+    let mut sum = 0;
+    for chain in &stage.chains {
+        let (head, tip) = (chain.head(), stage.redis.tip(chain.id).await?.unwrap_or(0));
+        ensure!(tip + 1 >= head, "chain {} is at {tip} of {head}", chain.id);
+        sum += tip;
+    }
+    Ok(sum)
+}
+
 /// Group `chains`: CPU, memory and delay of 1 to 64 chains, each of 200 logs every 2 s.
 pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
     let seconds = if bench.options.quick { 6 } else { 20 };
@@ -68,15 +79,14 @@ pub(crate) async fn rows(bench: &Bench) -> Result<Vec<Row>> {
     let mut of_one = None;
     for count in [1, 4, 16, 64] {
         let chains = (0..count).map(|id| chain(id, &templates)).collect();
-        let stage = Stage::set(bench, chains).await?;
+        let mut stage = Stage::set(bench, chains).await?;
         let _miners = mine(&stage.chains, BLOCK_TIME);
-        let head = |stage: &Stage| stage.chains.iter().map(|c| c.head()).sum::<u64>();
         let first = Arc::clone(&stage.chains[0]);
         watch(&stage.redis, &first, 1).await?;
-        let (blocks, cpu) = (head(&stage), stage.subject.cpu()?);
+        let (blocks, cpu) = (published(&mut stage).await?, stage.subject.cpu()?);
         let watched = seconds / usize::try_from(BLOCK_TIME.as_secs()).unwrap_or(1);
         let delays = watch(&stage.redis, &first, watched).await?;
-        let blocks = (head(&stage) - blocks) as f64;
+        let blocks = (published(&mut stage).await? - blocks) as f64;
         let cpu = stage.subject.cpu()?.saturating_sub(cpu).as_secs_f64() * 1e3 / blocks;
         let row = |figure: &str, ours, unit| {
             Row::new("chains", format!("{count} chains live: {figure}"), ours, unit)
@@ -113,7 +123,7 @@ pub(crate) async fn neighbour_rows(bench: &Bench) -> Result<Vec<Row>> {
     let blocks = if bench.options.quick { 60 } else { 200 };
     let usual: Arc<[Template]> = simulated(200, 8).await?.into();
     let large = &bench.recorded.large;
-    let stage = Stage::set(bench, vec![chain(0, &usual), chain(1, large)]).await?;
+    let mut stage = Stage::set(bench, vec![chain(0, &usual), chain(1, large)]).await?;
     let [small, large] = stage.chains.as_slice() else { anyhow::bail!("no chains") };
     let (small, large) = (Arc::clone(small), [Arc::clone(large)]);
     let _miner = mine(std::slice::from_ref(&small), Duration::from_millis(250));
@@ -122,9 +132,11 @@ pub(crate) async fn neighbour_rows(bench: &Bench) -> Result<Vec<Row>> {
     let hold = Hold::watch(&stage.redis).await?;
     watch(&stage.redis, &small, 4).await.context("beside a large chain")?;
     let beside = watch(&stage.redis, &small, blocks).await?;
+    let hold = hold.longest_ms();
+    let (head, tip) = (large[0].head(), stage.redis.tip(large[0].id).await?.unwrap_or(0));
+    ensure!(tip + 1 >= head, "the large chain is at {tip} of {head}");
     stage.clear().await?;
     let mut rows = Vec::new();
-    let hold = hold.longest_ms();
     for (figure, percent) in [("p50", 50), ("p99", 99)] {
         let (ours, alone) = (percentile(&beside, percent), percentile(&alone, percent));
         let figure = format!("beside a chain of 10,000-log blocks, against alone: {figure}");

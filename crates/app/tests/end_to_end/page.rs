@@ -41,6 +41,7 @@ impl Browser {
             .args(["--no-first-run", "--remote-debugging-port=0", "about:blank"])
             .arg(format!("--user-data-dir={}", folder.path().display()))
             .env("HOME", folder.path())
+            .env("TMPDIR", folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

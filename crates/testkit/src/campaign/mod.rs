@@ -34,7 +34,7 @@ use action::{Action, WorldPlan};
 use parts::Repetition;
 pub use parts::{PARTS, Part};
 pub use record::{Record, render};
-use schedule::Schedule;
+use schedule::{FAIL_POINTS, Schedule};
 pub use tally::{Memory, Quarters, Tally};
 use world::World;
 
@@ -159,6 +159,12 @@ impl Campaign<'_> {
         if let What::Part(part, count) = self.plan.what {
             let left = Repetition::new(part, count, 0).left(self.done());
             ensure!(left == 0, "{left} were left after {PART_LIMIT:?}");
+            if part.name == "fail-points" && count >= part.count {
+                let reached = &self.tally.fail_points_reached;
+                let missed: Vec<_> =
+                    FAIL_POINTS.iter().filter(|point| !reached.contains_key(**point)).collect();
+                ensure!(missed.is_empty(), "never reached: {missed:?}");
+            }
         }
         Ok(())
     }

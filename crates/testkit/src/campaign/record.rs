@@ -121,7 +121,8 @@ fn figures(page: &mut String, records: &[Record]) {
         *depths.entry(depth).or_insert(0) += count;
     }
     if let Some((first, last)) = depths.keys().next().zip(depths.keys().next_back()) {
-        let fewest = depths.values().min().copied().unwrap_or_default();
+        let counts = (**first..=**last).map(|depth| depths.get(&depth).copied().unwrap_or(0));
+        let fewest: u64 = counts.min().unwrap_or_default();
         lines.push(format!(
             "reorgs of every depth from {first} to {last}, {fewest} of each at least"
         ));

@@ -52,7 +52,7 @@ impl Schedule {
         ][random.random_range(0..5)];
         let confirmations = [0, 0, 0, 1, 3, 12][random.random_range(0..6)];
         WorldPlan {
-            rounds: 8,
+            rounds: 4,
             appendfsync: if self.worlds.is_multiple_of(2) { "always" } else { "everysec" },
             standby: !(self.worlds / 2).is_multiple_of(2),
             lease_ms: 2_000,

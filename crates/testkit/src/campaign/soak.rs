@@ -83,6 +83,14 @@ impl Campaign<'_> {
         }
         let trimmed = world.trimmed().await.context("no metric of trimmed entries")?;
         self.tally.removed_entries = self.settle(world, true).await?;
+        loop {
+            match world.read_group().await? {
+                0 => break,
+                more => read += more,
+            }
+        }
+        let added = world.added().await?;
+        ensure!(read == added, "the group read {read} of {added} entries: retention took the others");
         self.tally.bytes_without_secrets = world.sweep_for_secrets().await?;
         let memory = Memory {
             samples: ingestor.len(),

@@ -92,8 +92,19 @@ impl World {
             self.pass(BEAT).await?;
         }
         self.lifts.retain(|(_, lift)| *lift != Lift::Resume(who));
+        let taken = self.first_cursor().await?.map(|cursor| (cursor.writer, cursor.epoch));
         self.resume(who).await?;
-        self.pass(Duration::from_millis(300)).await?;
+        let resumed = Instant::now();
+        loop {
+            self.pass(Duration::from_millis(100)).await?;
+            let ready = self.members[who].process.get("ready").await;
+            if ready.is_some_and(|(_, why)| why.contains("standing by")) {
+                break;
+            }
+            ensure!(resumed.elapsed() < PATIENCE, "`{owner}` does not stand by once it is resumed");
+        }
+        let writes = self.first_cursor().await?.map(|cursor| (cursor.writer, cursor.epoch));
+        ensure!(writes == taken, "the chain of {taken:?} is now written by {writes:?}");
         Ok(true)
     }
 

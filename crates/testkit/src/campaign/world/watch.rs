@@ -47,6 +47,16 @@ impl World {
         Ok(redis::cmd("XACK").arg(&key).arg(GROUP).arg(ids).query_async(&mut redis).await?)
     }
 
+    /// How many entries were ever added to the first chain's stream.
+    pub(in super::super) async fn added(&self) -> Result<u64> {
+        let mut info = redis::cmd("XINFO");
+        info.arg("STREAM").arg(self.events_key());
+        let mut redis = self.store.connection().await?;
+        let info: std::collections::HashMap<String, Value> = info.query_async(&mut redis).await?;
+        let added = info.get("entries-added").context("entries-added")?;
+        Ok(redis::from_redis_value(added.clone())?)
+    }
+
     /// Resident memory of the first ingestor and `used_memory` of Redis, bytes.
     pub(in super::super) async fn memory(&self) -> Result<(u64, u64)> {
         let resident = self.metric("ethhook_process_resident_memory_bytes").await;
