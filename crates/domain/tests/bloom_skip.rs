@@ -84,17 +84,18 @@ fn how_often_a_block_is_fetched_for_nothing() {
     }
     shares.sort_by(f64::total_cmp);
     let at = |percent: usize| shares[(shares.len() - 1) * percent / 100];
-    eprintln!(
-        "{} filters of one contract and one event on {} recent blocks of Ethereum: of the blocks \
-         without such a log {:.1} % cost no call; fetched for nothing: median {:.1} %, of nine \
-         filters in ten between {:.1} and {:.1} %, at most {:.1} %",
+    let ruled_out = 100.0 * skipped as f64 / without as f64;
+    let found = format!(
+        "{} filters, {} blocks: {ruled_out:.1} % ruled out; fetched for nothing: median {:.1} %, nine in ten {:.1} to {:.1} %",
         shares.len(),
         recent.len(),
-        100.0 * skipped as f64 / without as f64,
         at(50),
         at(5),
         at(95),
-        at(100),
     );
-    assert!(2 * skipped > without, "most blocks without a wanted log are ruled out");
+    // README.md gives these figures.
+    assert_eq!(
+        found,
+        "3646 filters, 43 blocks: 89.9 % ruled out; fetched for nothing: median 9.5 %, nine in ten 0.0 to 25.0 %"
+    );
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-use alloy_primitives::{B256, Bloom, keccak256};
+use alloy_primitives::{B256, Bloom, BloomInput, keccak256};
 use ethhook_domain::block::{Body, Seal};
 use ethhook_domain::verify::{Check, verify, verify_header};
 use ethhook_domain::{Header, Log, Profile, Proof, Receipt};
@@ -114,6 +114,34 @@ fn logs_alone_prove_the_bloom_and_no_more() {
     println!("{by_bloom} blocks by bloom, {empty} proven empty");
     println!("a log dropped: unseen by the bloom in {unseen} of {logs_seen} tries");
     assert_eq!(by_bloom + empty, 89);
+}
+
+/// README.md and the contract give these figures: why an answer of logs alone is a weak proof.
+#[test]
+fn most_single_logs_can_be_dropped_without_the_bloom_showing_it() {
+    let Some(dir) = chain_data::dir() else { return };
+    let (mut unseen, mut all) = (0, 0);
+    for block in chain_data::blocks(&dir).unwrap() {
+        let logs: Vec<Log> =
+            receipts_of(&block.unwrap()).into_iter().flat_map(|r| r.logs).collect();
+        let blooms: Vec<Bloom> = logs.iter().map(bloom_of).collect();
+        let mut set_by = vec![0_u32; 8 * Bloom::len_bytes()];
+        let bits = |bloom: &Bloom| {
+            let bloom = *bloom;
+            (0..8 * Bloom::len_bytes()).filter(move |bit| bloom[bit / 8] & (1 << (bit % 8)) != 0)
+        };
+        blooms.iter().flat_map(bits).for_each(|bit| set_by[bit] += 1);
+        unseen += blooms.iter().filter(|bloom| bits(bloom).all(|bit| set_by[bit] > 1)).count();
+        all += logs.len();
+    }
+    assert_eq!((unseen, all), (27_352, 35_712));
+}
+
+fn bloom_of(log: &Log) -> Bloom {
+    let mut bloom = Bloom::default();
+    bloom.accrue(BloomInput::Raw(log.address.as_slice()));
+    log.topics.iter().for_each(|topic| bloom.accrue(BloomInput::Raw(topic.as_slice())));
+    bloom
 }
 
 fn without_log(logs: &[Log], i: usize) -> Body {

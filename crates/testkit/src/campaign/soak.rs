@@ -90,7 +90,10 @@ impl Campaign<'_> {
             }
         }
         let added = world.added().await?;
-        ensure!(read == added, "the group read {read} of {added} entries: retention took the others");
+        ensure!(
+            read == added,
+            "the group read {read} of {added} entries: retention took the others"
+        );
         self.tally.bytes_without_secrets = world.sweep_for_secrets().await?;
         let memory = Memory {
             samples: ingestor.len(),
