@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
-use ethhook_testkit::campaign::{self, PARTS, Part, Plan, Record, What};
+use ethhook_testkit::campaign::{self, PARTS, Part, Plan, Record, Share, What};
 
 /// The tables made from results are between these lines of the page.
 const BEGIN: &str = "<!-- results: made by scripts/chaos.sh --render -->\n";
@@ -81,6 +81,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         program: program.canonicalize().context("--program")?,
         seed: arguments.seed.unwrap_or_else(rand::random),
         what,
+        share: Share::ALL,
         fail_points: true,
         print_actions: true,
     };

@@ -32,7 +32,7 @@ use tokio::time::Instant;
 
 use action::{Action, WorldPlan};
 use parts::Repetition;
-pub use parts::{PARTS, Part};
+pub use parts::{PARTS, Part, Share};
 pub use record::{Record, render};
 use schedule::{FAIL_POINTS, Schedule};
 pub use tally::{Memory, Quarters, Tally};
@@ -53,6 +53,8 @@ pub struct Plan {
     pub seed: u64,
     /// What happens, and how long or how often.
     pub what: What,
+    /// Which share of a part.
+    pub share: Share,
     /// Whether the binary was built with the feature `fail-points`.
     pub fail_points: bool,
     /// Whether every action is printed when it happens.
@@ -107,7 +109,9 @@ impl Script {
             What::Mixed(duration) => {
                 Self::Mixed(Schedule::new(plan.seed, plan.fail_points), duration)
             }
-            What::Part(part, count) => Self::Part(Repetition::new(part, count, plan.seed)),
+            What::Part(part, count) => {
+                Self::Part(Repetition::new(part, count, plan.share, plan.seed))
+            }
         }
     }
 
@@ -157,7 +161,7 @@ impl Campaign<'_> {
             result.map_err(|e| anyhow!("{e:#}\n{}", world.log_tails(LOG_LINES_SHOWN)))?;
         }
         if let What::Part(part, count) = self.plan.what {
-            let left = Repetition::new(part, count, 0).left(self.done());
+            let left = Repetition::new(part, count, self.plan.share, 0).left(self.done());
             ensure!(left == 0, "{left} were left after {PART_LIMIT:?}");
             if part.name == "fail-points" && count >= part.count {
                 let reached = &self.tally.fail_points_reached;

@@ -318,29 +318,55 @@ impl Part {
     }
 }
 
+/// A share of a part's actions: every `of`th, from the one at `index` on. Shares may run side by side.
+#[derive(Debug, Clone, Copy)]
+pub struct Share {
+    /// Which one, from 0 on.
+    pub index: u64,
+    /// How many there are.
+    pub of: u64,
+}
+
+impl Share {
+    /// All actions.
+    pub const ALL: Self = Self { index: 0, of: 1 };
+}
+
 /// A part being run.
 pub(super) struct Repetition {
     part: &'static Part,
     count: u64,
+    share: Share,
     random: SmallRng,
 }
 
 impl Repetition {
-    pub(super) fn new(part: &'static Part, count: u64, seed: u64) -> Self {
-        Self { part, count, random: SmallRng::seed_from_u64(seed) }
+    pub(super) fn new(part: &'static Part, count: u64, share: Share, seed: u64) -> Self {
+        Self { part, count, share, random: SmallRng::seed_from_u64(seed) }
+    }
+
+    /// Which of all actions is the nth of this share.
+    fn nth(&self, nth: u64) -> u64 {
+        nth * self.share.of + self.share.index
     }
 
     /// How many actions are left after `done`.
     pub(super) fn left(&self, done: u64) -> u64 {
         match self.part.kind {
-            Kind::Repeated { actions, .. } => actions(self.count).saturating_sub(done),
+            Kind::Repeated { actions, .. } => {
+                let Share { index, of } = self.share;
+                actions(self.count).saturating_sub(index).div_ceil(of).saturating_sub(done)
+            }
             Kind::Soak => 0,
         }
     }
 
     pub(super) fn world(&mut self, done: u64) -> WorldPlan {
         match self.part.kind {
-            Kind::Repeated { world, .. } => world(&mut self.random, done),
+            Kind::Repeated { world, .. } => {
+                let nth = self.nth(done);
+                world(&mut self.random, nth)
+            }
             Kind::Soak => small(&mut self.random),
         }
     }
@@ -349,7 +375,10 @@ impl Repetition {
     pub(super) fn round(&mut self, done: u64) -> Vec<(Action, Duration)> {
         match self.part.kind {
             Kind::Repeated { group, action, .. } => (done..done + group.min(self.left(done)))
-                .map(|nth| action(&mut self.random, nth, self.count))
+                .map(|nth| {
+                    let nth = self.nth(nth);
+                    action(&mut self.random, nth, self.count)
+                })
                 .collect(),
             Kind::Soak => Vec::new(),
         }
@@ -368,7 +397,7 @@ mod tests {
     }
 
     fn all_of(part: &'static Part, count: u64) -> Vec<Action> {
-        let mut repetition = Repetition::new(part, count, 1);
+        let mut repetition = Repetition::new(part, count, Share::ALL, 1);
         let mut actions = Vec::new();
         while repetition.left(actions.len() as u64) > 0 {
             let round = repetition.round(actions.len() as u64);
