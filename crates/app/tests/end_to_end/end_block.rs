@@ -91,3 +91,22 @@ async fn g3_an_end_block_below_what_is_published_leaves_no_orphan() {
     let told = rig.command(&["verify", "--chain", "local", "--to", "30"]).await;
     assert!(told.status.success(), "{told:?}");
 }
+
+#[tokio::test]
+async fn raising_the_confirmations_takes_nothing_back() {
+    let (chain, node, mut rig) = manual().await;
+    rig.start();
+    chain.mine(10);
+    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    rig.terminate().await;
+    rig.set("LOCAL_CONFIRMATIONS", 3);
+    rig.start();
+    chain.mine(1);
+    rig.wait_for("ready", |status, _| status == 200).await;
+    let cursor = async || checker(&rig, &node).await.cursor().await.unwrap().unwrap();
+    assert_eq!(cursor().await.number, 10);
+    chain.mine(3);
+    let checker = checker(&rig, &node).await.with_confirmations(3);
+    let report = checker.settle_and_check(SETTLE).await.unwrap();
+    assert_eq!((cursor().await.number, report.removed), (11, 0));
+}

@@ -26,7 +26,7 @@ use crate::status::found;
 
 /// Chromium with one page.
 struct Browser {
-    _child: Child,
+    child: Child,
     _folder: tempfile::TempDir,
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     session: String,
@@ -61,12 +61,17 @@ impl Browser {
         tokio::task::spawn_local(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let (socket, _) = connect_async(address).await.unwrap();
         let mut browser =
-            Self { _child: child, _folder: folder, socket, session: String::new(), last_id: 0 };
+            Self { child, _folder: folder, socket, session: String::new(), last_id: 0 };
         let target = browser.call("Target.createTarget", json!({ "url": url })).await;
         let attach = json!({ "targetId": target["targetId"], "flatten": true });
         let session = browser.call("Target.attachToTarget", attach).await;
         browser.session = session["sessionId"].as_str().unwrap().to_owned();
         browser
+    }
+
+    /// Ends it before its folder is removed, which it would go on filling.
+    async fn close(mut self) {
+        self.child.kill().await.unwrap();
     }
 
     async fn call(&mut self, method: &str, params: Value) -> Value {
@@ -212,6 +217,7 @@ async fn shows_what_redis_and_status_say() {
         browser.text().await.contains("No update from the service")
     })
     .await;
+    browser.close().await;
 }
 
 /// Takes the screenshot once there is something to see: growing chains and reading groups.

@@ -59,7 +59,8 @@ async fn g6_lies_and_failures_at_the_head_are_never_published() {
     for fault in faults {
         chain.faults().push(RECEIPTS, fault.clone(), 2);
         chain.mine(2);
-        check(&rig, &node).await;
+        let report = check(&rig, &node).await;
+        assert_eq!(report.removed, 0, "{fault:?} was published and taken back");
         eprintln!("{fault:?}: equal");
         assert_eq!(chain.faults().left(), 0, "{fault:?} was not played");
     }

@@ -515,3 +515,25 @@ async fn g10_a_node_that_fails_to_name_its_finalized_block_again_and_again_has_n
         chain.faults().clear();
     }
 }
+
+#[tokio::test]
+async fn g6_receipts_by_number_serve_if_they_are_of_the_asked_block() {
+    let chain = mined(3);
+    let running = serve(chain.clone()).await;
+    let config = ChainConfig::local([EndpointConfig::of(&running)]);
+    let (heads, metrics) = unread();
+    let (node, _) = Node::new(&config, &heads, &metrics);
+    let header = node.by_numbers(3..=3).await.unwrap().remove(0);
+    let only_numbers = || {
+        chain.stats().reset();
+        chain.faults().push(RECEIPTS, Fault::Error(-32602, "invalid block number".into()), 1);
+    };
+    only_numbers();
+    assert_eq!(node.block(&header).await.unwrap().proof, Proof::ReceiptsRoot);
+    assert_eq!(chain.stats().requests(RECEIPTS), 2);
+    // At that height, the node now has another block.
+    chain.reorg(1, 2, Contents::Fresh);
+    only_numbers();
+    let refused = node.block(&header).await.unwrap_err();
+    assert!(matches!(&refused, NodeError::Check(f) if f.check == Check::BlockHash), "{refused}");
+}

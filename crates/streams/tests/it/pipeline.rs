@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use ethhook_streams::{Outcome, Publisher, StepError};
+use ethhook_testkit::replication::wait_until;
 use futures_util::poll;
 use tokio::time::{Instant, sleep};
 
@@ -145,9 +146,12 @@ async fn g4_a_step_that_was_cut_short_on_its_way_is_applied_again() {
     let blocks = [block("2a", "1a", 3_000), block("3a", "2a", 3)];
     assert!(blocks.iter().all(|block| publisher.send(&block.add())));
     assert!(poll!(pin!(publisher.next_outcome())).is_pending());
-    while !redis.ask::<String>("CLIENT LIST").await.contains(" multi=1001 ") {
-        tokio::task::yield_now().await; // MULTI, the opening and 1,000 entries have arrived
-    }
+    // MULTI, the opening and 1,000 entries have arrived.
+    let arrived = async || {
+        let clients: String = redis.server.ask("CLIENT LIST").await?;
+        Ok(clients.contains(" multi=1001 "))
+    };
+    wait_until("two parts", arrived).await.unwrap();
     redis.ask::<u64>("CLIENT KILL TYPE normal SKIPME yes").await;
     let result = publisher.next_outcome().await.unwrap();
     assert!(failed_for_now(&[result]));

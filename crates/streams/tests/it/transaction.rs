@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ethhook_domain::ProcessedEvent;
 use ethhook_streams::StepError;
+use ethhook_testkit::replication::wait_until;
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamId, StreamReadReply};
 use redis::{Cmd, Pipeline, Value};
@@ -163,7 +164,11 @@ async fn readers_that_wait_for_the_stream_are_served_and_groups_stay() {
             connection.set_response_timeout(Duration::from_secs(30));
             readers.spawn(first_read(connection, line));
         }
-        while !redis.ask::<String>("INFO clients").await.contains("blocked_clients:2\r\n") {}
+        let blocked = async || {
+            let clients: String = redis.server.ask("INFO clients").await?;
+            Ok(clients.contains("blocked_clients:2\r\n"))
+        };
+        wait_until("two readers", blocked).await.unwrap();
         let published = add(&mut publisher, block).await;
         for entry in readers.join_all().await {
             assert_eq!(Some(id(&entry.id)), published.first_id);

@@ -127,7 +127,17 @@ mod tests {
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig, Fetch};
     use crate::rpc::{Head, RpcError};
-    use crate::testing::{mined, serve};
+    use crate::testing::{mined, serve, verified};
+
+    #[tokio::test]
+    async fn a_block_whose_header_could_not_be_hashed_is_counted() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        for (unhashed, counted) in [(false, 0), (true, 1)] {
+            session.fetched_block(&header(1, 'a').block, Verified { unhashed, ..verified(1) });
+            assert_eq!(scene.chain.metrics.unhashed.get(), counted);
+        }
+    }
 
     /// The header of a block that may have wanted logs.
     fn with_logs(number: u64) -> Header {
