@@ -77,6 +77,11 @@ impl Breaker {
         self.cause.clone()
     }
 
+    /// Whether the endpoint was last found to serve another chain.
+    pub(crate) fn is_of_another_chain(&self) -> bool {
+        self.cause.as_ref().is_some_and(|cause| cause.is_wrong_chain())
+    }
+
     /// Whether no request may be sent now.
     pub(crate) fn is_open(&self, now: Instant) -> bool {
         self.state != State::Closed && self.until.is_some_and(|until| now < until)

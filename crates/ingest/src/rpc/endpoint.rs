@@ -150,7 +150,8 @@ impl Endpoint {
                 let shared = Shared {
                     identified: Arc::clone(&identified),
                     announced: Arc::clone(&announced),
-                    breaker: config.http.is_none().then(|| Arc::clone(&breaker)),
+                    breaker: Arc::clone(&breaker),
+                    is_only: config.http.is_none(),
                 };
                 let profile = chain.profile.clone();
                 WsClient::new(url, profile, heads, metrics.clone(), redaction, shared)

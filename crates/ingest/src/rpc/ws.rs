@@ -11,7 +11,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
@@ -120,8 +120,9 @@ pub(super) struct Shared {
     /// False from each connection on: it may be another node.
     pub(super) identified: Arc<AtomicBool>,
     pub(super) announced: Arc<Announced>,
-    /// Its breaker, if this socket is its only address.
-    pub(super) breaker: Option<Arc<Mutex<Breaker>>>,
+    pub(super) breaker: Arc<Mutex<Breaker>>,
+    /// Whether this socket is its only address, so that requests use it.
+    pub(super) is_only: bool,
 }
 
 /// The connection's side: everything its task needs.
@@ -276,10 +277,14 @@ impl Connection {
         }
     }
 
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.shared.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// If requests use this socket, reports to the breaker whether it connects.
     fn note_health(&self, failure: Option<&RpcError>) {
-        if let Some(breaker) = &self.shared.breaker {
-            let mut breaker = breaker.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.shared.is_only {
+            let mut breaker = self.breaker();
             match failure {
                 None => breaker.connected(),
                 Some(error) => breaker.failure(Instant::now(), rand::random(), error.clone()),
@@ -412,6 +417,11 @@ impl Connection {
     ) -> Result<(), RpcError> {
         match read_frame(&frame)? {
             Frame::Answer(id) => self.hand_on(id, frame, pending, highest_id),
+            // Another chain under the same id tells nothing of ours.
+            Frame::Head(_) if self.breaker().is_of_another_chain() => {
+                self.served = true;
+                Ok(())
+            }
             Frame::Head(head) => {
                 self.served = true;
                 let head = match head {

@@ -3,12 +3,14 @@
 use std::num::NonZeroU32;
 use std::pin::pin;
 
+use alloy_primitives::B256;
 use ethhook_domain::{Header, Proof, Secret};
 use ethhook_simulator::{BloomLie, Fault, HeadFault, ManualChain, RunningNode};
 use futures_util::future::{Either, select};
 use futures_util::poll;
 use serde_json::json;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::*;
 use crate::config::EndpointConfig;
@@ -93,6 +95,32 @@ async fn what_its_subscription_announces_is_remembered_if_it_passes_its_check() 
         let last = if is_checked { block } else { other };
         assert_eq!(endpoints[0].announced.last().unwrap().0.hash, last.hash());
     }
+}
+
+#[tokio::test]
+async fn heads_of_another_chain_under_the_same_id_are_not_heard() {
+    let chain = mined(3);
+    let node = serve(chain.clone()).await;
+    let ws = Some(Secret::new(node.ws_url(LOCAL)));
+    let config = ChainConfig::local([EndpointConfig { http: None, ws }]);
+    let (heads, mut heard) = mpsc::channel(8);
+    let genesis = Genesis::default();
+    let (endpoints, sockets) = connect(&config, &heads, &unread().1, &genesis);
+    let mut running = JoinSet::new();
+    sockets.into_iter().for_each(|socket| _ = running.spawn(socket.run()));
+    assert!(matches!(heard.recv().await, Some(Head::Subscribed)));
+    genesis.expect(Some(B256::ZERO));
+    endpoints[0].identify_again(true);
+    assert!(ask(&endpoints[0]).await.unwrap_err().is_wrong_genesis());
+    chain.mine(1);
+    assert!(timeout(Duration::from_millis(300), heard.recv()).await.is_err());
+    genesis.expect(chain.block(0).map(|block| block.hash()));
+    endpoints[0].identify_again(true);
+    endpoints[0].probe(true);
+    ask(&endpoints[0]).await.unwrap();
+    let block = chain.mine(1).remove(0);
+    let head = heard.recv().await;
+    assert!(matches!(head, Some(Head::Header(header)) if header.block.hash == block.hash()));
 }
 
 #[tokio::test]
