@@ -103,7 +103,7 @@ pub(crate) enum Command {
         /// First block [default: the first one retained in the stream].
         #[arg(long, value_name = "N")]
         from: Option<u64>,
-        /// Last block [default: the newest final one].
+        /// Last block [default: the newest final one, or if none is final yet, the newest one].
         #[arg(long, value_name = "N")]
         to: Option<u64>,
     },

@@ -282,16 +282,14 @@ impl Verification<'_> {
                 None => {}
             }
             // Which logs passed another filter, nobody knows.
-            match (self.next..=last).find(|number| self.seen.other_filter.contains(number)) {
-                Some(first) if first == self.next => {
-                    self.seen.unfit += 1;
-                    self.bar.advance(1);
-                    self.next += 1;
-                    continue;
-                }
-                Some(first) => last = first - 1,
-                None => {}
+            if self.seen.other_filter.remove(&self.next) {
+                self.seen.unfit += 1;
+                self.bar.advance(1);
+                self.next += 1;
+                continue;
             }
+            let is_unfit = |number: &u64| self.seen.other_filter.contains(number);
+            last = (self.next..=last).find(is_unfit).map_or(last, |unfit| unfit - 1);
             let part = |number: u64| blocks.partition_point(|block| block.number < number);
             let part = &blocks[part(self.next)..part(last + 1)];
             let chain = self.inquiry.blocks(self.next..=last).await?;

@@ -278,12 +278,23 @@ pub(crate) struct EndpointMetrics {
 }
 
 impl EndpointMetrics {
-    /// Counts a message of `calls` calls, answered or not.
-    pub(crate) fn request(&self, method: &str, calls: u32, outcome: &str, took: Duration) {
+    /// Counts calls, answered or not.
+    pub(crate) fn requested(&self, method: &str, calls: u32, outcome: &str) {
+        let labels = [self.chain.as_str(), &self.label, method, outcome];
+        self.all.rpc_requests.with_label_values(&labels).inc_by(calls.into());
+    }
+
+    /// How long a message took.
+    pub(crate) fn took(&self, method: &str, took: Duration) {
         let labels = [self.chain.as_str(), &self.label, method];
-        let requests = &self.all.rpc_requests;
-        requests.with_label_values(&[labels[0], labels[1], method, outcome]).inc_by(calls.into());
         self.all.rpc_seconds.with_label_values(&labels).observe(took.as_secs_f64());
+    }
+
+    /// How many messages about `method` there were.
+    #[cfg(test)]
+    pub(crate) fn messages(&self, method: &str) -> u64 {
+        let labels = [self.chain.as_str(), &self.label, method];
+        self.all.rpc_seconds.with_label_values(&labels).get_sample_count()
     }
 
     /// How many calls of `method` ended so.

@@ -70,12 +70,11 @@ struct Sent<'a> {
 
 impl Drop for Sent<'_> {
     fn drop(&mut self) {
-        let (metrics, took) = (&self.endpoint.metrics, self.at.elapsed());
-        for outcome in &self.failed {
-            metrics.request(self.method, 1, outcome, took);
-        }
+        let metrics = &self.endpoint.metrics;
+        metrics.took(self.method, self.at.elapsed());
+        self.failed.iter().for_each(|outcome| metrics.requested(self.method, 1, outcome));
         let failed = u32::try_from(self.failed.len()).unwrap_or(u32::MAX);
-        metrics.request(self.method, self.calls.saturating_sub(failed), self.outcome, took);
+        metrics.requested(self.method, self.calls.saturating_sub(failed), self.outcome);
     }
 }
 

@@ -181,6 +181,8 @@ impl Session<'_> {
             }
             _ => {}
         }
+        // Either answer ends doubts, and what was announced meanwhile may be newer.
+        let is_doubtful = heard_meanwhile && (ask == Ask::Latest || headers.is_empty());
         if headers.is_empty() {
             self.not_there(&ask, &NodeError::Unknown);
         }
@@ -199,8 +201,8 @@ impl Session<'_> {
                 return None;
             }
         }
-        if heard_meanwhile && ask == Ask::Latest {
-            self.canonical.doubt(); // what was announced may be newer than this answer
+        if is_doubtful {
+            self.canonical.doubt();
         }
         if self.canonical.has_unconfirmed_branch() {
             // The endpoint that named it may be the only one on it.

@@ -151,6 +151,7 @@ async fn calls_refused_within_a_batch_set_the_pace_too() {
     assert_eq!(ask_each().await.unwrap().iter().filter(|item| item.is_err()).count(), 1);
     let counted = |outcome| endpoint.metrics.requests(method, outcome);
     assert_eq!((counted("ok"), counted("rate_limited")), (6, 1), "with the one that identifies it");
+    assert_eq!(endpoint.metrics.messages(method), 3);
     // 336 if all were asked within a second, with two to identify it: 70 % of one more than 7.
     let per_minute = endpoint.with_pace(|pace| pace.per_minute()).unwrap();
     assert!((127..=336).contains(&per_minute), "{per_minute}");

@@ -487,4 +487,17 @@ async fn what_is_announced_while_the_head_is_asked_for_is_not_forgotten() {
         drop(session);
         scene.redis.ask::<String>("FLUSHALL").await.unwrap();
     }
+    // Nor while blocks are asked for that the node does not have.
+    for (announced, asks) in [(3, false), (4, true)] {
+        let mut session = scene.session().await;
+        session.hear(1..=3);
+        session.publish().await;
+        session.heard(Head::Number(9));
+        session.start_asking(session.due.ask);
+        session.heard(Head::Number(announced));
+        session.answered((Ask::Numbers(4..=9), Ok(Vec::new())));
+        assert_eq!(session.ask() == Some(Ask::Latest), asks, "{announced}");
+        drop(session);
+        scene.redis.ask::<String>("FLUSHALL").await.unwrap();
+    }
 }
