@@ -14,6 +14,7 @@ mod genesis;
 mod http;
 mod latency;
 mod pace;
+mod pending;
 mod redaction;
 mod span;
 mod streak;

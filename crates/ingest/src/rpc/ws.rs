@@ -7,8 +7,6 @@
 //! 3. On any failure, all pending requests fail at once, and step 1 is repeated after a wait that
 //!    grows from 1 to 60 seconds while it keeps failing. The chain fills the gap.
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,14 +34,13 @@ use tracing::{info, warn};
 use super::announced::Announced;
 use super::basic_auth::basic_auth;
 use super::breaker::Breaker;
+use super::pending::{Command, MAX_PENDING, Pending};
 use super::redaction::Redaction;
 use super::{
     Answer, CONNECT_TIMEOUT, MAX_ANSWER_BYTES, RpcError, answered_id, decode, encode, parse, text,
 };
 use crate::metrics::EndpointMetrics;
 
-/// Requests that may wait to be sent, and as many that may wait for their answers; further ones are refused.
-const MAX_PENDING: usize = 256;
 /// A ping is sent after this much silence; after twice as much, the connection counts as dead.
 const PING_AFTER: Duration = Duration::from_secs(15);
 /// Size of the read buffer: all of it is zeroed before each read, however little arrives (the default is twice as
@@ -65,48 +62,6 @@ pub(crate) enum Head {
     Number(u64),
     /// A new subscription has begun: heads may have been missed.
     Subscribed,
-}
-
-/// One call, or a batch of `calls` calls numbered from `id`.
-pub(super) struct Command {
-    id: u64,
-    calls: u64,
-    text: String,
-    reply: oneshot::Sender<Answer>,
-}
-
-/// Requests waiting for answers: by the first id, the number of calls and where to send the answer.
-#[derive(Default)]
-struct Pending(BTreeMap<u64, (u64, oneshot::Sender<Answer>)>);
-
-impl Pending {
-    /// Whether another request may wait. Those whose callers gave up are dropped for it.
-    fn has_room(&mut self) -> bool {
-        if self.0.len() >= MAX_PENDING {
-            self.0.retain(|_, (_, reply)| !reply.is_closed());
-        }
-        self.0.len() < MAX_PENDING
-    }
-
-    fn add(&mut self, command: Command) -> String {
-        self.0.insert(command.id, (command.calls, command.reply));
-        command.text
-    }
-
-    /// The request waiting for the answer `id`, alone or in a batch.
-    fn take(&mut self, id: u64) -> Option<oneshot::Sender<Answer>> {
-        let (&first, &(calls, _)) = self.0.range(..=id).next_back()?;
-        (id - first < calls).then(|| self.0.remove(&first).map(|(_, reply)| reply))?
-    }
-
-    /// The largest waiting batch, of several the first: the refusal of a whole batch has no id, and a refused batch
-    /// is usually too large.
-    fn take_batch(&mut self) -> Option<oneshot::Sender<Answer>> {
-        let batches = self.0.iter().filter(|(_, (calls, _))| *calls > 1);
-        let first = batches.max_by_key(|(first, (calls, _))| (*calls, Reverse(**first)));
-        let first = first.map(|(first, _)| *first)?;
-        self.0.remove(&first).map(|(_, reply)| reply)
-    }
 }
 
 /// The handle through which requests are sent.
@@ -403,9 +358,7 @@ impl Connection {
                 }
             }
         };
-        for (_, reply) in pending.0.into_values() {
-            reply.send(Err(error.clone())).ok(); // the caller may have given up
-        }
+        pending.fail(&error);
         error
     }
 
@@ -563,40 +516,5 @@ mod tests {
         }
         assert!(waits.after(true) <= seconds(2));
         assert!(waits.after(false) >= seconds(2));
-    }
-
-    #[test]
-    fn a_refusal_without_a_number_is_of_the_largest_batch() {
-        let mut pending = Pending::default();
-        let mut ask = |id, calls| {
-            let (reply, answer) = oneshot::channel();
-            pending.add(Command { id, calls, text: String::new(), reply });
-            answer
-        };
-        let mut asked = [ask(20, 5), ask(30, 1), ask(40, 6), ask(50, 6)];
-        let mut told = |pending: &mut Pending| {
-            let reply = pending.take_batch()?;
-            reply.send(Err(RpcError::Invalid(String::new()))).ok();
-            asked.iter_mut().position(|answer| answer.try_recv().is_ok())
-        };
-        let order: Vec<_> = (0..4).map(|_| told(&mut pending)).collect();
-        assert_eq!(order, [Some(2), Some(3), Some(0), None]);
-        assert!(pending.take(30).is_some(), "what is no batch is left alone");
-    }
-
-    #[test]
-    fn g7_only_requests_that_somebody_waits_for_fill_the_queue() {
-        let mut pending = Pending::default();
-        let mut waiting = Vec::new();
-        for id in 0..MAX_PENDING as u64 {
-            assert!(pending.has_room(), "{id}");
-            let (reply, answer) = oneshot::channel();
-            pending.add(Command { id, calls: 1, text: String::new(), reply });
-            waiting.push(answer);
-        }
-        assert!(!pending.has_room());
-        waiting.truncate(100);
-        assert!(pending.has_room());
-        assert_eq!(pending.0.len(), 100);
     }
 }
