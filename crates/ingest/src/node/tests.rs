@@ -2,10 +2,12 @@
 
 use ethhook_domain::Proof;
 use ethhook_simulator::{BloomLie, Chain, Contents, Fault, ManualChain, RunningNode};
-use futures_util::poll;
+use futures_util::{FutureExt, poll};
+use tokio::time::timeout;
 
 use super::*;
 use crate::config::EndpointConfig;
+use crate::rpc::REQUEST_TIMEOUT;
 use crate::testing::{mined, serve, unread};
 
 const LOGS: &str = About::Logs.method();
