@@ -94,10 +94,7 @@ async fn g3_an_end_block_below_what_is_published_leaves_no_orphan() {
 
 #[tokio::test]
 async fn raising_the_confirmations_takes_nothing_back() {
-    let (chain, node, mut rig) = manual().await;
-    rig.start();
-    chain.mine(10);
-    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    let (chain, node, mut rig, _checker) = published(10).await;
     rig.terminate().await;
     rig.set("LOCAL_CONFIRMATIONS", 3);
     rig.start();

@@ -327,11 +327,7 @@ async fn g8_how_far_a_group_is_behind_is_a_metric() {
 
 #[tokio::test]
 async fn g10_a_reorg_of_the_block_skipped_to_is_an_alarm_that_can_be_cleared() {
-    let (chain, node, mut rig) = manual().await;
-    rig.start();
-    chain.mine(10);
-    let checker = checker(&rig, &node).await;
-    checker.settle_and_check(SETTLE).await.unwrap();
+    let (chain, _node, mut rig, checker) = published(10).await;
     rig.terminate().await;
     chain.mine(10);
     done(&rig.command(&["skip", "--chain", "local", "--to", "latest", "--yes"]).await);

@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::operator::{checker, done, manual, refused};
+use crate::operator::{done, published, refused};
 use crate::rig::{Rig, SETTLE, until};
 
 /// The first `count` lines that `ethhook` prints with these arguments.
@@ -129,12 +129,9 @@ async fn tail_decodes_4127_recorded_logs_as_others_did() {
 
 #[tokio::test]
 async fn a_group_begins_with_a_block_is_read_and_tidied_up() {
-    let (chain, node, mut rig) = manual().await;
-    rig.start();
-    chain.mine(30);
-    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    let (chain, _node, rig, checker) = published(30).await;
     chain.reorg(2, 3, ethhook_simulator::Contents::Fresh);
-    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    checker.settle_and_check(SETTLE).await.unwrap();
     let create = async |group: &str, from: &str| {
         let create = ["groups", "create", "--chain", "local", "--group", group, "--from", from];
         rig.command(&create).await
@@ -218,10 +215,7 @@ async fn a_group_begins_with_a_block_is_read_and_tidied_up() {
 
 #[tokio::test]
 async fn a_full_disk_is_not_a_reader_that_is_gone() {
-    let (chain, node, mut rig) = manual().await;
-    rig.start();
-    chain.mine(3);
-    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    let (_chain, _node, rig, _checker) = published(3).await;
     let tail = Command::new(env!("CARGO_BIN_EXE_ethhook"))
         .args(["tail", "--chain", "local", "--from", "0"])
         .env_clear()
@@ -238,16 +232,12 @@ async fn a_full_disk_is_not_a_reader_that_is_gone() {
 
 #[tokio::test]
 async fn an_entry_that_somebody_else_added_is_reported_and_passed_over() {
-    let (chain, node, mut rig) = manual().await;
-    rig.start();
-    chain.mine(2);
-    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    let (chain, _node, rig, checker) = published(2).await;
     let mut redis = rig.redis.connection().await.unwrap();
     let add = ["events:31337", "*", "foo", "bar"];
     let foreign: String = redis::cmd("XADD").arg(&add).query_async(&mut redis).await.unwrap();
     chain.mine(1);
-    let is_published =
-        async || checker(&rig, &node).await.cursor().await.unwrap().unwrap().number == 3;
+    let is_published = async || checker.cursor().await.unwrap().unwrap().number == 3;
     until("block 3", is_published).await;
     let create = ["groups", "create", "--chain", "local", "--group", "g", "--from", "0"];
     done(&rig.command(&create).await);

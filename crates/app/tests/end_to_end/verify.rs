@@ -6,7 +6,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
-use crate::operator::{checker, clear_alarm, done, manual, refused};
+use crate::operator::{checker, clear_alarm, done, manual, published, refused};
 use crate::rig::{Rig, SETTLE, until};
 
 /// An entry: its ID, and names and values alternating.
@@ -36,12 +36,9 @@ fn differences(output: &Output) -> Vec<String> {
 
 #[tokio::test]
 async fn verify_finds_every_kind_of_planted_difference() {
-    let (chain, node, mut rig) = manual().await;
-    rig.start();
-    chain.mine(40);
-    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    let (chain, _node, mut rig, checker) = published(40).await;
     chain.reorg(3, 4, ethhook_simulator::Contents::Fresh);
-    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    checker.settle_and_check(SETTLE).await.unwrap();
     let verify = ["verify", "--chain", "local", "--from", "1", "--to", "41"];
     let same = "No differences: 41 blocks with 410 events.\n";
     assert!(done(&rig.command(&verify).await).ends_with(same), "while the ingestor runs");
@@ -117,10 +114,7 @@ async fn verify_finds_every_kind_of_planted_difference() {
 
 #[tokio::test]
 async fn a_rewind_mends_altered_entries_and_says_that_it_cannot_mend_missing_ones() {
-    let (chain, node, mut rig) = manual().await;
-    rig.start();
-    chain.mine(20);
-    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    let (_chain, _node, mut rig, checker) = published(20).await;
     rig.terminate().await;
     let verify = ["verify", "--chain", "local", "--from", "1", "--to", "20"];
     let rewind = ["rewind", "--chain", "local", "--to", "11", "--yes"];
@@ -133,7 +127,7 @@ async fn a_rewind_mends_altered_entries_and_says_that_it_cannot_mend_missing_one
     assert!(differences(&rig.command(&verify).await)[0].contains("data is 0xbad0"));
     done(&rig.command(&rewind).await);
     rig.start();
-    checker(&rig, &node).await.settle(SETTLE).await.unwrap();
+    checker.settle(SETTLE).await.unwrap();
     let same = "No differences: 20 blocks with 200 events.\n";
     assert!(done(&rig.command(&verify).await).ends_with(same), "mended");
     rig.terminate().await;
@@ -158,10 +152,7 @@ async fn a_rewind_mends_altered_entries_and_says_that_it_cannot_mend_missing_one
 /// drawn.
 #[tokio::test]
 async fn a_log_line_takes_the_progress_bar_out_of_its_way() {
-    let (chain, node, mut rig) = manual().await;
-    rig.start();
-    chain.mine(150);
-    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    let (_chain, node, rig, _checker) = published(150).await;
     let verify =
         format!("{} verify --chain local --from 1 --to 150", env!("CARGO_BIN_EXE_ethhook"));
     let env = [("REDIS_URL", rig.redis.url()), ("LOCAL_WS_URL", node.ws_url(31337))];
@@ -234,10 +225,7 @@ pub(crate) fn final_after_four<R>(rig: &Rig<R>) {
 
 #[tokio::test]
 async fn verify_compares_what_a_rewind_published_under_the_present_filter() {
-    let (chain, node, mut rig) = manual().await;
-    rig.start();
-    chain.mine(20);
-    checker(&rig, &node).await.settle_and_check(SETTLE).await.unwrap();
+    let (_chain, node, mut rig, _checker) = published(20).await;
     rig.terminate().await;
     let mut redis = rig.redis.connection().await.unwrap();
     let (_, fields) = entries(&mut redis).await.swap_remove(5);
