@@ -139,10 +139,14 @@ fn table(live: &Live, seen: &Seen, limit: &[f64]) -> Vec<Row> {
         (false, _) if *logs >= LARGE => [None, None, Some(150.0)],
         (false, _) => [None; 3],
     };
-    for ((figure, percent), bar) in [("p50", 50), ("p99", 99), ("max", 100)].into_iter().zip(bars) {
-        if percent == 99 && delays.len() < ENOUGH {
-            continue;
-        }
+    let [p50, p99, max] = bars;
+    // Of few values the greatest stands for the 99th percentile too.
+    let figures = if delays.len() < ENOUGH {
+        vec![("p50", 50, p50), ("max", 100, p99.or(max))]
+    } else {
+        vec![("p50", 50, p50), ("p99", 99, p99), ("max", 100, max)]
+    };
+    for (figure, percent, bar) in figures {
         let row = row(&format!("first and last entry, {figure}"), percentile(delays, percent));
         // The limit: the time of Redis and the reader alone, plus the node's delay.
         let row = if percent == 99 && limit.len() < ENOUGH {
