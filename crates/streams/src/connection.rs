@@ -76,15 +76,15 @@ pub struct Streams {
     response_timeout: Duration,
     /// One for each slot in use; without a Cluster all chains share one.
     pools: Arc<Mutex<HashMap<u16, Pool<Master>>>>,
-    /// What this process knows about each chain's stream. Outlives publishers.
+    /// What this process knows about each chain's streams. Outlives publishers.
     known: Arc<Mutex<HashMap<ChainId, Known>>>,
 }
 
-/// What is known about one chain's stream.
+/// What is known about one chain's streams.
 #[derive(Debug, Clone, Copy, Default)]
 struct Known {
-    /// The highest ID that the chain's stream assigned: after a failover the next publisher raises
-    /// the stream's last ID above those that readers may already have seen.
+    /// The highest ID that one of the chain's streams assigned: after a failover the next publisher raises
+    /// the last IDs of both above those that readers may already have seen.
     floor: Option<EntryId>,
     /// `seq` of the last acknowledged step, or of a cursor read since then.
     seq: Option<u64>,
@@ -213,12 +213,12 @@ impl Streams {
         self.servers.is_cluster()
     }
 
-    /// The highest ID that `chain`'s stream assigned to this process.
+    /// The highest ID that `chain`'s streams assigned to this process.
     pub(crate) fn floor(&self, chain: ChainId) -> Option<EntryId> {
         self.locked_known().get(&chain).copied().unwrap_or_default().floor
     }
 
-    /// Remembers that `chain`'s stream assigned `id`.
+    /// Remembers that one of `chain`'s streams assigned `id`.
     pub(crate) fn raise_floor(&self, chain: ChainId, id: EntryId) {
         let mut known = self.locked_known();
         let floor = &mut known.entry(chain).or_default().floor;

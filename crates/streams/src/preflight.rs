@@ -345,7 +345,7 @@ async fn probe_steps(publisher: &mut Publisher) -> Result<(), Failed> {
         let step =
             Step::Add { block: &block, events: &events, proof, filter: "all", is_deep: false };
         let what = "publishing a block";
-        if let Outcome::Published { first_id, last_id, events } =
+        if let Outcome::Published { first_id, last_id, events, .. } =
             publisher.apply(&step).await.trying(what)?
         {
             published = Some(PublishedBlock { block, events, first_id, last_id, proof });

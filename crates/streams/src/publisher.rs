@@ -41,7 +41,7 @@ pub struct Publisher {
     sent: VecDeque<Sent>,
     /// One for each of `sent`.
     outcomes: FuturesOrdered<PendingOutcome>,
-    /// Checked with the first step only: later ones build on IDs that this stream assigned.
+    /// Checked with the first step only: later ones build on IDs that these streams assigned.
     floor: Option<EntryId>,
     /// Signalled when the last step has been sent completely.
     last_sent: Option<oneshot::Receiver<()>>,
@@ -230,12 +230,12 @@ impl Publisher {
     fn acknowledge(&mut self, sent: Sent, result: &Result<Outcome, StepError>) {
         fail_point("after", sent.op);
         match result {
-            Ok(Outcome::Published { last_id, .. }) => {
+            Ok(Outcome::Published { last_id, marker_id, .. }) => {
                 // Only an alarm leaves `seq` as it is; it skips the checks that the first step must make.
                 if sent.after.seq > self.cursor.seq {
                     self.floor = None;
                     self.is_open = true;
-                    self.streams.raise_floor(self.chain, *last_id);
+                    self.streams.raise_floor(self.chain, *last_id.max(marker_id));
                 }
                 self.cursor = sent.after;
                 self.streams.remember_seq(self.chain, self.cursor.seq);

@@ -11,7 +11,7 @@
 --
 -- KEYS  1 events  2 blocks  3 cursor  4 seen (add and remove)  5 aside (with entries)
 -- ARGV  1 op  2 writer  3 epoch  4 seq  5 tip hash: what the caller believes the cursor holds
---       6 the least ID that the stream's last ID may have; empty if that need not be checked
+--       6 the least ID that the streams' last IDs may have; empty if that need not be checked
 --       alarm: 7 its text. All other ops, the marker:
 --       7 seq  8 number  9 hash  10 parent_hash  11 timestamp  12 events  13 proof  14 filter
 --       15 number and 16 hash of the tip after the step
@@ -50,7 +50,7 @@ local function record(first_id, last_id)
   elseif op == 'remove' then
     redis.call('DEL', SEEN)
   end
-  return {'published', first_id, last_id, count}
+  return {'published', first_id, last_id, count, marker}
 end
 
 local function refused(why)
@@ -104,15 +104,15 @@ local in_place = held.seq == seq and held.hash == tip
 if op == 'alarm' then
   if not in_place then return moved() end
   redis.call('HSET', CURSOR, 'alarm', ARGV[7])
-  return {'published', '', '0-0', '0'}
+  return {'published', '', '0-0', '0', '0-0'}
 end
 if op ~= 'retreat' and held.alarm ~= '' then return {'alarmed', held.alarm} end
 
 -- This very step may already be in: the caller repeats it because the answer was lost.
 if held.seq == next_seq then
-  local marker = newest_marker(BLOCKS)
+  local marker, id = newest_marker(BLOCKS)
   if marker.seq == next_seq and marker.op == kind and marker.hash == hash then
-    return {'published', marker.first_id, marker.last_id, marker.events}
+    return {'published', marker.first_id, marker.last_id, marker.events, id}
   end
 end
 
@@ -170,23 +170,27 @@ local function below(a, b)
 end
 
 -- Creates an empty stream if there is none.
-local function make_stream()
-  if redis.call('EXISTS', EVENTS) == 1 then return end
-  redis.call('XGROUP', 'CREATE', EVENTS, 'ethhook-make', '0', 'MKSTREAM')
-  redis.call('XGROUP', 'DESTROY', EVENTS, 'ethhook-make')
+local function make(stream)
+  if redis.call('EXISTS', stream) == 1 then return end
+  redis.call('XGROUP', 'CREATE', stream, 'ethhook-make', '0', 'MKSTREAM')
+  redis.call('XGROUP', 'DESTROY', stream, 'ethhook-make')
 end
 
--- A failover may have lost entries whose IDs readers have already seen. Readers wait for higher IDs
--- and would miss entries with lower ones.
-if floor ~= '' and below(last_generated_id(EVENTS), floor) then
-  make_stream()
-  redis.call('XSETID', EVENTS, floor)
+-- A failover may have lost entries and markers whose IDs readers have already seen. Readers wait for
+-- higher IDs and would miss those with lower ones.
+if floor ~= '' then
+  for _, stream in ipairs({EVENTS, BLOCKS}) do
+    if below(last_generated_id(stream), floor) then
+      make(stream)
+      redis.call('XSETID', stream, floor)
+    end
+  end
 end
 
 if part ~= 'open' then return record('', last_generated_id(EVENTS)) end
 
 local length = redis.call('XLEN', EVENTS)
-if length == 0 then make_stream() end
+if length == 0 then make(EVENTS) end
 redis.call('HSET', CURSOR, 'open', newest_id(EVENTS) .. ' ' .. length)
 redis.call('RENAME', EVENTS, ASIDE)
 return {'open'}

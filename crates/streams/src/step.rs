@@ -104,6 +104,8 @@ pub enum Outcome {
         last_id: EntryId,
         /// How many entries it has.
         events: u64,
+        /// ID of its marker; [`EntryId::MIN`] for an alarm, which has none.
+        marker_id: EntryId,
     },
     /// The block is already in the stream; nothing was published.
     Duplicate {
@@ -306,7 +308,7 @@ pub(crate) struct Envelope<'a> {
     pub(crate) keys: &'a Keys,
     pub(crate) believed: &'a Cursor,
     pub(crate) dedup_ttl: Duration,
-    /// The event stream's last ID must not be below this.
+    /// The last IDs of both streams must not be below this.
     pub(crate) floor: Option<EntryId>,
 }
 
@@ -349,12 +351,14 @@ fn quiet_outcome(request: &Request, newest: Value) -> Result<Outcome, StepError>
     // Anything else answers another command: the server no longer accepts `CLIENT REPLY`.
     let entries = reader::entries(newest)
         .map_err(|_| RedisFailure::new(FailureKind::Connection, "an answer to another command"))?;
-    let marker = entries.first().and_then(|entry| entry.marker(&request.keys.blocks).ok());
+    let newest = entries.first();
+    let marker =
+        newest.and_then(|entry| Some((entry.id, entry.marker(&request.keys.blocks).ok()?)));
     match marker {
-        Some(Marker { seq, op, hash, first_id, last_id, events, .. })
+        Some((marker_id, Marker { seq, op, hash, first_id, last_id, events, .. }))
             if request.mark == Some((seq, op, hash)) =>
         {
-            Ok(Outcome::Published { first_id, last_id, events })
+            Ok(Outcome::Published { first_id, last_id, events, marker_id })
         }
         _ => Err(StepError::NotIn),
     }
@@ -433,6 +437,7 @@ fn read(reply: &Reply) -> Result<Outcome, StepError> {
             first_id: (!reply.text(0).is_empty()).then(|| reply.id(0)).transpose()?,
             last_id: reply.id(1)?,
             events: reply.number(2)?,
+            marker_id: reply.id(3)?,
         }),
         "duplicate" => Ok(Outcome::Duplicate { events: reply.number(0)? }),
         "moved" if reply.rest.is_empty() => Err(StepError::Moved { held: None }),

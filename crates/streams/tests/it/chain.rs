@@ -103,6 +103,10 @@ impl Fixture {
         markers.into_iter().map(|(_, marker)| marker).collect()
     }
 
+    pub(crate) async fn last_marker_id(&self) -> EntryId {
+        self.streams.markers(CHAIN, EntryId::MIN, 100_000).await.unwrap().pop().unwrap().0
+    }
+
     /// Everything that Redis holds of the chain, to show that nothing changed; without the
     /// remaining TTLs of the lease and the dedup records.
     pub(crate) async fn dump(&mut self) -> Vec<String> {
@@ -247,7 +251,7 @@ pub(crate) fn id(text: &str) -> EntryId {
 /// Publishes `block`, which must go in.
 pub(crate) async fn add(publisher: &mut Publisher, block: &Block) -> PublishedBlock {
     match publisher.apply(&block.add()).await.unwrap() {
-        Outcome::Published { first_id, last_id, events } => PublishedBlock {
+        Outcome::Published { first_id, last_id, events, .. } => PublishedBlock {
             block: block.link,
             events,
             first_id,

@@ -269,10 +269,8 @@ async fn g2_a_step_whose_answer_was_lost_is_in_once() {
         let (outcome, _) = add_until_in(&mut publisher, block).await;
         let marker = redis.markers().await.pop().unwrap();
         let (first_id, last_id) = (marker.first_id, marker.last_id);
-        assert_eq!(
-            outcome,
-            Outcome::Published { first_id, last_id, events: block.events.len() as u64 }
-        );
+        let (events, marker_id) = (block.events.len() as u64, redis.last_marker_id().await);
+        assert_eq!(outcome, Outcome::Published { first_id, last_id, events, marker_id });
         assert_eq!(marker.seq, seq as u64 + 2);
     }
     assert_eq!(redis.events().await.len(), 6);
@@ -369,29 +367,36 @@ async fn ids_stay_above_those_that_a_failover_took_back() {
     let mut redis = Fixture::new().await;
     let mut publisher = redis.publisher().await;
     add_all(&mut publisher, 1..=2, 2).await;
-    redis.ask::<i64>("COPY events:7 replica").await;
-    // A master whose clock is a day ahead assigned this ID...
-    let ahead = "9999999999999-7";
-    redis.ask::<String>(&format!("XSETID events:7 {ahead}")).await;
+    let streams = ["events:7", "blocks:{events:7}"];
+    for (replica, stream) in streams.iter().enumerate() {
+        redis.ask::<i64>(&format!("COPY {stream} replica-{replica}")).await;
+        // A master whose clock is far ahead assigned this ID...
+        redis.ask::<String>(&format!("XSETID {stream} 9999999999999-{}", 7 - replica)).await;
+    }
     let given = add(&mut publisher, &block("3a", "2a", 1)).await;
     assert_eq!(given.last_id, id("9999999999999-8"));
+    assert_eq!(redis.last_marker_id().await, id("9999999999999-7"));
     // ...and its replica never received it.
     for wiped in [false, true] {
         if wiped {
             redis.ask::<String>("FLUSHALL").await;
         } else {
-            redis.ask::<String>("RENAME replica events:7").await;
+            for (replica, stream) in streams.iter().enumerate() {
+                redis.ask::<String>(&format!("RENAME replica-{replica} {stream}")).await;
+            }
             redis.raw_hset("cursor:{events:7}", "seq", "2").await;
             redis.raw_hset("cursor:{events:7}", "number", "2").await;
             redis.raw_hset("cursor:{events:7}", "hash", &hash("2a").to_string()).await;
-            redis.lose_newest_marker().await;
             redis.ask::<i64>(&format!("DEL {}", redis.keys.seen(hash("3a")))).await;
         }
         let mut publisher = redis.publisher().await;
         let next = if wiped { block("1b", "0", 1) } else { block("3b", "2a", 0) };
         let published = add(&mut publisher, &next).await;
-        let wanted = if wiped { "9999999999999-9" } else { "9999999999999-8" };
-        assert_eq!(published.last_id, id(wanted), "wiped: {wiped}");
+        // Both start from the highest ID that either of the two assigned.
+        let (event, marker) = if wiped { (10, 10) } else { (8, 9) };
+        assert_eq!(published.last_id, id(&format!("9999999999999-{event}")), "wiped: {wiped}");
+        let marker = id(&format!("9999999999999-{marker}"));
+        assert_eq!(redis.last_marker_id().await, marker, "wiped: {wiped}");
     }
 }
 

@@ -243,7 +243,7 @@ impl World<'_> {
             }
         }
         prop_assert_eq!(writer.publisher.cursor(), &writer.believed, "what the writer believes");
-        if let (Ok(Outcome::Published { first_id, last_id, events }), Move::Add(path)) =
+        if let (Ok(Outcome::Published { first_id, last_id, events, .. }), Move::Add(path)) =
             (&result, &step)
         {
             let (first_id, last_id, events) = (*first_id, *last_id, *events);

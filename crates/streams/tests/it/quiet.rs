@@ -35,7 +35,8 @@ async fn a_step_up_to_a_thousand_entries_has_one_answer() {
         let outcome = send(&mut publisher, &block(name, parent, entries)).await.unwrap();
         let marker = redis.markers().await.pop().unwrap();
         let (first_id, last_id, events) = (marker.first_id, marker.last_id, entries);
-        assert_eq!(outcome, Outcome::Published { first_id, last_id, events });
+        let marker_id = redis.last_marker_id().await;
+        assert_eq!(outcome, Outcome::Published { first_id, last_id, events, marker_id });
         assert_eq!(switches(&mut redis).await - before, told, "{name}");
         parent = name;
     }
