@@ -357,7 +357,7 @@ for consumer in 'sums .venv/bin/python consumer.py python' 'node node consumer.m
   wait "$reader" || fail "$GROUP did not exit with 0"
 done
 unset GROUP
-run "redis-cli HGETALL 'sums:{events:1}:sums'"
+REDIS_URL=redis://127.0.0.1:6379 run "redis-cli -u \"\$REDIS_URL\" HGETALL 'sums:{events:1}:sums'"
 
 # ---- Upgrade; backup and restore.
 run 'sudo cp /usr/local/bin/ethhook /usr/local/bin/ethhook.old'

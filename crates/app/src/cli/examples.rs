@@ -19,7 +19,8 @@ Examples:
 Configuration: environment, then .env, then ethhook.toml, then defaults; `ethhook check-config
 --example` prints every key.
 
-Exit codes: 0 done; 1 failed, retrying may help; 2 wrong command line; 78 wrong configuration.";
+Exit codes: 0 done; 1 failed, retrying may help; 2 wrong command line; 3 differences (verify);
+78 wrong configuration.";
 
 pub(super) const STATUS: &str = "\
 Examples:

@@ -64,7 +64,8 @@ pub(crate) const GLOBAL: &[Key] = &[
     key(
         "RETENTION_HOURS",
         "24",
-        "How long events are kept. Those that a consumer group has not acknowledged stay longer.",
+        "How long events are kept after they were published. Those that a consumer group has not\n\
+         acknowledged stay longer.",
     ),
     key(
         "GROUP_IDLE_ALARM_HOURS",
@@ -75,9 +76,10 @@ pub(crate) const GLOBAL: &[Key] = &[
     key(
         "STREAM_MAX_BYTES",
         "",
-        "Hard limit of one chain's streams, entries and markers, in bytes. Not set: the chains share\n\
-         60 % of Redis' maxmemory (of 512 MB where it has none). Where over 90 % of maxmemory is used,\n\
-         the oldest blocks that no consumer group needs go earlier, down to half of this limit.",
+        "Hard limit of one chain's streams, entries and markers, in bytes, at least 1000000. Not set: the\n\
+         chains share 60 % of Redis' maxmemory (of 512 MB where it has none). Where over 90 % of\n\
+         maxmemory is used, the oldest blocks that no consumer group needs go earlier, down to half of\n\
+         this limit.",
     ),
     key("METRICS_PORT", "9090", "Port of /metrics; 0 takes any free port."),
     key("HEALTH_PORT", "8080", "Port of /health and /ready; 0 takes any free port."),
@@ -92,7 +94,7 @@ pub(crate) const GLOBAL: &[Key] = &[
         "INSTANCE_ID",
         "",
         "Name under which this process holds its leases. Not set: the host name. Two processes\n\
-         must never share a name.",
+         must never share a name. 1 to 128 characters, no spaces.",
     ),
     key(
         "LEASE_TTL_MS",
@@ -103,9 +105,14 @@ pub(crate) const GLOBAL: &[Key] = &[
         "MAX_CHAINS_PER_INSTANCE",
         "",
         "How many chains this process may ingest at once; the others are left to other instances\n\
-         with the same configuration. Not set: all.",
+         with the same configuration, 1 to 1000. Not set: all.",
     ),
-    key("RUST_LOG", "info", "Which log lines are written: error, warn, info, debug, trace."),
+    key(
+        "RUST_LOG",
+        "info",
+        "Which log lines are written: error, warn, info, debug, trace, off, or by part:\n\
+         info,ethhook_ingest=debug.",
+    ),
     key("LOG_FORMAT", "text", "Log lines as text or as json."),
 ];
 
@@ -120,7 +127,7 @@ pub(crate) const CHAIN: &[Key] = &[
         "HTTP_URL",
         "http:// or https://, likewise. Requests are sent here if set, else over the WebSocket. The\n\
          first of these and the first WebSocket URL form one endpoint, and so on. Without a WebSocket\n\
-         URL, the head is polled once per block time (every 12 s at least).",
+         URL, the head is polled once per block time, and at least every 12 s.",
     ),
     key(
         "START_BLOCK",
@@ -156,9 +163,10 @@ pub(crate) const CHAIN: &[Key] = &[
     key(
         "CU_PER_SECOND",
         "",
-        "Maximum cost per second of the calls to each endpoint of the chain, in its provider's units\n\
-         (compute units, credits), by the published prices of Alchemy, Infura, QuickNode, Ankr and\n\
-         Moralis; for any other provider, a call costs one unit. Not set: no limit.",
+        "Maximum per second of what the calls to each endpoint of the chain count against its provider's\n\
+         rate limit (compute units, credits), as published by Alchemy, Infura, QuickNode, Ankr and\n\
+         Moralis; for any other provider, a call counts one. At Alchemy that may be more than is billed:\n\
+         500 for a block's receipts, of which 20 are. Not set: no limit.",
     ),
     key(
         "FETCH",
