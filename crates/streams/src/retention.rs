@@ -8,7 +8,6 @@
 //! the loss can be counted. A marker is removed only once the stream begins above its last entry, for
 //! which many markers do not wait; the newest marker always stays.
 
-use std::iter;
 use std::time::Duration;
 
 use ethhook_domain::{ChainId, EntryId, Marker};
@@ -24,7 +23,8 @@ use crate::size::{Size, size};
 
 /// Batches per sweep: 32,768 markers; the rest is left to the next sweep.
 const BATCHES_PER_SWEEP: usize = 64;
-/// Entries that one trim may remove: about a millisecond of Redis' time. Also markers per trim.
+/// Entries that one trim may remove: about a millisecond of Redis' time. Also markers per trim, and about what groups may
+/// lose in one sweep: their loss is told with its result, and must not be forgotten with a long one that is cut short.
 const ENTRIES_PER_TRIM: usize = 5_000;
 /// More markers than this do not wait until the node of entries before them may go as a whole.
 const MARKERS_WAITING: usize = 1_000;
@@ -119,6 +119,7 @@ pub(crate) async fn sweep(
         following_head: policy.following_head,
         holds,
         going: Vec::new(),
+        forced: 0,
         held_by: None,
     };
     swept.nearly_full = plan.crowding > 0;
@@ -166,6 +167,8 @@ struct Plan {
     holds: Vec<Hold>,
     /// Oldest first; forced ones come after all others.
     going: Vec<Going>,
+    /// How many entries the forced ones have.
+    forced: u64,
     held_by: Option<String>,
 }
 
@@ -194,6 +197,9 @@ impl Plan {
                 };
                 if !self.take(*id, marker, begins) {
                     return Ok(false);
+                }
+                if self.forced >= ENTRIES_PER_TRIM as u64 {
+                    return Ok(true);
                 }
             }
         }
@@ -225,6 +231,7 @@ impl Plan {
         let bytes = self.size.of_block(entries);
         self.excess = self.excess.saturating_sub(bytes);
         self.crowding = self.crowding.saturating_sub(bytes);
+        self.forced += if forced { marker.events } else { 0 };
         self.going.push(Going { marker_id: id, first, last, events: marker.events, forced });
         true
     }
@@ -239,9 +246,7 @@ impl Plan {
         if let Some(block) = free.last() {
             swept.trimmed_entries += trim_nodes(connection, &keys.events, block.last).await?;
         }
-        for run in runs(forced) {
-            self.take_from_groups(connection, keys, run, swept).await?;
-        }
+        self.take_from_groups(connection, keys, forced, swept).await?;
         let mut begins = oldest(connection, &keys.events, EntryId::MIN).await?;
         let gone = |begins: Option<EntryId>| {
             self.going.partition_point(|block| begins.is_none_or(|begins| block.last < begins))
@@ -262,29 +267,24 @@ impl Plan {
         Ok(())
     }
 
-    /// Removes the entries of a run of blocks, and records how many each group lost. Counts them even if the answer
-    /// is lost, because they may be gone.
+    /// Removes the entries of blocks that groups still need, and records how many each lost. Counts them even if the
+    /// answer is lost, because they may be gone.
     async fn take_from_groups(
         &self,
         connection: &mut impl ConnectionLike,
         keys: &Keys,
-        run: &[Going],
+        blocks: &[Going],
         swept: &mut Swept,
     ) -> Result<(), ReadError> {
-        let Some(end) = run.last() else { return Ok(()) };
+        let Some(end) = blocks.last() else { return Ok(()) };
         let mut losses = Vec::new();
         for hold in &self.holds {
-            losses.push((&hold.group, lost(connection, &keys.events, hold, run).await?));
+            let lost = lost(connection, &keys.events, hold, blocks).await?;
+            losses.extend((lost > 0).then(|| (hold.group.clone(), lost)));
         }
         let trimmed = trim_exactly(connection, &keys.events, end.last).await;
         if !trimmed.as_ref().is_err_and(is_refusal) {
-            let all = &mut swept.lost_unread_by_group;
-            for (group, lost) in losses.into_iter().filter(|(_, lost)| *lost > 0) {
-                match all.iter_mut().find(|(name, _)| name == group) {
-                    Some((_, before)) => *before += lost,
-                    None => all.push((group.clone(), lost)),
-                }
-            }
+            swept.lost_unread_by_group = losses;
         }
         swept.trimmed_entries += trimmed?;
         Ok(())
@@ -295,21 +295,6 @@ impl Plan {
 fn is_refusal(error: &ReadError) -> bool {
     let ReadError::Redis(failure) = error else { return true };
     !matches!(failure.kind, FailureKind::Timeout | FailureKind::Connection)
-}
-
-/// Splits blocks into runs with about as many entries as one trim may remove.
-fn runs(mut blocks: &[Going]) -> impl Iterator<Item = &[Going]> {
-    iter::from_fn(move || {
-        let mut entries = 0;
-        let is_full = |block: &Going| {
-            entries += block.events;
-            entries >= ENTRIES_PER_TRIM as u64
-        };
-        let length = blocks.iter().position(is_full).map_or(blocks.len(), |last| last + 1);
-        let (run, rest) = blocks.split_at(length);
-        blocks = rest;
-        (!run.is_empty()).then_some(run)
-    })
 }
 
 /// How many entries of `blocks`, none of them trimmed yet, are undelivered or unacknowledged in a group.

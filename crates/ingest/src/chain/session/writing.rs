@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ethhook_streams::StepError;
+use futures_util::future::{OptionFuture, join};
 use tokio::time::timeout;
 use tracing::error;
 
@@ -163,10 +164,15 @@ impl Session<'_> {
         }
     }
 
-    /// Awaits the steps in flight and releases the lease; the cursor makes it safe to drop the
+    /// Awaits the steps and the sweep in flight and releases the lease; the cursor makes it safe to drop the
     /// rest.
     pub(super) async fn drain(mut self) -> End {
-        timeout(DRAIN, self.lane.settle()).await.ok(); // accepted or not: the cursor tells
+        let sweep = self.retention.sweep.take();
+        let sweep = timeout(DRAIN, OptionFuture::from(sweep));
+        let settle = timeout(DRAIN, self.lane.settle()); // accepted or not: the cursor tells
+        if let (_, Ok(Some(swept))) = join(settle, sweep).await {
+            self.swept(swept);
+        }
         self.end_sweep().await;
         self.give_lease_up().await;
         End::Cancelled
@@ -182,6 +188,7 @@ mod tests {
     use ethhook_domain::canonical::Change;
     use ethhook_domain::marker::Op;
     use ethhook_streams::Swept;
+    use futures_util::FutureExt;
 
     use super::super::scene::{Scene, header};
     use super::*;
@@ -356,6 +363,20 @@ mod tests {
         session.start_writing(Instant::now());
         assert!(matches!(session.lane.next().await, Some(Ok(Done::Alarmed))));
         assert!(session.alarm.unwrap().contains("the tip is 2"));
+    }
+
+    #[tokio::test]
+    async fn g8_what_a_slow_sweep_took_from_a_group_is_counted_before_the_process_ends() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        let sweep = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let lost_unread_by_group = vec![("slow".to_owned(), 7)];
+            Ok(Swept { lost_unread_by_group, ..Swept::default() })
+        };
+        session.retention.sweep = Some(sweep.boxed());
+        session.drain().await;
+        assert_eq!(scene.status().lost_unread, 7);
     }
 
     #[tokio::test]
