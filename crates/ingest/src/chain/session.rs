@@ -21,7 +21,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use ethhook_domain::canonical::{Ask, Change};
-use ethhook_domain::{BlockRef, CanonicalChain};
+use ethhook_domain::{BlockRef, CanonicalChain, Header};
 use ethhook_streams::PublishedBlock;
 use futures_util::future::{Aborted, BoxFuture, pending};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -221,54 +221,59 @@ impl<'a> Session<'a> {
     }
 
     fn heard(&mut self, head: Head) -> Option<End> {
-        let mut end = None;
-        let next = self.canonical.next_number();
-        let mut is_other = false;
-        if let Head::Header(header) = &head
-            && self.head.is_some_and(|(known, _)| known < header.block.number)
-        {
-            self.asking.silent_polls = 0; // the subscription is alive
-        }
-        let is_news = match head {
+        match head {
             Head::Subscribed => {
                 self.canonical.doubt();
-                false
+                None
             }
             Head::Number(number) => {
+                let is_new = number >= self.canonical.next_number();
                 self.canonical.heard_of(number);
-                is_other = number >= next;
-                number >= next
+                self.note_heard(is_new, is_new);
+                None
             }
-            // Nothing past the end needs following.
-            Head::Header(header) if header.block.number > self.last_header() => false,
-            Head::Header(header) if self.canonical.is_next(&header.block) && !self.has_room() => {
-                self.canonical.postpone(&header.block);
-                self.asking.silent_polls = 0;
-                false
-            }
-            Head::Header(header) => {
-                let BlockRef { number, hash, .. } = header.block;
-                let change = self.canonical.heard(*header);
-                is_other = change.is_empty()
-                    && (number >= next
-                        || self.canonical.at(number).is_some_and(|ours| ours.hash != hash));
-                self.asking.heard_otherwise |= self.canonical.ask() == Some(Ask::Latest);
-                end = self.follow(change, Some(Instant::now()));
-                number >= next
-            }
-        };
-        // The answer under way may be older.
-        self.asking.heard_meanwhile |= is_other && self.asking.headers.is_some();
-        // A head that brings nothing new must not delay the next poll, and nothing may while the newest head, which an
-        // endpoint told of, is above all that there is to ask for: it may have been false.
-        if is_news {
-            self.asking.silent_polls = 0;
-            self.note_answer();
-            if self.has_reached_head() || self.ask().is_some() {
-                self.due.poll = Instant::now() + self.chain.poll_every();
-            }
+            Head::Header(header) => self.heard_header(*header),
         }
+    }
+
+    fn heard_header(&mut self, header: Header) -> Option<End> {
+        let BlockRef { number, hash, .. } = header.block;
+        if self.head.is_some_and(|(known, _)| known < number) {
+            self.asking.silent_polls = 0; // the subscription is alive
+        }
+        if number > self.last_header() {
+            return None; // nothing past the end needs following
+        }
+        if self.canonical.is_next(&header.block) && !self.has_room() {
+            self.canonical.postpone(&header.block);
+            self.asking.silent_polls = 0;
+            return None;
+        }
+        let is_new = number >= self.canonical.next_number();
+        let change = self.canonical.heard(header);
+        let contradicts = change.is_empty()
+            && (is_new || self.canonical.at(number).is_some_and(|ours| ours.hash != hash));
+        self.asking.heard_otherwise |= self.canonical.ask() == Some(Ask::Latest);
+        let end = self.follow(change, Some(Instant::now()));
+        self.note_heard(is_new, contradicts);
         end
+    }
+
+    /// Notes a head: whether it `is_new`, that is, above our tip, and whether it `contradicts` our chain, which does not
+    /// contain it even now.
+    fn note_heard(&mut self, is_new: bool, contradicts: bool) {
+        // The answer under way may be older.
+        self.asking.heard_meanwhile |= contradicts && self.asking.headers.is_some();
+        if !is_new {
+            return;
+        }
+        self.asking.silent_polls = 0;
+        self.note_answer();
+        // Only news delays the next poll. While the newest announced head is above anything we can ask for, not even
+        // that: it may be false.
+        if self.has_reached_head() || self.ask().is_some() {
+            self.due.poll = Instant::now() + self.chain.poll_every();
+        }
     }
 
     fn follow(&mut self, mut change: Change, heard: Option<Instant>) -> Option<End> {
