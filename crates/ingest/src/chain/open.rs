@@ -79,6 +79,22 @@ impl Chain {
     }
 
     async fn try_open(&mut self, slot: OwnedSemaphorePermit) -> Result<Opened, NotYet> {
+        let held = self.read_cursor().await?;
+        // Checked before asking the node anything, because a standby comes here again and again.
+        self.check_lease_is_free().await?;
+        check_alarm(held.as_ref())?;
+        let genesis = self.identify_node(held.as_ref()).await?;
+        let first = match held {
+            Some(_) => None,
+            None => Some(self.first_cursor(genesis).await?),
+        };
+        self.check_end(held.as_ref().or(first.as_ref()))?;
+        let publisher = self.take_lease(first).await?;
+        self.restore(publisher, slot).await
+    }
+
+    /// The cursor in Redis; none if the stream has not begun, or is lost.
+    async fn read_cursor(&mut self) -> Result<Option<Cursor>, NotYet> {
         let held = self.streams.cursor(self.id()).await.map_err(|error| self.not_read(&error))?;
         if let Some(cursor) = &held {
             // A standby may be the first to find Redis wiped.
@@ -88,45 +104,62 @@ impl Chain {
         self.look_for_reset().await?;
         self.tell_of_loss(held.as_ref());
         self.show_alarm(held.as_ref());
-        // Checked before asking the node anything, because a standby comes here again and again.
+        Ok(held)
+    }
+
+    /// Refuses while another instance holds the lease.
+    async fn check_lease_is_free(&self) -> Result<(), NotYet> {
         let holder = self.streams.lease_holder(self.id()).await;
         match holder.map_err(|error| self.not_read(&error))? {
-            Some(other) if other.owner != self.options.instance_id => {
-                return Err(self.standing_by(&other));
-            }
-            _ => {}
+            Some(other) if other.owner != self.options.instance_id => Err(self.standing_by(&other)),
+            _ => Ok(()),
         }
-        if let Some(cursor) = &held {
-            check_alarm(cursor)?;
-        }
-        let expected = held.as_ref().and_then(|cursor| cursor.genesis_hash);
+    }
+
+    /// The node's genesis block, which must be the one of the cursor that Redis holds.
+    async fn identify_node(&self, held: Option<&Cursor>) -> Result<Option<B256>, NotYet> {
+        let expected = held.and_then(|cursor| cursor.genesis_hash);
         let genesis = self.node.identify(expected).await.map_err(|e| self.node_away(&e))?;
         self.status.update(|status| status.last_answer = Some(Instant::now()));
-        let first = match &held {
-            Some(_) => None,
-            None => {
-                let start = self.resolve_start().await?;
-                let first = Cursor::starting_at(start, genesis, self.config.filter.digest());
-                Some(first.encoded(self.options.encoding))
-            }
-        };
-        self.check_end(held.as_ref().or(first.as_ref()))?;
+        Ok(genesis)
+    }
+
+    /// The cursor with which a stream begins.
+    async fn first_cursor(&mut self, genesis: Option<B256>) -> Result<Cursor, NotYet> {
+        let start = self.resolve_start().await?;
+        let first = Cursor::starting_at(start, genesis, self.config.filter.digest());
+        Ok(first.encoded(self.options.encoding))
+    }
+
+    /// Takes the lease, and begins the stream with the cursor `first` if Redis holds none.
+    async fn take_lease(&mut self, first: Option<Cursor>) -> Result<Publisher, NotYet> {
+        let is_first = first.is_some();
         let opened =
             Publisher::open(&self.streams, self.id(), self.options.for_writer(), first).await;
-        let mut publisher = opened.map_err(|error| self.not_open(&error))?;
+        let publisher = opened.map_err(|error| self.not_open(&error))?;
         let cursor = publisher.cursor();
+        let start = cursor.start_number;
         self.epoch = Some(cursor.epoch);
-        if held.is_none() && self.has_begun {
-            let start = cursor.start_number;
+        if is_first && self.has_begun {
             tracing::warn!(start, "starting over at the block where this process began");
         }
-        (self.resolved_start, self.has_begun) = (Some(cursor.start_number), true);
+        (self.resolved_start, self.has_begun) = (Some(start), true);
         if let StartBlock::Number(configured) = self.config.start
-            && configured != cursor.start_number
+            && configured != start
         {
-            let started = cursor.start_number;
+            let started = start;
             tracing::info!(configured, started, "START_BLOCK is not used: the stream has started");
         }
+        Ok(publisher)
+    }
+
+    /// Rebuilds the canonical chain from the published window.
+    async fn restore(
+        &self,
+        mut publisher: Publisher,
+        slot: OwnedSemaphorePermit,
+    ) -> Result<Opened, NotYet> {
+        let cursor = publisher.cursor();
         let published = match self.streams.window(self.id(), cursor).await {
             Ok(published) => published,
             Err(error) => {
@@ -275,11 +308,13 @@ fn base(cursor: &Cursor, first: Option<BlockRef>) -> Option<BlockRef> {
 }
 
 /// Only an operator can clear an alarm.
-fn check_alarm(cursor: &Cursor) -> Result<(), NotYet> {
-    if cursor.alarm.is_empty() {
-        return Ok(());
+fn check_alarm(held: Option<&Cursor>) -> Result<(), NotYet> {
+    match held {
+        Some(cursor) if !cursor.alarm.is_empty() => {
+            Err(NotYet::because(format!("stopped by an alarm: {}", cursor.alarm), false))
+        }
+        _ => Ok(()),
     }
-    Err(NotYet::because(format!("stopped by an alarm: {}", cursor.alarm), false))
 }
 
 #[cfg(test)]
