@@ -46,6 +46,11 @@ impl Pending {
     fn is_here(&self) -> bool {
         matches!(self.body, Slot::Here(_))
     }
+
+    /// Whether it waits to be fetched, and not for a later time.
+    fn is_due(&self, now: Instant) -> bool {
+        matches!(self.body, Slot::Wanted { not_before } if not_before.is_none_or(|at| at <= now))
+    }
 }
 
 /// A fetch under way; it is aborted when no block waits for it any more.
@@ -139,36 +144,36 @@ impl Queue {
     ///
     /// If publishing is the bottleneck, each step makes room for only one more block. Then fewer
     /// blocks than one message could cover wait for more, unless the first of them is next in turn.
-    pub(super) fn next_fetch(&mut self, limits: &Limits, now: Instant) -> Vec<Header> {
+    pub(super) fn next_fetch(&self, limits: &Limits, now: Instant) -> Vec<Header> {
         if self.is_busy() {
             return Vec::new();
         }
         let Limits { up_to, together, plan } = *limits;
-        let mut chosen: Vec<Header> = Vec::new();
-        let mut is_next_turn = false;
-        for (position, pending) in self.to_fetch(plan.blocks).enumerate() {
-            let block = &pending.header.block;
-            let is_due = |not_before: Option<Instant>| not_before.is_none_or(|t| t <= now);
-            let may_start = block.number <= up_to
-                && matches!(pending.body, Slot::Wanted { not_before } if is_due(not_before));
-            let may_join = block.number <= together && !pending.alone;
-            if let Some(last) = chosen.last() {
-                let follows = last.block.number + 1 == block.number;
-                if block.number > together || (plan.in_a_row && !(follows && may_start && may_join))
-                {
-                    return chosen;
-                }
-            } else if may_start {
-                is_next_turn = position == 0;
-            }
-            if may_start && (may_join || chosen.is_empty()) {
+        let may_start =
+            |pending: &Pending| pending.header.block.number <= up_to && pending.is_due(now);
+        let may_join =
+            |pending: &Pending| pending.header.block.number <= together && !pending.alone;
+
+        let mut rest = self.to_fetch(plan.blocks).enumerate().skip_while(|(_, p)| !may_start(p));
+        let Some((position, first)) = rest.next() else { return Vec::new() };
+        let is_next_turn = position == 0;
+        let mut last = first.header.block.number;
+        let mut chosen = vec![first.header.clone()];
+
+        // Whether no other block could join them.
+        let mut is_complete = !may_join(first) || plan.blocks <= 1 || last == together;
+        while !is_complete && let Some((_, pending)) = rest.next() {
+            let number = pending.header.block.number;
+            let fits = may_start(pending) && may_join(pending);
+            if number > together || (plan.in_a_row && !(fits && number == last + 1)) {
+                is_complete = true;
+            } else if fits {
+                last = number;
                 chosen.push(pending.header.clone());
-                if !may_join || chosen.len() >= plan.blocks || block.number == together {
-                    return chosen;
-                }
+                is_complete = chosen.len() >= plan.blocks || last == together;
             }
         }
-        if is_next_turn { chosen } else { Vec::new() }
+        if is_complete || is_next_turn { chosen } else { Vec::new() }
     }
 
     /// Records that the blocks returned by `next_fetch` are being fetched.
