@@ -33,9 +33,14 @@ const VIOLATION_DOUBTED: Duration = Duration::from_secs(120);
 
 type Asked = (Ask, Result<Vec<Header>, NodeError>);
 
-/// A finality violation, and whether an endpoint has our block; the flag says that even those were asked that had asked
-/// us to wait.
-type Judgement = (FinalityViolation, bool, Result<Holds, NodeError>);
+/// What the endpoints say of a finality violation.
+pub(super) struct Judgement {
+    violation: FinalityViolation,
+    /// Even those were asked that had asked us to wait: it is not doubted any longer.
+    asked_urgently: bool,
+    /// Whether an endpoint has our block.
+    holds: Result<Holds, NodeError>,
+}
 
 /// What is being asked of the node, and what was noticed of its heads.
 #[derive(Default)]
@@ -160,47 +165,50 @@ impl Session<'_> {
                 return None;
             }
         };
+        let heard_meanwhile = self.note_answer_to(&ask, &headers);
+        // Either answer ends doubts, and what was announced meanwhile may be newer.
+        let is_doubtful = heard_meanwhile && (ask == Ask::Latest || headers.is_empty());
+        match self.take(&ask, headers) {
+            Ok(None) => {
+                self.after_answer(&ask, is_doubtful);
+                None
+            }
+            Ok(end) => end,
+            Err(violation) => {
+                self.violated(*violation);
+                None
+            }
+        }
+    }
+
+    /// Notes what an answer shows before its headers are followed. Returns whether another head was announced meanwhile.
+    fn note_answer_to(&mut self, ask: &Ask, headers: &[Header]) -> bool {
         self.chain.status.go_on(|cause| cause == Cause::Headers);
         self.asking.failed = 0;
         self.note_answer();
         let heard_meanwhile = std::mem::take(&mut self.asking.heard_meanwhile);
-        if ask == Ask::Latest {
-            self.asking.heard_otherwise = heard_meanwhile;
-        }
-        match &ask {
-            Ask::Numbers(numbers) if headers.is_empty() => {
-                self.note_missing(Some(*numbers.start()));
+        let next = self.canonical.next_number();
+        match (ask, headers.first()) {
+            (Ask::Latest, latest) => {
+                self.asking.heard_otherwise = heard_meanwhile;
+                // What was announced beyond it does not count.
+                if latest.is_none_or(|latest| latest.block.number < next) {
+                    self.nothing_missing();
+                }
             }
-            // What was announced beyond it does not count.
-            Ask::Latest
-                if headers
-                    .first()
-                    .is_none_or(|latest| latest.block.number < self.canonical.next_number()) =>
-            {
-                self.note_missing(None)
-            }
+            (Ask::Numbers(numbers), None) => self.block_missing(*numbers.start()),
             _ => {}
         }
-        // Either answer ends doubts, and what was announced meanwhile may be newer.
-        let is_doubtful = heard_meanwhile && (ask == Ask::Latest || headers.is_empty());
-        if headers.is_empty() {
-            self.not_there(&ask, &NodeError::Unknown);
+        match (ask, headers.first()) {
+            (_, None) => self.not_there(ask, &NodeError::Unknown),
+            (Ask::Latest, Some(latest)) => self.told_of_head(&latest.block),
+            _ => {}
         }
-        if let (Ask::Latest, Some(latest)) = (&ask, headers.first()) {
-            if self.head.is_none() && latest.block.number < self.start_block {
-                let (head, start) = (latest.block.number, self.start_block);
-                warn!(head, start, "the head is below the start block: waiting for it");
-            }
-            self.told_of_head(&latest.block);
-        }
-        match self.take(&ask, headers) {
-            Ok(None) => {}
-            Ok(end) => return end,
-            Err(violation) => {
-                self.violated(*violation);
-                return None;
-            }
-        }
+        heard_meanwhile
+    }
+
+    /// What comes next once an answer's headers are followed.
+    fn after_answer(&mut self, ask: &Ask, is_doubtful: bool) {
         if is_doubtful {
             self.canonical.doubt();
         }
@@ -209,11 +217,10 @@ impl Session<'_> {
             self.asking.heard_otherwise = true;
             let soon = self.chain.config.profile.block_time.min(UNCONFIRMED_POLL);
             self.due.poll = self.due.poll.min(Instant::now() + soon);
-        } else if ask == Ask::Latest && self.canonical.ask().is_none() {
+        } else if *ask == Ask::Latest && self.canonical.ask().is_none() {
             self.chain.status.go_on(|cause| cause == Cause::Finality);
             self.asking.violated_since = None;
         }
-        None
     }
 
     /// Passes headers to the canonical chain, and follows it.
@@ -246,13 +253,8 @@ impl Session<'_> {
         Ok(None)
     }
 
-    /// No endpoint has the block at this height, though a higher one was announced; none if that is not so, or no longer.
-    fn note_missing(&mut self, number: Option<u64>) {
-        let Some(number) = number else {
-            self.asking.missing_since = None;
-            self.chain.status.go_on(|cause| cause == Cause::Missing);
-            return;
-        };
+    /// No endpoint has the block at this height, though a higher one was announced.
+    fn block_missing(&mut self, number: u64) {
         let since = *self.asking.missing_since.get_or_insert_with(Instant::now);
         if since.elapsed() >= MISSING_AFTER {
             let why = format!(
@@ -264,12 +266,18 @@ impl Session<'_> {
         }
     }
 
+    /// The next block has come, or no higher one was announced after all.
+    fn nothing_missing(&mut self) {
+        self.asking.missing_since = None;
+        self.chain.status.go_on(|cause| cause == Cause::Missing);
+    }
+
     /// A block has joined the chain: doubts about the nodes' answers are over.
     pub(super) fn has_grown(&mut self) {
         self.asking.violated_since = None;
         self.asking.dropped = 0;
         self.chain.status.go_on(|cause| cause == Cause::Branch);
-        self.note_missing(None);
+        self.nothing_missing();
     }
 
     fn not_answered(&mut self, ask: &Ask, error: &NodeError) {
@@ -308,6 +316,10 @@ impl Session<'_> {
 
     /// A head may move back, but a lower one usually comes from a node that lags.
     fn told_of_head(&mut self, block: &BlockRef) {
+        if self.head.is_none() && block.number < self.start_block {
+            let (head, start) = (block.number, self.start_block);
+            warn!(head, start, "the head is below the start block: waiting for it");
+        }
         let is_lower = self.head.is_some_and(|(number, _)| block.number < number);
         self.asking.lower_heads = if is_lower { self.asking.lower_heads + 1 } else { 0 };
         if !is_lower || self.asking.lower_heads >= SIGHTINGS {
@@ -343,15 +355,17 @@ impl Session<'_> {
         if self.asking.judging.is_none() {
             let node = &self.chain.node;
             let since = self.asking.violated_since;
-            let last = since.is_some_and(|since| since.elapsed() >= VIOLATION_DOUBTED);
+            let asked_urgently = since.is_some_and(|since| since.elapsed() >= VIOLATION_DOUBTED);
             let judging = async move {
-                (violation, last, node.anyone_holds(&violation.finalized, last).await)
+                let holds = node.anyone_holds(&violation.finalized, asked_urgently).await;
+                Judgement { violation, asked_urgently, holds }
             };
             self.asking.judging = Some(judging.boxed());
         }
     }
 
-    pub(super) fn judged(&mut self, (violation, last, holds): Judgement) -> Option<End> {
+    pub(super) fn judged(&mut self, judgement: Judgement) -> Option<End> {
+        let Judgement { violation, asked_urgently, holds } = judgement;
         self.asking.judging = None;
         self.asking.violated_since.get_or_insert_with(Instant::now);
         let why = match holds {
@@ -360,7 +374,7 @@ impl Session<'_> {
                 self.asking.violated_since = None;
                 format!("{violation}, but an endpoint still has the finalized one")
             }
-            Ok(Holds::NotKnown(error)) if !last => {
+            Ok(Holds::NotKnown(error)) if !asked_urgently => {
                 format!(
                     "{violation}, and an endpoint that may have the finalized one cannot be asked: {error}"
                 )

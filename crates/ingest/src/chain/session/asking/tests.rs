@@ -130,39 +130,40 @@ async fn g10_a_contradiction_is_an_alarm_only_where_somebody_answers_and_nobody_
     };
     session.violated(of(5));
     session.violated(of(6)); // ignored while one is being judged
-    let (violation, last, _) = finished(&mut session.asking.judging).await;
-    assert!(!last);
-    assert_eq!(violation, of(5));
-    session.judged((violation, false, Err(NodeError::Unknown)));
+    let judgement = finished(&mut session.asking.judging).await;
+    assert!(!judgement.asked_urgently);
+    assert_eq!(judgement.violation, of(5));
+    let judgement = |asked_urgently, holds| Judgement { violation: of(5), asked_urgently, holds };
+    session.judged(judgement(false, Err(NodeError::Unknown)));
     assert!(session.asking.judging.is_none() && session.alarm.is_none());
-    session.judged((violation, false, Ok(Holds::Someone)));
+    session.judged(judgement(false, Ok(Holds::Someone)));
     assert!(session.asking.heard_otherwise && session.alarm.is_none());
     assert!(scene.standstill().is_some());
     session.answered((Ask::Latest, Ok(vec![header(1, 'a')])));
     assert!(scene.standstill().is_none(), "the node no longer says so");
     // One that may have it cannot be asked for now.
     let not_known = || Ok(Holds::NotKnown(RpcError::RateLimited(None).into()));
-    session.judged((violation, false, not_known()));
+    session.judged(judgement(false, not_known()));
     assert!(scene.standstill().is_some() && session.alarm.is_none());
     // In the end all are asked, even those that asked us to wait.
-    let is_last = async |session: &mut Session<'_>| {
+    let asks_urgently = async |session: &mut Session<'_>| {
         session.violated(of(5));
         assert!(session.due.ask > Instant::now(), "not at once");
-        finished(&mut session.asking.judging).await.1
+        finished(&mut session.asking.judging).await.asked_urgently
     };
     session.asking.judging = None;
-    assert!(!is_last(&mut session).await);
-    session.judged((violation, false, Ok(Holds::Someone)));
-    assert!(!is_last(&mut session).await, "it was there a moment ago");
-    session.judged((violation, false, not_known()));
+    assert!(!asks_urgently(&mut session).await);
+    session.judged(judgement(false, Ok(Holds::Someone)));
+    assert!(!asks_urgently(&mut session).await, "it was there a moment ago");
+    session.judged(judgement(false, not_known()));
     *session.asking.violated_since.as_mut().unwrap() -= VIOLATION_DOUBTED;
-    assert!(is_last(&mut session).await);
-    session.judged((violation, true, not_known()));
+    assert!(asks_urgently(&mut session).await);
+    session.judged(judgement(true, not_known()));
     assert_eq!(session.alarm.take(), Some(of(5).to_string()));
-    session.judged((violation, false, Ok(Holds::Nobody)));
+    session.judged(judgement(false, Ok(Holds::Nobody)));
     assert_eq!(session.alarm.take(), Some(of(5).to_string()));
     let other_chain = RpcError::WrongGenesis { wanted: B256::ZERO, got: B256::ZERO };
-    let ended = session.judged((violation, false, Err(other_chain.into())));
+    let ended = session.judged(judgement(false, Err(other_chain.into())));
     assert!(matches!(ended, Some(End::Reopen("genesis"))) && session.alarm.is_none());
 }
 
@@ -328,12 +329,12 @@ async fn g10_a_doubt_is_over_once_the_chain_grows() {
     let violation =
         FinalityViolation { finalized: header(1, 'a').block, theirs: header(1, 'b').block };
     let not_known = || Ok(Holds::NotKnown(RpcError::RateLimited(None).into()));
-    session.judged((violation, false, not_known()));
+    session.judged(Judgement { violation, asked_urgently: false, holds: not_known() });
     *session.asking.violated_since.as_mut().unwrap() -= VIOLATION_DOUBTED;
     session.hear(4..=4);
     session.violated(violation);
-    let (_, last, _) = finished(&mut session.asking.judging).await;
-    assert!(!last, "the doubt of then says nothing about now");
+    let judgement = finished(&mut session.asking.judging).await;
+    assert!(!judgement.asked_urgently, "the doubt of then says nothing about now");
 }
 
 #[tokio::test]
