@@ -79,6 +79,12 @@ impl Check {
             Self::Unprovable => "unprovable",
         }
     }
+
+    /// Whether failing it shows a false answer, not a late or a weak one.
+    #[must_use]
+    pub fn is_conclusive(self) -> bool {
+        !matches!(self, Self::Empty | Self::Unprovable)
+    }
 }
 
 impl fmt::Display for Check {

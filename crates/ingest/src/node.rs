@@ -69,7 +69,7 @@ impl NodeError {
 
     /// Whether the answer contradicts itself or the block.
     fn is_lie(&self) -> bool {
-        matches!(self, Self::Check(f) if !matches!(f.check, Check::Empty | Check::Unprovable))
+        matches!(self, Self::Check(failure) if failure.check.is_conclusive())
     }
 
     /// Whether the endpoint's URL is for another chain, which only an operator can correct.
@@ -260,8 +260,7 @@ impl Node {
                 let detail = format!(
                     "{block} is final and another endpoint has it, but this one has {theirs}"
                 );
-                let _ = lie(endpoint, Failure { check: Check::BlockHash, detail });
-                endpoint.set_aside(LIAR_WAIT, None);
+                distrust(endpoint, Failure { check: Check::BlockHash, detail });
             }
         }
         let silent = failures.into_iter().find(NodeError::is_silence);
@@ -298,7 +297,7 @@ impl Node {
             if header.block.hash == hash {
                 return Ok(header);
             }
-            Err(lie(
+            Err(check_failed(
                 attempt.endpoint(),
                 Failure {
                     check: Check::BlockHash,
@@ -399,19 +398,27 @@ impl Node {
     }
 
     fn sealed(&self, endpoint: &Endpoint, header: Header) -> Result<Header, NodeError> {
-        verify::verify_header(&self.profile, &header).map_err(|f| lie(endpoint, f))?;
+        verify::verify_header(&self.profile, &header).map_err(|f| check_failed(endpoint, f))?;
         Ok(header)
     }
 }
 
-/// Logs and counts a false answer.
-fn lie(endpoint: &Endpoint, failure: Failure) -> NodeError {
-    warn!(
-        endpoint = endpoint.metrics.position,
-        check = failure.check.as_str(),
-        detail = failure.detail,
-        "answer failed a check"
-    );
+/// Counts a failed check, and logs it if the answer is false.
+fn check_failed(endpoint: &Endpoint, failure: Failure) -> NodeError {
+    if failure.check.is_conclusive() {
+        warn!(
+            endpoint = endpoint.metrics.position,
+            check = failure.check.as_str(),
+            detail = failure.detail,
+            "answer failed a check"
+        );
+    }
     endpoint.metrics.check_failed(failure.check.as_str());
     failure.into()
+}
+
+/// Sets aside an endpoint whose answer failed a check that another endpoint's passed.
+fn distrust(endpoint: &Endpoint, failure: Failure) {
+    check_failed(endpoint, failure);
+    endpoint.set_aside(LIAR_WAIT, None);
 }

@@ -6,13 +6,13 @@
 use std::time::Duration;
 
 use ethhook_domain::block::{Body, Quantity};
-use ethhook_domain::verify::{self, Check, Failure, Verified};
+use ethhook_domain::verify::{self, Verified};
 use ethhook_domain::{Header, Log, Proof, Receipt};
 use serde_json::json;
 use tracing::warn;
 
 use super::second_opinion::note_lacks;
-use super::{LEAST_PATIENCE, Node, NodeError, lie};
+use super::{LEAST_PATIENCE, Node, NodeError, check_failed};
 use crate::config::Fetch;
 use crate::rpc::{About, Attempt, Endpoint, INVALID_PARAMS, RpcError};
 
@@ -176,9 +176,10 @@ impl Node {
         let logs = attempt.call_span::<Vec<Log>>(About::Logs, headers.len(), &bounds);
         let logs = logs.await?.ok_or(NodeError::Unknown)?;
         let verified = verify::verify_range(&self.profile, headers, logs);
-        let verified = judged(attempt.endpoint(), verified).inspect_err(|_| {
+        let verified = verified.map_err(|failure| {
             // It may have been cut short.
             attempt.endpoint().was_too_much(About::Logs, headers.len());
+            check_failed(attempt.endpoint(), failure)
         })?;
         Ok(verified.into_iter().map(Ok).collect())
     }
@@ -217,7 +218,8 @@ impl Node {
     }
 
     fn held_against(&self, endpoint: &Endpoint, header: &Header, body: Body) -> Outcome {
-        let verified = judged(endpoint, verify::verify(&self.profile, header, body))?;
+        let verified = verify::verify(&self.profile, header, body)
+            .map_err(|failure| check_failed(endpoint, failure))?;
         if verified.proof == Proof::ReceiptsRoot {
             self.undisputed.end();
         }
@@ -283,16 +285,4 @@ impl Node {
             endpoint.lacks_receipts();
         }
     }
-}
-
-/// Counts a failed check. It is not a false answer if the node has not caught up, or does not offer
-/// what the proof needs.
-fn judged<T>(endpoint: &Endpoint, result: Result<T, Failure>) -> Result<T, NodeError> {
-    result.map_err(|failure| {
-        if matches!(failure.check, Check::Empty | Check::Unprovable) {
-            endpoint.metrics.check_failed(failure.check.as_str());
-            return failure.into();
-        }
-        lie(endpoint, failure)
-    })
 }

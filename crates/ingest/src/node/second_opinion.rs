@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::blocks::{Outcome, SPAN_PATIENCE};
-use super::{LIAR_WAIT, Node, NodeError, OTHERS_PATIENCE, lie};
+use super::{Node, NodeError, OTHERS_PATIENCE, distrust};
 use crate::rpc::{Attempt, Endpoint};
 
 /// Wait before asking an endpoint again about blocks that it says are empty.
@@ -90,8 +90,7 @@ impl Node {
         };
         match self.opinion_of_another(answerer, header).await {
             Some((_, theirs)) if theirs.proof == Proof::ReceiptsRoot => {
-                let _ = lie(answerer, differ());
-                answerer.set_aside(LIAR_WAIT, None);
+                distrust(answerer, differ());
                 return Ok(theirs);
             }
             Some((_, theirs)) if theirs.logs != verified.logs => return Err(differ().into()),
