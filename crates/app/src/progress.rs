@@ -44,7 +44,7 @@ fn line(name: &str, width: usize, chain: &ChainStatus, events: u64, elapsed: Dur
         Some(Lag { blocks, seconds }) => format!("lag {blocks:>4} blocks {seconds:>5} s"),
         None => format!("lag {:>4} blocks {:>5} s", "-", "-"),
     };
-    let why = chain.standstill().map(|s| format!("  {}", s.why)).unwrap_or_default();
+    let why = chain.stall().map(|s| format!("  {}", s.why)).unwrap_or_default();
     format!(
         "{name:<width$}  head {:>10}  published {:>10}  {rate:>6} events/s  {lag}{why}\n",
         height(chain.head),
@@ -54,17 +54,15 @@ fn line(name: &str, width: usize, chain: &ChainStatus, events: u64, elapsed: Dur
 
 #[cfg(test)]
 mod tests {
-    use ethhook_ingest::status::{Cause, Needs, Standstill};
+    use ethhook_ingest::status::{Cause, Needs, Stall};
 
     use super::*;
 
     #[test]
     fn lines_are_aligned_whatever_is_known() {
-        let standstill = Standstill { why: "no endpoint answers".to_owned(), needs: Needs::Time };
-        let starting = ChainStatus {
-            standstills: [(Cause::Opening, standstill)].into(),
-            ..ChainStatus::default()
-        };
+        let stall = Stall { why: "no endpoint answers".to_owned(), needs: Needs::Time };
+        let starting =
+            ChainStatus { stalls: [(Cause::Opening, stall)].into(), ..ChainStatus::default() };
         let running = ChainStatus {
             head: Some(21_000_002),
             tip: Some(21_000_000),

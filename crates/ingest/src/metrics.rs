@@ -71,7 +71,7 @@ metrics! {
     rpc_seconds: histogram("ethhook_rpc_request_seconds", "Time from request to parsed answer.", ["chain", "endpoint", "method"], LATENCY_BUCKETS);
     hedges: counter("ethhook_rpc_hedges_total", "Requests also sent to the next endpoint because the answer was slow.", ["chain", "endpoint"]);
     pace: seconds("ethhook_rpc_pace", "Calls per second that an endpoint was found to accept, by its refusals; 0 while no limit is known.", ["chain", "endpoint"]);
-    stalls: counter("ethhook_stalls_total", "Subscriptions that sent no heads while the chain advanced.", ["chain"]);
+    silent_subscriptions: counter("ethhook_stalls_total", "Subscriptions that sent no heads while the chain advanced.", ["chain"]);
     breaker: gauge("ethhook_breaker_state", "Breaker of an endpoint: 0 closed, 1 half-open, 2 open.", ["chain", "endpoint"]);
     socket: gauge("ethhook_websocket_up", "1 while subscribed to newHeads; only for endpoints with a WebSocket.", ["chain", "endpoint"]);
     apart: gauge("ethhook_endpoint_apart", "1 while an endpoint announces blocks of another branch than the stream's, for over a minute.", ["chain", "endpoint"]);
@@ -162,7 +162,7 @@ pub(crate) struct ChainMetrics {
     pub(crate) stream_entries: IntGauge,
     pub(crate) stream_bytes: IntGauge,
     pub(crate) trimmed: IntCounter,
-    pub(crate) stalls: IntCounter,
+    pub(crate) silent_subscriptions: IntCounter,
     pub(crate) alarm: IntGauge,
     pub(crate) verify_lowered: IntGauge,
 }
@@ -193,7 +193,7 @@ impl ChainMetrics {
             stream_entries: all.stream_entries.with_label_values(l),
             stream_bytes: all.stream_bytes.with_label_values(l),
             trimmed: all.trimmed.with_label_values(l),
-            stalls: all.stalls.with_label_values(l),
+            silent_subscriptions: all.silent_subscriptions.with_label_values(l),
             alarm: all.alarm.with_label_values(l),
             verify_lowered: all.verify_lowered.with_label_values(l),
             all: all.clone(),

@@ -35,8 +35,8 @@ pub struct ChainStatus {
     pub lost_unread: u64,
     /// Whether the tip is at the head (minus confirmations, not above the end block).
     pub at_head: bool,
-    /// Why the chain is stopped, by cause; empty if it is not.
-    pub standstills: BTreeMap<Cause, Standstill>,
+    /// Why the chain is stalled, by cause; empty if it is not.
+    pub stalls: BTreeMap<Cause, Stall>,
 }
 
 /// How far a chain is behind its head.
@@ -48,7 +48,7 @@ pub struct Lag {
     pub seconds: u64,
 }
 
-/// What stops a chain. If there are several causes, the first one is shown.
+/// What stalls a chain. If there are several causes, the first one is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
     /// No session can be opened.
@@ -73,16 +73,16 @@ pub enum Cause {
     Room,
 }
 
-/// Why a chain is stopped.
+/// Why a chain is stalled.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standstill {
+pub struct Stall {
     /// One line for a person.
     pub why: String,
     /// What it waits for.
     pub needs: Needs,
 }
 
-/// What a stopped chain waits for.
+/// What a stalled chain waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
     /// Its turn: another instance has the chain, or this one already holds as many as it may.
@@ -98,8 +98,8 @@ pub enum Needs {
 /// Why a chain does not count as ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unready {
-    /// It is stopped.
-    StandsStill(Standstill),
+    /// It is stalled.
+    Stalled(Stall),
     /// No endpoint has reported a head since the start.
     NoHead,
     /// No endpoint has answered for this long; none if not since the start.
@@ -118,7 +118,7 @@ pub enum Unready {
 impl fmt::Display for Unready {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::StandsStill(standstill) => f.write_str(&standstill.why),
+            Self::Stalled(stall) => f.write_str(&stall.why),
             Self::NoHead => f.write_str("no endpoint has shown a head yet"),
             Self::NoAnswer(Some(since)) => {
                 write!(f, "no endpoint has answered for {} s", since.as_secs())
@@ -192,29 +192,39 @@ impl ChainBoard {
         }
     }
 
-    /// Records that the chain is stopped for this cause, and logs each new reason once.
-    pub(crate) fn stand_still(&self, cause: Cause, why: String, needs: Needs) {
+    /// Records that the chain is stalled by this cause, and logs each new reason once.
+    pub(crate) fn stalled(&self, cause: Cause, why: String, needs: Needs) {
         self.update(|status| {
-            if status.standstills.get(&cause).is_none_or(|standstill| standstill.why != why) {
+            if status.stalls.get(&cause).is_none_or(|stall| stall.why != why) {
                 warn!(reason = why, "the chain is stalled");
-                status.standstills.insert(cause, Standstill { why, needs });
+                status.stalls.insert(cause, Stall { why, needs });
             }
         });
     }
 
-    /// Whether the chain is stopped and waits for this.
+    /// Whether the chain is stalled and waits for this.
     pub(crate) fn needs(&self, needs: Needs) -> bool {
         let chains = self.board.chains.lock().unwrap_or_else(PoisonError::into_inner);
         let mut statuses = chains.iter().filter(|(name, _)| *name == self.chain);
-        statuses.any(|(_, status)| status.standstills.values().any(|s| s.needs == needs))
+        statuses.any(|(_, status)| status.stalls.values().any(|s| s.needs == needs))
     }
 
-    /// Removes the causes that are over; logs that the chain continues once none is left.
-    pub(crate) fn go_on(&self, is_over: impl Fn(Cause) -> bool) {
+    /// Removes a cause that is over.
+    pub(crate) fn clear(&self, cause: Cause) {
+        self.retain(|remaining| remaining != cause);
+    }
+
+    /// Removes every other cause: they are over.
+    pub(crate) fn clear_all_but(&self, cause: Cause) {
+        self.retain(|remaining| remaining == cause);
+    }
+
+    /// Keeps the causes that remain; logs that the chain continues once none is left.
+    fn retain(&self, remains: impl Fn(Cause) -> bool) {
         self.update(|status| {
-            let stood_still = !status.standstills.is_empty();
-            status.standstills.retain(|cause, _| !is_over(*cause));
-            if stood_still && status.standstills.is_empty() {
+            let was_stalled = !status.stalls.is_empty();
+            status.stalls.retain(|cause, _| remains(*cause));
+            if was_stalled && status.stalls.is_empty() {
                 info!("the chain continues");
             }
         });
@@ -222,17 +232,17 @@ impl ChainBoard {
 }
 
 impl ChainStatus {
-    /// Why the chain is stopped: the cause to show; none if it is not.
+    /// Why the chain is stalled: the cause to show; none if it is not.
     #[must_use]
-    pub fn standstill(&self) -> Option<&Standstill> {
-        self.standstills.values().next()
+    pub fn stall(&self) -> Option<&Stall> {
+        self.stalls.values().next()
     }
 
     /// Why the chain does not count as ready; none if it does.
     #[must_use]
     pub fn unready(&self, max_lag: Duration) -> Option<Unready> {
-        if let Some(standstill) = self.standstill() {
-            return Some(Unready::StandsStill(standstill.clone()));
+        if let Some(stall) = self.stall() {
+            return Some(Unready::Stalled(stall.clone()));
         }
         let Some(head) = self.head else { return Some(Unready::NoHead) };
         let since = self.last_answer.map(|at| at.elapsed());
@@ -279,27 +289,27 @@ mod tests {
         assert_eq!(said(&behind(Some(Lag { blocks: 3, seconds: 6 }))), None);
         let far = said(&behind(Some(Lag { blocks: 4, seconds: 7 })));
         assert_eq!(far.as_deref(), Some("4 blocks (7 s) behind head 9"));
-        let standstill = Standstill { why: "Redis is away".to_owned(), needs: Needs::Time };
-        let standstills = [(Cause::Opening, standstill)].into();
-        let stands = ChainStatus { standstills, ..ready };
-        assert_eq!(said(&stands).as_deref(), Some("Redis is away"));
+        let stall = Stall { why: "Redis is away".to_owned(), needs: Needs::Time };
+        let stalls = [(Cause::Opening, stall)].into();
+        let stalled = ChainStatus { stalls, ..ready };
+        assert_eq!(said(&stalled).as_deref(), Some("Redis is away"));
     }
 
     #[test]
-    fn a_chain_goes_on_once_every_cause_of_its_standstill_is_over() {
+    fn a_chain_goes_on_once_every_cause_of_its_stall_is_over() {
         let board = StatusBoard::new([&ChainConfig::local([])]);
         let chain = board.chain("local");
-        let shown = || board.snapshot().remove(0).1.standstill().map(|shown| shown.why.clone());
+        let shown = || board.snapshot().remove(0).1.stall().map(|shown| shown.why.clone());
         assert_eq!(shown(), None);
         for (cause, why) in
             [(Cause::Block, "no logs"), (Cause::Refusal, "refused"), (Cause::Block, "still none")]
         {
-            chain.stand_still(cause, why.to_owned(), Needs::Time);
+            chain.stalled(cause, why.to_owned(), Needs::Time);
         }
         assert_eq!(shown().as_deref(), Some("refused"));
-        chain.go_on(|cause| cause != Cause::Block);
+        chain.clear_all_but(Cause::Block);
         assert_eq!(shown().as_deref(), Some("still none"));
-        chain.go_on(|cause| cause != Cause::Headers);
+        chain.clear_all_but(Cause::Headers);
         assert_eq!(shown(), None);
     }
 }

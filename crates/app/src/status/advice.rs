@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use ethhook_ingest::BreakerState;
-use ethhook_ingest::status::{Cause, Needs, Standstill, Unready};
+use ethhook_ingest::status::{Cause, Needs, Stall, Unready};
 use ethhook_streams::ReadError;
 
 use super::offline::Failure;
@@ -21,7 +21,7 @@ const GROUP_ERROR: Duration = Duration::from_secs(60 * 60);
 pub(super) struct Seen {
     /// Why `/ready` does not count it as ready.
     pub(super) unready: Option<Unready>,
-    /// The cause of the standstill in `unready`.
+    /// The cause of the stall in `unready`.
     pub(super) cause: Option<Cause>,
     /// Entries removed by the byte cap before consumer groups read them, since the service started.
     pub(super) lost_unread: u64,
@@ -86,7 +86,7 @@ pub(super) fn troubles(chain: &Chain, seen: &Seen) -> Vec<Trouble> {
     // If all endpoints are set aside, the chain's own trouble already says so.
     let is_said = matches!(
         &seen.unready,
-        Some(Unready::StandsStill(Standstill { needs: Needs::Time | Needs::Operator, .. }))
+        Some(Unready::Stalled(Stall { needs: Needs::Time | Needs::Operator, .. }))
     );
     if !(is_said && all_set_aside(chain)) {
         troubles.extend(endpoints(chain));
@@ -111,29 +111,29 @@ fn unready(chain: &Chain, seen: &Seen) -> Option<Trouble> {
     }
     let unready = seen.unready.as_ref()?;
     let to_do = match unready {
-        Unready::StandsStill(Standstill { needs: Needs::Turn, .. }) => return None,
-        Unready::StandsStill(Standstill { needs: Needs::Operator, .. }) => format!(
+        Unready::Stalled(Stall { needs: Needs::Turn, .. }) => return None,
+        Unready::Stalled(Stall { needs: Needs::Operator, .. }) => format!(
             "do as it says (add `--chain {name}` to commands), or as SETUP_GUIDE.md does under \"What /ready says\"; the chain \
              then continues automatically"
         ),
-        Unready::StandsStill(Standstill { needs: Needs::Room, .. }) => {
+        Unready::Stalled(Stall { needs: Needs::Room, .. }) => {
             "nothing is lost: raise Redis' maxmemory, lower STREAM_MAX_BYTES, RETENTION_HOURS or DEDUP_TTL_SECONDS, or \
              make sure that consumer groups read and acknowledge; the chain then continues automatically"
                 .to_owned()
         }
-        Unready::StandsStill(_) if all_set_aside(chain) => {
+        Unready::Stalled(_) if all_set_aside(chain) => {
             format!(
                 "every endpoint is set aside: check the provider's status page, the key's quota, \
                  {key}_WS_URL and {key}_HTTP_URL, or add a second URL after a comma"
             )
         }
         // Nodes say in too many ways that they do not offer a method.
-        Unready::StandsStill(_) if seen.cause == Some(Cause::Block) => format!(
+        Unready::Stalled(_) if seen.cause == Some(Cause::Block) => format!(
             "the chain continues automatically once this is over; if it lasts, add another endpoint: \
              {key}_VERIFY=receipts_root needs one that offers eth_getBlockReceipts, and {key}_VERIFY=bloom does \
              not, but then no check covers a log's data, and a log can be missing"
         ),
-        Unready::StandsStill(Standstill { needs: Needs::Time, .. }) => {
+        Unready::Stalled(Stall { needs: Needs::Time, .. }) => {
             "the chain continues automatically once this is over; the log has each failure".to_owned()
         }
         Unready::NoHead | Unready::NoAnswer(_) => {
@@ -287,8 +287,8 @@ mod tests {
         Seen { unready: Some(unready), ..Seen::default() }
     }
 
-    fn stands_still(why: &str, needs: Needs) -> Seen {
-        seen(Unready::StandsStill(Standstill { why: why.to_owned(), needs }))
+    fn stalled(why: &str, needs: Needs) -> Seen {
+        seen(Unready::Stalled(Stall { why: why.to_owned(), needs }))
     }
 
     #[test]
@@ -315,7 +315,7 @@ mod tests {
     fn an_alarm_hides_what_follows_from_it_and_names_its_command() {
         let mut chain = chain();
         chain.alarm = Some("a reorg".into());
-        let told = told(&chain, &stands_still("stopped by an alarm: a reorg", Needs::Operator));
+        let told = told(&chain, &stalled("stopped by an alarm: a reorg", Needs::Operator));
         assert_eq!(told.len(), 1);
         assert!(told[0].1.contains("a reorg") && told[0].1.contains("clear-alarm --chain tiny"));
     }
@@ -323,26 +323,26 @@ mod tests {
     #[test]
     fn standing_by_is_no_trouble_and_standing_still_is() {
         let mut chain = chain();
-        assert_eq!(told(&chain, &stands_still("another's turn", Needs::Turn)), []);
+        assert_eq!(told(&chain, &stalled("another's turn", Needs::Turn)), []);
         chain.endpoints = vec![endpoint(0, BreakerState::Open, None)];
-        let told = told(&chain, &stands_still("no endpoint answers", Needs::Time));
+        let told = told(&chain, &stalled("no endpoint answers", Needs::Time));
         assert_eq!((told.len(), told[0].0), (1, Level::Error), "the endpoint is not told of twice");
         assert!(told[0].1.starts_with("no endpoint answers: every endpoint is set aside"));
         assert!(told[0].1.contains("TINY_WS_URL"), "{told:?}");
         // A problem that only an operator can fix takes precedence.
-        let told = self::told(&chain, &stands_still("serves chain id 5", Needs::Operator));
+        let told = self::told(&chain, &stalled("serves chain id 5", Needs::Operator));
         assert!(told.len() == 1 && told[0].1.contains("do as it says"), "{told:?}");
     }
 
     #[test]
     fn advice_fits_what_is_wrong() {
         let advice = |seen| told(&chain(), &seen).remove(0).1;
-        let operator = advice(stands_still("data is left", Needs::Operator));
+        let operator = advice(stalled("data is left", Needs::Operator));
         assert!(operator.contains("do as it says") && operator.contains("--chain tiny"));
-        let full = advice(stands_still("Redis does not accept a step", Needs::Room));
+        let full = advice(stalled("Redis does not accept a step", Needs::Room));
         assert!(full.contains("raise Redis' maxmemory"), "{full}");
-        assert!(advice(stands_still("Redis is away", Needs::Time)).contains("once this is over"));
-        let block = stands_still("block 7 is not available: method not offered", Needs::Time);
+        assert!(advice(stalled("Redis is away", Needs::Time)).contains("once this is over"));
+        let block = stalled("block 7 is not available: method not offered", Needs::Time);
         let block = advice(Seen { cause: Some(Cause::Block), ..block });
         assert!(
             block.contains("eth_getBlockReceipts") && block.contains("TINY_VERIFY=bloom"),

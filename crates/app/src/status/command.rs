@@ -106,7 +106,7 @@ impl Asker {
                 continue;
             }
             let mut chain = Chain::unknown(profile);
-            chain.stands(standing);
+            chain.set_redis_state(standing);
             chain.troubles = troubles(&chain, &Seen::default());
             shown.push(chain);
         }

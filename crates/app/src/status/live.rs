@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ethhook_domain::Profile;
-use ethhook_ingest::status::{ChainStatus, Needs, Standstill, UnreadyChain};
+use ethhook_ingest::status::{ChainStatus, Needs, Stall, UnreadyChain};
 use ethhook_ingest::{ChainConfig, Metrics, StatusBoard};
 use ethhook_streams::{RedisFailure, Streams};
 use tokio::time::{MissedTickBehavior, interval};
@@ -171,9 +171,9 @@ impl Live {
             // The last published block, in case Redis does not answer.
             chain.published = status.tip;
             if let Some(standing) = standing {
-                chain.stands(standing);
+                chain.set_redis_state(standing);
             }
-            self.lives(&mut chain, &status, &known.sockets);
+            self.set_live_status(&mut chain, &status, &known.sockets);
             chain
         };
         let chains = self.chains.iter().zip(standings).map(chain).collect();
@@ -189,10 +189,10 @@ impl Live {
     }
 
     /// Adds the status of the chain's own task.
-    fn lives(&self, chain: &mut Chain, status: &ChainStatus, sockets: &[bool]) {
-        chain.state = match status.standstill() {
-            Some(Standstill { needs: Needs::Turn, .. }) => State::StandingBy,
-            Some(_) => State::StandingStill,
+    fn set_live_status(&self, chain: &mut Chain, status: &ChainStatus, sockets: &[bool]) {
+        chain.state = match status.stall() {
+            Some(Stall { needs: Needs::Turn, .. }) => State::StandingBy,
+            Some(_) => State::Stalled,
             None if status.at_head => State::Following,
             None => State::CatchingUp,
         };
@@ -222,7 +222,7 @@ impl Live {
             .collect();
         let seen = Seen {
             unready: status.unready(self.max_lag),
-            cause: status.standstills.keys().next().copied(),
+            cause: status.stalls.keys().next().copied(),
             lost_unread: status.lost_unread,
         };
         chain.troubles = troubles(chain, &seen);

@@ -79,7 +79,8 @@ pub(crate) enum State {
     /// Another instance writes it.
     StandingBy,
     /// It is stopped, waiting for a node, for Redis or for an operator.
-    StandingStill,
+    #[serde(rename = "standing_still")] // as readers of the report know it
+    Stalled,
     /// Unknown: no service reports it.
     Unknown,
 }
@@ -183,7 +184,7 @@ impl Chain {
     }
 
     /// Adds what Redis holds.
-    fn stands(&mut self, standing: Standing) {
+    fn set_redis_state(&mut self, standing: Standing) {
         if let Some(cursor) = standing.cursor {
             self.published = cursor.tip();
             self.finalized = cursor.finalized();

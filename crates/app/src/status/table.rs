@@ -118,7 +118,7 @@ fn state(state: State) -> &'static str {
         State::Following => "following",
         State::CatchingUp => "catching up",
         State::StandingBy => "standing by",
-        State::StandingStill => "STALLED",
+        State::Stalled => "STALLED",
         State::Unknown => "unknown",
     }
 }

@@ -150,7 +150,7 @@ impl Chain {
                 End::Replaced => "replaced",
                 End::Alarm => "alarm",
                 End::Refused(why) => {
-                    self.status.stand_still(Cause::Refusal, why, Needs::Operator);
+                    self.status.stalled(Cause::Refusal, why, Needs::Operator);
                     "refused"
                 }
                 End::Namesake => {
@@ -162,7 +162,7 @@ impl Chain {
                              its own; this one continues when the other ends",
                             self.options.instance_id
                         );
-                        self.status.stand_still(Cause::Opening, why, Needs::Operator);
+                        self.status.stalled(Cause::Opening, why, Needs::Operator);
                         tokio::select! {
                             () = self.lease_runs_out() => {}
                             () = cancel.cancelled() => return,
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_chain_that_stands_still_gives_its_own_lease_up_when_it_is_stopped() {
+    async fn a_chain_that_is_stalled_gives_its_own_lease_up_when_it_is_stopped() {
         let mut scene = Scene::of(ChainConfig::local([])).await;
         let ours = scene.publisher().await.cursor().epoch;
         let later = scene.publisher().await.cursor().epoch;

@@ -56,7 +56,7 @@ impl Chain {
         loop {
             let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
                 let why = "standing by: this instance has as many chains as MAX_CHAINS_PER_INSTANCE allows";
-                self.status.stand_still(Cause::Opening, why.to_owned(), Needs::Turn);
+                self.status.stalled(Cause::Opening, why.to_owned(), Needs::Turn);
                 if let Ok(held) = self.streams.cursor(self.id()).await {
                     self.show_alarm(held.as_ref());
                 }
@@ -66,11 +66,11 @@ impl Chain {
             match self.try_open(slot).await {
                 Ok(opened) => {
                     // Only a successful step shows that Redis no longer refuses one.
-                    self.status.go_on(|cause| cause != Cause::Refusal);
+                    self.status.clear_all_but(Cause::Refusal);
                     return opened;
                 }
                 Err(NotYet { why, needs, again_in }) => {
-                    self.status.stand_still(Cause::Opening, why, needs);
+                    self.status.stalled(Cause::Opening, why, needs);
                     let wait = again_in.or_else(|| backoff.next()).unwrap_or(LOOK_AGAIN);
                     tokio::time::sleep(wait).await;
                 }

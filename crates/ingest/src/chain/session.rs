@@ -323,7 +323,7 @@ impl<'a> Session<'a> {
             return; // the earlier error says more
         }
         let needs = if error.is_wrong_chain() { Needs::Operator } else { Needs::Time };
-        self.chain.status.stand_still(cause, format!("{what} is not available: {error}"), needs);
+        self.chain.status.stalled(cause, format!("{what} is not available: {error}"), needs);
     }
 
     fn note_answer(&self) {

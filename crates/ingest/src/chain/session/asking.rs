@@ -17,7 +17,7 @@ use crate::status::{Cause, Needs};
 /// Headers that are worth a request of their own; fewer are requested only if there are no more.
 const HEADERS_WORTH_ASKING: u64 = 128;
 /// With subscriptions, consecutive polls without a head after which every endpoint is asked.
-const STALLED_POLLS: u32 = 2;
+const SILENT_POLLS: u32 = 2;
 /// Without subscriptions, one in this many polls asks every endpoint.
 const ALL_EVERY: u32 = 8;
 /// A branch that is not confirmed yet is polled again after a block time, or this.
@@ -124,7 +124,7 @@ impl Session<'_> {
                 // The preferred endpoint may lag behind the others without an error.
                 let is_time = if self.chain.has_socket() {
                     self.asking.silent_polls > 0
-                        && self.asking.silent_polls.is_multiple_of(STALLED_POLLS)
+                        && self.asking.silent_polls.is_multiple_of(SILENT_POLLS)
                 } else {
                     self.asking.silent_polls.is_multiple_of(ALL_EVERY)
                 };
@@ -183,7 +183,7 @@ impl Session<'_> {
 
     /// Notes what an answer shows before its headers are followed. Returns whether another head was announced meanwhile.
     fn note_answer_to(&mut self, ask: &Ask, headers: &[Header]) -> bool {
-        self.chain.status.go_on(|cause| cause == Cause::Headers);
+        self.chain.status.clear(Cause::Headers);
         self.asking.failed = 0;
         self.note_answer();
         let heard_meanwhile = std::mem::take(&mut self.asking.heard_meanwhile);
@@ -218,7 +218,7 @@ impl Session<'_> {
             let soon = self.chain.config.profile.block_time.min(UNCONFIRMED_POLL);
             self.due.poll = self.due.poll.min(Instant::now() + soon);
         } else if *ask == Ask::Latest && self.canonical.ask().is_none() {
-            self.chain.status.go_on(|cause| cause == Cause::Finality);
+            self.chain.status.clear(Cause::Finality);
             self.asking.violated_since = None;
         }
     }
@@ -262,21 +262,21 @@ impl Session<'_> {
                  old for them, add one that keeps all blocks, or go on with the lowest block that they have: \
                  `ethhook skip --to` it"
             );
-            self.chain.status.stand_still(Cause::Missing, why, Needs::Operator);
+            self.chain.status.stalled(Cause::Missing, why, Needs::Operator);
         }
     }
 
     /// The next block has come, or no higher one was announced after all.
     fn nothing_missing(&mut self) {
         self.asking.missing_since = None;
-        self.chain.status.go_on(|cause| cause == Cause::Missing);
+        self.chain.status.clear(Cause::Missing);
     }
 
     /// A block has joined the chain: doubts about the nodes' answers are over.
     pub(super) fn has_grown(&mut self) {
         self.asking.violated_since = None;
         self.asking.dropped = 0;
-        self.chain.status.go_on(|cause| cause == Cause::Branch);
+        self.chain.status.clear(Cause::Branch);
         self.nothing_missing();
     }
 
@@ -309,7 +309,7 @@ impl Session<'_> {
                 let why = format!(
                     "the node is on another branch, whose block {hash} is not available: {error}"
                 );
-                self.chain.status.stand_still(Cause::Branch, why, Needs::Time);
+                self.chain.status.stalled(Cause::Branch, why, Needs::Time);
             }
         }
     }
@@ -336,7 +336,7 @@ impl Session<'_> {
         let published = self.published.back().map(|published| published.block.number);
         let (Some(head), Some(published)) = (head, published.filter(|p| head < Some(*p))) else {
             self.asking.below_since = None;
-            self.chain.status.go_on(|cause| cause == Cause::Head);
+            self.chain.status.clear(Cause::Head);
             return;
         };
         let since = *self.asking.below_since.get_or_insert_with(Instant::now);
@@ -345,7 +345,7 @@ impl Session<'_> {
                 "the node's head {head} is below the published block {published}: waiting until it has passed it, or \
                  shows another branch"
             );
-            self.chain.status.stand_still(Cause::Head, why, Needs::Time);
+            self.chain.status.stalled(Cause::Head, why, Needs::Time);
         }
     }
 
@@ -392,7 +392,7 @@ impl Session<'_> {
                 )
             }
         };
-        self.chain.status.stand_still(Cause::Finality, why, Needs::Time);
+        self.chain.status.stalled(Cause::Finality, why, Needs::Time);
         None
     }
 }

@@ -247,7 +247,7 @@ mod tests {
         for header in headers.clone() {
             assert!(session.heard(Head::Header(Box::new(header))).is_none());
         }
-        let told = || scene.standstill().map(|(why, _)| why);
+        let told = || scene.stall().map(|(why, _)| why);
         let mut fails = |block: &BlockRef, times| {
             (0..times).for_each(|_| session.not_fetched(block, &NodeError::Unknown));
             told()

@@ -355,7 +355,7 @@ impl Patience<'_> {
             Err(error) if error.is_retryable() => error,
             ended => {
                 if ended.is_ok() {
-                    self.writer.status.go_on(|cause| cause == Cause::Step);
+                    self.writer.status.clear(Cause::Step);
                 }
                 return Some(ended);
             }
@@ -374,7 +374,7 @@ impl Patience<'_> {
                 _ => Needs::Time,
             };
             let why = format!("Redis does not accept a step: {error}");
-            self.writer.status.stand_still(Cause::Step, why, needs);
+            self.writer.status.stalled(Cause::Step, why, needs);
         }
         tokio::time::sleep(self.waits.next().unwrap_or_default()).await;
         None
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_step_that_redis_does_not_take_for_a_while_is_a_standstill_until_it_is_in() {
+    async fn a_step_that_redis_does_not_take_for_a_while_is_a_stall_until_it_is_in() {
         let scene = Scene::of(ChainConfig::local([])).await;
         let session = scene.session().await;
         let refused = |kind| StepError::Redis(RedisFailure { kind, detail: "no".into() });
@@ -425,16 +425,16 @@ mod tests {
         {
             let mut patience = session.lane.writer.patience();
             assert!(patience.after(Err(refused(kind))).await.is_none());
-            assert_eq!(scene.standstill(), None, "one refusal");
+            assert_eq!(scene.stall(), None, "one refusal");
             patience.since -= TOLD_AFTER;
             assert!(patience.after(Err(refused(kind))).await.is_none());
             assert_eq!(
-                scene.standstill(),
+                scene.stall(),
                 Some(("Redis does not accept a step: Redis: no".into(), needs))
             );
             let taken = patience.after(Ok(Outcome::Duplicate { events: 0 })).await;
             assert!(taken.is_some_and(|taken| taken.is_ok()));
-            assert_eq!(scene.standstill(), None);
+            assert_eq!(scene.stall(), None);
         }
     }
 

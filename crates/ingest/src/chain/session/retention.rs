@@ -143,9 +143,9 @@ impl Session<'_> {
                     "the byte cap is reached and the group `{group}` has not read: the backfill waits; \
                      read with it, delete it with `ethhook groups delete`, or raise STREAM_MAX_BYTES"
                 );
-                self.chain.status.stand_still(Cause::Room, why, Needs::Operator);
+                self.chain.status.stalled(Cause::Room, why, Needs::Operator);
             }
-            _ => self.chain.status.go_on(|cause| cause == Cause::Room),
+            _ => self.chain.status.clear(Cause::Room),
         }
     }
 
@@ -250,7 +250,7 @@ mod tests {
     async fn g8_a_backfill_that_waits_for_a_group_says_so_until_there_is_room() {
         let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;
-        let told = || scene.standstill().map(|(why, _)| why);
+        let told = || scene.stall().map(|(why, _)| why);
         for (bytes, group, waits) in [
             (10, None, false),
             (9, Some("slow"), false),

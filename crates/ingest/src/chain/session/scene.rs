@@ -106,9 +106,9 @@ impl Scene {
         self.board.snapshot().remove(0).1
     }
 
-    /// Why the chain stands still, and what it needs; none if it does not.
-    pub(super) fn standstill(&self) -> Option<(String, Needs)> {
-        self.status().standstill().map(|standstill| (standstill.why.clone(), standstill.needs))
+    /// Why the chain is stalled, and what it needs; none if it does not.
+    pub(super) fn stall(&self) -> Option<(String, Needs)> {
+        self.status().stall().map(|stall| (stall.why.clone(), stall.needs))
     }
 
     /// All markers of the stream.

@@ -73,7 +73,7 @@ impl Session<'_> {
                     endpoint = position,
                     "the head rises, but the subscription is silent: subscribing again"
                 );
-                self.chain.metrics.stalls.inc();
+                self.chain.metrics.silent_subscriptions.inc();
                 endpoint.resubscribe();
                 heard.anew += 1;
                 (heard.head, heard.missed_since) = (Some(newest), None);
@@ -112,7 +112,7 @@ mod tests {
         session.watch_subscriptions(now);
         session.head = Some((2, 2));
         session.watch_subscriptions(now);
-        assert!(is_up() && scene.chain.metrics.stalls.get() == 0, "it may come yet");
+        assert!(is_up() && scene.chain.metrics.silent_subscriptions.get() == 0, "it may come yet");
         session.watch_subscriptions(now + scene.chain.poll_every());
         let lost = async {
             while is_up() {
@@ -120,7 +120,7 @@ mod tests {
             }
         };
         timeout(PATIENCE, lost).await.expect("the old subscription is given up");
-        assert_eq!(scene.chain.metrics.stalls.get(), 1);
+        assert_eq!(scene.chain.metrics.silent_subscriptions.get(), 1);
         assert_eq!(scene.chain.node.endpoints()[0].announced.pushed(), None);
         drop(session);
         let again = timeout(PATIENCE, scene.heads.recv()).await.unwrap();
@@ -138,7 +138,7 @@ mod tests {
         first.note_pushed(0, start);
         second.note_pushed(0, start);
         // When the first and the second sent a head, the newest head then, and the subscriptions made anew so far.
-        for (polls, pushes, newest, stalls) in [
+        for (polls, pushes, newest, found) in [
             (0, [None, None], None, 0),
             (1, [None, None], Some(7), 0), // it is known from a poll
             (9, [None, None], Some(7), 0), // blocks are rare
@@ -168,13 +168,17 @@ mod tests {
             }
             session.head = newest.map(|number| (number, number));
             session.watch_subscriptions(now);
-            assert_eq!(scene.chain.metrics.stalls.get(), stalls, "after {polls} polls");
+            assert_eq!(
+                scene.chain.metrics.silent_subscriptions.get(),
+                found,
+                "after {polls} polls"
+            );
         }
         first.unsubscribed();
         session.head = Some((99, 99));
         session.watch_subscriptions(at(40));
         session.watch_subscriptions(at(50));
-        assert_eq!(scene.chain.metrics.stalls.get(), 6, "only the second is there");
+        assert_eq!(scene.chain.metrics.silent_subscriptions.get(), 6, "only the second is there");
     }
 
     #[tokio::test]
@@ -185,16 +189,16 @@ mod tests {
         let announced = &scene.chain.node.endpoints()[0].announced;
         let (start, poll) = (Instant::now(), scene.chain.poll_every());
         announced.note_pushed(0, start);
-        let mut stalls = |halves: u32, newest| {
+        let mut found = |halves: u32, newest| {
             session.head = Some((newest, newest));
             session.watch_subscriptions(start + halves * poll / 2);
-            scene.chain.metrics.stalls.get()
+            scene.chain.metrics.silent_subscriptions.get()
         };
         // It was mined before the subscription began, and is known from a poll only now.
-        assert_eq!([stalls(0, 7), stalls(1, 8), stalls(6, 8)], [0; 3]);
+        assert_eq!([found(0, 7), found(1, 8), found(6, 8)], [0; 3]);
         // The head was false, and is corrected.
         announced.note_pushed(9, start + 4 * poll);
-        assert_eq!([stalls(8, 9_000), stalls(9, 10), stalls(10, 11), stalls(12, 12)], [0, 0, 0, 1]);
+        assert_eq!([found(8, 9_000), found(9, 10), found(10, 11), found(12, 12)], [0, 0, 0, 1]);
     }
 
     #[tokio::test]

@@ -91,7 +91,7 @@ impl Session<'_> {
     fn done(&mut self, done: Done) -> Option<End> {
         let metrics = &self.chain.metrics;
         if matches!(done, Done::Removed { .. } | Done::Finalized(_)) {
-            self.chain.status.go_on(|cause| cause == Cause::Refusal);
+            self.chain.status.clear(Cause::Refusal);
         }
         match done {
             Done::Duplicate { events } => {
@@ -117,7 +117,7 @@ impl Session<'_> {
                 }
                 self.finality.blocks_since += 1;
                 // Blocks fetched earlier may be added while no endpoint answers header requests.
-                self.chain.status.go_on(|cause| cause != Cause::Headers);
+                self.chain.status.clear_all_but(Cause::Headers);
             }
             Done::Removed { block } => {
                 metrics.removed.inc_by(block.events);
@@ -240,9 +240,9 @@ mod tests {
     async fn a_refusal_is_told_until_a_step_is_taken_and_not_until_a_session_is_open() {
         let node = serve(mined(3)).await;
         let mut scene = Scene::of(ChainConfig::local([EndpointConfig::of(&node)])).await;
-        let shown = |scene: &Scene| scene.standstill().map(|(why, _)| why);
+        let shown = |scene: &Scene| scene.stall().map(|(why, _)| why);
         for (cause, why) in [(Cause::Refusal, "no rights"), (Cause::Opening, "Redis is away")] {
-            scene.chain.status.stand_still(cause, why.to_owned(), Needs::Operator);
+            scene.chain.status.stalled(cause, why.to_owned(), Needs::Operator);
         }
         assert_eq!(shown(&scene).as_deref(), Some("Redis is away"));
         drop(scene.chain.open().await);
@@ -261,10 +261,10 @@ mod tests {
         let mut session = scene.session().await;
         session.hear(1..=2);
         session.publish().await;
-        scene.chain.status.stand_still(Cause::Refusal, "no rights".to_owned(), Needs::Operator);
+        scene.chain.status.stalled(Cause::Refusal, "no rights".to_owned(), Needs::Operator);
         session.finality.next = session.published.back().map(|published| published.block);
         session.publish().await;
-        assert!(scene.standstill().is_none());
+        assert!(scene.stall().is_none());
     }
 
     #[tokio::test]

@@ -85,11 +85,11 @@ async fn a_head_past_the_last_block_shows_that_the_subscription_is_alive() {
     let config = ChainConfig { end_block: Some(2), ..ChainConfig::local([]) };
     let scene = Scene::of(config).await;
     let mut session = scene.session().await;
-    session.asking.silent_polls = STALLED_POLLS;
+    session.asking.silent_polls = SILENT_POLLS;
     let due = session.due.poll;
     session.head = Some((10_000, 10_000));
     session.hear(10_000..=10_000);
-    assert_eq!(session.asking.silent_polls, STALLED_POLLS, "it tells nothing new");
+    assert_eq!(session.asking.silent_polls, SILENT_POLLS, "it tells nothing new");
     session.head = Some((9_999, 9_999));
     session.hear(10_000..=10_000);
     assert_eq!(session.asking.silent_polls, 0);
@@ -138,13 +138,13 @@ async fn g10_a_contradiction_is_an_alarm_only_where_somebody_answers_and_nobody_
     assert!(session.asking.judging.is_none() && session.alarm.is_none());
     session.judged(judgement(false, Ok(Holds::Someone)));
     assert!(session.asking.heard_otherwise && session.alarm.is_none());
-    assert!(scene.standstill().is_some());
+    assert!(scene.stall().is_some());
     session.answered((Ask::Latest, Ok(vec![header(1, 'a')])));
-    assert!(scene.standstill().is_none(), "the node no longer says so");
+    assert!(scene.stall().is_none(), "the node no longer says so");
     // One that may have it cannot be asked for now.
     let not_known = || Ok(Holds::NotKnown(RpcError::RateLimited(None).into()));
     session.judged(judgement(false, not_known()));
-    assert!(scene.standstill().is_some() && session.alarm.is_none());
+    assert!(scene.stall().is_some() && session.alarm.is_none());
     // In the end all are asked, even those that asked us to wait.
     let asks_urgently = async |session: &mut Session<'_>| {
         session.violated(of(5));
@@ -370,8 +370,8 @@ async fn an_address_of_another_chain_needs_an_operator_and_any_other_failure_onl
         for _ in 0..TROUBLE_AFTER {
             assert!(session.answered((Ask::Latest, Err(error.clone().into()))).is_none());
         }
-        assert_eq!(scene.standstill().map(|(_, needs)| needs), needs, "{error}");
-        scene.chain.status.go_on(|_| true);
+        assert_eq!(scene.stall().map(|(_, needs)| needs), needs, "{error}");
+        scene.chain.status.clear(Cause::Headers);
     }
 }
 
@@ -407,10 +407,10 @@ async fn a_node_that_never_names_its_head_is_told() {
     let scene = Scene::of(ChainConfig::local([])).await;
     let mut session = scene.session().await;
     for _ in 0..TROUBLE_AFTER {
-        assert!(scene.standstill().is_none());
+        assert!(scene.stall().is_none());
         session.answered((Ask::Latest, Err(NodeError::Unknown)));
     }
-    let (why, needs) = scene.standstill().unwrap();
+    let (why, needs) = scene.stall().unwrap();
     assert_eq!(
         (why.as_str(), needs),
         ("the head is not available: no endpoint has it", Needs::Time)
@@ -432,13 +432,13 @@ async fn a_head_that_stays_below_the_published_block_is_told_until_it_has_passed
         answer(&mut session, 1);
         assert!(std::mem::take(&mut session.asking.heard_otherwise), "all are asked next");
     }
-    assert!(scene.standstill().is_none());
+    assert!(scene.stall().is_none());
     *session.asking.below_since.as_mut().unwrap() -= MISSING_AFTER;
     answer(&mut session, 2);
-    let (why, _) = scene.standstill().unwrap();
+    let (why, _) = scene.stall().unwrap();
     assert!(why.starts_with("the node's head 2 is below the published block 3"), "{why}");
     answer(&mut session, 3);
-    assert!(scene.standstill().is_none());
+    assert!(scene.stall().is_none());
 }
 
 #[tokio::test]
@@ -448,7 +448,7 @@ async fn a_branch_that_cannot_be_followed_is_told_until_the_chain_grows() {
     session.hear(1..=3);
     session.publish().await;
     for _ in 0..TROUBLE_AFTER {
-        assert!(scene.standstill().is_none());
+        assert!(scene.stall().is_none());
         session.answered((Ask::Latest, Ok(vec![header(9, 'b')])));
         let ask = session.ask().unwrap();
         session.answered((ask, Ok(vec![header(4, 'b')])));
@@ -456,12 +456,12 @@ async fn a_branch_that_cannot_be_followed_is_told_until_the_chain_grows() {
         assert_eq!(ask, Ask::Hash(header(3, 'b').block.hash));
         session.answered((ask, Err(NodeError::Unknown)));
     }
-    let (why, _) = scene.standstill().unwrap();
+    let (why, _) = scene.stall().unwrap();
     assert!(why.starts_with("the node is on another branch, whose block 0x"), "{why}");
     session.answered((Ask::Latest, Ok(vec![header(3, 'a')])));
-    assert!(scene.standstill().is_some(), "it may come back");
+    assert!(scene.stall().is_some(), "it may come back");
     session.hear(4..=4);
-    assert!(scene.standstill().is_none());
+    assert!(scene.stall().is_none());
 }
 
 #[tokio::test]
