@@ -41,8 +41,8 @@ pub async fn run(
     status: StatusBoard,
     cancel: CancellationToken,
 ) {
-    let slots = options.max_chains.map_or(chains.len(), |most| most.get() as usize);
-    let slots = Arc::new(Semaphore::new(slots));
+    let max_chains = options.max_chains.map_or(chains.len(), |most| most.get() as usize);
+    let chain_permits = Arc::new(Semaphore::new(max_chains));
     let start = |config: &ChainConfig| {
         let span = info_span!("ingest", chain = config.profile.name);
         chain::Chain::run(
@@ -51,7 +51,7 @@ pub async fn run(
             streams.clone(),
             metrics.clone(),
             status.clone(),
-            Arc::clone(&slots),
+            Arc::clone(&chain_permits),
             cancel.clone(),
         )
         .instrument(span)

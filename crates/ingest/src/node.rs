@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use self::blocks::SPAN_PATIENCE;
-pub(crate) use self::blocks::{Outcome, Plan};
+pub(crate) use self::blocks::{FetchedBlock, Plan};
 use crate::config::{ChainConfig, Fetch};
 use crate::metrics::ChainMetrics;
 use crate::rpc::{
@@ -134,8 +134,8 @@ pub(crate) struct Node {
     genesis: Genesis,
     /// Requests in a row for the finalized block that failed.
     refused_tags: AtomicU32,
-    /// Blocks of whose receipts, with another root than the header's, no endpoint had others.
-    undisputed: Streak,
+    /// Consecutive blocks whose receipts miss the header's root on every endpoint asked.
+    unproven_streak: Streak,
 }
 
 impl Node {
@@ -156,7 +156,7 @@ impl Node {
                 endpoints,
                 genesis,
                 refused_tags: AtomicU32::new(0),
-                undisputed: Streak::default(),
+                unproven_streak: Streak::default(),
             },
             sockets,
         )
@@ -355,7 +355,7 @@ impl Node {
                 Err(error) => {
                     // Some providers answer only the first calls of a batch.
                     if error.may_be_of_size() {
-                        attempt.endpoint().was_too_much(About::Headers, asked);
+                        attempt.endpoint().note_batch_too_large(About::Headers, asked);
                     }
                     Err(error.into())
                 }

@@ -79,8 +79,8 @@ pub(crate) struct Chain {
     /// The last session ended because another branch replaced all of its blocks; since then the genesis block was
     /// checked.
     may_be_replaced: bool,
-    /// Slots for chains that this process may hold; one is taken before the lease.
-    slots: Arc<Semaphore>,
+    /// A permit for each chain that this process may hold; one is taken before the lease.
+    chain_permits: Arc<Semaphore>,
 }
 
 impl Chain {
@@ -91,7 +91,7 @@ impl Chain {
         streams: Streams,
         metrics: Metrics,
         status: StatusBoard,
-        slots: Arc<Semaphore>,
+        chain_permits: Arc<Semaphore>,
         cancel: CancellationToken,
     ) {
         let metrics = ChainMetrics::new(&metrics, &config.profile.name);
@@ -116,7 +116,7 @@ impl Chain {
             epoch: None,
             last_reset: None,
             may_be_replaced: false,
-            slots,
+            chain_permits,
         };
         let sessions = chain.sessions(&mut heads, &cancel);
         tokio::select! {

@@ -23,7 +23,7 @@ pub(super) struct Opened {
     pub(super) canonical: CanonicalChain,
     pub(super) published: Vec<PublishedBlock>,
     /// Released when the session ends, so that another chain can be opened instead.
-    pub(super) _slot: OwnedSemaphorePermit,
+    pub(super) _permit: OwnedSemaphorePermit,
 }
 
 /// Why a session could not be opened.
@@ -54,7 +54,7 @@ impl Chain {
             .without_max_times()
             .build();
         loop {
-            let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            let Ok(permit) = Arc::clone(&self.chain_permits).try_acquire_owned() else {
                 let why = "standing by: this instance has as many chains as MAX_CHAINS_PER_INSTANCE allows";
                 self.status.stalled(Cause::Opening, why.to_owned(), Needs::Turn);
                 if let Ok(held) = self.streams.cursor(self.id()).await {
@@ -63,7 +63,7 @@ impl Chain {
                 tokio::time::sleep(self.options.lease_ttl / 3).await;
                 continue;
             };
-            match self.try_open(slot).await {
+            match self.try_open(permit).await {
                 Ok(opened) => {
                     // Only a successful step shows that Redis no longer refuses one.
                     self.status.clear_all_but(Cause::Refusal);
@@ -78,7 +78,7 @@ impl Chain {
         }
     }
 
-    async fn try_open(&mut self, slot: OwnedSemaphorePermit) -> Result<Opened, NotYet> {
+    async fn try_open(&mut self, permit: OwnedSemaphorePermit) -> Result<Opened, NotYet> {
         let held = self.read_cursor().await?;
         // Checked before asking the node anything, because a standby comes here again and again.
         self.check_lease_is_free().await?;
@@ -90,7 +90,7 @@ impl Chain {
         };
         self.check_end(held.as_ref().or(first.as_ref()))?;
         let publisher = self.take_lease(first).await?;
-        self.restore(publisher, slot).await
+        self.restore(publisher, permit).await
     }
 
     /// The cursor in Redis; none if the stream has not begun, or is lost.
@@ -157,7 +157,7 @@ impl Chain {
     async fn restore(
         &self,
         mut publisher: Publisher,
-        slot: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> Result<Opened, NotYet> {
         let cursor = publisher.cursor();
         let published = match self.streams.window(self.id(), cursor).await {
@@ -179,7 +179,7 @@ impl Chain {
         );
         let tip = published.last().map(|p| p.block.number);
         self.status.update(|status| status.tip = tip);
-        Ok(Opened { publisher, canonical, published, _slot: slot })
+        Ok(Opened { publisher, canonical, published, _permit: permit })
     }
 
     fn show_alarm(&self, held: Option<&Cursor>) {
@@ -435,7 +435,7 @@ mod tests {
         assert_eq!(scene.chain.metrics.alarm.get(), 1);
         // Also where the chain is left to another instance.
         scene.redis.ask::<i64>("HSET cursor:{events:31337} alarm ").await.unwrap();
-        let _slot = Arc::clone(&scene.chain.slots).try_acquire_owned().unwrap();
+        let _permit = Arc::clone(&scene.chain.chain_permits).try_acquire_owned().unwrap();
         assert!(timeout(Duration::from_millis(500), scene.chain.open()).await.is_err());
         assert_eq!(scene.chain.metrics.alarm.get(), 0);
     }
@@ -471,8 +471,8 @@ mod tests {
     }
 
     async fn try_open(scene: &mut Scene) -> Result<Opened, NotYet> {
-        let slot = Arc::clone(&scene.chain.slots).try_acquire_owned().unwrap();
-        scene.chain.try_open(slot).await
+        let permit = Arc::clone(&scene.chain.chain_permits).try_acquire_owned().unwrap();
+        scene.chain.try_open(permit).await
     }
 
     /// The step that adds a block without events.

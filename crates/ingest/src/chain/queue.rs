@@ -33,30 +33,30 @@ struct Pending {
     /// It failed a check, perhaps because of other blocks in the message: it is fetched separately,
     /// by its hash.
     alone: bool,
-    body: Slot,
+    body: BodyState,
 }
 
-enum Slot {
+enum BodyState {
     Wanted { not_before: Option<Instant> },
-    Fetching { _until_dropped: Arc<Fetch> },
+    Fetching { _until_dropped: Arc<FetchGuard> },
     Here(Verified),
 }
 
 impl Pending {
     fn is_here(&self) -> bool {
-        matches!(self.body, Slot::Here(_))
+        matches!(self.body, BodyState::Here(_))
     }
 
     /// Whether it waits to be fetched, and not for a later time.
     fn is_due(&self, now: Instant) -> bool {
-        matches!(self.body, Slot::Wanted { not_before } if not_before.is_none_or(|at| at <= now))
+        matches!(self.body, BodyState::Wanted { not_before } if not_before.is_none_or(|at| at <= now))
     }
 }
 
 /// A fetch under way; it is aborted when no block waits for it any more.
-struct Fetch(AbortHandle);
+struct FetchGuard(AbortHandle);
 
-impl Drop for Fetch {
+impl Drop for FetchGuard {
     fn drop(&mut self) {
         self.0.abort(); // no effect if it is finished
     }
@@ -92,7 +92,7 @@ pub(super) enum Next {
 pub(super) struct Queue {
     items: VecDeque<Item>,
     waiting_logs: usize,
-    fetches: Vec<Weak<Fetch>>,
+    fetches: Vec<Weak<FetchGuard>>,
     /// Logs expected from a fetch under way: as many as in the largest recent block.
     usual_logs: usize,
 }
@@ -131,8 +131,8 @@ impl Queue {
         }
         self.items.extend(change.new.into_iter().map(|header| {
             let body = match told_by(&header) {
-                Some(verified) => Slot::Here(verified),
-                None => Slot::Wanted { not_before: None },
+                Some(verified) => BodyState::Here(verified),
+                None => BodyState::Wanted { not_before: None },
             };
             Item::Add(Box::new(Pending { header, heard, attempts: 0, alone: false, body }))
         }));
@@ -178,12 +178,12 @@ impl Queue {
 
     /// Records that the blocks returned by `next_fetch` are being fetched.
     pub(super) fn fetching(&mut self, hashes: &[B256], abort: AbortHandle) {
-        let fetch = Arc::new(Fetch(abort));
+        let fetch = Arc::new(FetchGuard(abort));
         self.fetches.retain(|fetch| fetch.strong_count() > 0);
         self.fetches.push(Arc::downgrade(&fetch));
         for hash in hashes {
             if let Some(pending) = self.find(*hash) {
-                pending.body = Slot::Fetching { _until_dropped: Arc::clone(&fetch) };
+                pending.body = BodyState::Fetching { _until_dropped: Arc::clone(&fetch) };
             }
         }
     }
@@ -192,7 +192,7 @@ impl Queue {
     pub(super) fn fetched(&mut self, hash: B256, verified: Verified) {
         let logs = verified.logs.len();
         if let Some(pending) = self.find(hash).filter(|pending| !pending.is_here()) {
-            pending.body = Slot::Here(verified);
+            pending.body = BodyState::Here(verified);
             self.waiting_logs += logs;
             self.usual_logs = logs.max(self.usual_logs / 8 * 7);
         }
@@ -206,14 +206,14 @@ impl Queue {
         pending.alone |= alone;
         let attempts = pending.attempts;
         let wait = Duration::from_millis(25 << attempts.min(7)).min(Duration::from_secs(2));
-        pending.body = Slot::Wanted { not_before: Some(now + wait) };
+        pending.body = BodyState::Wanted { not_before: Some(now + wait) };
         Some(attempts)
     }
 
     /// Whether a block up to height `up_to` waits to be fetched, and could be fetched now.
     pub(super) fn wants_fetch(&self, up_to: u64) -> bool {
         let wanted = |pending: &Pending| {
-            matches!(pending.body, Slot::Wanted { .. }) && pending.header.block.number <= up_to
+            matches!(pending.body, BodyState::Wanted { .. }) && pending.header.block.number <= up_to
         };
         !self.is_busy() && self.to_fetch(1).any(wanted)
     }
@@ -227,7 +227,7 @@ impl Queue {
         in_reach
             .filter(|pending| pending.header.block.number <= limits.up_to)
             .filter_map(|pending| match pending.body {
-                Slot::Wanted { not_before } => not_before.filter(|at| *at > now),
+                BodyState::Wanted { not_before } => not_before.filter(|at| *at > now),
                 _ => None,
             })
             .min()
@@ -258,9 +258,12 @@ impl Queue {
         match self.items.pop_front()? {
             Item::Undo(block) => Some(Next::Undo(block)),
             Item::Add(pending) => match *pending {
-                Pending { header: Header { block, .. }, heard, body: Slot::Here(body), .. }
-                    if up_to.is_some_and(|up_to| block.number <= up_to) =>
-                {
+                Pending {
+                    header: Header { block, .. },
+                    heard,
+                    body: BodyState::Here(body),
+                    ..
+                } if up_to.is_some_and(|up_to| block.number <= up_to) => {
                     self.waiting_logs -= body.logs.len();
                     Some(Next::Add { block, heard, body })
                 }
@@ -305,7 +308,7 @@ impl Queue {
     }
 
     fn forget(&mut self, pending: Pending) {
-        if let Slot::Here(verified) = pending.body {
+        if let BodyState::Here(verified) = pending.body {
             self.waiting_logs -= verified.logs.len();
         }
     }
@@ -471,7 +474,7 @@ mod tests {
             assert!(queue.next_fetch(&one_by_one(9), now).is_empty());
             assert_eq!(queue.next_fetch(&one_by_one(9), due).len(), 1);
             // Makes it due now.
-            queue.find(keccak256("1a")).unwrap().body = Slot::Wanted { not_before: None };
+            queue.find(keccak256("1a")).unwrap().body = BodyState::Wanted { not_before: None };
         }
         assert_eq!(queue.failed(keccak256("9z"), false, now), None);
     }

@@ -33,7 +33,7 @@ use tracing::info;
 use super::open::Opened;
 use super::queue::Queue;
 use super::{Chain, End};
-use crate::node::{NodeError, Outcome};
+use crate::node::{FetchedBlock, NodeError};
 use crate::rpc::{Head, RpcError};
 use crate::status::{Cause, Lag, Needs};
 use apart::Apart;
@@ -51,11 +51,11 @@ const TROUBLE_AFTER: u32 = 8;
 
 /// At most one running operation of its kind; `None` once it is done.
 type Running<'a, T> = Option<BoxFuture<'a, T>>;
-type Fetched = (Vec<BlockRef>, Result<Vec<Outcome>, Aborted>);
+type Fetched = (Vec<BlockRef>, Result<Vec<FetchedBlock>, Aborted>);
 
 struct Session<'a> {
     chain: &'a Chain,
-    _slot: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
     lane: Lane,
     canonical: CanonicalChain,
     /// From the finalized block, or else the first, to the tip of the stream.
@@ -153,7 +153,7 @@ impl<'a> Session<'a> {
         chain.status.update(|status| status.polled_every = chain.poll_every());
         Self {
             chain,
-            _slot: opened._slot,
+            _permit: opened._permit,
             lane: Lane::new(writer, opened.publisher),
             canonical: opened.canonical,
             published: opened.published.into(),

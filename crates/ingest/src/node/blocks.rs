@@ -29,7 +29,7 @@ pub(crate) struct Plan {
 }
 
 /// The result for one block of several.
-pub(crate) type Outcome = Result<Verified, NodeError>;
+pub(crate) type FetchedBlock = Result<Verified, NodeError>;
 
 impl Node {
     /// The logs of `header`'s block, if the header alone proves them.
@@ -46,7 +46,7 @@ impl Node {
     }
 
     /// The checked logs of `header`'s block, by one request.
-    pub(crate) async fn block(&self, header: &Header) -> Outcome {
+    pub(crate) async fn block(&self, header: &Header) -> FetchedBlock {
         let ((first, verified), mut lacking) = self
             .first_to_have(self.for_contents(), LEAST_PATIENCE, async |attempt| {
                 Ok((attempt.endpoint(), self.checked(&attempt, header).await?))
@@ -63,7 +63,7 @@ impl Node {
     ///
     /// # Errors
     /// If none of them could be fetched.
-    pub(crate) async fn blocks(&self, headers: &[Header]) -> Result<Vec<Outcome>, NodeError> {
+    pub(crate) async fn blocks(&self, headers: &[Header]) -> Result<Vec<FetchedBlock>, NodeError> {
         if let [header] = headers {
             return Ok(vec![self.block(header).await]);
         }
@@ -108,7 +108,7 @@ impl Node {
         &self,
         attempt: &Attempt<'_>,
         headers: &[Header],
-    ) -> Result<Vec<Outcome>, NodeError> {
+    ) -> Result<Vec<FetchedBlock>, NodeError> {
         let follow_each_other =
             headers.windows(2).all(|pair| pair[1].block.number == pair[0].block.number + 1);
         match self.way(attempt.endpoint(), headers.len()) {
@@ -133,9 +133,9 @@ impl Node {
         about: About,
         headers: &'a [Header],
         ask: impl Fn(&'a [Header]) -> F,
-    ) -> Result<Vec<Outcome>, NodeError>
+    ) -> Result<Vec<FetchedBlock>, NodeError>
     where
-        F: Future<Output = Result<Vec<Outcome>, NodeError>>,
+        F: Future<Output = Result<Vec<FetchedBlock>, NodeError>>,
     {
         let mut outcomes = Vec::with_capacity(headers.len());
         let mut rest = headers;
@@ -165,7 +165,7 @@ impl Node {
         &self,
         attempt: &Attempt<'_>,
         headers: &[Header],
-    ) -> Result<Vec<Outcome>, NodeError> {
+    ) -> Result<Vec<FetchedBlock>, NodeError> {
         let (Some(first), Some(last)) = (headers.first(), headers.last()) else {
             return Ok(Vec::new());
         };
@@ -178,7 +178,7 @@ impl Node {
         let verified = verify::verify_range(&self.profile, headers, logs);
         let verified = verified.map_err(|failure| {
             // It may have been cut short.
-            attempt.endpoint().was_too_much(About::Logs, headers.len());
+            attempt.endpoint().note_batch_too_large(About::Logs, headers.len());
             check_failed(attempt.endpoint(), failure)
         })?;
         Ok(verified.into_iter().map(Ok).collect())
@@ -189,12 +189,12 @@ impl Node {
         &self,
         attempt: &Attempt<'_>,
         headers: &[Header],
-    ) -> Result<Vec<Outcome>, NodeError> {
+    ) -> Result<Vec<FetchedBlock>, NodeError> {
         let params: Vec<_> = headers.iter().map(|header| json!([header.block.hash])).collect();
         let items = attempt.call_each::<Vec<Receipt>>(About::Receipts, &params).await?;
         let refused = items.iter().filter(|item| item.is_err()).count();
         if 2 * refused > headers.len() {
-            attempt.endpoint().was_too_much(About::Receipts, headers.len());
+            attempt.endpoint().note_batch_too_large(About::Receipts, headers.len());
         }
         let outcomes = headers.iter().zip(items).map(|(header, item)| match item {
             Ok(Some(receipts)) => {
@@ -212,16 +212,16 @@ impl Node {
         Ok(outcomes.collect())
     }
 
-    pub(super) async fn checked(&self, attempt: &Attempt<'_>, header: &Header) -> Outcome {
+    pub(super) async fn checked(&self, attempt: &Attempt<'_>, header: &Header) -> FetchedBlock {
         let body = self.body(attempt, header).await?;
         self.held_against(attempt.endpoint(), header, body)
     }
 
-    fn held_against(&self, endpoint: &Endpoint, header: &Header, body: Body) -> Outcome {
+    fn held_against(&self, endpoint: &Endpoint, header: &Header, body: Body) -> FetchedBlock {
         let verified = verify::verify(&self.profile, header, body)
             .map_err(|failure| check_failed(endpoint, failure))?;
         if verified.proof == Proof::ReceiptsRoot {
-            self.undisputed.end();
+            self.unproven_streak.end();
         }
         Ok(verified)
     }
@@ -282,7 +282,7 @@ impl Node {
         if matches!(error, RpcError::NotOffered(_)) && endpoint.offers_receipts() {
             let method = About::Receipts.method();
             warn!(endpoint = endpoint.metrics.position, method, "method not offered");
-            endpoint.lacks_receipts();
+            endpoint.note_receipts_refused();
         }
     }
 }

@@ -10,7 +10,7 @@ use ethhook_domain::{Header, Proof};
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::blocks::{Outcome, SPAN_PATIENCE};
+use super::blocks::{FetchedBlock, SPAN_PATIENCE};
 use super::{Node, NodeError, OTHERS_PATIENCE, distrust};
 use crate::rpc::{Attempt, Endpoint};
 
@@ -42,7 +42,7 @@ impl Node {
             }
         }
         if self.is_disputable(&verified) {
-            verified = self.undisputed(answerer, header, verified).await?;
+            verified = self.settle_dispute(answerer, header, verified).await?;
         }
         Ok((answerer, verified))
     }
@@ -55,9 +55,9 @@ impl Node {
         &self,
         answerer: &Endpoint,
         headers: &[Header],
-        outcomes: &mut [Outcome],
+        outcomes: &mut [FetchedBlock],
     ) -> Result<(), NodeError> {
-        let unproven = |outcome: &Outcome| outcome.as_ref().is_ok_and(is_unproven);
+        let unproven = |outcome: &FetchedBlock| outcome.as_ref().is_ok_and(is_unproven);
         if !outcomes.iter().any(unproven) {
             return Ok(());
         }
@@ -73,17 +73,17 @@ impl Node {
     /// Whether another endpoint should be asked for the receipts, because their root is not the header's. If that is so
     /// of block after block, and nobody has others, it is probably the chain's way to encode receipts.
     pub(super) fn is_disputable(&self, verified: &Verified) -> bool {
-        verified.root_differs && !self.undisputed.has(ENOUGH_UNDISPUTED, UNDISPUTED_REMEMBERED)
+        verified.root_differs && !self.unproven_streak.has(ENOUGH_UNDISPUTED, UNDISPUTED_REMEMBERED)
     }
 
     /// The block as the receipts root proves it, if another endpoint has it so; else as `answerer` gave it, unless
     /// another contradicts that without proof.
-    async fn undisputed(
+    async fn settle_dispute(
         &self,
         answerer: &Endpoint,
         header: &Header,
         verified: Verified,
-    ) -> Outcome {
+    ) -> FetchedBlock {
         let differ = || Failure {
             check: Check::ReceiptsRoot,
             detail: format!("another endpoint has other receipts of {}", header.block),
@@ -96,7 +96,7 @@ impl Node {
             Some((_, theirs)) if theirs.logs != verified.logs => return Err(differ().into()),
             _ => {}
         }
-        self.undisputed.note();
+        self.unproven_streak.note();
         warn!(
             endpoint = answerer.metrics.position,
             block = %header.block,
@@ -127,7 +127,7 @@ impl Node {
         &self,
         answerer: &Endpoint,
         headers: &[Header],
-    ) -> Result<Vec<Outcome>, NodeError> {
+    ) -> Result<Vec<FetchedBlock>, NodeError> {
         for other in self.others(answerer) {
             let attempt = Attempt::with(other);
             let asked = timeout(SPAN_PATIENCE, self.several(&attempt, headers)).await;
@@ -151,8 +151,8 @@ fn is_unproven(verified: &Verified) -> bool {
 
 /// Notes that some endpoints lack logs that `answerer` has.
 pub(super) fn note_lacks(answerer: &Endpoint, lacking: &[&Endpoint]) {
-    answerer.has_logs();
-    lacking.iter().for_each(|endpoint| endpoint.lacks_logs());
+    answerer.note_logs_given();
+    lacking.iter().for_each(|endpoint| endpoint.note_logs_missing());
 }
 
 #[cfg(test)]
@@ -207,7 +207,7 @@ mod tests {
         let asked = views.each_ref().map(|view| view.stats().requests(RECEIPTS));
         assert_eq!(asked, [20, enough as u64 - 1]);
         // Later, and after a block that is proven, another is asked again.
-        both.undisputed.age(UNDISPUTED_REMEMBERED);
+        both.unproven_streak.age(UNDISPUTED_REMEMBERED);
         let asks = async |header: &Header| {
             views[1].stats().reset();
             both.block(header).await.unwrap();

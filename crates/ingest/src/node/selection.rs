@@ -92,7 +92,7 @@ impl Node {
                 () = tokio::time::sleep(left), if rest.len() > 0 => {
                     let slow = newest.take_if(|newest| newest.left_of(patience(newest)).is_zero());
                     if let Some(slow) = slow {
-                        slow.endpoint().was_slow(patience(&slow));
+                        slow.endpoint().note_slow(patience(&slow));
                         // The time for several blocks says nothing about when an answer about one
                         // is late.
                         if least_patience < SPAN_PATIENCE {

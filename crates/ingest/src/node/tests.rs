@@ -88,7 +88,7 @@ async fn the_endpoint_where_a_message_has_to_wait_least_is_asked_first() {
         scene.node.by_wait().iter().map(position).collect::<Vec<_>>()
     };
     let headers = scene.node.by_numbers(1..=3).await.unwrap();
-    endpoints[0].was_too_much(About::Logs, 4);
+    endpoints[0].note_batch_too_large(About::Logs, 4);
     assert_eq!((order(), scene.node.plan().blocks), (vec![0, 1, 2], 2));
     endpoints[0].fall_behind(300);
     assert_eq!((order(), scene.node.plan().blocks), (vec![1, 2, 0], 4));
@@ -171,7 +171,7 @@ async fn g7_one_message_asks_for_as_many_blocks_as_the_endpoint_takes() {
     let headers = scene.node.by_numbers(1..=3).await.unwrap();
     scene.views[0].stats().reset();
     for about in [About::Headers, About::Logs] {
-        scene.node.endpoints[0].was_too_much(about, 4);
+        scene.node.endpoints[0].note_batch_too_large(about, 4);
     }
     assert_eq!(scene.node.plan().blocks, 2);
     assert_eq!(scene.node.by_numbers(1..=3).await.unwrap(), headers[..2]);
@@ -288,7 +288,7 @@ async fn where_logs_prove_too_little_who_refuses_receipts_is_asked_last_and_for_
     // One that is set aside comes after all others.
     let (node, _) = Node::new(&config, &heads, &metrics);
     let first = || node.for_contents()[0].metrics.position;
-    node.endpoints[0].lacks_receipts();
+    node.endpoints[0].note_receipts_refused();
     assert_eq!(first(), 1);
     node.endpoints[1].set_aside(Duration::from_secs(60), None);
     assert_eq!(first(), 0);
@@ -315,7 +315,7 @@ async fn blocks_are_fetched_in_the_cheapest_way_that_proves_enough() {
         let node = node_of(fetch, verify, url);
         let endpoint = &node.endpoints[0];
         assert_eq!(node.way(endpoint, blocks), way, "{fetch:?} {verify:?} {url} {blocks}");
-        endpoint.lacks_receipts();
+        endpoint.note_receipts_refused();
         let only = if node.needs_receipts() { About::Receipts } else { About::Logs };
         assert_eq!(node.way(endpoint, blocks), only, "{fetch:?} {verify:?} {url} {blocks}");
     }

@@ -194,9 +194,9 @@ impl<'a> Attempt<'a> {
             _ => None,
         });
         let accepted = calls - refusals.clone().count();
-        self.endpoint.accepted(u32::try_from(accepted).unwrap_or(u32::MAX));
+        self.endpoint.note_accepted(u32::try_from(accepted).unwrap_or(u32::MAX));
         if let Some((error, wait)) = refusals.clone().next() {
-            self.be_patient(method, error, wait, asked);
+            self.back_off(method, error, wait, asked);
         }
         Ok(items)
     }
@@ -235,12 +235,12 @@ impl<'a> Attempt<'a> {
             })
             .await;
         match &answer {
-            Ok(_) => self.endpoint.with_span(about, |span| span.took(blocks, bytes)),
+            Ok(_) => self.endpoint.with_batch_size(about, |size| size.took(blocks, bytes)),
             Err(error) if blocks > 1 && error.may_be_of_size() => {
                 debug!(endpoint = self.endpoint.metrics.position, ?about, blocks, %error, "requested too much at once");
                 let suggested = error.suggested_blocks();
                 self.endpoint
-                    .with_span(about, |span| span.refused(blocks, suggested, Instant::now()));
+                    .with_batch_size(about, |size| size.refused(blocks, suggested, Instant::now()));
             }
             Err(_) => {}
         }
@@ -277,7 +277,7 @@ impl<'a> Attempt<'a> {
         match &result {
             Err(RpcError::SetAside(_)) => return result, // the socket sent nothing
             Err(error @ RpcError::RateLimited(wait)) => {
-                self.be_patient(method, error, *wait, since);
+                self.back_off(method, error, *wait, since);
             }
             Err(error) if error.is_endpoint_failure() => {
                 warn!(endpoint = self.endpoint.metrics.position, method, %error, "request failed");
@@ -299,9 +299,9 @@ impl<'a> Attempt<'a> {
     }
 
     /// Sets the endpoint aside for as long as it asks, in answer to a message that was made at `asked`, and slows down.
-    fn be_patient(&self, method: &str, error: &RpcError, wait: Option<Duration>, asked: Instant) {
+    fn back_off(&self, method: &str, error: &RpcError, wait: Option<Duration>, asked: Instant) {
         let wait = wait.unwrap_or(USUAL_WAIT);
-        self.endpoint.refused(asked, wait);
+        self.endpoint.note_refused(asked, wait);
         if !self.endpoint.is_set_aside() {
             let endpoint = self.endpoint.metrics.position;
             warn!(endpoint, method, %error, ?wait, "endpoint set aside");
@@ -358,7 +358,7 @@ impl<'a> Attempt<'a> {
         let is_answer =
             matches!(result, Ok(_) | Err(RpcError::Answer { .. } | RpcError::NotOffered(_)));
         if is_answer && calls == 1 {
-            endpoint.accepted(1);
+            endpoint.note_accepted(1);
         }
         sent.outcome = result.as_ref().map_or_else(RpcError::outcome, |_| "ok");
         sent.failed = result.as_ref().map_or_else(|_| Vec::new(), Brought::failed);

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::announced::Announced;
+use super::batch_size::BatchSize;
 use super::breaker::Breaker;
 use super::cost::Prices;
 use super::genesis::Genesis;
@@ -18,7 +19,6 @@ use super::http::HttpClient;
 use super::latency::Latency;
 use super::pace::Pace;
 use super::redaction::Redaction;
-use super::span::Span;
 use super::streak::Streak;
 use super::throttle::Throttle;
 use super::ws::{Connection, FIRST_REQUEST, Head, Shared, WsClient};
@@ -76,7 +76,7 @@ pub(crate) struct Endpoint {
     /// How many they are.
     held: AtomicU32,
     /// How many blocks to ask about at once, indexed by [`About`].
-    spans: [Mutex<Span>; 3],
+    batch_sizes: [Mutex<BatchSize>; 3],
     pub(super) next_id: AtomicU64,
     /// Whether it was found to serve this chain; a WebSocket that connects doubts it.
     pub(super) identified: Arc<AtomicBool>,
@@ -157,7 +157,7 @@ impl Endpoint {
                 WsClient::new(url, profile, heads, metrics.clone(), redaction, shared)
             })
             .map_or((None, None), |(client, connection)| (Some(client), Some(Socket(connection))));
-        let span = |first, most| Mutex::new(Span::new(first, most));
+        let size = |first, most| Mutex::new(BatchSize::new(first, most));
         let endpoint = Self {
             chain_id,
             http: config.http.clone().map(HttpClient::new),
@@ -170,7 +170,7 @@ impl Endpoint {
             pace: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             held: AtomicU32::new(0),
-            spans: [span(8, 128), span(1, 64), span(4, 128)],
+            batch_sizes: [size(8, 128), size(1, 64), size(4, 128)],
             next_id: AtomicU64::new(FIRST_REQUEST + 1),
             identified,
             genesis: genesis.clone(),
@@ -186,7 +186,7 @@ impl Endpoint {
 
     /// How many blocks to ask about at once now; 1 means block by block.
     pub(crate) fn blocks_at_once(&self, about: About) -> usize {
-        let blocks = self.with_span(about, |span| span.blocks(Instant::now()));
+        let blocks = self.with_batch_size(about, |size| size.blocks(Instant::now()));
         if about == About::Logs {
             return blocks; // one call, however many blocks
         }
@@ -204,8 +204,8 @@ impl Endpoint {
     }
 
     /// Only part of a message about this many blocks was answered.
-    pub(crate) fn was_too_much(&self, about: About, blocks: usize) {
-        self.with_span(about, |span| span.refused(blocks, None, Instant::now()));
+    pub(crate) fn note_batch_too_large(&self, about: About, blocks: usize) {
+        self.with_batch_size(about, |size| size.refused(blocks, None, Instant::now()));
     }
 
     /// Sets it aside for a while: by `cause` it asked us to wait, or an answer failed a check.
@@ -225,7 +225,7 @@ impl Endpoint {
     }
 
     /// Another endpoint was asked, because an answer took longer than this.
-    pub(crate) fn was_slow(&self, waited: Duration) {
+    pub(crate) fn note_slow(&self, waited: Duration) {
         self.metrics.hedges.inc();
         // Otherwise an endpoint that never answers again would not be noticed.
         if self.unanswered.fetch_add(1, Ordering::Relaxed) + 1 >= UNANSWERED {
@@ -250,8 +250,12 @@ impl Endpoint {
         self.with_latency(|latency| latency.percentile(50))
     }
 
-    pub(super) fn with_span<T>(&self, about: About, act: impl FnOnce(&mut Span) -> T) -> T {
-        act(&mut self.spans[about as usize].lock().unwrap_or_else(PoisonError::into_inner))
+    pub(super) fn with_batch_size<T>(
+        &self,
+        about: About,
+        act: impl FnOnce(&mut BatchSize) -> T,
+    ) -> T {
+        act(&mut self.batch_sizes[about as usize].lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits until the endpoint can be expected to accept `calls` that its breaker has admitted.
@@ -277,12 +281,12 @@ impl Endpoint {
     }
 
     /// It accepted `calls`.
-    pub(super) fn accepted(&self, calls: u32) {
+    pub(super) fn note_accepted(&self, calls: u32) {
         self.with_pace(|pace| pace.accepted(calls, Instant::now()));
     }
 
     /// It refused a message that was made at `asked`, because of too many before it.
-    pub(super) fn refused(&self, asked: Instant, wait: Duration) {
+    pub(super) fn note_refused(&self, asked: Instant, wait: Duration) {
         let lowered = self.with_pace(|pace| pace.refused(asked, wait, Instant::now()));
         if let Some(per_minute) = lowered {
             let endpoint = self.metrics.position;
@@ -321,12 +325,12 @@ impl Endpoint {
     }
 
     /// It gave a block's logs.
-    pub(crate) fn has_logs(&self) {
+    pub(crate) fn note_logs_given(&self) {
         self.lacks.end();
     }
 
     /// It did not give a block's logs that another has.
-    pub(crate) fn lacks_logs(&self) {
+    pub(crate) fn note_logs_missing(&self) {
         if self.lacks.note() == MANY_LACKS {
             let endpoint = self.metrics.position;
             warn!(
@@ -354,7 +358,7 @@ impl Endpoint {
         !self.receipts_refused.has(1, RECEIPTS_AGAIN)
     }
 
-    pub(crate) fn lacks_receipts(&self) {
+    pub(crate) fn note_receipts_refused(&self) {
         self.receipts_refused.note();
     }
 
@@ -383,7 +387,7 @@ impl Endpoint {
 impl Endpoint {
     /// As if it had refused a call, and then accepted so many messages ahead of time.
     pub(crate) fn fall_behind(&self, messages: u32) {
-        self.refused(Instant::now(), Duration::ZERO);
+        self.note_refused(Instant::now(), Duration::ZERO);
         (0..messages).for_each(|_| self.with_pace(|pace| pace.sent(1, Instant::now())));
     }
 

@@ -68,7 +68,7 @@ impl Scene {
             epoch: None,
             last_reset: None,
             may_be_replaced: false,
-            slots: Arc::new(Semaphore::new(1)),
+            chain_permits: Arc::new(Semaphore::new(1)),
         };
         Self { chain, metrics: all, board, heads, registry, redis, _sockets: sockets }
     }
@@ -96,7 +96,7 @@ impl Scene {
             publisher: self.publisher_from(start).await,
             canonical: CanonicalChain::new(start, [], false),
             published: Vec::new(),
-            _slot: Arc::clone(&self.chain.slots).try_acquire_owned().unwrap(),
+            _permit: Arc::clone(&self.chain.chain_permits).try_acquire_owned().unwrap(),
         };
         Session::new(&self.chain, opened)
     }

@@ -47,7 +47,7 @@ fn g7_one_message_asks_for_no_more_than_a_second_may_cost() {
         config.units_per_second = NonZeroU32::new(budget);
         let endpoint = endpoint(&config);
         [About::Headers, About::Receipts, About::Logs].map(|about| {
-            (0..9).for_each(|_| endpoint.with_span(about, |span| span.took(128, 0)));
+            (0..9).for_each(|_| endpoint.with_batch_size(about, |size| size.took(128, 0)));
             endpoint.blocks_at_once(about)
         })
     };
@@ -160,7 +160,7 @@ async fn calls_refused_within_a_batch_set_the_pace_too() {
 #[tokio::test]
 async fn what_is_held_back_is_sent_one_after_the_other() {
     let (chain, _node, endpoint) = scene().await;
-    endpoint.refused(Instant::now(), Duration::from_secs(1));
+    endpoint.note_refused(Instant::now(), Duration::from_secs(1));
     // Three messages: the first two identify it. At this pace, 1.4 s lie between two.
     let (mut first, mut second) = (Box::pin(ask(&endpoint)), Box::pin(ask(&endpoint)));
     assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
@@ -177,7 +177,7 @@ async fn what_is_held_back_is_sent_one_after_the_other() {
 async fn what_is_held_back_is_not_sent_once_the_endpoint_is_set_aside() {
     let (chain, _node, endpoint) = scene().await;
     ask(&endpoint).await.unwrap();
-    endpoint.refused(Instant::now(), Duration::from_secs(1));
+    endpoint.note_refused(Instant::now(), Duration::from_secs(1));
     let (mut first, mut second) = (pin!(ask(&endpoint)), pin!(ask(&endpoint)));
     assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
     assert_eq!(endpoint.held(), 2);
@@ -191,14 +191,14 @@ async fn what_is_held_back_is_not_sent_once_the_endpoint_is_set_aside() {
 #[tokio::test]
 async fn answers_that_were_not_waited_for_count_only_in_a_row() {
     let (_chain, _node, endpoint) = scene().await;
-    (1..UNANSWERED).for_each(|_| endpoint.was_slow(Duration::from_millis(250)));
+    (1..UNANSWERED).for_each(|_| endpoint.note_slow(Duration::from_millis(250)));
     assert_eq!(ask(&endpoint).await.unwrap().as_deref(), Some("0x3"));
     // From the third in a row on, each counts as a failure, and five of these open the breaker.
     for _ in 0..6 {
-        endpoint.was_slow(Duration::from_millis(250));
+        endpoint.note_slow(Duration::from_millis(250));
         assert!(!endpoint.is_set_aside());
     }
-    endpoint.was_slow(Duration::from_millis(250));
+    endpoint.note_slow(Duration::from_millis(250));
     assert!(endpoint.is_set_aside());
     let why = ask(&endpoint).await.unwrap_err().to_string();
     assert_eq!(why, "no answer within 0.25 s (set aside for a while)");

@@ -11,14 +11,14 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// what the provider suggests; after that it grows by one block at a time. The size of the last
 /// answers limits it, too.
 #[derive(Debug)]
-pub(super) struct Span {
+pub(super) struct BatchSize {
     most: usize,
     blocks: usize,
     refused: Option<Instant>,
     bytes_per_block: usize,
 }
 
-impl Span {
+impl BatchSize {
     /// Starts at `first` blocks and never exceeds `most`.
     pub(super) fn new(first: usize, most: usize) -> Self {
         Self { most, blocks: first, refused: None, bytes_per_block: 0 }
@@ -58,60 +58,60 @@ mod tests {
     use super::*;
 
     /// Simulates a request to a provider that accepts `limit` blocks.
-    fn ask(span: &mut Span, limit: usize, now: Instant) -> usize {
-        let blocks = span.blocks(now);
+    fn ask(size: &mut BatchSize, limit: usize, now: Instant) -> usize {
+        let blocks = size.blocks(now);
         if blocks > limit {
-            span.refused(blocks, None, now)
+            size.refused(blocks, None, now)
         } else {
-            span.took(blocks, 10)
+            size.took(blocks, 10)
         }
         blocks
     }
 
     #[test]
     fn it_doubles_to_the_first_refusal_and_then_keeps_close_to_the_limit() {
-        let (mut span, now) = (Span::new(1, 128), Instant::now());
-        let asked: Vec<_> = (0..9).map(|_| ask(&mut span, 50, now)).collect();
+        let (mut size, now) = (BatchSize::new(1, 128), Instant::now());
+        let asked: Vec<_> = (0..9).map(|_| ask(&mut size, 50, now)).collect();
         assert_eq!(asked, [1, 2, 4, 8, 16, 32, 64, 32, 33]);
-        let refusals = (0..200).filter(|_| ask(&mut span, 50, now) > 50).count();
+        let refusals = (0..200).filter(|_| ask(&mut size, 50, now) > 50).count();
         assert!((1..=10).contains(&refusals), "{refusals} of 200");
-        let mut free = Span::new(8, 128);
+        let mut free = BatchSize::new(8, 128);
         let asked: Vec<_> = (0..6).map(|_| ask(&mut free, 999, now)).collect();
         assert_eq!(asked, [8, 16, 32, 64, 128, 128]);
     }
 
     #[test]
     fn a_provider_that_names_its_limit_is_taken_at_its_word() {
-        let (mut span, now) = (Span::new(64, 128), Instant::now());
-        span.refused(64, Some(10), now);
-        assert_eq!(span.blocks(now), 10);
-        span.refused(10, Some(5_000), now);
-        assert_eq!(span.blocks(now), 5, "no help: half");
-        span.refused(5, Some(0), now);
-        assert_eq!(span.blocks(now), 2);
+        let (mut size, now) = (BatchSize::new(64, 128), Instant::now());
+        size.refused(64, Some(10), now);
+        assert_eq!(size.blocks(now), 10);
+        size.refused(10, Some(5_000), now);
+        assert_eq!(size.blocks(now), 5, "no help: half");
+        size.refused(5, Some(0), now);
+        assert_eq!(size.blocks(now), 2);
     }
 
     #[test]
     fn a_refusal_of_two_blocks_is_believed_for_a_while() {
-        let (mut span, now) = (Span::new(2, 128), Instant::now());
-        span.refused(2, None, now);
-        span.refused(1, None, now);
-        span.took(1, 10);
-        assert_eq!(span.blocks(now), 1);
-        assert_eq!(span.blocks(now + AGAIN), 1);
-        assert_eq!(span.blocks(now + 2 * AGAIN), 2);
+        let (mut size, now) = (BatchSize::new(2, 128), Instant::now());
+        size.refused(2, None, now);
+        size.refused(1, None, now);
+        size.took(1, 10);
+        assert_eq!(size.blocks(now), 1);
+        assert_eq!(size.blocks(now + AGAIN), 1);
+        assert_eq!(size.blocks(now + 2 * AGAIN), 2);
     }
 
     #[test]
     fn g7_heavy_answers_bound_it_at_once_and_light_ones_free_it_slowly() {
-        let (mut span, now) = (Span::new(64, 128), Instant::now());
-        span.took(64, 64 * (AIM_BYTES / 4));
-        assert_eq!(span.blocks(now), 4);
-        span.took(4, 4 * 9 * AIM_BYTES);
-        assert_eq!(span.blocks(now), 1, "a block that is too heavy by itself is asked for alone");
-        span.took(1, 1_000);
-        assert_eq!(span.blocks(now), 1);
-        (0..60).for_each(|_| span.took(1, 1_000));
-        assert!(span.blocks(now) > 32);
+        let (mut size, now) = (BatchSize::new(64, 128), Instant::now());
+        size.took(64, 64 * (AIM_BYTES / 4));
+        assert_eq!(size.blocks(now), 4);
+        size.took(4, 4 * 9 * AIM_BYTES);
+        assert_eq!(size.blocks(now), 1, "a block that is too heavy by itself is asked for alone");
+        size.took(1, 1_000);
+        assert_eq!(size.blocks(now), 1);
+        (0..60).for_each(|_| size.took(1, 1_000));
+        assert!(size.blocks(now) > 32);
     }
 }
