@@ -2,7 +2,7 @@
 //!
 //! The path of a block: `rpc` receives its head, `chain::session` has the canonical chain decide,
 //! `node` fetches and checks its logs, `chain::queue` holds it until its turn, and
-//! `chain::session::lane` hands it to the publish step. One task per chain; chains share nothing
+//! `chain::session::pipeline` hands it to the publish step. One task per chain; chains share nothing
 //! but Redis (G9).
 
 mod chain;

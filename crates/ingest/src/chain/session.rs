@@ -9,7 +9,7 @@ mod apart;
 mod asking;
 mod fetching;
 mod finality;
-mod lane;
+mod pipeline;
 mod retention;
 #[cfg(test)]
 pub(super) mod scene;
@@ -39,7 +39,7 @@ use crate::status::{Cause, Lag, Needs};
 use apart::Apart;
 use asking::Asking;
 use finality::Finality;
-use lane::{Lane, Writer};
+use pipeline::{PublishPipeline, Writer};
 use retention::Retention;
 use silence::Silence;
 
@@ -56,7 +56,7 @@ type Fetched = (Vec<BlockRef>, Result<Vec<FetchedBlock>, Aborted>);
 struct Session<'a> {
     chain: &'a Chain,
     _permit: OwnedSemaphorePermit,
-    lane: Lane,
+    pipeline: PublishPipeline,
     canonical: CanonicalChain,
     /// From the finalized block, or else the first, to the tip of the stream.
     published: VecDeque<PublishedBlock>,
@@ -113,7 +113,7 @@ impl Chain {
                 // block should not be published.
                 biased;
                 () = cancel.cancelled() => return session.drain().await,
-                Some(written) = session.lane.next() => session.written(written),
+                Some(written) = session.pipeline.next() => session.written(written),
                 Some(head) = heads.recv() => session.heard(head),
                 asked = finished(&mut session.asking.headers) => session.answered(asked),
                 judged = finished(&mut session.asking.judging) => session.judged(judged),
@@ -154,7 +154,7 @@ impl<'a> Session<'a> {
         Self {
             chain,
             _permit: opened._permit,
-            lane: Lane::new(writer, opened.publisher),
+            pipeline: PublishPipeline::new(writer, opened.publisher),
             canonical: opened.canonical,
             published: opened.published.into(),
             queue: Queue::default(),
@@ -197,7 +197,7 @@ impl<'a> Session<'a> {
                 next = next.min(at);
             }
         };
-        consider(due.renew, self.lane.is_idle());
+        consider(due.renew, self.pipeline.nothing_in_flight());
         consider(due.finality, self.finality.asking.is_none());
         consider(due.retention, self.retention.sweep.is_none());
         consider(due.ask, self.asks_something());
@@ -339,7 +339,7 @@ impl<'a> Session<'a> {
     /// Whether everything up to the node's head that the configuration allows is published.
     fn is_at_head(&self) -> bool {
         self.has_reached_head()
-            && self.lane.is_empty()
+            && self.pipeline.nothing_to_send()
             && self.ask().is_none()
             && self.up_to().is_none_or(|up_to| !self.queue.wants_any(up_to))
     }

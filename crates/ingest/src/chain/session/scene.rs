@@ -148,7 +148,7 @@ impl Session<'_> {
     pub(super) async fn publish(&mut self) {
         loop {
             self.start_writing(Instant::now());
-            let Some(written) = self.lane.next().await else { return };
+            let Some(written) = self.pipeline.next().await else { return };
             let ended = self.written(written);
             assert!(ended.is_none(), "the session ended");
         }

@@ -7,7 +7,7 @@ use futures_util::future::{OptionFuture, join};
 use tokio::time::timeout;
 use tracing::error;
 
-use super::lane::{Done, Work};
+use super::pipeline::{Done, Work};
 use super::{Session, gauge};
 use crate::chain::queue::Next;
 use crate::chain::{End, RELEASE};
@@ -18,15 +18,15 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 impl Session<'_> {
     pub(super) fn start_writing(&mut self, now: Instant) {
-        while self.lane.is_free() {
+        while self.pipeline.can_send() {
             let Some(work) = self.next_work(now) else { return };
-            self.lane.start(work);
+            self.pipeline.start(work);
         }
     }
 
     /// What is written to Redis next. Only added blocks are sent behind those in flight.
     fn next_work(&mut self, now: Instant) -> Option<Work> {
-        let is_idle = self.lane.is_idle();
+        let is_idle = self.pipeline.nothing_in_flight();
         if let Some(text) = self.alarm.clone() {
             return is_idle.then_some(Work::Alarm(text));
         }
@@ -36,10 +36,10 @@ impl Session<'_> {
             }
             return is_idle.then_some(Work::Renew);
         }
-        if is_idle && let Some(adding) = self.lane.pop_again() {
+        if is_idle && let Some(adding) = self.pipeline.pop_again() {
             return Some(Work::Add(adding));
         }
-        if !is_idle && (!self.lane.has_room() || self.finality.next.is_some()) {
+        if !is_idle && (!self.pipeline.has_room() || self.finality.next.is_some()) {
             return None;
         }
         // Not if the block was orphaned in the meantime.
@@ -63,11 +63,11 @@ impl Session<'_> {
         match self.queue.pop_ready(self.up_to()) {
             Some(Next::Add { block, heard, body }) => {
                 let is_deep = self.is_deep(block.number);
-                Some(Work::Add(self.lane.adding(block, heard, body, is_deep)))
+                Some(Work::Add(self.pipeline.pending_add(block, heard, body, is_deep)))
             }
             Some(Next::Undo(block)) => match self.published.pop_back() {
                 Some(published) if published.block.hash == block.hash => {
-                    Some(Work::Undo(published))
+                    Some(Work::Remove(published))
                 }
                 other => {
                     let found = other.map_or("nothing".to_owned(), |p| p.block.to_string());
@@ -98,7 +98,7 @@ impl Session<'_> {
                 metrics.duplicates.inc_by(events);
                 return Some(End::Reopen("duplicate"));
             }
-            Done::Held => {}
+            Done::WillRetry | Done::Renewed | Done::RenewalFailed => {}
             Done::Added { block, heard } => {
                 metrics.published.inc_by(block.events);
                 metrics.block("added");
@@ -141,7 +141,6 @@ impl Session<'_> {
                 metrics.finalized.set(gauge(block.number));
             }
             Done::Alarmed => return Some(End::Alarm),
-            Done::Renewed => {}
             Done::LeaseLost => return Some(End::Reopen("lease")),
         }
         None
@@ -155,7 +154,7 @@ impl Session<'_> {
             // Our own name under a lower epoch means a Redis that lost its latest writes.
             StepError::Fenced { writer, epoch }
                 if *writer == self.chain.options.instance_id
-                    && self.lane.epoch().is_some_and(|ours| ours < *epoch) =>
+                    && self.pipeline.epoch().is_some_and(|ours| ours < *epoch) =>
             {
                 End::Namesake
             }
@@ -169,7 +168,7 @@ impl Session<'_> {
     pub(super) async fn drain(mut self) -> End {
         let sweep = self.retention.sweep.take();
         let sweep = timeout(DRAIN, OptionFuture::from(sweep));
-        let settle = timeout(DRAIN, self.lane.settle()); // accepted or not: the cursor tells
+        let settle = timeout(DRAIN, self.pipeline.settle()); // accepted or not: the cursor tells
         if let (_, Ok(Some(swept))) = join(settle, sweep).await {
             self.swept(swept);
         }
@@ -179,7 +178,7 @@ impl Session<'_> {
     }
 
     pub(super) async fn give_lease_up(&mut self) {
-        timeout(RELEASE, self.lane.close()).await.ok(); // otherwise it expires
+        timeout(RELEASE, self.pipeline.close()).await.ok(); // otherwise it expires
     }
 }
 
@@ -201,8 +200,8 @@ mod tests {
         let mut blocks = 0;
         loop {
             session.start_writing(Instant::now());
-            let goes_alone = !session.lane.is_free();
-            let done = session.lane.next().await.expect("something is under way").unwrap();
+            let goes_alone = !session.pipeline.can_send();
+            let done = session.pipeline.next().await.expect("something is under way").unwrap();
             if goes_alone {
                 return (blocks, done);
             }
@@ -282,7 +281,7 @@ mod tests {
     async fn g5_only_our_own_name_under_a_later_epoch_is_a_namesake() {
         let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;
-        let ours = session.lane.epoch().unwrap();
+        let ours = session.pipeline.epoch().unwrap();
         let mut ends = |error: StepError| match session.refused(&error) {
             End::Namesake => "namesake".to_owned(),
             End::Reopen(cause) => cause.to_owned(),
@@ -316,7 +315,7 @@ mod tests {
         // Nothing else is written any more.
         session.hear(4..=4);
         session.start_writing(Instant::now());
-        assert!(matches!(session.lane.next().await, Some(Ok(Done::Alarmed))));
+        assert!(matches!(session.pipeline.next().await, Some(Ok(Done::Alarmed))));
         assert_eq!(scene.markers().await.len(), 3);
     }
 
@@ -354,14 +353,14 @@ mod tests {
         let undo = |number| Change { undo: vec![header(number, 'a').block], new: vec![] };
         session.follow(undo(3), None);
         session.start_writing(Instant::now());
-        assert!(session.lane.is_free(), "two are on the wire");
+        assert!(session.pipeline.can_send(), "two are on the wire");
         session.publish().await;
         let markers = scene.markers().await;
         let told: Vec<_> = markers.iter().map(|marker| (marker.op, marker.number)).collect();
         assert_eq!(told, [(Op::Add, 1), (Op::Add, 2), (Op::Add, 3), (Op::Remove, 3)]);
         session.follow(undo(9), None);
         session.start_writing(Instant::now());
-        assert!(matches!(session.lane.next().await, Some(Ok(Done::Alarmed))));
+        assert!(matches!(session.pipeline.next().await, Some(Ok(Done::Alarmed))));
         assert!(session.alarm.unwrap().contains("the tip is 2"));
     }
 

@@ -28,42 +28,42 @@ const MAX_EVENTS: usize = 1_000;
 const TOLD_AFTER: Duration = Duration::from_secs(3);
 
 /// One publisher and the steps in flight on it.
-pub(super) struct Lane {
+pub(super) struct PublishPipeline {
     writer: Writer,
     traffic: Traffic,
     /// Blocks to send again, each alone, because the first of them failed. Nothing is pipelined
     /// meanwhile.
-    again: VecDeque<Adding>,
+    again: VecDeque<PendingAdd>,
 }
 
 enum Traffic {
     /// Blocks are pipelined; `sent` are in flight.
-    Pipelined { publisher: Box<Publisher>, sent: VecDeque<Adding> },
+    Pipelined { publisher: Box<Publisher>, sent: VecDeque<PendingAdd> },
     /// One step is in flight alone.
     Alone(BoxFuture<'static, (Box<Publisher>, Result<Done, StepError>)>),
     /// The lease was released.
     Closed,
 }
 
-impl Lane {
+impl PublishPipeline {
     pub(super) fn new(writer: Writer, publisher: Publisher) -> Self {
         let traffic = Traffic::Pipelined { publisher: Box::new(publisher), sent: VecDeque::new() };
         Self { writer, traffic, again: VecDeque::new() }
     }
 
-    /// Whether no step is in flight alone.
-    pub(super) fn is_free(&self) -> bool {
+    /// Whether another step may be sent: none is in flight alone.
+    pub(super) fn can_send(&self) -> bool {
         matches!(self.traffic, Traffic::Pipelined { .. })
     }
 
     /// Whether nothing is in flight.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(super) fn nothing_in_flight(&self) -> bool {
         matches!(&self.traffic, Traffic::Pipelined { sent, .. } if sent.is_empty())
     }
 
     /// Whether nothing is in flight and nothing has to be sent again.
-    pub(super) fn is_empty(&self) -> bool {
-        self.is_idle() && self.again.is_empty()
+    pub(super) fn nothing_to_send(&self) -> bool {
+        self.nothing_in_flight() && self.again.is_empty()
     }
 
     /// Whether a block may be sent behind those in flight.
@@ -74,26 +74,26 @@ impl Lane {
     }
 
     /// The next block to send again.
-    pub(super) fn pop_again(&mut self) -> Option<Adding> {
+    pub(super) fn pop_again(&mut self) -> Option<PendingAdd> {
         self.again.pop_front()
     }
 
     /// A block to add.
-    pub(super) fn adding(
+    pub(super) fn pending_add(
         &self,
         block: BlockRef,
         heard: Option<Instant>,
         body: Verified,
         is_deep: bool,
-    ) -> Adding {
-        self.writer.adding(block, heard, body, is_deep)
+    ) -> PendingAdd {
+        self.writer.pending_add(block, heard, body, is_deep)
     }
 
-    /// Starts `work` on a free lane. Only an added block may be sent behind others.
+    /// Starts `work`, which must be possible: see `can_send`. Only an added block may be sent behind others.
     pub(super) fn start(&mut self, work: Work) {
         let (mut publisher, mut sent) = match mem::replace(&mut self.traffic, Traffic::Closed) {
             Traffic::Pipelined { publisher, sent } => (publisher, sent),
-            Traffic::Alone(_) | Traffic::Closed => unreachable!("the lane is not free"),
+            Traffic::Alone(_) | Traffic::Closed => unreachable!("nothing can be sent now"),
         };
         self.traffic = match work {
             Work::Add(adding)
@@ -126,7 +126,7 @@ impl Lane {
                         warn!(%error, "Redis did not accept a block: trying again");
                         self.again.push_back(adding);
                         self.again.append(sent);
-                        Ok(Done::Held)
+                        Ok(Done::WillRetry)
                     }
                     Err(error) => Err(error),
                 })
@@ -165,15 +165,15 @@ impl Lane {
 
 /// Work for the publisher.
 pub(super) enum Work {
-    Add(Adding),
-    Undo(PublishedBlock),
+    Add(PendingAdd),
+    Remove(PublishedBlock),
     Finalize(BlockRef),
     Alarm(String),
     Renew,
 }
 
 /// A block being added, kept until Redis has acknowledged it: it may have to be sent again.
-pub(super) struct Adding {
+pub(super) struct PendingAdd {
     pub(super) block: BlockRef,
     /// When its head arrived; `None` while catching up.
     heard: Option<Instant>,
@@ -194,13 +194,15 @@ pub(super) enum Done {
         events: u64,
     },
     /// Redis did not accept a block: it and those behind it are sent again.
-    Held,
+    WillRetry,
     Removed {
         block: PublishedBlock,
     },
     Finalized(BlockRef),
     Alarmed,
     Renewed,
+    /// The lease was not renewed; that is tried again when the next renewal is due.
+    RenewalFailed,
     LeaseLost,
 }
 
@@ -215,7 +217,8 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Does `work`, however long Redis is unavailable, and returns the publisher.
+    /// Does `work`, and returns the publisher. A step is retried until it is accepted or refused; a renewal is tried
+    /// once.
     async fn write(
         self,
         mut publisher: Box<Publisher>,
@@ -230,7 +233,7 @@ impl Writer {
                 let outcome = self.apply(&mut publisher, &self.step(&adding)).await;
                 outcome.map(|outcome| added(adding, outcome))
             }
-            Work::Undo(block) => self.undo(&mut publisher, block).await,
+            Work::Remove(block) => self.remove(&mut publisher, block).await,
             Work::Finalize(block) => self
                 .apply(&mut publisher, &Step::Finalized { block: &block })
                 .await
@@ -248,34 +251,34 @@ impl Writer {
         (publisher, result)
     }
 
-    fn adding(
+    fn pending_add(
         &self,
         block: BlockRef,
         heard: Option<Instant>,
         body: Verified,
         is_deep: bool,
-    ) -> Adding {
+    ) -> PendingAdd {
         fail_point("block", "in-flight");
         let events = self.filter.events(self.chain_id, &block, body.logs);
         self.metrics.ingested.inc_by(events.len() as u64);
         let (events, started) = (events.into(), Instant::now());
-        Adding { block, heard, events, proof: body.proof, is_deep, started }
+        PendingAdd { block, heard, events, proof: body.proof, is_deep, started }
     }
 
-    fn step<'a>(&'a self, adding: &'a Adding) -> Step<'a> {
-        let Adding { block, events, proof, is_deep, .. } = adding;
+    fn step<'a>(&'a self, adding: &'a PendingAdd) -> Step<'a> {
+        let PendingAdd { block, events, proof, is_deep, .. } = adding;
         Step::Add { block, events, proof: *proof, filter: &self.digest, is_deep: *is_deep }
     }
 
     /// Removes a block, however long Redis is unavailable.
-    async fn undo(
+    async fn remove(
         &self,
         publisher: &mut Publisher,
         block: PublishedBlock,
     ) -> Result<Done, StepError> {
-        let mut patience = self.patience();
+        let mut retry = self.retry();
         loop {
-            if let Some(ended) = patience.after(publisher.take_back(&block).await).await {
+            if let Some(ended) = retry.after(publisher.take_back(&block).await).await {
                 return ended.map(|_| Done::Removed { block });
             }
         }
@@ -287,15 +290,15 @@ impl Writer {
         publisher: &mut Publisher,
         step: &Step<'_>,
     ) -> Result<Outcome, StepError> {
-        let mut patience = self.patience();
+        let mut retry = self.retry();
         loop {
-            if let Some(ended) = patience.after(publisher.apply(step).await).await {
+            if let Some(ended) = retry.after(publisher.apply(step).await).await {
                 return ended;
             }
         }
     }
 
-    fn patience(&self) -> Patience<'_> {
+    fn retry(&self) -> StepRetry<'_> {
         // 50 ms growing to 2 s, without end.
         let waits = ExponentialBuilder::new()
             .with_min_delay(Duration::from_millis(50))
@@ -303,17 +306,17 @@ impl Writer {
             .with_jitter()
             .without_max_times()
             .build();
-        Patience { writer: self, waits, tries: 0, since: Instant::now() }
+        StepRetry { writer: self, waits, tries: 0, since: Instant::now() }
     }
 
-    /// A failed renewal is retried when the next is due; a lease taken by another is lost.
+    /// Renews the lease; one that another has taken is lost.
     async fn renew(&self, publisher: &mut Publisher) -> Done {
         match publisher.renew().await {
             Ok(()) => Done::Renewed,
             Err(error) if error.is_retryable() => {
                 self.metrics.redis_error(error.kind());
                 warn!(%error, "the lease was not renewed: trying again");
-                Done::Renewed
+                Done::RenewalFailed
             }
             Err(error) => {
                 self.metrics.redis_error(error.kind());
@@ -325,8 +328,8 @@ impl Writer {
 }
 
 /// Turns the outcome of an added block into a result.
-fn added(adding: Adding, outcome: Outcome) -> Done {
-    let Adding { block, heard, events, proof, .. } = adding;
+fn added(adding: PendingAdd, outcome: Outcome) -> Done {
+    let PendingAdd { block, heard, events, proof, .. } = adding;
     match outcome {
         Outcome::Published { first_id, last_id, .. } => {
             let events = events.len() as u64;
@@ -338,14 +341,14 @@ fn added(adding: Adding, outcome: Outcome) -> Done {
 }
 
 /// The retries of one step that Redis does not accept.
-struct Patience<'a> {
+struct StepRetry<'a> {
     writer: &'a Writer,
     waits: ExponentialBackoff,
     tries: u32,
     since: Instant,
 }
 
-impl Patience<'_> {
+impl StepRetry<'_> {
     /// The result of a try, if it was the last one; else waits until the next.
     async fn after(
         &mut self,
@@ -401,16 +404,17 @@ mod tests {
         scene.redis.ask::<String>("SCRIPT FLUSH").await.unwrap();
         session.hear(2..=9);
         session.start_writing(Instant::now());
-        assert!(!session.lane.has_room() && session.lane.is_free());
-        let held = session.lane.next().await.unwrap().unwrap();
-        assert!(matches!(held, Done::Held));
-        assert!(session.lane.is_idle() && !session.lane.is_empty());
-        assert!(session.lane.next().await.is_none(), "what was behind it is forgotten");
-        let again: Vec<_> = session.lane.again.iter().map(|adding| adding.block.number).collect();
+        assert!(!session.pipeline.has_room() && session.pipeline.can_send());
+        let result = session.pipeline.next().await.unwrap().unwrap();
+        assert!(matches!(result, Done::WillRetry));
+        assert!(session.pipeline.nothing_in_flight() && !session.pipeline.nothing_to_send());
+        assert!(session.pipeline.next().await.is_none(), "what was behind it is forgotten");
+        let again: Vec<_> =
+            session.pipeline.again.iter().map(|adding| adding.block.number).collect();
         assert_eq!(again, [2, 3, 4, 5]);
 
         session.publish().await;
-        assert!(session.lane.is_empty());
+        assert!(session.pipeline.nothing_to_send());
         let markers: Vec<_> = scene.markers().await.iter().map(|m| (m.seq, m.number)).collect();
         assert_eq!(markers, (1..=9).map(|number| (number, number)).collect::<Vec<_>>());
     }
@@ -423,16 +427,16 @@ mod tests {
         for (kind, needs) in
             [(FailureKind::OutOfMemory, Needs::Room), (FailureKind::ReadOnly, Needs::Time)]
         {
-            let mut patience = session.lane.writer.patience();
-            assert!(patience.after(Err(refused(kind))).await.is_none());
+            let mut retry = session.pipeline.writer.retry();
+            assert!(retry.after(Err(refused(kind))).await.is_none());
             assert_eq!(scene.stall(), None, "one refusal");
-            patience.since -= TOLD_AFTER;
-            assert!(patience.after(Err(refused(kind))).await.is_none());
+            retry.since -= TOLD_AFTER;
+            assert!(retry.after(Err(refused(kind))).await.is_none());
             assert_eq!(
                 scene.stall(),
                 Some(("Redis does not accept a step: Redis: no".into(), needs))
             );
-            let taken = patience.after(Ok(Outcome::Duplicate { events: 0 })).await;
+            let taken = retry.after(Ok(Outcome::Duplicate { events: 0 })).await;
             assert!(taken.is_some_and(|taken| taken.is_ok()));
             assert_eq!(scene.stall(), None);
         }
@@ -444,13 +448,13 @@ mod tests {
         let mut session = scene.session().await;
         session.hear(1..=1);
         session.publish().await;
-        let lane = &mut session.lane;
+        let pipeline = &mut session.pipeline;
         let block = BlockRef { number: 2, hash: B256::ZERO, parent_hash: B256::ZERO, timestamp: 2 };
         for (logs, has_room) in [(MAX_EVENTS - 1, true), (1, false)] {
-            let adding = lane.adding(block, None, verified(logs), false);
-            lane.start(Work::Add(adding));
-            assert_eq!(lane.has_room(), has_room);
+            let adding = pipeline.pending_add(block, None, verified(logs), false);
+            pipeline.start(Work::Add(adding));
+            assert_eq!(pipeline.has_room(), has_room);
         }
-        assert!(poll!(Box::pin(lane.next())).is_pending());
+        assert!(poll!(Box::pin(pipeline.next())).is_pending());
     }
 }
