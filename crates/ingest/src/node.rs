@@ -20,16 +20,14 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use self::blocks::SPAN_PATIENCE;
 pub(crate) use self::blocks::{FetchedBlock, Plan};
+use self::selection::Request;
 use crate::config::{ChainConfig, Fetch};
 use crate::metrics::ChainMetrics;
 use crate::rpc::{
     About, Attempt, Endpoint, Genesis, Head, INVALID_PARAMS, RpcError, Socket, Streak, connect,
 };
 
-/// The least wait before the next endpoint is asked as well.
-const LEAST_PATIENCE: Duration = Duration::from_millis(50);
 /// How long to wait for other endpoints if one has answered, or will be asked again.
 const OTHERS_PATIENCE: Duration = Duration::from_secs(1);
 /// How long an endpoint is set aside after failing a check that another endpoint passed.
@@ -164,18 +162,14 @@ impl Node {
 
     /// The node's `latest` block.
     pub(crate) async fn latest(&self) -> Result<Header, NodeError> {
-        self.first(LEAST_PATIENCE, async |attempt| {
-            self.tagged(&attempt, "latest").await?.ok_or(NodeError::Unknown)
-        })
-        .await
+        self.first(async |attempt| self.tagged(&attempt, "latest").await?.ok_or(NodeError::Unknown))
+            .await
     }
 
     /// The node's `finalized` block; none if there is no such tag, or no such block. A single failure proves nothing,
     /// but some nodes always answer with one, each in its own way.
     pub(crate) async fn finalized(&self) -> Result<Option<Header>, NodeError> {
-        let asked = self
-            .first(LEAST_PATIENCE, async |attempt| self.tagged(&attempt, "finalized").await)
-            .await;
+        let asked = self.first(async |attempt| self.tagged(&attempt, "finalized").await).await;
         match asked {
             Ok(header) => {
                 self.refused_tags.store(0, Ordering::Relaxed);
@@ -276,7 +270,7 @@ impl Node {
     /// another chain by now.
     pub(crate) async fn identify(&self, expected: Option<B256>) -> Result<Option<B256>, NodeError> {
         self.expect_genesis(expected);
-        self.first(LEAST_PATIENCE, async |attempt| Ok(attempt.ask_identity().await?)).await?;
+        self.first(async |attempt| Ok(attempt.ask_identity().await?)).await?;
         Ok(self.genesis.known())
     }
 
@@ -289,7 +283,7 @@ impl Node {
 
     /// The block with `hash`.
     pub(crate) async fn by_hash(&self, hash: B256) -> Result<Header, NodeError> {
-        self.first(LEAST_PATIENCE, async |attempt| {
+        self.first(async |attempt| {
             let header = self
                 .header(&attempt, "eth_getBlockByHash", json!([hash, false]))
                 .await?
@@ -315,13 +309,13 @@ impl Node {
         numbers: RangeInclusive<u64>,
     ) -> Result<Vec<Header>, NodeError> {
         let is_one = numbers.start() == numbers.end();
-        let (patience, order) = if is_one {
-            (LEAST_PATIENCE, self.by_preference())
+        let (request, order) = if is_one {
+            (Request::OneBlock, self.by_preference())
         } else {
-            (SPAN_PATIENCE, self.by_wait())
+            (Request::Blocks, self.by_wait())
         };
         let ask = async |attempt| self.headers(&attempt, numbers.clone()).await;
-        match self.first_to_have(order, patience, ask).await {
+        match self.first_to_have(order, request, ask).await {
             Err(NodeError::Unknown) => Ok(Vec::new()),
             other => other.map(|(headers, _)| headers),
         }

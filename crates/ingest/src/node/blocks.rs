@@ -3,8 +3,6 @@
 //! Either way, each block is checked against its own header; the caller requests a block that
 //! failed among others again, separately.
 
-use std::time::Duration;
-
 use ethhook_domain::block::{Body, Quantity};
 use ethhook_domain::verify::{self, Verified};
 use ethhook_domain::{Header, Log, Proof, Receipt};
@@ -12,12 +10,10 @@ use serde_json::json;
 use tracing::warn;
 
 use super::second_opinion::note_lacks;
-use super::{LEAST_PATIENCE, Node, NodeError, check_failed};
+use super::selection::Request;
+use super::{Node, NodeError, check_failed};
 use crate::config::Fetch;
 use crate::rpc::{About, Attempt, Endpoint, INVALID_PARAMS, RpcError};
-
-/// The least wait before another endpoint is asked for several blocks: such an answer takes time.
-pub(super) const SPAN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How many blocks to fetch with one message, and whether they must be consecutive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +44,7 @@ impl Node {
     /// The checked logs of `header`'s block, by one request.
     pub(crate) async fn block(&self, header: &Header) -> FetchedBlock {
         let ((first, verified), mut lacking) = self
-            .first_to_have(self.for_contents(), LEAST_PATIENCE, async |attempt| {
+            .first_to_have(self.for_contents(), Request::OneBlock, async |attempt| {
                 Ok((attempt.endpoint(), self.checked(&attempt, header).await?))
             })
             .await?;
@@ -68,7 +64,7 @@ impl Node {
             return Ok(vec![self.block(header).await]);
         }
         let ((answerer, mut outcomes), lacking) = self
-            .first_to_have(self.for_contents(), SPAN_PATIENCE, async |attempt| {
+            .first_to_have(self.for_contents(), Request::Blocks, async |attempt| {
                 let outcomes = self.several(&attempt, headers).await?;
                 match outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
                     Some(error) if outcomes.iter().all(Result::is_err) => Err(error.clone()),

@@ -10,7 +10,8 @@ use ethhook_domain::{Header, Proof};
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::blocks::{FetchedBlock, SPAN_PATIENCE};
+use super::blocks::FetchedBlock;
+use super::selection::SPAN_PATIENCE;
 use super::{Node, NodeError, OTHERS_PATIENCE, distrust};
 use crate::rpc::{Attempt, Endpoint};
 

@@ -11,7 +11,6 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::timeout;
 
-use super::blocks::SPAN_PATIENCE;
 use super::{LIAR_WAIT, Node, NodeError};
 use crate::rpc::{Attempt, Endpoint, REQUEST_TIMEOUT};
 
@@ -20,30 +19,53 @@ use crate::rpc::{Attempt, Endpoint, REQUEST_TIMEOUT};
 const MUCH_SLOWER: u32 = 2;
 const NOTICEABLE: Duration = Duration::from_millis(10);
 
+/// The least wait before the next endpoint is asked as well.
+const LEAST_PATIENCE: Duration = Duration::from_millis(50);
+/// The same for several blocks: such an answer takes time.
+pub(super) const SPAN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How much is asked for at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Request {
+    /// One block, or less.
+    OneBlock,
+    /// Several blocks.
+    Blocks,
+}
+
+impl Request {
+    fn least_patience(self) -> Duration {
+        match self {
+            Self::OneBlock => LEAST_PATIENCE,
+            Self::Blocks => SPAN_PATIENCE,
+        }
+    }
+}
+
 impl Node {
-    /// The answer of the best endpoint that has one. The next endpoint is asked if one fails, and
-    /// in addition (a hedge) if one takes longer than usual and than `least_patience`. Time during
-    /// which our own rate limit holds a request back does not count.
+    /// The answer of the best endpoint that has one, about one block. The next endpoint is asked if
+    /// one fails, and in addition (a hedge) if one takes longer than usual and than the least
+    /// patience. Time during which our own rate limit holds a request back does not count.
     ///
     /// An endpoint that failed a check is set aside only if another passed it: if every one fails
     /// the same check, the check is suspect, and the chain waits (G6).
     pub(super) async fn first<'a, T, F>(
         &'a self,
-        least_patience: Duration,
         ask: impl Fn(Attempt<'a>) -> F,
     ) -> Result<T, NodeError>
     where
         F: Future<Output = Result<T, NodeError>> + 'a,
     {
         let order = self.by_preference();
-        self.first_to_have(order, least_patience, ask).await.map(|(answer, _)| answer)
+        self.first_to_have(order, Request::OneBlock, ask).await.map(|(answer, _)| answer)
     }
 
-    /// As [`Node::first`], of endpoints in a certain order; also those that answered before, and do not have it.
+    /// As [`Node::first`], for any request and of endpoints in a certain order; also those that answered before, and do
+    /// not have it.
     pub(super) async fn first_to_have<'a, T, F>(
         &'a self,
         order: Vec<&'a Endpoint>,
-        least_patience: Duration,
+        request: Request,
         ask: impl Fn(Attempt<'a>) -> F,
     ) -> Result<(T, Vec<&'a Endpoint>), NodeError>
     where
@@ -56,7 +78,8 @@ impl Node {
         // The attempt whose answer is awaited before the next endpoint is asked; none to ask it at
         // once.
         let mut newest: Option<Attempt<'_>> = None;
-        let patience = |attempt: &Attempt<'_>| attempt.endpoint().patience().max(least_patience);
+        let patience =
+            |attempt: &Attempt<'_>| attempt.endpoint().patience().max(request.least_patience());
         let (mut liars, mut lacking) = (Vec::new(), Vec::new());
         let mut failures = Vec::new();
         loop {
@@ -95,7 +118,7 @@ impl Node {
                         slow.endpoint().note_slow(patience(&slow));
                         // The time for several blocks says nothing about when an answer about one
                         // is late.
-                        if least_patience < SPAN_PATIENCE {
+                        if request == Request::OneBlock {
                             slow.endpoint().note_latency(patience(&slow));
                         }
                     }
