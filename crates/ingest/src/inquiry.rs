@@ -16,7 +16,7 @@ use crate::Metrics;
 use crate::config::ChainConfig;
 use crate::metrics::ChainMetrics;
 use crate::node::{Node, NodeError};
-use crate::rpc::Head;
+use crate::rpc::SocketEvent;
 
 /// Time limit for an answer, including the connection.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -77,7 +77,7 @@ pub struct Inquiry {
     node: Node,
     /// Keeps the WebSockets up.
     _sockets: JoinSet<()>,
-    _heads: mpsc::Receiver<Head>,
+    _heads: mpsc::Receiver<SocketEvent>,
 }
 
 impl std::fmt::Debug for Inquiry {

@@ -25,7 +25,8 @@ use self::selection::Request;
 use crate::config::{ChainConfig, Fetch};
 use crate::metrics::ChainMetrics;
 use crate::rpc::{
-    About, Attempt, Endpoint, Genesis, Head, INVALID_PARAMS, RpcError, Socket, Streak, connect,
+    About, Attempt, Endpoint, Genesis, INVALID_PARAMS, RpcError, Socket, SocketEvent, Streak,
+    connect,
 };
 
 /// How long to wait for other endpoints if one has answered, or will be asked again.
@@ -140,7 +141,7 @@ impl Node {
     /// The node, and the tasks that keep its endpoints' WebSockets connected.
     pub(crate) fn new(
         config: &ChainConfig,
-        heads: &mpsc::Sender<Head>,
+        heads: &mpsc::Sender<SocketEvent>,
         metrics: &ChainMetrics,
     ) -> (Self, Vec<Socket>) {
         let genesis = Genesis::default();

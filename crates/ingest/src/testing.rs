@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::Metrics;
 use crate::config::{ChainConfig, EndpointConfig, Fetch, StartBlock};
 use crate::metrics::ChainMetrics;
-use crate::rpc::Head;
+use crate::rpc::SocketEvent;
 
 /// Chain id of `local`.
 pub(crate) const LOCAL: u64 = 31_337;
@@ -94,7 +94,7 @@ pub(crate) async fn serve(chain: impl Into<simulator::Chain>) -> RunningNode {
 }
 
 /// A channel for heads that nobody reads, and metrics that nobody scrapes.
-pub(crate) fn unread() -> (mpsc::Sender<Head>, ChainMetrics) {
+pub(crate) fn unread() -> (mpsc::Sender<SocketEvent>, ChainMetrics) {
     let metrics = Metrics::register(&Registry::new()).unwrap();
     (mpsc::channel(1).0, ChainMetrics::new(&metrics, "local"))
 }

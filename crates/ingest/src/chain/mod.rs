@@ -22,7 +22,7 @@ use tracing::{Instrument, Span, error, info, warn};
 use crate::config::{ChainConfig, Options};
 use crate::metrics::ChainMetrics;
 use crate::node::Node;
-use crate::rpc::Head;
+use crate::rpc::SocketEvent;
 use crate::status::{Cause, ChainBoard, Needs};
 use crate::{Metrics, StatusBoard};
 
@@ -126,7 +126,11 @@ impl Chain {
         }
     }
 
-    async fn sessions(&mut self, heads: &mut mpsc::Receiver<Head>, cancel: &CancellationToken) {
+    async fn sessions(
+        &mut self,
+        heads: &mut mpsc::Receiver<SocketEvent>,
+        cancel: &CancellationToken,
+    ) {
         let mut wait = FIRST_WAIT;
         let mut last_namesake: Option<Instant> = None;
         loop {

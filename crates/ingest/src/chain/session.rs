@@ -34,7 +34,7 @@ use super::open::Opened;
 use super::queue::Queue;
 use super::{Chain, End};
 use crate::node::{FetchedBlock, NodeError};
-use crate::rpc::{Head, RpcError};
+use crate::rpc::{Head, RpcError, SocketEvent};
 use crate::status::{Cause, Lag, Needs};
 use apart::Apart;
 use asking::Asking;
@@ -97,7 +97,7 @@ impl Chain {
     pub(super) async fn drive(
         &self,
         opened: Opened,
-        heads: &mut mpsc::Receiver<Head>,
+        heads: &mut mpsc::Receiver<SocketEvent>,
         cancel: &CancellationToken,
     ) -> End {
         let mut session = Session::new(self, opened);
@@ -114,7 +114,7 @@ impl Chain {
                 biased;
                 () = cancel.cancelled() => return session.drain().await,
                 Some(written) = session.pipeline.next() => session.written(written),
-                Some(head) = heads.recv() => session.heard(head),
+                Some(event) = heads.recv() => session.told_by_socket(event),
                 asked = finished(&mut session.asking.headers) => session.answered(asked),
                 judged = finished(&mut session.asking.judging) => session.judged(judged),
                 Some(fetched) = session.fetches.join_next() => { session.fetched(fetched); None }
@@ -220,12 +220,18 @@ impl<'a> Session<'a> {
         self.start_sweep(now);
     }
 
-    fn heard(&mut self, head: Head) -> Option<End> {
-        match head {
-            Head::Subscribed => {
+    fn told_by_socket(&mut self, event: SocketEvent) -> Option<End> {
+        match event {
+            SocketEvent::Subscribed => {
                 self.canonical.doubt();
                 None
             }
+            SocketEvent::Head(head) => self.heard(head),
+        }
+    }
+
+    fn heard(&mut self, head: Head) -> Option<End> {
+        match head {
             Head::Number(number) => {
                 let is_new = number >= self.canonical.next_number();
                 self.canonical.heard_of(number);

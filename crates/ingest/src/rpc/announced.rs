@@ -11,7 +11,15 @@ pub(crate) struct Announced(Mutex<State>);
 #[derive(Default)]
 struct State {
     last: Option<(BlockRef, Instant)>,
-    pushed: Option<(u64, Instant)>,
+    pushed: Option<Pushed>,
+}
+
+/// What a subscription sent last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pushed {
+    pub(crate) at: Instant,
+    /// The height of the head; none if it has sent none since it began.
+    pub(crate) number: Option<u64>,
 }
 
 impl Announced {
@@ -23,12 +31,17 @@ impl Announced {
         self.state().last = Some((block, now));
     }
 
-    /// The subscription sent a head at this height, or began (0).
-    pub(crate) fn note_pushed(&self, number: u64, now: Instant) {
-        self.state().pushed = Some((number, now));
+    /// The subscription began.
+    pub(crate) fn note_subscribed(&self, now: Instant) {
+        self.state().pushed = Some(Pushed { at: now, number: None });
     }
 
-    pub(crate) fn unsubscribed(&self) {
+    /// The subscription sent a head at this height.
+    pub(crate) fn note_pushed(&self, number: u64, now: Instant) {
+        self.state().pushed = Some(Pushed { at: now, number: Some(number) });
+    }
+
+    pub(crate) fn note_unsubscribed(&self) {
         self.state().pushed = None;
     }
 
@@ -37,9 +50,8 @@ impl Announced {
         self.state().last
     }
 
-    /// The height of the head that the subscription sent last, and when; 0 if it has sent none since it began, none
-    /// if there is no subscription.
-    pub(crate) fn pushed(&self) -> Option<(u64, Instant)> {
+    /// What the subscription sent last; none if there is no subscription.
+    pub(crate) fn pushed(&self) -> Option<Pushed> {
         self.state().pushed
     }
 

@@ -21,7 +21,7 @@ use super::pace::Pace;
 use super::redaction::Redaction;
 use super::streak::Streak;
 use super::throttle::Throttle;
-use super::ws::{Connection, FIRST_REQUEST, Head, Shared, WsClient};
+use super::ws::{Connection, FIRST_REQUEST, Shared, SocketEvent, WsClient};
 use super::{BreakerState, RpcError};
 use crate::config::ChainConfig;
 use crate::metrics::{ChainMetrics, EndpointMetrics};
@@ -120,7 +120,7 @@ impl Socket {
 /// The endpoints of a chain in their order, and the sockets of those with a WebSocket address.
 pub(crate) fn connect(
     config: &ChainConfig,
-    heads: &mpsc::Sender<Head>,
+    heads: &mpsc::Sender<SocketEvent>,
     metrics: &ChainMetrics,
     genesis: &Genesis,
 ) -> (Vec<Endpoint>, Vec<Socket>) {
@@ -133,7 +133,7 @@ impl Endpoint {
     fn new(
         chain: &ChainConfig,
         position: usize,
-        heads: mpsc::Sender<Head>,
+        heads: mpsc::Sender<SocketEvent>,
         metrics: &ChainMetrics,
         genesis: &Genesis,
     ) -> (Self, Option<Socket>) {

@@ -34,6 +34,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::error::Category;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
+pub(crate) use announced::Pushed;
 pub(crate) use attempt::Attempt;
 pub use breaker::State as BreakerState;
 #[cfg(test)]
@@ -42,7 +43,7 @@ pub(crate) use endpoint::{About, Endpoint, Socket, connect};
 pub(crate) use genesis::Genesis;
 pub(crate) use redaction::Redaction;
 pub(crate) use streak::Streak;
-pub(crate) use ws::{Frame, Head, read_frame};
+pub(crate) use ws::{Frame, Head, SocketEvent, read_frame};
 
 /// Timeout of a request.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);

@@ -60,8 +60,14 @@ pub(crate) enum Head {
     Header(Box<Header>),
     /// Only the height could be used.
     Number(u64),
-    /// A new subscription has begun: heads may have been missed.
+}
+
+/// What a subscription tells the chain.
+#[derive(Debug)]
+pub(crate) enum SocketEvent {
+    /// It has begun: heads may have been missed.
     Subscribed,
+    Head(Head),
 }
 
 /// The handle through which requests are sent.
@@ -84,7 +90,7 @@ pub(super) struct Shared {
 pub(super) struct Connection {
     pub(super) url: Secret,
     profile: Profile,
-    pub(super) heads: mpsc::Sender<Head>,
+    pub(super) heads: mpsc::Sender<SocketEvent>,
     pub(super) metrics: EndpointMetrics,
     redaction: Redaction,
     shared: Shared,
@@ -100,7 +106,7 @@ impl WsClient {
     pub(super) fn new(
         url: Secret,
         profile: Profile,
-        heads: mpsc::Sender<Head>,
+        heads: mpsc::Sender<SocketEvent>,
         metrics: EndpointMetrics,
         redaction: Redaction,
         shared: Shared,
@@ -207,13 +213,13 @@ impl Connection {
                     self.shared.identified.store(false, Ordering::Relaxed);
                     self.note_health(None);
                     self.metrics.socket_up(true);
-                    self.shared.announced.note_pushed(0, Instant::now());
+                    self.shared.announced.note_subscribed(Instant::now());
                     info!(endpoint = self.metrics.position, "subscribed to newHeads");
                     // If the queue is full, it holds newer heads than this connection can know.
-                    self.heads.try_send(Head::Subscribed).ok();
+                    self.heads.try_send(SocketEvent::Subscribed).ok();
                     let error = self.serve(socket).await;
                     let error = self.redaction.apply(error);
-                    self.shared.announced.unsubscribed();
+                    self.shared.announced.note_unsubscribed();
                     self.metrics.socket_up(false);
                     warn!(endpoint = self.metrics.position, %error, "WebSocket lost");
                     self.failed_with = Some(error);
@@ -391,9 +397,8 @@ impl Connection {
                         announced.note_pushed(header.block.number, Instant::now());
                     }
                     Head::Number(number) => announced.note_pushed(*number, Instant::now()),
-                    Head::Subscribed => {}
                 }
-                if self.heads.try_send(head).is_err() {
+                if self.heads.try_send(SocketEvent::Head(head)).is_err() {
                     self.metrics.heads_dropped.inc();
                 }
                 Ok(())

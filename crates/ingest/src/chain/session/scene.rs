@@ -19,7 +19,7 @@ use crate::chain::open::Opened;
 use crate::config::{ByteCap, ChainConfig, Options};
 use crate::metrics::ChainMetrics;
 use crate::node::Node;
-use crate::rpc::Head;
+use crate::rpc::{Head, SocketEvent};
 use crate::status::{ChainStatus, Needs};
 use crate::{Metrics, StatusBoard, testing};
 
@@ -28,7 +28,7 @@ pub(in crate::chain) struct Scene {
     pub(in crate::chain) chain: Chain,
     pub(super) metrics: Metrics,
     pub(super) board: StatusBoard,
-    pub(super) heads: mpsc::Receiver<Head>,
+    pub(super) heads: mpsc::Receiver<SocketEvent>,
     registry: Registry,
     pub(in crate::chain) redis: RedisServer,
     _sockets: JoinSet<()>,

@@ -6,7 +6,7 @@ use std::time::Instant;
 use tracing::warn;
 
 use super::Session;
-use crate::rpc::Endpoint;
+use crate::rpc::{Endpoint, Pushed};
 
 /// A head this far above the newest known one says nothing.
 const FAR_ABOVE: u64 = 1_000;
@@ -27,8 +27,8 @@ struct Heard {
     head: Option<u64>,
     /// Since when a newer one is known.
     missed_since: Option<Instant>,
-    /// How many times it was made anew since it last sent a head.
-    anew: u32,
+    /// Reconnects since its last head.
+    reconnects: u32,
 }
 
 impl<'a> Silence<'a> {
@@ -48,18 +48,17 @@ impl Session<'_> {
             let position = endpoint.metrics.position;
             let heard = heard.entry(position).or_default();
             let pushed = endpoint.announced.pushed();
-            let is_new = heard.at != pushed.map(|(_, at)| at);
-            heard.at = pushed.map(|(_, at)| at);
-            let (Some(newest), Some((number, at))) = (newest, pushed) else { continue };
-            if is_new && number > 0 {
-                heard.anew = 0;
+            let is_new = heard.at != pushed.map(|pushed| pushed.at);
+            heard.at = pushed.map(|pushed| pushed.at);
+            let (Some(newest), Some(Pushed { at, number })) = (newest, pushed) else { continue };
+            if is_new && number.is_some() {
+                heard.reconnects = 0;
             }
             // A subscription that has just begun need not send what came before.
-            let begins = number == 0 && now.duration_since(at) < self.chain.poll_every();
+            let begins = number.is_none() && now.duration_since(at) < self.chain.poll_every();
             let went_back = heard.head.is_some_and(|head| head > newest.saturating_add(FAR_ABOVE));
             if is_new || begins || went_back || heard.head.is_none() {
-                let ahead =
-                    Some(number).filter(|number| *number <= newest.saturating_add(FAR_ABOVE));
+                let ahead = number.filter(|number| *number <= newest.saturating_add(FAR_ABOVE));
                 heard.head = ahead.max(Some(newest));
                 heard.missed_since = None;
             }
@@ -67,7 +66,7 @@ impl Session<'_> {
                 continue;
             }
             let since = *heard.missed_since.get_or_insert(now);
-            let patience = self.chain.poll_every() * 2_u32.pow(heard.anew.min(DOUBLINGS));
+            let patience = self.chain.poll_every() * 2_u32.pow(heard.reconnects.min(DOUBLINGS));
             if now.duration_since(since) >= patience {
                 warn!(
                     endpoint = position,
@@ -75,7 +74,7 @@ impl Session<'_> {
                 );
                 self.chain.metrics.silent_subscriptions.inc();
                 endpoint.resubscribe();
-                heard.anew += 1;
+                heard.reconnects += 1;
                 (heard.head, heard.missed_since) = (Some(newest), None);
             }
         }
@@ -92,7 +91,7 @@ mod tests {
     use super::super::scene::Scene;
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig};
-    use crate::rpc::Head;
+    use crate::rpc::SocketEvent;
     use crate::testing::{LOCAL, mined, serve};
 
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -104,7 +103,7 @@ mod tests {
         let endpoint = EndpointConfig { ws: Some(Secret::new(node.ws_url(LOCAL))), http: None };
         let mut scene = Scene::of(ChainConfig::local([endpoint])).await;
         let subscribed = timeout(PATIENCE, scene.heads.recv()).await.unwrap();
-        assert!(matches!(subscribed, Some(Head::Subscribed)));
+        assert!(matches!(subscribed, Some(SocketEvent::Subscribed)));
         let is_up = || scene.metrics.endpoints("local", &[true])[0].subscribed == Some(true);
         let mut session = scene.session().await;
         let now = Instant::now() + scene.chain.poll_every();
@@ -124,7 +123,7 @@ mod tests {
         assert_eq!(scene.chain.node.endpoints()[0].announced.pushed(), None);
         drop(session);
         let again = timeout(PATIENCE, scene.heads.recv()).await.unwrap();
-        assert!(matches!(again, Some(Head::Subscribed)));
+        assert!(matches!(again, Some(SocketEvent::Subscribed)));
     }
 
     #[tokio::test]
@@ -135,8 +134,8 @@ mod tests {
         let [first, second] = [0, 1].map(|at| &scene.chain.node.endpoints()[at].announced);
         let start = Instant::now();
         let at = |polls: u32| start + polls * scene.chain.poll_every();
-        first.note_pushed(0, start);
-        second.note_pushed(0, start);
+        first.note_subscribed(start);
+        second.note_subscribed(start);
         // When the first and the second sent a head, the newest head then, and the subscriptions made anew so far.
         for (polls, pushes, newest, found) in [
             (0, [None, None], None, 0),
@@ -174,7 +173,7 @@ mod tests {
                 "after {polls} polls"
             );
         }
-        first.unsubscribed();
+        first.note_unsubscribed();
         session.head = Some((99, 99));
         session.watch_subscriptions(at(40));
         session.watch_subscriptions(at(50));
@@ -188,7 +187,7 @@ mod tests {
         let mut session = scene.session().await;
         let announced = &scene.chain.node.endpoints()[0].announced;
         let (start, poll) = (Instant::now(), scene.chain.poll_every());
-        announced.note_pushed(0, start);
+        announced.note_subscribed(start);
         let mut found = |halves: u32, newest| {
             session.head = Some((newest, newest));
             session.watch_subscriptions(start + halves * poll / 2);
@@ -207,15 +206,15 @@ mod tests {
         let node = serve(chain.clone()).await;
         let endpoint = EndpointConfig { ws: Some(Secret::new(node.ws_url(LOCAL))), http: None };
         let mut scene = Scene::of(ChainConfig::local([endpoint])).await;
-        assert!(matches!(scene.heads.recv().await, Some(Head::Subscribed)));
-        let pushed = || scene.chain.node.endpoints()[0].announced.pushed().unwrap().0;
-        assert_eq!(pushed(), 0);
+        assert!(matches!(scene.heads.recv().await, Some(SocketEvent::Subscribed)));
+        let pushed = || scene.chain.node.endpoints()[0].announced.pushed().unwrap().number;
+        assert_eq!(pushed(), None);
         let lacking = ethhook_simulator::HeadFault::MissingField("parentHash".into());
         chain.faults().push_head(lacking, 1);
         for number in 1..=200 {
             chain.mine(1);
             let heard = async {
-                while pushed() < number {
+                while pushed() < Some(number) {
                     tokio::task::yield_now().await;
                 }
             };

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::config::EndpointConfig;
-use crate::rpc::Attempt;
+use crate::rpc::{Attempt, Head};
 use crate::testing::{LOCAL, mined, serve, unread};
 
 fn endpoint(config: &ChainConfig) -> Endpoint {
@@ -82,16 +82,19 @@ async fn what_its_subscription_announces_is_remembered_if_it_passes_its_check() 
         let (endpoints, sockets) = connect(&config, &heads, &unread().1, &Genesis::default());
         let mut running = JoinSet::new();
         sockets.into_iter().for_each(|socket| _ = running.spawn(socket.run()));
-        assert!(matches!(heard.recv().await, Some(Head::Subscribed)));
+        assert!(matches!(heard.recv().await, Some(SocketEvent::Subscribed)));
         assert!(endpoints[0].announced.last().is_none());
         let block = chain.mine(1).remove(0);
-        assert!(matches!(heard.recv().await, Some(Head::Header(_))));
+        assert!(matches!(heard.recv().await, Some(SocketEvent::Head(Head::Header(_)))));
         assert_eq!(endpoints[0].announced.last().unwrap().0.hash, block.hash());
 
         chain.faults().push_head(HeadFault::Bloom(BloomLie::Ones), 1);
         let other = chain.mine(1).remove(0);
         let head = heard.recv().await;
-        assert_eq!(matches!(head, Some(Head::Number(n)) if n == other.number()), is_checked);
+        assert_eq!(
+            matches!(head, Some(SocketEvent::Head(Head::Number(n))) if n == other.number()),
+            is_checked
+        );
         let last = if is_checked { block } else { other };
         assert_eq!(endpoints[0].announced.last().unwrap().0.hash, last.hash());
     }
@@ -108,7 +111,7 @@ async fn heads_of_another_chain_under_the_same_id_are_not_heard() {
     let (endpoints, sockets) = connect(&config, &heads, &unread().1, &genesis);
     let mut running = JoinSet::new();
     sockets.into_iter().for_each(|socket| _ = running.spawn(socket.run()));
-    assert!(matches!(heard.recv().await, Some(Head::Subscribed)));
+    assert!(matches!(heard.recv().await, Some(SocketEvent::Subscribed)));
     genesis.expect(Some(B256::ZERO));
     endpoints[0].identify_again(true);
     assert!(ask(&endpoints[0]).await.unwrap_err().is_wrong_genesis());
@@ -120,7 +123,9 @@ async fn heads_of_another_chain_under_the_same_id_are_not_heard() {
     ask(&endpoints[0]).await.unwrap();
     let block = chain.mine(1).remove(0);
     let head = heard.recv().await;
-    assert!(matches!(head, Some(Head::Header(header)) if header.block.hash == block.hash()));
+    assert!(
+        matches!(head, Some(SocketEvent::Head(Head::Header(header))) if header.block.hash == block.hash())
+    );
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use super::super::finished;
 use super::super::scene::{Scene, header};
 use super::*;
 use crate::config::{ChainConfig, EndpointConfig};
-use crate::rpc::Head;
+use crate::rpc::{Head, SocketEvent};
 use crate::testing::{LOCAL, mined, serve};
 
 /// Sends the pending request and handles the answer.
@@ -396,7 +396,7 @@ async fn only_a_head_that_says_something_new_ends_the_silence() {
     let due = session.due.poll;
     session.hear(3..=3);
     session.heard(Head::Number(2));
-    session.heard(Head::Subscribed);
+    session.told_by_socket(SocketEvent::Subscribed);
     assert_eq!((session.asking.silent_polls, session.due.poll), (5, due));
     session.hear(4..=4);
     assert!(session.asking.silent_polls == 0 && session.due.poll > due);
