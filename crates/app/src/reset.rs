@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use anyhow::bail;
-use ethhook_domain::Profile;
-use ethhook_streams::Inventory;
+use ethhook_domain::{Cursor, Profile};
+use ethhook_streams::{Inventory, Keys};
 
 use crate::config::{Client, Inputs};
 use crate::output;
@@ -43,19 +43,20 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, yes: bool) -> anyhow::Resu
 }
 
 fn describe(chain: &Profile, address: &str, inventory: &Inventory) -> String {
-    let id = chain.chain_id;
-    let mut text = format!("Chain {} ({id}) in Redis at {address}:\n", chain.name);
-    let _ = writeln!(text, "  events:{id}           {} entries", inventory.events_len);
-    let _ = writeln!(text, "  blocks:{{events:{id}}}  {} markers", inventory.blocks_len);
-    let _ = match &inventory.cursor {
-        Some(cursor) => writeln!(
-            text,
-            "  cursor:{{events:{id}}}  at block {}, started at {}, written by {}",
-            cursor.number, cursor.start_number, cursor.writer
-        ),
-        None => writeln!(text, "  cursor:{{events:{id}}}  none"),
+    let keys = Keys::of(chain.chain_id);
+    let width = keys.cursor.len();
+    let mut text = format!("Chain {} ({}) in Redis at {address}:\n", chain.name, chain.chain_id);
+    let mut line = |key: &str, holds: String| {
+        let _ = writeln!(text, "  {key:<width$}  {holds}");
     };
-    let _ = writeln!(text, "  seen:{{events:{id}}}:*  {} records", inventory.dedup_records);
+    line(&keys.events, format!("{} entries", inventory.events_len));
+    line(&keys.blocks, format!("{} markers", inventory.blocks_len));
+    let cursor = inventory.cursor.as_ref().map_or("none".to_owned(), |cursor| {
+        let Cursor { number, start_number, writer, .. } = cursor;
+        format!("at block {number}, started at {start_number}, written by {writer}")
+    });
+    line(&keys.cursor, cursor);
+    line(&keys.seen_pattern(), format!("{} records", inventory.dedup_records));
     for group in &inventory.groups {
         let lag = group.lag.map_or_else(|| "an unknown number".to_owned(), |lag| lag.to_string());
         let _ = writeln!(

@@ -82,12 +82,7 @@ impl FailureKind {
 const RIGHTS: &str = "SETUP_GUIDE.md, Redis elsewhere";
 
 /// What to do about data that contradicts itself.
-const WAY_OUT: &str = ": `ethhook reset` starts the chain over";
-
-/// What contradicts itself, with what to do about it, once: the text may be that of an error which says so.
-pub(crate) fn inconsistent(what: &str) -> String {
-    format!("{}{WAY_OUT}", what.trim_end_matches(WAY_OUT))
-}
+pub(crate) const WAY_OUT: &str = ": `ethhook reset` starts the chain over";
 
 /// One failure of Redis; its text holds no URL and no password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -228,6 +223,7 @@ fn cut(detail: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lease::OpenError;
     use crate::reader::ReadError;
     use crate::step::StepError;
 
@@ -289,10 +285,12 @@ mod tests {
     }
 
     #[test]
-    fn what_to_do_is_said_once_whichever_error_wraps_which() {
-        let read = ReadError::Inconsistent("block 1 has no entries".to_owned()).to_string();
-        assert_eq!(read, "block 1 has no entries: `ethhook reset` starts the chain over");
-        assert_eq!(StepError::Inconsistent(read.clone()).to_string(), read);
+    fn data_that_contradicts_itself_is_reported_alike_by_every_operation() {
+        let what = "block 1 has no entries".to_owned();
+        let text = "block 1 has no entries: `ethhook reset` starts the chain over";
+        assert_eq!(ReadError::Inconsistent(what.clone()).to_string(), text);
+        assert_eq!(StepError::Inconsistent(what.clone()).to_string(), text);
+        assert_eq!(OpenError::Inconsistent(what).to_string(), text);
     }
 
     #[test]

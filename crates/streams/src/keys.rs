@@ -49,8 +49,9 @@ impl Keys {
         format!("seen:{{{}}}:{}", self.events, hex::encode_prefixed(block_hash))
     }
 
-    /// The `SCAN` pattern of all dedup records.
-    pub(crate) fn seen_pattern(&self) -> String {
+    /// The `SCAN` pattern of all dedup records: `seen:{events:<chain_id>}:*`.
+    #[must_use]
+    pub fn seen_pattern(&self) -> String {
         format!("seen:{{{}}}:*", self.events)
     }
 
@@ -58,6 +59,21 @@ impl Keys {
     pub(crate) fn seen_probe(&self) -> String {
         format!("seen:{{{}}}:probe", self.events)
     }
+}
+
+/// Hash, how far the replayed stream `stream` has got: `replay:{<stream>}`.
+pub(crate) fn replay_position(stream: &str) -> String {
+    format!("replay:{{{stream}}}")
+}
+
+/// Whether `stream` may name one of the ingestor's own keys, of whichever chain.
+pub(crate) fn is_reserved(stream: &str) -> bool {
+    stream.starts_with("events:") || stream.contains("{events:")
+}
+
+/// The event stream among the scratch keys number `n`, for [`Keys::tagged`]: `events:probe:<nonce>:<n>`.
+pub(crate) fn probe(nonce: u64, n: u32) -> String {
+    format!("events:probe:{nonce:016x}:{n}")
 }
 
 #[cfg(test)]
@@ -77,5 +93,8 @@ mod tests {
             keys.seen(B256::repeat_byte(0xab)),
             format!("seen:{{events:42161}}:0x{}", "ab".repeat(32))
         );
+        assert_eq!(keys.seen_pattern(), "seen:{events:42161}:*");
+        assert_eq!(replay_position("history"), "replay:{history}");
+        assert_eq!(probe(0xab, 3), "events:probe:00000000000000ab:3");
     }
 }

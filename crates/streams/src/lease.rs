@@ -11,7 +11,7 @@ use ethhook_domain::{ChainId, Cursor, Encoding};
 use redis::aio::ConnectionLike;
 
 use crate::connection::Streams;
-use crate::errors::RedisFailure;
+use crate::errors::{RedisFailure, WAY_OUT};
 use crate::keys::Keys;
 use crate::reader::{ReadError, query};
 use crate::script::{Call, Reply, Script};
@@ -97,7 +97,7 @@ pub enum OpenError {
         wanted: Encoding,
     },
     /// The data in Redis contradicts itself.
-    #[error("{0}: `ethhook reset` starts the chain over")]
+    #[error("{0}{WAY_OUT}")]
     Inconsistent(String),
     /// The cursor cannot be read.
     #[error("the cursor is damaged: {0}")]

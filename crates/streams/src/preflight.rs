@@ -12,7 +12,7 @@ use redis::aio::MultiplexedConnection;
 
 use crate::connection::Streams;
 use crate::errors::{FailureKind, RedisFailure};
-use crate::keys::Keys;
+use crate::keys::{self, Keys};
 use crate::lease::{LeaseError, OpenError, WriterOptions};
 use crate::memory::Memory;
 use crate::publisher::Publisher;
@@ -99,9 +99,8 @@ impl Streams {
     /// See [`PreflightError`].
     pub async fn preflight(&self) -> Result<ServerInfo, PreflightError> {
         let nonce = RandomState::new().hash_one(0);
-        let name = |n| format!("events:probe:{nonce:016x}:{n}");
-        let names =
-            self.name_for_each_master(name).await.map_err(|failure| self.unavailable(failure))?;
+        let names = self.name_for_each_master(|n| keys::probe(nonce, n)).await;
+        let names = names.map_err(|failure| self.unavailable(failure))?;
         let mut all: Option<ServerInfo> = None;
         for name in names {
             let server = self.look_at_master(&Keys::tagged(name)).await?;
@@ -144,7 +143,7 @@ impl Streams {
     /// # Errors
     /// The failure of a master.
     pub async fn eviction_policy(&self) -> Result<Option<String>, RedisFailure> {
-        for name in self.name_for_each_master(|n| format!("events:probe:{n}")).await? {
+        for name in self.name_for_each_master(|n| keys::probe(0, n)).await? {
             let mut connection = self.connect(&Keys::tagged(name).events, Duration::ZERO).await?;
             let info: String =
                 redis::cmd("INFO").arg("memory").query_async(&mut connection).await?;

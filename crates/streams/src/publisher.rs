@@ -273,7 +273,10 @@ impl Publisher {
                 StepError::Moved { held: held.map(Box::new) }
             }
             Err(ReadError::Redis(failure)) => failure.into(),
-            _ => StepError::Inconsistent(error.to_string()),
+            _ => StepError::Inconsistent(match error {
+                ReadError::Inconsistent(what) => what,
+                other => other.to_string(),
+            }),
         }
     }
 

@@ -8,7 +8,7 @@ use redis::aio::ConnectionLike;
 use redis::{Cmd, FromRedisValue, Value};
 
 use crate::connection::Streams;
-use crate::errors::{FailureKind, RedisFailure, inconsistent, is_wrong_type};
+use crate::errors::{FailureKind, RedisFailure, WAY_OUT, is_wrong_type};
 use crate::keys::Keys;
 use crate::window::PublishedBlock;
 
@@ -46,7 +46,7 @@ pub enum ReadError {
     #[error("the cursor moved while the stream was read")]
     Moved,
     /// Stream, markers and cursor contradict each other.
-    #[error("{}", inconsistent(.0))]
+    #[error("{0}{WAY_OUT}")]
     Inconsistent(String),
 }
 

@@ -15,6 +15,7 @@ use redis::aio::MultiplexedConnection;
 
 use crate::connection::Streams;
 use crate::errors::RedisFailure;
+use crate::keys;
 use crate::reader::{ReadError, query};
 use crate::script::{Call, Script};
 use crate::size::length;
@@ -119,7 +120,7 @@ impl Streams {
         mut spec: ReplaySpec,
     ) -> Result<Replay, ReplayError> {
         check_name(stream)?;
-        let position = format!("replay:{{{stream}}}");
+        let position = keys::replay_position(stream);
         let mut connection = self.connect(stream, Duration::ZERO).await?;
         let mut held = redis::cmd("HGETALL");
         held.arg(&position);
@@ -148,7 +149,7 @@ impl Streams {
 
 /// Rejects names of the ingestor's own keys, and those that cannot be a hash tag.
 fn check_name(stream: &str) -> Result<(), ReplayError> {
-    if stream.starts_with("events:") || stream.contains("{events:") {
+    if keys::is_reserved(stream) {
         return Err(ReplayError::Live(stream.to_owned()));
     }
     let fits = |c: char| c.is_ascii_graphic() && c != '{' && c != '}';

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use redis::Value;
 use redis::aio::MultiplexedConnection;
 
-use crate::errors::{FailureKind, RedisFailure, inconsistent};
+use crate::errors::{FailureKind, RedisFailure, WAY_OUT};
 use crate::keys::Keys;
 use crate::reader;
 use crate::request::{Line, Request, Turn};
@@ -147,7 +147,7 @@ pub enum StepError {
     #[error("refused: {0}")]
     Refused(String),
     /// The data in Redis contradicts itself.
-    #[error("{}", inconsistent(.0))]
+    #[error("{0}{WAY_OUT}")]
     Inconsistent(String),
     /// The cursor cannot be read.
     #[error("the cursor is damaged: {0}")]

@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use ethhook_domain::event;
+
 use super::{Chain, Level, Report, State, Trouble, spoken};
 
 const HEADINGS: [&str; 8] =
@@ -61,7 +63,7 @@ fn row(chain: &Chain) -> [String; HEADINGS.len()] {
 }
 
 fn details(text: &mut String, chain: &Chain) {
-    let _ = write!(text, "\n{}: events:{}", chain.name, chain.chain_id);
+    let _ = write!(text, "\n{}: {}", chain.name, event::stream_name(chain.chain_id));
     if let (Some(entries), Some(bytes)) = (chain.entries, chain.bytes) {
         let _ = write!(text, " holds {entries} entries, {:.1} MB", in_megabytes(bytes));
     }
