@@ -1,6 +1,7 @@
 //! Which chains are on, and their settings.
 
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ethhook_domain::{Filter, Profile, Proof, Secret};
@@ -35,30 +36,29 @@ fn profile(reader: &mut Reader<'_>, name: &str, built_in: Option<&Profile>) -> O
     // The other keys are read even if the chain id is wrong, to report all errors at once.
     let mut profile = built_in.cloned().unwrap_or_else(|| Profile::unknown(name, 0));
     profile.chain_id = chain_id.unwrap_or(profile.chain_id);
-    let ms = |reader: &mut Reader<'_>, s: &Setting| reader.number(s, 1..=3_600_000);
-    if let Some(ms) = set(reader, name, "block_time_ms").and_then(|s| ms(reader, &s)) {
+    if let Some(ms) = set_number(reader, name, "block_time_ms", 1..=3_600_000) {
         profile.block_time = Duration::from_millis(ms);
     }
-    let depth = |reader: &mut Reader<'_>, s: &Setting| reader.number(s, 1..=1_000_000);
-    if let Some(depth) = set(reader, name, "finality_depth").and_then(|s| depth(reader, &s)) {
+    if let Some(depth) = set_number(reader, name, "finality_depth", 1..=1_000_000) {
         profile.finality_depth = depth;
     }
     for (key, field) in [
         ("empty_without_transactions", &mut profile.empty_without_transactions),
         ("bloom_of_all_logs", &mut profile.bloom_of_all_logs),
     ] {
-        if let Some(value) = set(reader, name, key).and_then(|s| flag(reader, &s)) {
+        let value = set(reader, name, key)
+            .and_then(|flag| reader.parse(&flag, "true or false", |text| text.parse().ok()));
+        if let Some(value) = value {
             *field = value;
         }
     }
-    let height = |reader: &mut Reader<'_>, s: &Setting| reader.number(s, 0..=u64::MAX / 2);
-    if let Some(first) = set(reader, name, "state_sync_until").and_then(|s| height(reader, &s)) {
+    if let Some(first) = set_number(reader, name, "state_sync_until", 0..=u64::MAX / 2) {
         profile.state_sync_until = first;
     }
-    let level = |reader: &mut Reader<'_>, s: &Setting| {
-        reader.parse(s, "receipts_root, bloom or structure", |text| text.parse().ok())
-    };
-    if let Some(verify) = set(reader, name, "VERIFY").and_then(|s| level(reader, &s)) {
+    let verify = set(reader, name, "VERIFY").and_then(|level| {
+        reader.parse(&level, "receipts_root, bloom or structure", |text| text.parse().ok())
+    });
+    if let Some(verify) = verify {
         profile.verify = verify;
     }
     (reader.problems.len() == before).then_some(profile)
@@ -98,8 +98,15 @@ fn set(reader: &Reader<'_>, chain: &str, name: &str) -> Option<Setting> {
     (setting.origin != Origin::Default).then_some(setting)
 }
 
-fn flag(reader: &mut Reader<'_>, setting: &Setting) -> Option<bool> {
-    reader.parse(setting, "true or false", |text| text.parse().ok())
+/// The same for a number in `range`.
+fn set_number(
+    reader: &mut Reader<'_>,
+    chain: &str,
+    name: &str,
+    range: RangeInclusive<u64>,
+) -> Option<u64> {
+    let setting = set(reader, chain, name)?;
+    reader.number(&setting, range)
 }
 
 /// Whether a chain is on: it has a URL, valid or not.
@@ -151,39 +158,33 @@ fn chain(reader: &mut Reader<'_>, name: &str, profile: Option<&Profile>) -> Opti
         "latest" => Some(StartBlock::Latest),
         text => text.parse().ok().map(StartBlock::Number),
     });
-    let end_block = match reader.chain(name, "END_BLOCK") {
-        None => Some(None),
-        Some(end) => {
-            let number = reader.parse(&end, "a block number", |text| text.parse().ok());
-            if let (Some(number), Some(StartBlock::Number(first))) = (number, start_block)
-                && number < first
-            {
-                let text = format!("must not be below {}={first}", start.key);
-                reader.problems.push(end.problem(text));
-            }
-            number.map(Some)
+    let end = reader.chain(name, "END_BLOCK");
+    let end_block = reader.optional(end, |reader, end| {
+        let number = reader.parse(end, "a block number", |text| text.parse().ok())?;
+        if let Some(StartBlock::Number(first)) = start_block
+            && number < first
+        {
+            let text = format!("must not be below {}={first}", start.key);
+            reader.problems.push(end.problem(text));
         }
-    };
+        Some(number)
+    });
     let contracts = reader.chain(name, "CONTRACTS");
     let contracts = reader.list(contracts.as_ref(), address);
     let topics = reader.chain(name, "TOPICS");
     let topics = reader.list(topics.as_ref(), topic);
     let confirmations = reader.chain(name, "CONFIRMATIONS")?;
     let confirmations = reader.number(&confirmations, 0..=MAX_CONFIRMATIONS);
-    let requests_per_second = match reader.chain(name, "RPS") {
-        Some(setting) => reader.number(&setting, 1..=MAX_RPS).map(NonZeroU32::new),
-        None => Some(None),
-    };
-    let units_per_second = match reader.chain(name, "CU_PER_SECOND") {
-        Some(setting) => reader.number(&setting, 1..=MAX_UNITS).map(NonZeroU32::new),
-        None => Some(None),
-    };
-    let batch_every = match reader.chain(name, "BATCH_MS") {
-        Some(setting) => {
-            reader.number(&setting, 1..=MAX_BATCH_MS).map(|ms| Some(Duration::from_millis(ms)))
-        }
-        None => Some(None),
-    };
+    let rps = reader.chain(name, "RPS");
+    let requests_per_second =
+        reader.optional(rps, |reader, rps| NonZeroU32::new(reader.number(rps, 1..=MAX_RPS)?));
+    let units = reader.chain(name, "CU_PER_SECOND");
+    let units_per_second = reader
+        .optional(units, |reader, units| NonZeroU32::new(reader.number(units, 1..=MAX_UNITS)?));
+    let batch = reader.chain(name, "BATCH_MS");
+    let batch_every = reader.optional(batch, |reader, ms| {
+        reader.number(ms, 1..=MAX_BATCH_MS).map(Duration::from_millis)
+    });
     let fetch = fetch(reader, name, profile);
     let profile = profile?;
     reader.resolve_verify(name, profile);

@@ -52,7 +52,8 @@ pub(crate) fn render() -> String {
     text
 }
 
-fn comment(help: &str) -> String {
+/// The help as lines of a comment.
+pub(super) fn comment(help: &str) -> String {
     help.lines().map(|line| format!("# {line}\n")).collect()
 }
 

@@ -19,6 +19,11 @@ const fn key(name: &'static str, default: &'static str, help: &'static str) -> K
     Key { name, default, help, secret: false }
 }
 
+/// A fact about a chain; its default is in [`ethhook_domain::Profile`].
+const fn fact(name: &'static str, help: &'static str) -> Key {
+    key(name, "", help)
+}
+
 const fn secret(name: &'static str, help: &'static str) -> Key {
     Key { name, default: "", help, secret: true }
 }
@@ -190,24 +195,25 @@ pub(crate) const CHAIN: &[Key] = &[
 ];
 
 /// Keys only allowed under `[chains.NAME]` in `ethhook.toml`: facts about a chain that is not built
-/// in. Lower case, as written there.
+/// in, or that differs from a built-in one. Lower case, as written there; `docs/ethhook.example.toml` has their help.
 pub(crate) const PROFILE: &[Key] = &[
-    key("chain_id", "", "EIP-155 chain id; required for a chain that is not built in."),
-    key("block_time_ms", "2000", "Usual time between blocks."),
-    key("finality_depth", "128", "A block is final only if at least this many blocks follow it."),
-    key(
+    fact("chain_id", "EIP-155 chain id; required for a chain that is not built in."),
+    fact("block_time_ms", "Usual time between blocks."),
+    fact(
+        "finality_depth",
+        "A block is final only if at least this many blocks follow it. If the node gives no `finalized` tag, or\n\
+         one that is more than 8 times this depth behind the head, the depth alone decides.",
+    ),
+    fact(
         "state_sync_until",
-        "0",
         "Polygon before PIP-74: below this block, the roots do not cover some logs.",
     ),
-    key(
+    fact(
         "empty_without_transactions",
-        "false",
         "A block without transactions has no logs, so nothing is fetched for it.",
     ),
-    key(
+    fact(
         "bloom_of_all_logs",
-        "false",
         "The header's bloom covers all logs, so nothing is fetched if it excludes the filter.",
     ),
 ];

@@ -34,7 +34,6 @@ impl fmt::Display for Resolved {
 }
 
 /// Reads values from the settings and collects problems and resolved keys.
-#[derive(Debug)]
 pub(crate) struct Reader<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) problems: Vec<Problem>,
@@ -140,6 +139,18 @@ impl Reader<'_> {
     {
         let must = format!("a whole number from {} to {}", range.start(), range.end());
         self.parse(setting, &must, |text| text.parse().ok().filter(|number| range.contains(number)))
+    }
+
+    /// The value that `read` makes of a setting: `Some(None)` if it is not set, `None` if it is wrong.
+    pub(crate) fn optional<T>(
+        &mut self,
+        setting: Option<Setting>,
+        read: impl FnOnce(&mut Self, &Setting) -> Option<T>,
+    ) -> Option<Option<T>> {
+        match setting {
+            Some(setting) => read(self, &setting).map(Some),
+            None => Some(None),
+        }
     }
 
     /// A comma-separated list; `read` parses an item, or returns what is wrong with it.

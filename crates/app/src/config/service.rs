@@ -78,10 +78,9 @@ pub(crate) fn read(reader: &mut Reader<'_>, chains: usize) -> Option<Service> {
     let group_idle_alarm = number(reader, "GROUP_IDLE_ALARM_HOURS", 1, MAX_HOURS);
     let ready_max_lag = number(reader, "READY_MAX_LAG_SECONDS", 1, MAX_HOURS * 3600);
     let lease_ttl = number(reader, "LEASE_TTL_MS", 1_000, 600_000);
-    let max_chains = match reader.global("MAX_CHAINS_PER_INSTANCE").given() {
-        Some(setting) => reader.number(&setting, 1..=MAX_CHAINS).map(NonZeroU32::new),
-        None => Some(None),
-    };
+    let most = reader.global("MAX_CHAINS_PER_INSTANCE").given();
+    let max_chains =
+        reader.optional(most, |reader, most| NonZeroU32::new(reader.number(most, 1..=MAX_CHAINS)?));
     let stream_max_bytes = match reader.global("STREAM_MAX_BYTES").given() {
         None => Some(ByteCap::Share(u64::try_from(chains).unwrap_or(u64::MAX))),
         Some(setting) => reader.number(&setting, 1_000_000..=u64::MAX).map(ByteCap::Bytes),

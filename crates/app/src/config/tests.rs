@@ -290,4 +290,12 @@ fn the_toml_example_is_one_that_works() {
     let config = load(&[], "", text);
     let names: Vec<&str> = config.chains.iter().map(|c| c.profile.name.as_str()).collect();
     assert_eq!(names, ["ethereum", "gnosis"]);
+    let facts =
+        |chain: &ChainConfig| Profile { name: String::new(), chain_id: 0, ..chain.profile.clone() };
+    let default = Profile { block_time: Duration::from_secs(5), ..Profile::unknown("", 0) };
+    assert_eq!(facts(&config.chains[1]), default, "the example shows the defaults");
+    for key in keys::PROFILE {
+        let lines = format!("{}{} = ", example::comment(key.help), key.name);
+        assert!(text.contains(&lines), "it lacks these lines:\n{lines}");
+    }
 }
