@@ -106,8 +106,8 @@ impl Inputs {
     }
 }
 
-/// One value with its origin.
-#[derive(Debug, Clone)]
+/// One value with its origin. Has no `Debug`, which could show a secret (G11).
+#[derive(Clone)]
 pub(crate) struct Setting {
     /// The key as its origin spells it: `ETHEREUM_WS_URL` or `chains.ethereum.ws_url`.
     pub(crate) key: String,
@@ -168,8 +168,7 @@ fn path((chain, key): &Place) -> String {
     }
 }
 
-/// All layers merged.
-#[derive(Debug)]
+/// All layers merged. Has no `Debug`, which would show secrets (G11): `config` holds plain strings.
 pub(crate) struct Settings {
     merged: config::Config,
     /// The layers above the defaults, the highest first.
