@@ -13,6 +13,7 @@ mod healthcheck;
 mod http;
 mod ingest;
 mod logging;
+mod node;
 mod operator;
 mod output;
 mod page;

@@ -3,16 +3,16 @@
 
 use anyhow::{Context, bail, ensure};
 use ethhook_domain::{Filter, Profile};
-use ethhook_ingest::inquiry::{CheckedBlock, Inquiry, Which};
+use ethhook_ingest::inquiry::{CheckedBlock, Inquiry};
 use ethhook_streams::{Replay, ReplayError, ReplaySpec};
 
 use crate::Exit;
 use crate::bar::Bar;
 use crate::config::Inputs;
+use crate::node::{self, BLOCKS_PER_QUESTION};
 use crate::output::say;
 use crate::signals::Signals;
 use crate::target::{Target, patiently};
-use crate::verify::BLOCKS_PER_QUESTION;
 
 /// The range to replay, and its destination.
 #[derive(Debug, Clone)]
@@ -70,9 +70,8 @@ fn go_on_from(next: u64) -> String {
 
 /// Fails if a reorg may still orphan block `to`.
 async fn ensure_final(inquiry: &Inquiry, profile: &Profile, to: u64) -> anyhow::Result<()> {
-    let head = inquiry.header(Which::Latest).await?.context("the node returned no head")?;
-    let tag = inquiry.header(Which::Finalized).await?;
-    match profile.newest_final(head.block.number, tag.map(|tag| tag.block.number)) {
+    let head = node::head(inquiry).await?;
+    match node::newest_final(inquiry, profile, head.block.number).await? {
         Some(last) if to <= last => Ok(()),
         Some(last) => bail!(
             "block {to} is not final yet, and a replay takes nothing back: --to must not be above {last}"

@@ -18,6 +18,7 @@ use ethhook_streams::{Place, Streams};
 use crate::Exit;
 use crate::bar::Bar;
 use crate::config::Inputs;
+use crate::node::BLOCKS_PER_QUESTION;
 use crate::output::say;
 use crate::target::Target;
 
@@ -25,8 +26,6 @@ use crate::target::Target;
 const MARKERS_PER_READ: usize = 256;
 /// Entries read at once.
 const EVENTS_PER_READ: usize = 1_000;
-/// Blocks requested from the node at once.
-pub(crate) const BLOCKS_PER_QUESTION: u64 = 32;
 
 /// The range of blocks to compare.
 #[derive(Debug, Clone, Copy)]
@@ -46,59 +45,76 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::R
     let cursor = target.cursor().await?;
     let (place, from, to) = locate(&target, &cursor, range).await?;
     say!("Chain {}: comparing blocks {from} to {to} of the stream with the chain.", target.name());
-    let orders = retreats(&target, &place).await?;
-    let bar = Bar::new("blocks", to - from + 1);
+    let retreats = retreats(&target, &place).await?;
     let mut verification = Verification {
         streams: &target.streams,
         inquiry: Inquiry::open(&target.chain, cursor.genesis_hash)?,
         chain: target.id(),
         filter: &target.chain.filter,
         fold: Fold::after(target.id(), place.marker.seq - 1, place.after_entry),
+        at: place.after_entry,
         next: from,
         to,
-        retreats: orders.iter().copied().collect(),
-        seen: Seen::default(),
-        bar,
+        retreats: retreats.iter().copied().collect(),
+        other_filter: HashSet::new(),
+        tally: Tally::default(),
+        bar: Bar::new("blocks", to - from + 1),
     };
-    verification.replay(&place).await?;
+    verification.replay(place.after_marker).await?;
     verification.rest().await?;
-    let Verification { fold, seen, bar, .. } = verification;
+    let Verification { fold, tally, bar, .. } = verification;
     bar.end();
-    for (id, number) in &orders {
+    report(&target, &cursor, to, &retreats, fold.violations(), &tally)
+}
+
+/// Prints all that was found up to block `to`.
+///
+/// # Errors
+/// If there was nothing to compare.
+fn report(
+    target: &Target,
+    cursor: &Cursor,
+    to: u64,
+    retreats: &[(EntryId, u64)],
+    violations: &[Violation],
+    tally: &Tally,
+) -> anyhow::Result<Exit> {
+    for (id, number) in retreats {
         say!("An operator moved finality back to block {number} (marker {id}).");
     }
-    let is_order = |violation: &&Violation| {
-        violation.problem == Problem::Finalized && orders.iter().any(|(id, _)| *id == violation.at)
+    let is_retreat = |violation: &&Violation| {
+        violation.problem == Problem::Finalized
+            && retreats.iter().any(|(id, _)| *id == violation.at)
     };
-    let faults: Vec<_> = fold.violations().iter().filter(|v| !is_order(v)).collect();
+    let faults: Vec<_> = violations.iter().filter(|v| !is_retreat(v)).collect();
     faults.iter().for_each(|violation| say!("{violation}"));
-    seen.differences.iter().for_each(|difference| say!("{difference}"));
-    let is_short = seen.last_seq < cursor.seq;
+    tally.differences.iter().for_each(|difference| say!("{difference}"));
+    let is_short = tally.last_seq < cursor.seq;
     if is_short {
         say!(
             "the newest marker has seq {}, although the cursor is at seq {}: markers are missing at the end",
-            seen.last_seq,
+            tally.last_seq,
             cursor.seq
         );
     }
-    let prefix = target.name().to_uppercase();
-    let count = faults.len() + seen.differences.len() + usize::from(is_short);
-    if seen.skipped > 0 {
-        say!("{} of these blocks are not in the stream: an operator skipped them.", seen.skipped);
+    if tally.skipped > 0 {
+        say!("{} of these blocks are not in the stream: an operator skipped them.", tally.skipped);
     }
-    if seen.unfit > 0 {
+    if tally.other_filter > 0 {
+        let prefix = target.name().to_uppercase();
         say!(
             "{} of these blocks were published with another filter ({prefix}_CONTRACTS, {prefix}_TOPICS) than the \
              configured one: their logs were not compared with the chain.",
-            seen.unfit
+            tally.other_filter
         );
     }
+    let count = faults.len() + tally.differences.len() + usize::from(is_short);
     ensure!(
-        count > 0 || seen.unfit == 0 || seen.blocks > 0,
+        count > 0 || tally.other_filter == 0 || tally.blocks > 0,
         "there is nothing to compare: configure the filter of these blocks, or choose others"
     );
     if count == 0 {
-        say!("No differences: {} blocks with {} events.", seen.blocks, seen.events);
+        say!("No differences: {} blocks with {} events.", tally.blocks, tally.events);
         return Ok(Exit::Done);
     }
     let more = if count >= MAX_REPORTED { " or more" } else { "" };
@@ -165,7 +181,7 @@ async fn retreats(target: &Target, place: &Place) -> anyhow::Result<Vec<(EntryId
 
 /// The results so far.
 #[derive(Debug, Default)]
-struct Seen {
+struct Tally {
     differences: Vec<Difference>,
     blocks: usize,
     events: usize,
@@ -174,9 +190,7 @@ struct Seen {
     /// `seq` of the newest marker.
     last_seq: u64,
     /// Blocks of the range that were published with another filter than the configured one.
-    unfit: u64,
-    /// Heights whose newest markers name another filter.
-    other_filter: HashSet<u64>,
+    other_filter: u64,
 }
 
 struct Verification<'a> {
@@ -185,27 +199,29 @@ struct Verification<'a> {
     chain: ChainId,
     filter: &'a Filter,
     fold: Fold,
+    /// The entry up to which the stream has been read.
+    at: EntryId,
     /// The next block to compare.
     next: u64,
     to: u64,
     /// The moves of finality back that are still ahead.
     retreats: VecDeque<(EntryId, u64)>,
-    seen: Seen,
+    /// Heights whose newest markers name another filter.
+    other_filter: HashSet<u64>,
+    tally: Tally,
     bar: Bar,
 }
 
 impl Verification<'_> {
-    /// Replays both streams from `place` to their end.
-    async fn replay(&mut self, place: &Place) -> anyhow::Result<()> {
+    /// Replays both streams to their end, markers from the one after `marker_id` on.
+    async fn replay(&mut self, mut marker_id: EntryId) -> anyhow::Result<()> {
         let digest = self.filter.digest();
-        let mut marker_id = place.after_marker;
-        let mut entries = Entries { at: place.after_entry };
         let mut last_read = None;
         loop {
             let markers = self.streams.markers(self.chain, marker_id, MARKERS_PER_READ).await?;
             if markers.is_empty() {
                 // Entries after the last marker belong to the next marker, or to none.
-                let fed = entries.feed(self.streams, self.chain, &mut self.fold, None).await?;
+                let fed = self.feed(None).await?;
                 if fed && !self.streams.markers(self.chain, marker_id, 1).await?.is_empty() {
                     continue;
                 }
@@ -213,19 +229,18 @@ impl Verification<'_> {
                 return self.check_kept(last_read).await;
             }
             for (id, marker) in markers {
-                let last = Some(marker.last_id);
-                entries.feed(self.streams, self.chain, &mut self.fold, last).await?;
+                self.feed(Some(marker.last_id)).await?;
                 self.fold.marker(id, &marker);
-                self.seen.last_seq = marker.seq;
+                self.tally.last_seq = marker.seq;
                 if self.retreats.front().is_some_and(|(retreat, _)| *retreat == id) {
                     self.retreats.pop_front();
                 }
                 match marker.op {
                     Op::Add if marker.filter != digest => {
-                        self.seen.other_filter.insert(marker.number);
+                        self.other_filter.insert(marker.number);
                     }
                     Op::Add | Op::Remove => {
-                        self.seen.other_filter.remove(&marker.number);
+                        self.other_filter.remove(&marker.number);
                     }
                     _ => {}
                 }
@@ -238,6 +253,24 @@ impl Verification<'_> {
             let up_to = settled.last().map(|block| block.number);
             self.compare(&settled, up_to).await?;
         }
+    }
+
+    /// Passes to the fold the entries up to `last`, perhaps some more, or all if none is given.
+    /// Returns whether there were any.
+    async fn feed(&mut self, last: Option<EntryId>) -> anyhow::Result<bool> {
+        let mut any = false;
+        while last.is_none_or(|last| self.at < last) {
+            let entries = self.streams.events(self.chain, self.at, EVENTS_PER_READ).await?;
+            let Some((id, _)) = entries.last() else { return Ok(any) };
+            (self.at, any) = (*id, true);
+            for (id, event) in entries {
+                match event {
+                    Ok(event) => self.fold.entry(id, event),
+                    Err(error) => self.fold.foreign(id, &error),
+                }
+            }
+        }
+        Ok(any)
     }
 
     /// Fails if there are violations that retention may have caused, by trimming past the marker `last_read` in the
@@ -273,7 +306,7 @@ impl Verification<'_> {
             match gaps.next() {
                 Some((first, end)) if first <= self.next => {
                     let end = end.min(self.to);
-                    self.seen.skipped += end - self.next + 1;
+                    self.tally.skipped += end - self.next + 1;
                     self.bar.advance(end - self.next + 1);
                     self.next = end + 1;
                     continue;
@@ -282,22 +315,22 @@ impl Verification<'_> {
                 None => {}
             }
             // Which logs passed another filter, nobody knows.
-            if self.seen.other_filter.remove(&self.next) {
-                self.seen.unfit += 1;
+            if self.other_filter.remove(&self.next) {
+                self.tally.other_filter += 1;
                 self.bar.advance(1);
                 self.next += 1;
                 continue;
             }
-            let is_unfit = |number: &u64| self.seen.other_filter.contains(number);
-            last = (self.next..=last).find(is_unfit).map_or(last, |unfit| unfit - 1);
+            let other = (self.next..=last).find(|number| self.other_filter.contains(number));
+            last = other.map_or(last, |other| other - 1);
             let part = |number: u64| blocks.partition_point(|block| block.number < number);
             let part = &blocks[part(self.next)..part(last + 1)];
             let chain = self.inquiry.blocks(self.next..=last).await?;
             let expected: Vec<_> = chain.into_iter().map(|b| expected(b, self.filter)).collect();
-            self.seen.blocks += expected.len();
-            self.seen.events += expected.iter().map(|block| block.logs.len()).sum::<usize>();
-            self.seen.differences.extend(compare(part, &expected));
-            self.seen.differences.truncate(MAX_REPORTED);
+            self.tally.blocks += expected.len();
+            self.tally.events += expected.iter().map(|block| block.logs.len()).sum::<usize>();
+            self.tally.differences.extend(compare(part, &expected));
+            self.tally.differences.truncate(MAX_REPORTED);
             self.bar.advance(last - self.next + 1);
             self.next = last + 1;
         }
@@ -309,35 +342,4 @@ fn expected(block: CheckedBlock, filter: &Filter) -> ExpectedBlock {
     let CheckedBlock { block, mut logs } = block;
     logs.retain(|log| filter.passes(log));
     ExpectedBlock { number: block.number, hash: block.hash, timestamp: block.timestamp, logs }
-}
-
-/// The position up to which entries have been read.
-struct Entries {
-    at: EntryId,
-}
-
-impl Entries {
-    /// Passes to `fold` the entries up to `last`, perhaps some more, or all if none is given.
-    /// Returns whether there were any.
-    async fn feed(
-        &mut self,
-        streams: &Streams,
-        chain: ChainId,
-        fold: &mut Fold,
-        last: Option<EntryId>,
-    ) -> anyhow::Result<bool> {
-        let mut any = false;
-        while last.is_none_or(|last| self.at < last) {
-            let entries = streams.events(chain, self.at, EVENTS_PER_READ).await?;
-            let Some((id, _)) = entries.last() else { return Ok(any) };
-            (self.at, any) = (*id, true);
-            for (id, event) in entries {
-                match event {
-                    Ok(event) => fold.entry(id, event),
-                    Err(error) => fold.foreign(id, &error),
-                }
-            }
-        }
-        Ok(any)
-    }
 }

@@ -14,6 +14,7 @@ use ethhook_streams::{MarkedBlock, PublishedBlock, ReadError, Step};
 use super::{Order, Writer, events};
 use crate::Exit;
 use crate::config::Inputs;
+use crate::node;
 use crate::output::say;
 use crate::target::Target;
 
@@ -61,7 +62,7 @@ pub(crate) async fn run(inputs: &Inputs, order: Order<'_>) -> anyhow::Result<Exi
 
 async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
     let inquiry = Inquiry::open(&target.chain, cursor.genesis_hash)?;
-    let head = inquiry.header(Which::Latest).await?.context("the node returned no head")?.block;
+    let head = node::head(&inquiry).await?.block;
     ensure!(
         head.number >= cursor.finalized_number,
         "the node's head {} is below the finalized block {}, so it cannot confirm that block: try \
@@ -153,8 +154,7 @@ async fn gap(
     head: &BlockRef,
     floor: u64,
 ) -> anyhow::Result<BlockRef> {
-    let tag = inquiry.header(Which::Finalized).await?.map(|header| header.block.number);
-    let newest = target.chain.profile.newest_final(head.number, tag);
+    let newest = node::newest_final(inquiry, &target.chain.profile, head.number).await?;
     let number = newest.map_or(floor + 1, |newest| newest.max(floor + 1));
     ensure!(
         number <= head.number,

@@ -10,7 +10,7 @@ pub(crate) mod skip;
 
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use ethhook_domain::Cursor;
 use ethhook_ingest::Options;
 use ethhook_streams::{LeaseError, OpenError, PublishedBlock, Publisher, StepError, WriterOptions};
@@ -99,6 +99,16 @@ impl Writer {
         bar.end();
         Ok(())
     }
+}
+
+/// Fails if the chain is stopped by an alarm, which another command must clear first.
+fn ensure_no_alarm(cursor: &Cursor) -> anyhow::Result<()> {
+    ensure!(
+        cursor.alarm.is_empty(),
+        "the chain is stopped by an alarm ({}): run `ethhook clear-alarm` first",
+        cursor.alarm
+    );
+    Ok(())
 }
 
 fn events(blocks: &[PublishedBlock]) -> u64 {

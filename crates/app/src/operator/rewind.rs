@@ -1,11 +1,11 @@
 //! `ethhook rewind`: takes back all blocks above a given one, so that the ingestor publishes them
 //! again.
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use ethhook_domain::Cursor;
 use ethhook_streams::PublishedBlock;
 
-use super::{Order, events};
+use super::{Order, ensure_no_alarm, events};
 use crate::Exit;
 use crate::config::Inputs;
 use crate::output::say;
@@ -54,12 +54,7 @@ fn above<'a>(
     window: &'a [PublishedBlock],
     to: u64,
 ) -> anyhow::Result<&'a [PublishedBlock]> {
-    if !cursor.alarm.is_empty() {
-        bail!(
-            "the chain is stopped by an alarm ({}): run `ethhook clear-alarm` first",
-            cursor.alarm
-        );
-    }
+    ensure_no_alarm(cursor)?;
     ensure!(
         cursor.finalized().is_none_or(|finalized| to >= finalized),
         "block {} is final: --to must not be below it",

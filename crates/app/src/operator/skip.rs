@@ -7,9 +7,10 @@ use ethhook_domain::{BlockRef, Cursor, Header};
 use ethhook_ingest::inquiry::{Inquiry, Which};
 use ethhook_streams::{PublishedBlock, Step};
 
-use super::Order;
+use super::{Order, ensure_no_alarm};
 use crate::Exit;
 use crate::config::Inputs;
+use crate::node;
 use crate::output::say;
 use crate::target::Target;
 
@@ -44,12 +45,7 @@ impl FromStr for To {
 pub(crate) async fn run(inputs: &Inputs, order: Order<'_>, to: To) -> anyhow::Result<Exit> {
     let target = Target::load(inputs, order.chain)?;
     let cursor = target.cursor().await?;
-    if !cursor.alarm.is_empty() {
-        bail!(
-            "the chain is stopped by an alarm ({}): run `ethhook clear-alarm` first",
-            cursor.alarm
-        );
-    }
+    ensure_no_alarm(&cursor)?;
     let inquiry = Inquiry::open(&target.chain, cursor.genesis_hash)?;
     let header = resolve(&target, &inquiry, to).await?;
     let first = first_skipped(&cursor, header.block.number)?;
@@ -95,7 +91,7 @@ async fn resolve(target: &Target, inquiry: &Inquiry, to: To) -> anyhow::Result<H
     let number = match to {
         To::Number(number) => number,
         To::Latest => {
-            let head = inquiry.header(Which::Latest).await?.context("the node returned no head")?;
+            let head = node::head(inquiry).await?;
             if target.chain.confirmations == 0 {
                 return Ok(head);
             }
