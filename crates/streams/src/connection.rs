@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use deadpool::Runtime;
 use deadpool::managed::{self, Metrics, Object, Pool, RecycleResult};
-use ethhook_domain::{ChainId, EntryId, Secret};
+use ethhook_domain::Secret;
 use futures_util::future::try_join_all;
 use redis::aio::MultiplexedConnection;
 
 use crate::errors::RedisFailure;
 use crate::keys::Keys;
 use crate::location::Location;
+use crate::remembered::Remembered;
 use crate::servers::{Servers, slot};
 
 /// The address of Redis and its timeouts.
@@ -76,18 +77,7 @@ pub struct Streams {
     response_timeout: Duration,
     /// One for each slot in use; without a Cluster all chains share one.
     pools: Arc<Mutex<HashMap<u16, Pool<Master>>>>,
-    /// What this process knows about each chain's streams. Outlives publishers.
-    known: Arc<Mutex<HashMap<ChainId, Known>>>,
-}
-
-/// What is known about one chain's streams.
-#[derive(Debug, Clone, Copy, Default)]
-struct Known {
-    /// The highest ID that one of the chain's streams assigned: after a failover the next publisher raises
-    /// the last IDs of both above those that readers may already have seen.
-    floor: Option<EntryId>,
-    /// `seq` of the last acknowledged step, or of a cursor read since then.
-    seq: Option<u64>,
+    pub(crate) remembered: Arc<Remembered>,
 }
 
 impl fmt::Debug for Streams {
@@ -126,7 +116,7 @@ impl Streams {
             connect_timeout: config.connect_timeout,
             response_timeout: config.response_timeout,
             pools: Arc::default(),
-            known: Arc::default(),
+            remembered: Arc::default(),
         })
     }
 
@@ -211,39 +201,6 @@ impl Streams {
     /// Whether this is a Cluster.
     pub(crate) fn is_cluster(&self) -> bool {
         self.servers.is_cluster()
-    }
-
-    /// The highest ID that `chain`'s streams assigned to this process.
-    pub(crate) fn floor(&self, chain: ChainId) -> Option<EntryId> {
-        self.locked_known().get(&chain).copied().unwrap_or_default().floor
-    }
-
-    /// Remembers that one of `chain`'s streams assigned `id`.
-    pub(crate) fn raise_floor(&self, chain: ChainId, id: EntryId) {
-        let mut known = self.locked_known();
-        let floor = &mut known.entry(chain).or_default().floor;
-        *floor = (*floor).max(Some(id));
-    }
-
-    /// `seq` of the cursor as this process last knew it for certain: a lower one in Redis means that acknowledged
-    /// steps were lost. None if this process never held the chain's lease, or forgot the value.
-    #[must_use]
-    pub fn last_seq(&self, chain: ChainId) -> Option<u64> {
-        self.locked_known().get(&chain)?.seq
-    }
-
-    /// Forgets the cursor's `seq`, so that whatever Redis holds next is not taken for a loss.
-    pub fn forget_seq(&self, chain: ChainId) {
-        self.locked_known().entry(chain).or_default().seq = None;
-    }
-
-    /// Remembers that `chain`'s cursor holds `seq`.
-    pub(crate) fn remember_seq(&self, chain: ChainId, seq: u64) {
-        self.locked_known().entry(chain).or_default().seq = Some(seq);
-    }
-
-    fn locked_known(&self) -> MutexGuard<'_, HashMap<ChainId, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

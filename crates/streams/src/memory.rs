@@ -3,8 +3,8 @@
 use ethhook_domain::ChainId;
 
 use crate::connection::Streams;
+use crate::info::field;
 use crate::keys::Keys;
-use crate::preflight::field;
 use crate::reader::{ReadError, query};
 
 /// The memory of a master, in bytes (<https://redis.io/docs/latest/commands/info/>).

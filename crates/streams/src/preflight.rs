@@ -12,6 +12,7 @@ use redis::aio::MultiplexedConnection;
 
 use crate::connection::Streams;
 use crate::errors::{FailureKind, RedisFailure};
+use crate::info::field;
 use crate::keys::{self, Keys};
 use crate::lease::{LeaseError, OpenError, WriterOptions};
 use crate::memory::Memory;
@@ -157,11 +158,6 @@ impl Streams {
     fn unavailable(&self, failure: RedisFailure) -> PreflightError {
         PreflightError::Unavailable { address: self.address(), failure }
     }
-}
-
-/// A field of the reply to `INFO`.
-pub(crate) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
-    info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
 }
 
 /// The policy, unless it is the only one that evicts nothing.
