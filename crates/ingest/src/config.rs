@@ -112,6 +112,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// How often a lease is renewed.
+    pub(crate) fn renew_every(&self) -> Duration {
+        self.lease_ttl / 3
+    }
+
     /// The options that the writer of a chain needs.
     pub(crate) fn for_writer(&self) -> WriterOptions {
         WriterOptions {

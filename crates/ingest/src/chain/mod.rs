@@ -197,7 +197,7 @@ impl Chain {
     /// Waits until the lease is no longer held under our own name.
     async fn lease_runs_out(&self) {
         loop {
-            tokio::time::sleep(self.options.lease_ttl / 3).await;
+            tokio::time::sleep(self.options.renew_every()).await;
             if let Ok(holder) = self.streams.lease_holder(self.id()).await
                 && holder.is_none_or(|holder| holder.owner != self.options.instance_id)
             {

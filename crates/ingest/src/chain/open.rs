@@ -60,7 +60,7 @@ impl Chain {
                 if let Ok(held) = self.streams.cursor(self.id()).await {
                     self.show_alarm(held.as_ref());
                 }
-                tokio::time::sleep(self.options.lease_ttl / 3).await;
+                tokio::time::sleep(self.options.renew_every()).await;
                 continue;
             };
             match self.try_open(permit).await {
@@ -270,7 +270,7 @@ impl Chain {
     }
 
     fn standing_by(&self, holder: &Holder) -> NotYet {
-        let longest = self.options.lease_ttl / 3;
+        let longest = self.options.renew_every();
         NotYet {
             why: format!("standing by: `{}` holds the lease", holder.owner),
             needs: Needs::Turn,

@@ -143,6 +143,7 @@ impl<'a> Session<'a> {
             digest: chain.config.filter.digest(),
             metrics: chain.metrics.clone(),
             status: chain.status.clone(),
+            renew_every: chain.options.renew_every(),
         };
         let published = opened.published.last().map_or(0, |tip| tip.block.number);
         let end_block = chain.config.end_block.map(|end| end.max(published));
@@ -173,7 +174,7 @@ impl<'a> Session<'a> {
             due: Due {
                 poll: now + chain.poll_every(),
                 ask: now,
-                renew: now + chain.options.lease_ttl / 3,
+                renew: now + chain.options.renew_every(),
                 finality: now + chain.finality_every(),
                 retention: now,
                 batch: now,

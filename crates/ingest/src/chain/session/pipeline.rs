@@ -9,7 +9,8 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use ethhook_domain::verify::Verified;
 use ethhook_domain::{BlockRef, ChainId, Filter, Proof};
 use ethhook_streams::{
-    Events, FailureKind, Outcome, PublishedBlock, Publisher, Step, StepError, fail_point,
+    Events, FailureKind, LeaseError, Outcome, PublishedBlock, Publisher, Step, StepError,
+    fail_point,
 };
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -40,7 +41,7 @@ enum Traffic {
     /// Blocks are pipelined; `sent` are in flight.
     Pipelined { publisher: Box<Publisher>, sent: VecDeque<PendingAdd> },
     /// One step is in flight alone.
-    Alone(BoxFuture<'static, (Box<Publisher>, Result<Done, StepError>)>),
+    Alone(BoxFuture<'static, (Box<Publisher>, Result<Done, Ended>)>),
     /// The lease was released.
     Closed,
 }
@@ -110,7 +111,7 @@ impl PublishPipeline {
     }
 
     /// The result of the oldest work; `None` if nothing is in flight. Safe to drop and call again.
-    pub(super) async fn next(&mut self) -> Option<Result<Done, StepError>> {
+    pub(super) async fn next(&mut self) -> Option<Result<Done, Ended>> {
         match &mut self.traffic {
             Traffic::Pipelined { publisher, sent } => {
                 let result = publisher.next_outcome().await?;
@@ -128,7 +129,7 @@ impl PublishPipeline {
                         self.again.append(sent);
                         Ok(Done::WillRetry)
                     }
-                    Err(error) => Err(error),
+                    Err(error) => Err(error.into()),
                 })
             }
             Traffic::Alone(running) => {
@@ -203,7 +204,19 @@ pub(super) enum Done {
     Renewed,
     /// The lease was not renewed; that is tried again when the next renewal is due.
     RenewalFailed,
-    LeaseLost,
+}
+
+/// Why this writer may not go on.
+#[derive(Debug)]
+pub(super) enum Ended {
+    Refused(StepError),
+    LeaseLost(LeaseError),
+}
+
+impl From<StepError> for Ended {
+    fn from(error: StepError) -> Self {
+        Self::Refused(error)
+    }
 }
 
 /// What a writer needs in addition to the publisher.
@@ -214,16 +227,17 @@ pub(super) struct Writer {
     pub(super) digest: String,
     pub(super) metrics: ChainMetrics,
     pub(super) status: ChainBoard,
+    pub(super) renew_every: Duration,
 }
 
 impl Writer {
-    /// Does `work`, and returns the publisher. A step is retried until it is accepted or refused; a renewal is tried
-    /// once.
+    /// Does `work`, and returns the publisher. A step is retried until it is accepted or refused, or the lease is lost
+    /// meanwhile; a renewal is tried once.
     async fn write(
         self,
         mut publisher: Box<Publisher>,
         work: Work,
-    ) -> (Box<Publisher>, Result<Done, StepError>) {
+    ) -> (Box<Publisher>, Result<Done, Ended>) {
         let started = match &work {
             Work::Add(adding) => adding.started,
             _ => Instant::now(),
@@ -244,7 +258,7 @@ impl Writer {
                 .map(|_| Done::Alarmed),
             Work::Renew => {
                 let done = self.renew(&mut publisher).await;
-                return (publisher, Ok(done));
+                return (publisher, done);
             }
         };
         self.metrics.publish_seconds.observe(started.elapsed().as_secs_f64());
@@ -275,25 +289,23 @@ impl Writer {
         &self,
         publisher: &mut Publisher,
         block: PublishedBlock,
-    ) -> Result<Done, StepError> {
+    ) -> Result<Done, Ended> {
         let mut retry = self.retry();
         loop {
-            if let Some(ended) = retry.after(publisher.take_back(&block).await).await {
-                return ended.map(|_| Done::Removed { block });
+            let result = publisher.take_back(&block).await;
+            if retry.after(publisher, result).await?.is_some() {
+                return Ok(Done::Removed { block });
             }
         }
     }
 
     /// Tries a step until it is accepted or refused.
-    async fn apply(
-        &self,
-        publisher: &mut Publisher,
-        step: &Step<'_>,
-    ) -> Result<Outcome, StepError> {
+    async fn apply(&self, publisher: &mut Publisher, step: &Step<'_>) -> Result<Outcome, Ended> {
         let mut retry = self.retry();
         loop {
-            if let Some(ended) = retry.after(publisher.apply(step).await).await {
-                return ended;
+            let result = publisher.apply(step).await;
+            if let Some(outcome) = retry.after(publisher, result).await? {
+                return Ok(outcome);
             }
         }
     }
@@ -306,24 +318,20 @@ impl Writer {
             .with_jitter()
             .without_max_times()
             .build();
-        StepRetry { writer: self, waits, tries: 0, since: Instant::now() }
+        let now = Instant::now();
+        StepRetry { writer: self, waits, tries: 0, since: now, renewed: now }
     }
 
     /// Renews the lease; one that another has taken is lost.
-    async fn renew(&self, publisher: &mut Publisher) -> Done {
-        match publisher.renew().await {
-            Ok(()) => Done::Renewed,
-            Err(error) if error.is_retryable() => {
-                self.metrics.redis_error(error.kind());
-                warn!(%error, "the lease was not renewed: trying again");
-                Done::RenewalFailed
-            }
-            Err(error) => {
-                self.metrics.redis_error(error.kind());
-                warn!(%error, "the lease is lost");
-                Done::LeaseLost
-            }
+    async fn renew(&self, publisher: &mut Publisher) -> Result<Done, Ended> {
+        let Err(error) = publisher.renew().await else { return Ok(Done::Renewed) };
+        self.metrics.redis_error(error.kind());
+        if error.is_retryable() {
+            warn!(%error, "the lease was not renewed: trying again");
+            return Ok(Done::RenewalFailed);
         }
+        warn!(%error, "the lease is lost");
+        Err(Ended::LeaseLost(error))
     }
 }
 
@@ -346,22 +354,24 @@ struct StepRetry<'a> {
     waits: ExponentialBackoff,
     tries: u32,
     since: Instant,
+    /// When the lease was last renewed, or the first try made.
+    renewed: Instant,
 }
 
 impl StepRetry<'_> {
-    /// The result of a try, if it was the last one; else waits until the next.
+    /// The outcome of a try, if it was the last one; else waits until the next.
     async fn after(
         &mut self,
+        publisher: &mut Publisher,
         result: Result<Outcome, StepError>,
-    ) -> Option<Result<Outcome, StepError>> {
+    ) -> Result<Option<Outcome>, Ended> {
         let error = match result {
-            Err(error) if error.is_retryable() => error,
-            ended => {
-                if ended.is_ok() {
-                    self.writer.status.clear(Cause::Step);
-                }
-                return Some(ended);
+            Ok(outcome) => {
+                self.writer.status.clear(Cause::Step);
+                return Ok(Some(outcome));
             }
+            Err(error) if error.is_retryable() => error,
+            Err(error) => return Err(error.into()),
         };
         self.writer.metrics.redis_error(error.kind());
         self.tries += 1;
@@ -369,18 +379,21 @@ impl StepRetry<'_> {
             let tries = self.tries;
             warn!(tries, %error, "Redis did not accept a step: trying again");
         }
+        let is_full =
+            matches!(&error, StepError::Redis(failure) if failure.kind == FailureKind::OutOfMemory);
         if self.since.elapsed() >= TOLD_AFTER {
-            let needs = match &error {
-                StepError::Redis(failure) if failure.kind == FailureKind::OutOfMemory => {
-                    Needs::Room
-                }
-                _ => Needs::Time,
-            };
+            let needs = if is_full { Needs::Room } else { Needs::Time };
             let why = format!("Redis does not accept a step: {error}");
             self.writer.status.stalled(Cause::Step, why, needs);
         }
-        tokio::time::sleep(self.waits.next().unwrap_or_default()).await;
-        None
+        // A full Redis still renews a lease, and would give it to another instance, which could not publish either.
+        if is_full && self.renewed.elapsed() >= self.writer.renew_every {
+            self.renewed = Instant::now();
+            self.writer.renew(publisher).await?;
+        }
+        let wait = self.waits.next().unwrap_or_default();
+        tokio::time::sleep(wait.min(self.writer.renew_every)).await;
+        Ok(None)
     }
 }
 
@@ -392,6 +405,7 @@ mod tests {
 
     use super::super::scene::Scene;
     use super::*;
+    use crate::chain::End;
     use crate::config::ChainConfig;
     use crate::testing::verified;
 
@@ -428,18 +442,48 @@ mod tests {
             [(FailureKind::OutOfMemory, Needs::Room), (FailureKind::ReadOnly, Needs::Time)]
         {
             let mut retry = session.pipeline.writer.retry();
-            assert!(retry.after(Err(refused(kind))).await.is_none());
+            let mut publisher = scene.publisher().await;
+            let mut after = async |result| retry.after(&mut publisher, result).await.unwrap();
+            assert!(after(Err(refused(kind))).await.is_none());
             assert_eq!(scene.stall(), None, "one refusal");
             retry.since -= TOLD_AFTER;
-            assert!(retry.after(Err(refused(kind))).await.is_none());
+            let mut after = async |result| retry.after(&mut publisher, result).await.unwrap();
+            assert!(after(Err(refused(kind))).await.is_none());
             assert_eq!(
                 scene.stall(),
                 Some(("Redis does not accept a step: Redis: no".into(), needs))
             );
-            let taken = retry.after(Ok(Outcome::Duplicate { events: 0 })).await;
-            assert!(taken.is_some_and(|taken| taken.is_ok()));
+            assert!(after(Ok(Outcome::Duplicate { events: 0 })).await.is_some());
             assert_eq!(scene.stall(), None);
         }
+    }
+
+    #[tokio::test]
+    async fn g5_the_lease_is_kept_while_redis_is_full_and_its_loss_is_noticed() {
+        const TTL: Duration = Duration::from_millis(900);
+        let mut scene = Scene::of(ChainConfig::local([])).await;
+        scene.chain.options.lease_ttl = TTL;
+        let mut session = scene.session().await;
+        session.hear(1..=1);
+        scene.redis.ask::<String>("CONFIG SET maxmemory 1").await.unwrap();
+        session.start_writing(Instant::now());
+        let chain = &scene.chain;
+        let until = Instant::now() + 4 * TTL;
+        let is_held = async {
+            while Instant::now() < until {
+                assert!(chain.streams.lease_holder(chain.id()).await.unwrap().is_some());
+                tokio::time::sleep(TTL / 20).await;
+            }
+        };
+        tokio::select! {
+            ended = session.pipeline.next() => panic!("{:?}", ended.map(|ended| ended.err())),
+            () = is_held => {}
+        }
+        // Another process under our name.
+        let options = chain.options.for_writer();
+        Publisher::open(&chain.streams, chain.id(), options, None).await.unwrap();
+        let ended = session.pipeline.next().await.unwrap();
+        assert!(matches!(session.written(ended), Some(End::Namesake)));
     }
 
     #[tokio::test]

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use ethhook_streams::StepError;
+use ethhook_streams::{LeaseError, StepError};
 use futures_util::future::{OptionFuture, join};
 use tokio::time::timeout;
 use tracing::error;
 
-use super::pipeline::{Done, Work};
+use super::pipeline::{Done, Ended, Work};
 use super::{Session, gauge};
 use crate::chain::queue::Next;
 use crate::chain::{End, RELEASE};
@@ -32,7 +32,7 @@ impl Session<'_> {
         }
         if now >= self.due.renew {
             if is_idle {
-                self.due.renew = now + self.chain.options.lease_ttl / 3;
+                self.due.renew = now + self.chain.options.renew_every();
             }
             return is_idle.then_some(Work::Renew);
         }
@@ -81,11 +81,24 @@ impl Session<'_> {
         }
     }
 
-    pub(super) fn written(&mut self, result: Result<Done, StepError>) -> Option<End> {
+    pub(super) fn written(&mut self, result: Result<Done, Ended>) -> Option<End> {
         match result {
             Ok(done) => self.done(done),
-            Err(error) => Some(self.refused(&error)),
+            Err(Ended::Refused(error)) => Some(self.refused(&error)),
+            Err(Ended::LeaseLost(LeaseError::Lost { owner, epoch }))
+                if self.is_namesake(&owner, epoch) =>
+            {
+                Some(End::Namesake)
+            }
+            Err(Ended::LeaseLost(_)) => Some(End::Reopen("lease")),
         }
+    }
+
+    /// Whether another process with our name writes. Our own name under a lower epoch means a Redis that lost its latest
+    /// writes.
+    fn is_namesake(&self, writer: &str, epoch: u64) -> bool {
+        writer == self.chain.options.instance_id
+            && self.pipeline.epoch().is_some_and(|ours| ours < epoch)
     }
 
     fn done(&mut self, done: Done) -> Option<End> {
@@ -141,7 +154,6 @@ impl Session<'_> {
                 metrics.finalized.set(gauge(block.number));
             }
             Done::Alarmed => return Some(End::Alarm),
-            Done::LeaseLost => return Some(End::Reopen("lease")),
         }
         None
     }
@@ -151,11 +163,7 @@ impl Session<'_> {
         error!(%error, "Redis refused a step");
         match error {
             StepError::Moved { .. } => End::Reopen("moved"),
-            // Our own name under a lower epoch means a Redis that lost its latest writes.
-            StepError::Fenced { writer, epoch }
-                if *writer == self.chain.options.instance_id
-                    && self.pipeline.epoch().is_some_and(|ours| ours < *epoch) =>
-            {
+            StepError::Fenced { writer, epoch } if self.is_namesake(writer, *epoch) => {
                 End::Namesake
             }
             StepError::Fenced { .. } => End::Reopen("fenced"),
@@ -224,7 +232,7 @@ mod tests {
         assert!(matches!(done, Done::Renewed));
         assert_eq!(blocks, 4, "those that were on the wire");
         let next = session.due.renew - Instant::now();
-        assert!(!next.is_zero() && next <= scene.chain.options.lease_ttl / 3, "once in a while");
+        assert!(!next.is_zero() && next <= scene.chain.options.renew_every(), "once in a while");
         session.start_writing(Instant::now());
         session.finality.next = Some(first);
         let (blocks, done) = goes_next(&mut session).await;
