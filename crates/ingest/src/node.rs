@@ -25,7 +25,7 @@ use self::selection::Request;
 use crate::config::{ChainConfig, Fetch};
 use crate::metrics::ChainMetrics;
 use crate::rpc::{
-    About, Attempt, Endpoint, Genesis, INVALID_PARAMS, RpcError, Socket, SocketEvent, Streak,
+    About, Attempt, Connection, Endpoint, Genesis, INVALID_PARAMS, RpcError, SocketEvent, Streak,
     connect,
 };
 
@@ -143,7 +143,7 @@ impl Node {
         config: &ChainConfig,
         heads: &mpsc::Sender<SocketEvent>,
         metrics: &ChainMetrics,
-    ) -> (Self, Vec<Socket>) {
+    ) -> (Self, Vec<Connection>) {
         let genesis = Genesis::default();
         let (endpoints, sockets) = connect(config, heads, metrics, &genesis);
         let (profile, wanted) = (config.profile.clone(), config.filter.bloom_test());

@@ -53,7 +53,7 @@ impl Admitted<'_> {
 
 impl Drop for Admitted<'_> {
     fn drop(&mut self) {
-        self.0.with_breaker(|b| b.unknown(Instant::now()));
+        self.0.breaker.with(|b| b.unknown(Instant::now()));
     }
 }
 
@@ -282,9 +282,9 @@ impl<'a> Attempt<'a> {
             Err(error) if error.is_endpoint_failure() => {
                 warn!(endpoint = self.endpoint.metrics.position, method, %error, "request failed");
                 let jitter = rand::random();
-                self.endpoint.with_breaker(|b| b.failure(Instant::now(), jitter, error.clone()));
+                self.endpoint.breaker.with(|b| b.failure(Instant::now(), jitter, error.clone()));
             }
-            _ => self.endpoint.with_breaker(Breaker::success),
+            _ => self.endpoint.breaker.with(Breaker::success),
         }
         admitted.told();
         result
@@ -293,7 +293,8 @@ impl<'a> Attempt<'a> {
     /// Asks the breaker to admit a request, whose outcome is unknown unless `told` is called.
     fn admitted(&self) -> Result<Admitted<'a>, RpcError> {
         self.endpoint
-            .with_breaker(|b| b.admit(Instant::now()).map_err(|_| b.cause()))
+            .breaker
+            .with(|b| b.admit(Instant::now()).map_err(|_| b.cause()))
             .map_err(RpcError::SetAside)?;
         Ok(Admitted(self.endpoint))
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use super::RpcError;
 use super::announced::Announced;
 use super::batch_size::BatchSize;
 use super::breaker::Breaker;
@@ -19,10 +20,10 @@ use super::http::HttpClient;
 use super::latency::Latency;
 use super::pace::Pace;
 use super::redaction::Redaction;
+use super::shared_breaker::SharedBreaker;
 use super::streak::Streak;
 use super::throttle::Throttle;
 use super::ws::{Connection, FIRST_REQUEST, Shared, SocketEvent, WsClient};
-use super::{BreakerState, RpcError};
 use crate::config::ChainConfig;
 use crate::metrics::{ChainMetrics, EndpointMetrics};
 
@@ -62,7 +63,7 @@ pub(crate) struct Endpoint {
     pub(super) chain_id: u64,
     pub(super) http: Option<HttpClient>,
     pub(super) ws: Option<WsClient>,
-    breaker: Arc<Mutex<Breaker>>,
+    pub(super) breaker: SharedBreaker,
     latency: Mutex<Latency>,
     pub(super) prices: Prices,
     /// The operator's limit of requests; none for no limit.
@@ -108,22 +109,13 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Keeps an endpoint's WebSocket connected; owned by the chain's task.
-pub(crate) struct Socket(Connection);
-
-impl Socket {
-    pub(crate) async fn run(self) {
-        self.0.run().await;
-    }
-}
-
 /// The endpoints of a chain in their order, and the sockets of those with a WebSocket address.
 pub(crate) fn connect(
     config: &ChainConfig,
     heads: &mpsc::Sender<SocketEvent>,
     metrics: &ChainMetrics,
     genesis: &Genesis,
-) -> (Vec<Endpoint>, Vec<Socket>) {
+) -> (Vec<Endpoint>, Vec<Connection>) {
     let connect = |position| Endpoint::new(config, position, heads.clone(), metrics, genesis);
     let (endpoints, sockets): (Vec<_>, Vec<_>) = (0..config.endpoints.len()).map(connect).unzip();
     (endpoints, sockets.into_iter().flatten().collect())
@@ -136,10 +128,10 @@ impl Endpoint {
         heads: mpsc::Sender<SocketEvent>,
         metrics: &ChainMetrics,
         genesis: &Genesis,
-    ) -> (Self, Option<Socket>) {
+    ) -> (Self, Option<Connection>) {
         let (chain_id, config) = (chain.profile.chain_id, &chain.endpoints[position]);
         let metrics = metrics.endpoint(position);
-        let breaker = Arc::<Mutex<Breaker>>::default();
+        let breaker = SharedBreaker::new(metrics.clone());
         let identified = Arc::<AtomicBool>::default();
         let announced = Arc::<Announced>::default();
         let (ws, socket) = config
@@ -150,13 +142,13 @@ impl Endpoint {
                 let shared = Shared {
                     identified: Arc::clone(&identified),
                     announced: Arc::clone(&announced),
-                    breaker: Arc::clone(&breaker),
+                    breaker: breaker.clone(),
                     is_only: config.http.is_none(),
                 };
                 let profile = chain.profile.clone();
                 WsClient::new(url, profile, heads, metrics.clone(), redaction, shared)
             })
-            .map_or((None, None), |(client, connection)| (Some(client), Some(Socket(connection))));
+            .unzip();
         let size = |first, most| Mutex::new(BatchSize::new(first, most));
         let endpoint = Self {
             chain_id,
@@ -210,12 +202,12 @@ impl Endpoint {
 
     /// Sets it aside for a while: by `cause` it asked us to wait, or an answer failed a check.
     pub(crate) fn set_aside(&self, wait: Duration, cause: Option<RpcError>) {
-        self.with_breaker(|b| b.set_aside(Instant::now(), wait, cause));
+        self.breaker.with(|b| b.set_aside(Instant::now(), wait, cause));
     }
 
     /// Admits a probe now, although it is set aside; while it has asked us to wait, only if it is `urgent`.
     pub(crate) fn probe(&self, urgent: bool) {
-        self.with_breaker(|b| b.probe(Instant::now(), urgent));
+        self.breaker.with(|b| b.probe(Instant::now(), urgent));
     }
 
     /// How long to wait for an answer before another endpoint is asked as well: the 95th percentile
@@ -231,7 +223,7 @@ impl Endpoint {
         if self.unanswered.fetch_add(1, Ordering::Relaxed) + 1 >= UNANSWERED {
             let jitter = rand::random();
             let cause = RpcError::Timeout(waited);
-            self.with_breaker(|b| b.failure(Instant::now(), jitter, cause));
+            self.breaker.with(|b| b.failure(Instant::now(), jitter, cause));
         }
     }
 
@@ -242,7 +234,7 @@ impl Endpoint {
 
     /// Whether no request may be sent to it now.
     pub(crate) fn is_set_aside(&self) -> bool {
-        self.with_breaker(|b| b.is_open(Instant::now()))
+        self.breaker.with(|b| b.is_open(Instant::now()))
     }
 
     /// The median duration of the last answers; none while there are few.
@@ -276,7 +268,8 @@ impl Endpoint {
     }
 
     fn still_admits(&self) -> Result<(), RpcError> {
-        self.with_breaker(|b| b.still_admits(Instant::now()).map_err(|_| b.cause()))
+        self.breaker
+            .with(|b| b.still_admits(Instant::now()).map_err(|_| b.cause()))
             .map_err(RpcError::SetAside)
     }
 
@@ -320,7 +313,7 @@ impl Endpoint {
     pub(crate) fn identify_again(&self, changed: bool) {
         self.identified.store(false, Ordering::Relaxed);
         if changed {
-            self.with_breaker(Breaker::connected);
+            self.breaker.with(Breaker::connected);
         }
     }
 
@@ -360,26 +353,6 @@ impl Endpoint {
 
     pub(crate) fn note_receipts_refused(&self) {
         self.receipts_refused.note();
-    }
-
-    pub(super) fn with_breaker<T>(&self, act: impl FnOnce(&mut Breaker) -> T) -> T {
-        let mut breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = breaker.state();
-        let result = act(&mut breaker);
-        let after = breaker.state();
-        self.metrics.breaker(after);
-        let endpoint = self.metrics.position;
-        match after {
-            BreakerState::Open if before == BreakerState::Closed => {
-                let cause = RpcError::SetAside(breaker.cause());
-                warn!(endpoint, %cause, "the endpoint is left alone");
-            }
-            BreakerState::Closed if before != after => {
-                info!(endpoint, "the endpoint is used again")
-            }
-            _ => {}
-        }
-        result
     }
 }
 

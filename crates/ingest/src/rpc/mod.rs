@@ -17,6 +17,7 @@ mod latency;
 mod pace;
 mod pending;
 mod redaction;
+mod shared_breaker;
 mod streak;
 mod throttle;
 mod ws;
@@ -39,11 +40,11 @@ pub(crate) use attempt::Attempt;
 pub use breaker::State as BreakerState;
 #[cfg(test)]
 pub(crate) use endpoint::MANY_LACKS;
-pub(crate) use endpoint::{About, Endpoint, Socket, connect};
+pub(crate) use endpoint::{About, Endpoint, connect};
 pub(crate) use genesis::Genesis;
 pub(crate) use redaction::Redaction;
 pub(crate) use streak::Streak;
-pub(crate) use ws::{Frame, Head, SocketEvent, read_frame};
+pub(crate) use ws::{Connection, Frame, Head, SocketEvent, read_frame};
 
 /// Timeout of a request.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);

@@ -8,8 +8,8 @@
 //!    grows from 1 to 60 seconds while it keeps failing. The chain fills the gap.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
@@ -33,9 +33,9 @@ use tracing::{info, warn};
 
 use super::announced::Announced;
 use super::basic_auth::basic_auth;
-use super::breaker::Breaker;
 use super::pending::{Command, MAX_PENDING, Pending};
 use super::redaction::Redaction;
+use super::shared_breaker::SharedBreaker;
 use super::{
     Answer, CONNECT_TIMEOUT, MAX_ANSWER_BYTES, RpcError, answered_id, decode, encode, parse, text,
 };
@@ -81,13 +81,13 @@ pub(super) struct Shared {
     /// False from each connection on: it may be another node.
     pub(super) identified: Arc<AtomicBool>,
     pub(super) announced: Arc<Announced>,
-    pub(super) breaker: Arc<Mutex<Breaker>>,
+    pub(super) breaker: SharedBreaker,
     /// Whether this socket is its only address, so that requests use it.
     pub(super) is_only: bool,
 }
 
-/// The connection's side: everything its task needs.
-pub(super) struct Connection {
+/// Keeps an endpoint's WebSocket connected; owned by the chain's task.
+pub(crate) struct Connection {
     pub(super) url: Secret,
     profile: Profile,
     pub(super) heads: mpsc::Sender<SocketEvent>,
@@ -202,7 +202,7 @@ struct BareHead {
 
 impl Connection {
     /// Keeps the connection up until dropped.
-    pub(super) async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let mut waits = Waits::new();
         self.metrics.socket_up(false);
         loop {
@@ -238,19 +238,13 @@ impl Connection {
         }
     }
 
-    fn breaker(&self) -> MutexGuard<'_, Breaker> {
-        self.shared.breaker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// If requests use this socket, reports to the breaker whether it connects.
     fn note_health(&self, failure: Option<&RpcError>) {
         if self.shared.is_only {
-            let mut breaker = self.breaker();
-            match failure {
+            self.shared.breaker.with(|breaker| match failure {
                 None => breaker.connected(),
                 Some(error) => breaker.failure(Instant::now(), rand::random(), error.clone()),
-            }
-            self.metrics.breaker(breaker.state());
+            });
         }
     }
 
@@ -327,14 +321,11 @@ impl Connection {
                 biased;
                 message = socket.next() => {
                     last_frame = Instant::now();
-                    let frame = match message {
-                        Some(Ok(Message::Text(text))) => Ok(text),
-                        Some(Ok(Message::Binary(bytes))) => text(bytes),
-                        Some(Ok(Message::Close(_))) | None => break RpcError::Connection("closed by the node".into()),
-                        Some(Ok(_)) => continue,
-                        Some(Err(error)) => break describe(error),
+                    let taken = match frame_of(message) {
+                        Ok(Some(frame)) => self.take(frame, &mut pending, highest_id),
+                        Ok(None) => Ok(()),
+                        Err(error) => Err(error),
                     };
-                    let taken = frame.and_then(|f| self.take(f, &mut pending, highest_id));
                     if let Err(error) = taken {
                         break error;
                     }
@@ -377,7 +368,7 @@ impl Connection {
         match read_frame(&frame)? {
             Frame::Answer(id) => self.hand_on(id, frame, pending, highest_id),
             // Another chain under the same id tells nothing of ours.
-            Frame::Head(_) if self.breaker().is_of_another_chain() => {
+            Frame::Head(_) if self.shared.breaker.with(|b| b.is_of_another_chain()) => {
                 self.served = true;
                 Ok(())
             }
@@ -472,15 +463,22 @@ async fn send(socket: &mut Socket, message: Message) -> Result<(), RpcError> {
 
 async fn next_frame(socket: &mut Socket) -> Answer {
     loop {
-        match socket.next().await {
-            Some(Ok(Message::Text(text))) => return Ok(text),
-            Some(Ok(Message::Binary(bytes))) => return text(bytes),
-            Some(Ok(Message::Close(_))) | None => {
-                return Err(RpcError::Connection("closed by the node".into()));
-            }
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return Err(describe(error)),
+        if let Some(frame) = frame_of(socket.next().await)? {
+            return Ok(frame);
         }
+    }
+}
+
+/// The text in a message; none in a ping or pong.
+fn frame_of(message: Option<Result<Message, Error>>) -> Result<Option<Utf8Bytes>, RpcError> {
+    match message {
+        Some(Ok(Message::Text(text))) => Ok(Some(text)),
+        Some(Ok(Message::Binary(bytes))) => text(bytes).map(Some),
+        Some(Ok(Message::Close(_))) | None => {
+            Err(RpcError::Connection("closed by the node".into()))
+        }
+        Some(Ok(_)) => Ok(None),
+        Some(Err(error)) => Err(describe(error)),
     }
 }
 

@@ -66,7 +66,7 @@ async fn one_that_asks_for_patience_is_left_alone_for_as_long() {
     let why = ask(&endpoint).await.unwrap_err().to_string();
     assert_eq!(why, "rate limited (set aside for a while)");
     // The breaker's own wait would be one second.
-    let left = endpoint.with_breaker(|b| b.admit(Instant::now())).unwrap_err();
+    let left = endpoint.breaker.with(|b| b.admit(Instant::now())).unwrap_err();
     assert!(left > Duration::from_secs(200), "{left:?}");
 }
 
