@@ -25,7 +25,7 @@ use self::selection::Request;
 use crate::config::{ChainConfig, Fetch};
 use crate::metrics::ChainMetrics;
 use crate::rpc::{
-    About, Attempt, Connection, Endpoint, Genesis, INVALID_PARAMS, RpcError, SocketEvent, Streak,
+    Attempt, Connection, Endpoint, Genesis, INVALID_PARAMS, Method, RpcError, SocketEvent, Streak,
     connect,
 };
 
@@ -329,10 +329,10 @@ impl Node {
         numbers: RangeInclusive<u64>,
     ) -> Result<Vec<Header>, NodeError> {
         let items = loop {
-            let blocks = attempt.endpoint().blocks_at_once(About::Headers);
+            let blocks = attempt.endpoint().blocks_at_once(Method::Headers);
             let params: Vec<_> =
                 numbers.clone().take(blocks).map(|n| json!([Quantity(n), false])).collect();
-            match attempt.call_each::<Header>(About::Headers, &params).await {
+            match attempt.call_each::<Header>(Method::Headers, &params).await {
                 Ok(items) => break items,
                 // The batch was too large: the next one is smaller.
                 Err(error) if params.len() > 1 && error.may_be_of_size() => {}
@@ -350,7 +350,7 @@ impl Node {
                 Err(error) => {
                     // Some providers answer only the first calls of a batch.
                     if error.may_be_of_size() {
-                        attempt.endpoint().note_batch_too_large(About::Headers, asked);
+                        attempt.endpoint().note_batch_too_large(Method::Headers, asked);
                     }
                     Err(error.into())
                 }

@@ -13,7 +13,7 @@ use super::second_opinion::note_lacks;
 use super::selection::Request;
 use super::{Node, NodeError, check_failed};
 use crate::config::Fetch;
-use crate::rpc::{About, Attempt, Endpoint, INVALID_PARAMS, RpcError};
+use crate::rpc::{Attempt, Endpoint, INVALID_PARAMS, Method, RpcError};
 
 /// How many blocks to fetch with one message, and whether they must be consecutive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,22 @@ pub(crate) struct Plan {
     pub(crate) blocks: usize,
     /// They are fetched as one range.
     pub(crate) in_a_row: bool,
+}
+
+/// How the contents of blocks are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FetchWay {
+    Receipts,
+    Logs,
+}
+
+impl FetchWay {
+    fn method(self) -> Method {
+        match self {
+            Self::Receipts => Method::Receipts,
+            Self::Logs => Method::Logs,
+        }
+    }
 }
 
 /// The result for one block of several.
@@ -37,8 +53,8 @@ impl Node {
     pub(crate) fn plan(&self) -> Plan {
         let preferred = self.for_contents();
         let Some(endpoint) = preferred.first() else { return Plan { blocks: 1, in_a_row: false } };
-        let about = self.way(endpoint, endpoint.blocks_at_once(About::Logs));
-        Plan { blocks: endpoint.blocks_at_once(about), in_a_row: about == About::Logs }
+        let way = self.way(endpoint, endpoint.blocks_at_once(Method::Logs));
+        Plan { blocks: endpoint.blocks_at_once(way.method()), in_a_row: way == FetchWay::Logs }
     }
 
     /// The checked logs of `header`'s block, by one request.
@@ -88,15 +104,15 @@ impl Node {
 
     /// How to fetch this many blocks, from what the endpoint offers and the operator allows: the
     /// cheaper way if both would do, and at the same cost receipts, which prove more.
-    pub(super) fn way(&self, endpoint: &Endpoint, blocks: usize) -> About {
-        let receipts_of_all = endpoint.units_of(About::Receipts).saturating_mul(blocks as u64);
+    pub(super) fn way(&self, endpoint: &Endpoint, blocks: usize) -> FetchWay {
+        let receipts_of_all = endpoint.units_of(Method::Receipts).saturating_mul(blocks as u64);
         match self.fetch {
-            Fetch::Receipts => About::Receipts,
-            Fetch::Logs => About::Logs,
-            Fetch::Auto if self.needs_receipts() => About::Receipts,
-            Fetch::Auto if !endpoint.offers_receipts() => About::Logs,
-            Fetch::Auto if endpoint.units_of(About::Logs) < receipts_of_all => About::Logs,
-            Fetch::Auto => About::Receipts,
+            Fetch::Receipts => FetchWay::Receipts,
+            Fetch::Logs => FetchWay::Logs,
+            Fetch::Auto if self.needs_receipts() => FetchWay::Receipts,
+            Fetch::Auto if !endpoint.offers_receipts() => FetchWay::Logs,
+            Fetch::Auto if endpoint.units_of(Method::Logs) < receipts_of_all => FetchWay::Logs,
+            Fetch::Auto => FetchWay::Receipts,
         }
     }
 
@@ -108,13 +124,14 @@ impl Node {
         let follow_each_other =
             headers.windows(2).all(|pair| pair[1].block.number == pair[0].block.number + 1);
         match self.way(attempt.endpoint(), headers.len()) {
-            About::Logs if follow_each_other => {
+            FetchWay::Logs if follow_each_other => {
                 let ask = |part| self.range(attempt, part);
-                Self::in_parts(attempt, About::Logs, headers, ask).await
+                Self::in_parts(attempt, Method::Logs, headers, ask).await
             }
-            About::Logs | About::Headers | About::Receipts => {
+            // A range has no gaps: blocks with gaps were planned as a batch of receipts.
+            FetchWay::Logs | FetchWay::Receipts => {
                 let ask = |part| self.batch(attempt, part);
-                Self::in_parts(attempt, About::Receipts, headers, ask).await
+                Self::in_parts(attempt, Method::Receipts, headers, ask).await
             }
         }
     }
@@ -126,7 +143,7 @@ impl Node {
     /// If none could be fetched. If some could, the others have the error as their outcome.
     async fn in_parts<'a, F>(
         attempt: &Attempt<'_>,
-        about: About,
+        method: Method,
         headers: &'a [Header],
         ask: impl Fn(&'a [Header]) -> F,
     ) -> Result<Vec<FetchedBlock>, NodeError>
@@ -136,7 +153,7 @@ impl Node {
         let mut outcomes = Vec::with_capacity(headers.len());
         let mut rest = headers;
         while !rest.is_empty() {
-            let blocks = attempt.endpoint().blocks_at_once(about).min(rest.len());
+            let blocks = attempt.endpoint().blocks_at_once(method).min(rest.len());
             let (part, others) = rest.split_at(blocks);
             match ask(part).await {
                 Ok(more) => {
@@ -169,12 +186,12 @@ impl Node {
             "fromBlock": Quantity(first.block.number),
             "toBlock": Quantity(last.block.number),
         }]);
-        let logs = attempt.call_span::<Vec<Log>>(About::Logs, headers.len(), &bounds);
+        let logs = attempt.call_span::<Vec<Log>>(Method::Logs, headers.len(), &bounds);
         let logs = logs.await?.ok_or(NodeError::Unknown)?;
         let verified = verify::verify_range(&self.profile, headers, logs);
         let verified = verified.map_err(|failure| {
             // It may have been cut short.
-            attempt.endpoint().note_batch_too_large(About::Logs, headers.len());
+            attempt.endpoint().note_batch_too_large(Method::Logs, headers.len());
             check_failed(attempt.endpoint(), failure)
         })?;
         Ok(verified.into_iter().map(Ok).collect())
@@ -187,10 +204,10 @@ impl Node {
         headers: &[Header],
     ) -> Result<Vec<FetchedBlock>, NodeError> {
         let params: Vec<_> = headers.iter().map(|header| json!([header.block.hash])).collect();
-        let items = attempt.call_each::<Vec<Receipt>>(About::Receipts, &params).await?;
+        let items = attempt.call_each::<Vec<Receipt>>(Method::Receipts, &params).await?;
         let refused = items.iter().filter(|item| item.is_err()).count();
         if 2 * refused > headers.len() {
-            attempt.endpoint().note_batch_too_large(About::Receipts, headers.len());
+            attempt.endpoint().note_batch_too_large(Method::Receipts, headers.len());
         }
         let outcomes = headers.iter().zip(items).map(|(header, item)| match item {
             Ok(Some(receipts)) => {
@@ -224,7 +241,7 @@ impl Node {
 
     /// The logs of one block, in the best way that the endpoint offers.
     async fn body(&self, attempt: &Attempt<'_>, header: &Header) -> Result<Body, NodeError> {
-        if self.way(attempt.endpoint(), 1) == About::Receipts {
+        if self.way(attempt.endpoint(), 1) == FetchWay::Receipts {
             match self.receipts_of(attempt, header).await {
                 Err(NodeError::Rpc(error @ RpcError::NotOffered(_))) => {
                     self.note_lack(attempt.endpoint(), &error);
@@ -236,7 +253,7 @@ impl Node {
             }
         }
         let params = json!([{ "blockHash": header.block.hash }]);
-        match attempt.call_span::<Vec<Log>>(About::Logs, 1, &params).await {
+        match attempt.call_span::<Vec<Log>>(Method::Logs, 1, &params).await {
             // More logs than the provider puts in an answer; for receipts it has no such limit.
             Err(error)
                 if error.is_too_large()
@@ -258,7 +275,7 @@ impl Node {
     async fn receipts_of(&self, attempt: &Attempt<'_>, header: &Header) -> Result<Body, NodeError> {
         let block = &header.block;
         let ask =
-            async |params| attempt.call_span::<Vec<Receipt>>(About::Receipts, 1, &params).await;
+            async |params| attempt.call_span::<Vec<Receipt>>(Method::Receipts, 1, &params).await;
         let mut answer = ask(json!([block.hash])).await;
         if let Err(RpcError::Answer { code: INVALID_PARAMS, .. }) = answer {
             // Some nodes only accept a number; the hashes in the receipts show which block they are
@@ -267,7 +284,7 @@ impl Node {
         }
         let answer = answer.map_err(|error| match error {
             RpcError::NotOffered(said) => {
-                RpcError::NotOffered(format!("{}: {said}", About::Receipts.method()))
+                RpcError::NotOffered(format!("{}: {said}", Method::Receipts.name()))
             }
             error => error,
         });
@@ -276,7 +293,7 @@ impl Node {
 
     fn note_lack(&self, endpoint: &Endpoint, error: &RpcError) {
         if matches!(error, RpcError::NotOffered(_)) && endpoint.offers_receipts() {
-            let method = About::Receipts.method();
+            let method = Method::Receipts.name();
             warn!(endpoint = endpoint.metrics.position, method, "method not offered");
             endpoint.note_receipts_refused();
         }

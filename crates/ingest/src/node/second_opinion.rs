@@ -162,10 +162,10 @@ mod tests {
 
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig, Fetch};
-    use crate::rpc::{About, MANY_LACKS};
+    use crate::rpc::{MANY_LACKS, Method};
     use crate::testing::{mined, serve, unread};
 
-    const RECEIPTS: &str = About::Receipts.method();
+    const RECEIPTS: &str = Method::Receipts.name();
 
     #[tokio::test]
     async fn g6_receipts_of_another_root_are_held_against_another_endpoint() {
@@ -280,7 +280,7 @@ mod tests {
         let (heads, metrics) = unread();
         let (node, _) = Node::new(&config, &heads, &metrics);
         let header = node.by_numbers(1..=1).await.unwrap().remove(0);
-        views[0].faults().push(About::Logs.method(), Fault::Empty, 1_000);
+        views[0].faults().push(Method::Logs.name(), Fault::Empty, 1_000);
         for _ in 0..MANY_LACKS {
             assert!(std::ptr::eq(node.by_preference()[0], &raw const node.endpoints[0]));
             assert!(!node.block(&header).await.unwrap().logs.is_empty());

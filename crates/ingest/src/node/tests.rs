@@ -5,13 +5,14 @@ use ethhook_simulator::{BloomLie, Chain, Contents, Fault, ManualChain, RunningNo
 use futures_util::{FutureExt, poll};
 use tokio::time::timeout;
 
+use super::blocks::FetchWay;
 use super::*;
 use crate::config::EndpointConfig;
 use crate::rpc::REQUEST_TIMEOUT;
 use crate::testing::{mined, serve, unread};
 
-const LOGS: &str = About::Logs.method();
-const RECEIPTS: &str = About::Receipts.method();
+const LOGS: &str = Method::Logs.name();
+const RECEIPTS: &str = Method::Receipts.name();
 
 /// A chain without logs behind three endpoints; no single one of them is believed that there are none.
 struct Scene {
@@ -88,7 +89,7 @@ async fn the_endpoint_where_a_message_has_to_wait_least_is_asked_first() {
         scene.node.by_wait().iter().map(position).collect::<Vec<_>>()
     };
     let headers = scene.node.by_numbers(1..=3).await.unwrap();
-    endpoints[0].note_batch_too_large(About::Logs, 4);
+    endpoints[0].note_batch_too_large(Method::Logs, 4);
     assert_eq!((order(), scene.node.plan().blocks), (vec![0, 1, 2], 2));
     endpoints[0].fall_behind(300);
     assert_eq!((order(), scene.node.plan().blocks), (vec![1, 2, 0], 4));
@@ -170,8 +171,8 @@ async fn g7_one_message_asks_for_as_many_blocks_as_the_endpoint_takes() {
     let scene = Scene::new().await;
     let headers = scene.node.by_numbers(1..=3).await.unwrap();
     scene.views[0].stats().reset();
-    for about in [About::Headers, About::Logs] {
-        scene.node.endpoints[0].note_batch_too_large(about, 4);
+    for method in [Method::Headers, Method::Logs] {
+        scene.node.endpoints[0].note_batch_too_large(method, 4);
     }
     assert_eq!(scene.node.plan().blocks, 2);
     assert_eq!(scene.node.by_numbers(1..=3).await.unwrap(), headers[..2]);
@@ -305,18 +306,18 @@ async fn blocks_are_fetched_in_the_cheapest_way_that_proves_enough() {
         Node::new(&config, &heads, &metrics).0
     };
     for (fetch, verify, url, blocks, way) in [
-        (Fetch::Receipts, Proof::Bloom, LOGS_CHEAPER, 8, About::Receipts),
-        (Fetch::Logs, Proof::ReceiptsRoot, EQUAL, 1, About::Logs),
-        (Fetch::Auto, Proof::ReceiptsRoot, LOGS_CHEAPER, 8, About::Receipts),
-        (Fetch::Auto, Proof::Bloom, LOGS_CHEAPER, 1, About::Logs),
-        (Fetch::Auto, Proof::Bloom, EQUAL, 1, About::Receipts), // which prove more
-        (Fetch::Auto, Proof::Bloom, EQUAL, 2, About::Logs),
+        (Fetch::Receipts, Proof::Bloom, LOGS_CHEAPER, 8, FetchWay::Receipts),
+        (Fetch::Logs, Proof::ReceiptsRoot, EQUAL, 1, FetchWay::Logs),
+        (Fetch::Auto, Proof::ReceiptsRoot, LOGS_CHEAPER, 8, FetchWay::Receipts),
+        (Fetch::Auto, Proof::Bloom, LOGS_CHEAPER, 1, FetchWay::Logs),
+        (Fetch::Auto, Proof::Bloom, EQUAL, 1, FetchWay::Receipts), // which prove more
+        (Fetch::Auto, Proof::Bloom, EQUAL, 2, FetchWay::Logs),
     ] {
         let node = node_of(fetch, verify, url);
         let endpoint = &node.endpoints[0];
         assert_eq!(node.way(endpoint, blocks), way, "{fetch:?} {verify:?} {url} {blocks}");
         endpoint.note_receipts_refused();
-        let only = if node.needs_receipts() { About::Receipts } else { About::Logs };
+        let only = if node.needs_receipts() { FetchWay::Receipts } else { FetchWay::Logs };
         assert_eq!(node.way(endpoint, blocks), only, "{fetch:?} {verify:?} {url} {blocks}");
     }
     let plan = |fetch| node_of(fetch, Proof::Bloom, EQUAL).plan();
@@ -341,7 +342,7 @@ fn one_that_is_much_slower_than_the_fastest_is_asked_later() {
 
 #[tokio::test]
 async fn another_is_asked_soon_for_one_block_and_later_for_several() {
-    const HEADERS: &str = About::Headers.method();
+    const HEADERS: &str = Method::Headers.name();
     let scene = Scene::new().await;
     for _ in 0..8 {
         scene.node.latest().await.unwrap(); // its usual latency is known now

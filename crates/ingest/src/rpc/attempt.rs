@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use super::batch::{self, Item};
 use super::breaker::Breaker;
-use super::endpoint::{About, Endpoint};
+use super::endpoint::{Endpoint, Method};
 use super::{Answer, MAX_ANSWER_BYTES, MAX_SPAN_BYTES, REQUEST_TIMEOUT, RpcError, decode, encode};
 
 /// How long an endpoint is left alone that asks for patience, but does not say how much.
@@ -103,7 +103,7 @@ pub(crate) struct Attempt<'a> {
     watch: Arc<Mutex<Watch>>,
 }
 
-const BLOCK_BY_NUMBER: &str = About::Headers.method();
+const BLOCK_BY_NUMBER: &str = Method::Headers.name();
 
 /// A block of which only the hash counts: on some chains, that of the genesis is not computed as for other headers.
 #[derive(Deserialize)]
@@ -170,24 +170,24 @@ impl<'a> Attempt<'a> {
     /// If there is no result for any of them.
     pub(crate) async fn call_each<T: DeserializeOwned>(
         &self,
-        about: About,
+        method: Method,
         params: &[impl Serialize],
     ) -> Result<Vec<Item<T>>, RpcError> {
         // Some providers do not support batches.
         if let [params] = params {
-            return self.call_span(about, 1, params).await.map(|answer| vec![Ok(answer)]);
+            return self.call_span(method, 1, params).await.map(|answer| vec![Ok(answer)]);
         }
-        let (method, calls) = (about.method(), params.len());
+        let (name, calls) = (method.name(), params.len());
         let first_id = self.endpoint.next_id.fetch_add(calls as u64, Ordering::Relaxed);
-        let text = batch::encode(first_id, method, params)?;
-        let message = Message { method, first_id, calls, blocks: calls, text };
+        let text = batch::encode(first_id, name, params)?;
+        let message = Message { method: name, first_id, calls, blocks: calls, text };
         let read = |body: &str| batch::decode(body, first_id, calls);
         let asked = Instant::now();
         let redaction = &self.endpoint.redaction;
         let read = |body: &str| {
             Ok(read(body)?.into_iter().map(|item| item.map_err(|e| redaction.apply(e))).collect())
         };
-        let items: Vec<Item<T>> = self.ask_span(about, message, read).await?;
+        let items: Vec<Item<T>> = self.ask_span(method, message, read).await?;
         // Some providers refuse single calls of a batch.
         let refusals = items.iter().filter_map(|item| match item {
             Err(error @ RpcError::RateLimited(wait)) => Some((error, *wait)),
@@ -196,7 +196,7 @@ impl<'a> Attempt<'a> {
         let accepted = calls - refusals.clone().count();
         self.endpoint.note_accepted(u32::try_from(accepted).unwrap_or(u32::MAX));
         if let Some((error, wait)) = refusals.clone().next() {
-            self.back_off(method, error, wait, asked);
+            self.back_off(name, error, wait, asked);
         }
         Ok(items)
     }
@@ -204,13 +204,13 @@ impl<'a> Attempt<'a> {
     /// Sends one call about `blocks` blocks, at least 1.
     pub(crate) async fn call_span<T: DeserializeOwned>(
         &self,
-        about: About,
+        method: Method,
         blocks: usize,
         params: &impl Serialize,
     ) -> Result<Option<T>, RpcError> {
-        let message = Message { blocks, ..self.message(about.method(), params)? };
+        let message = Message { blocks, ..self.message(method.name(), params)? };
         let id = message.first_id;
-        self.ask_span(about, message, |body| decode(body, id)).await
+        self.ask_span(method, message, |body| decode(body, id)).await
     }
 
     fn message(&self, method: &'static str, params: &impl Serialize) -> Result<Message, RpcError> {
@@ -222,7 +222,7 @@ impl<'a> Attempt<'a> {
     /// Sends a message, and learns from its outcome how many blocks to ask about at once.
     async fn ask_span<T: Brought>(
         &self,
-        about: About,
+        method: Method,
         message: Message,
         read: impl FnOnce(&str) -> Result<T, RpcError>,
     ) -> Result<T, RpcError> {
@@ -235,12 +235,13 @@ impl<'a> Attempt<'a> {
             })
             .await;
         match &answer {
-            Ok(_) => self.endpoint.with_batch_size(about, |size| size.took(blocks, bytes)),
+            Ok(_) => self.endpoint.with_batch_size(method, |size| size.took(blocks, bytes)),
             Err(error) if blocks > 1 && error.may_be_of_size() => {
-                debug!(endpoint = self.endpoint.metrics.position, ?about, blocks, %error, "requested too much at once");
+                debug!(endpoint = self.endpoint.metrics.position, about = ?method, blocks, %error, "requested too much at once");
                 let suggested = error.suggested_blocks();
-                self.endpoint
-                    .with_batch_size(about, |size| size.refused(blocks, suggested, Instant::now()));
+                self.endpoint.with_batch_size(method, |size| {
+                    size.refused(blocks, suggested, Instant::now())
+                });
             }
             Err(_) => {}
         }

@@ -38,9 +38,9 @@ const LACK_REMEMBERED: Duration = Duration::from_secs(30);
 /// How long a refusal of `eth_getBlockReceipts` is remembered.
 const RECEIPTS_AGAIN: Duration = Duration::from_secs(60);
 
-/// The content of a message about several blocks.
+/// What one message can ask about several blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum About {
+pub(crate) enum Method {
     /// A batch of headers.
     Headers,
     /// A batch of calls, each for one block's receipts.
@@ -49,12 +49,26 @@ pub(crate) enum About {
     Logs,
 }
 
-impl About {
-    pub(crate) const fn method(self) -> &'static str {
+impl Method {
+    const ALL: [Self; 3] = [Self::Headers, Self::Receipts, Self::Logs];
+
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Headers => "eth_getBlockByNumber",
             Self::Receipts => "eth_getBlockReceipts",
             Self::Logs => "eth_getLogs",
+        }
+    }
+
+    /// How many blocks are asked about at first, and how many at most.
+    const fn batch_sizes(self) -> (usize, usize) {
+        match self {
+            // A header is small.
+            Self::Headers => (8, 128),
+            // The receipts of a single block may fill a message, and cost the most.
+            Self::Receipts => (1, 64),
+            // A range is one call, but many providers limit its length.
+            Self::Logs => (4, 128),
         }
     }
 }
@@ -76,7 +90,7 @@ pub(crate) struct Endpoint {
     turn: tokio::sync::Mutex<()>,
     /// How many they are.
     held: AtomicU32,
-    /// How many blocks to ask about at once, indexed by [`About`].
+    /// How many blocks to ask about at once, indexed by [`Method`].
     batch_sizes: [Mutex<BatchSize>; 3],
     pub(super) next_id: AtomicU64,
     /// Whether it was found to serve this chain; a WebSocket that connects doubts it.
@@ -149,7 +163,6 @@ impl Endpoint {
                 WsClient::new(url, profile, heads, metrics.clone(), redaction, shared)
             })
             .unzip();
-        let size = |first, most| Mutex::new(BatchSize::new(first, most));
         let endpoint = Self {
             chain_id,
             http: config.http.clone().map(HttpClient::new),
@@ -162,7 +175,10 @@ impl Endpoint {
             pace: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             held: AtomicU32::new(0),
-            batch_sizes: [size(8, 128), size(1, 64), size(4, 128)],
+            batch_sizes: Method::ALL.map(|method| {
+                let (first, most) = method.batch_sizes();
+                Mutex::new(BatchSize::new(first, most))
+            }),
             next_id: AtomicU64::new(FIRST_REQUEST + 1),
             identified,
             genesis: genesis.clone(),
@@ -177,13 +193,13 @@ impl Endpoint {
     }
 
     /// How many blocks to ask about at once now; 1 means block by block.
-    pub(crate) fn blocks_at_once(&self, about: About) -> usize {
-        let blocks = self.with_batch_size(about, |size| size.blocks(Instant::now()));
-        if about == About::Logs {
+    pub(crate) fn blocks_at_once(&self, method: Method) -> usize {
+        let blocks = self.with_batch_size(method, |size| size.blocks(Instant::now()));
+        if method == Method::Logs {
             return blocks; // one call, however many blocks
         }
         // A message costs at most a second's budget, so that more urgent ones get through.
-        let price = self.prices.of_call(about.method()).throughput.max(1);
+        let price = self.prices.of_call(method.name()).throughput.max(1);
         let in_budget = self.units.as_ref().map_or(u32::MAX, |t| t.per_second() / price);
         let in_rate = self.requests.as_ref().map_or(u32::MAX, Throttle::per_second);
         let in_pace = self.with_pace(|pace| pace.at_once()).unwrap_or(u32::MAX);
@@ -191,13 +207,13 @@ impl Endpoint {
     }
 
     /// The cost of a call, in the provider's billing units.
-    pub(crate) fn units_of(&self, about: About) -> u64 {
-        self.prices.of_call(about.method()).units.into()
+    pub(crate) fn units_of(&self, method: Method) -> u64 {
+        self.prices.of_call(method.name()).units.into()
     }
 
     /// Only part of a message about this many blocks was answered.
-    pub(crate) fn note_batch_too_large(&self, about: About, blocks: usize) {
-        self.with_batch_size(about, |size| size.refused(blocks, None, Instant::now()));
+    pub(crate) fn note_batch_too_large(&self, method: Method, blocks: usize) {
+        self.with_batch_size(method, |size| size.refused(blocks, None, Instant::now()));
     }
 
     /// Sets it aside for a while: by `cause` it asked us to wait, or an answer failed a check.
@@ -244,10 +260,10 @@ impl Endpoint {
 
     pub(super) fn with_batch_size<T>(
         &self,
-        about: About,
+        method: Method,
         act: impl FnOnce(&mut BatchSize) -> T,
     ) -> T {
-        act(&mut self.batch_sizes[about as usize].lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut self.batch_sizes[method as usize].lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits until the endpoint can be expected to accept `calls` that its breaker has admitted.

@@ -40,7 +40,7 @@ pub(crate) use attempt::Attempt;
 pub use breaker::State as BreakerState;
 #[cfg(test)]
 pub(crate) use endpoint::MANY_LACKS;
-pub(crate) use endpoint::{About, Endpoint, connect};
+pub(crate) use endpoint::{Endpoint, Method, connect};
 pub(crate) use genesis::Genesis;
 pub(crate) use redaction::Redaction;
 pub(crate) use streak::Streak;

@@ -46,9 +46,9 @@ fn g7_one_message_asks_for_no_more_than_a_second_may_cost() {
         config.requests_per_second = NonZeroU32::new(rate);
         config.units_per_second = NonZeroU32::new(budget);
         let endpoint = endpoint(&config);
-        [About::Headers, About::Receipts, About::Logs].map(|about| {
-            (0..9).for_each(|_| endpoint.with_batch_size(about, |size| size.took(128, 0)));
-            endpoint.blocks_at_once(about)
+        [Method::Headers, Method::Receipts, Method::Logs].map(|method| {
+            (0..9).for_each(|_| endpoint.with_batch_size(method, |size| size.took(128, 0)));
+            endpoint.blocks_at_once(method)
         })
     };
     assert_eq!(at_once(0, 0), [128, 64, 128], "no limit but its own");
@@ -134,22 +134,22 @@ async fn a_refusal_sets_the_pace_by_what_was_accepted_before() {
     for _ in 0..18 {
         ask(&endpoint).await.unwrap(); // the first is preceded by two that identify the endpoint
     }
-    assert_eq!(endpoint.blocks_at_once(About::Headers), 8);
+    assert_eq!(endpoint.blocks_at_once(Method::Headers), 8);
     chain.faults().push("eth_blockNumber", Fault::HttpStatus(429, Some(1)), 1);
     assert!(ask(&endpoint).await.is_err());
     // 882 if all were asked within a second; 42 after none.
     let per_minute = endpoint.with_pace(|pace| pace.per_minute()).unwrap();
     assert!((200..=882).contains(&per_minute), "{per_minute}");
-    assert_eq!(endpoint.blocks_at_once(About::Headers), (per_minute / 240).max(1) as usize);
+    assert_eq!(endpoint.blocks_at_once(Method::Headers), (per_minute / 240).max(1) as usize);
 }
 
 #[tokio::test]
 async fn calls_refused_within_a_batch_set_the_pace_too() {
     let (chain, _node, endpoint) = scene().await;
     let headers = ["0x1", "0x2", "0x3"].map(|number| json!([number, false]));
-    let method = About::Headers.method();
+    let method = Method::Headers.name();
     let ask_each =
-        async || Attempt::with(&endpoint).call_each::<Header>(About::Headers, &headers).await;
+        async || Attempt::with(&endpoint).call_each::<Header>(Method::Headers, &headers).await;
     assert!(ask_each().await.unwrap().iter().all(Result::is_ok));
     assert_eq!(endpoint.with_pace(|pace| pace.per_minute()), None);
     chain.faults().push(method, Fault::Error(-32005, "limit exceeded".into()), 1);
