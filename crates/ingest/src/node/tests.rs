@@ -95,7 +95,7 @@ async fn the_endpoint_where_a_message_has_to_wait_least_is_asked_first() {
     assert_eq!((order(), scene.node.plan().blocks), (vec![1, 2, 0], 4));
     endpoints[1].fall_behind(600);
     assert_eq!(order(), [2, 0, 1]);
-    let held = || endpoints.iter().map(Endpoint::held).sum::<u32>();
+    let held = || endpoints.iter().map(Endpoint::delayed).sum::<u32>();
     for (asked, is_held, what) in [
         (scene.node.block(&headers[0]).map(drop).boxed(), 0, "a block"),
         (scene.node.blocks(&headers).map(drop).boxed(), 0, "several"),

@@ -194,7 +194,7 @@ impl<'a> Attempt<'a> {
             _ => None,
         });
         let accepted = calls - refusals.clone().count();
-        self.endpoint.note_accepted(u32::try_from(accepted).unwrap_or(u32::MAX));
+        self.endpoint.pacer.note_accepted(u32::try_from(accepted).unwrap_or(u32::MAX));
         if let Some((error, wait)) = refusals.clone().next() {
             self.back_off(name, error, wait, asked);
         }
@@ -303,7 +303,7 @@ impl<'a> Attempt<'a> {
     /// Sets the endpoint aside for as long as it asks, in answer to a message that was made at `asked`, and slows down.
     fn back_off(&self, method: &str, error: &RpcError, wait: Option<Duration>, asked: Instant) {
         let wait = wait.unwrap_or(USUAL_WAIT);
-        self.endpoint.note_refused(asked, wait);
+        self.endpoint.pacer.note_refused(asked, wait);
         if !self.endpoint.is_set_aside() {
             let endpoint = self.endpoint.metrics.position;
             warn!(endpoint, method, %error, ?wait, "endpoint set aside");
@@ -360,7 +360,7 @@ impl<'a> Attempt<'a> {
         let is_answer =
             matches!(result, Ok(_) | Err(RpcError::Answer { .. } | RpcError::NotOffered(_)));
         if is_answer && calls == 1 {
-            endpoint.note_accepted(1);
+            endpoint.pacer.note_accepted(1);
         }
         sent.outcome = result.as_ref().map_or_else(RpcError::outcome, |_| "ok");
         sent.failed = result.as_ref().map_or_else(|_| Vec::new(), Brought::failed);
@@ -385,7 +385,7 @@ impl<'a> Attempt<'a> {
         if let Some(units) = &self.endpoint.units {
             units.take(price.throughput.saturating_mul(calls)).await;
         }
-        let kept = self.endpoint.keep_pace(calls).await;
+        let kept = self.endpoint.pacer.keep(calls).await;
         self.watch().go_on();
         kept?;
         self.endpoint.metrics.spent(method, u64::from(price.units) * u64::from(calls));

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::RpcError;
 use super::announced::Announced;
@@ -18,7 +18,7 @@ use super::cost::Prices;
 use super::genesis::Genesis;
 use super::http::HttpClient;
 use super::latency::Latency;
-use super::pace::Pace;
+use super::pace::Pacer;
 use super::redaction::Redaction;
 use super::shared_breaker::SharedBreaker;
 use super::streak::Streak;
@@ -85,11 +85,7 @@ pub(crate) struct Endpoint {
     /// The operator's limit of cost; none for no limit.
     pub(super) units: Option<Throttle>,
     /// What the endpoint itself was found to accept.
-    pace: Mutex<Pace>,
-    /// The messages that it holds back are sent one after the other.
-    turn: tokio::sync::Mutex<()>,
-    /// How many they are.
-    held: AtomicU32,
+    pub(super) pacer: Pacer,
     /// How many blocks to ask about at once, indexed by [`Method`].
     batch_sizes: [Mutex<BatchSize>; 3],
     pub(super) next_id: AtomicU64,
@@ -105,22 +101,6 @@ pub(crate) struct Endpoint {
     pub(super) unanswered: AtomicU32,
     pub(super) redaction: Redaction,
     pub(crate) metrics: EndpointMetrics,
-}
-
-/// A message that is held back, counted until dropped.
-struct Held<'a>(&'a AtomicU32);
-
-impl<'a> Held<'a> {
-    fn by(count: &'a AtomicU32) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// The endpoints of a chain in their order, and the sockets of those with a WebSocket address.
@@ -146,6 +126,7 @@ impl Endpoint {
         let (chain_id, config) = (chain.profile.chain_id, &chain.endpoints[position]);
         let metrics = metrics.endpoint(position);
         let breaker = SharedBreaker::new(metrics.clone());
+        let pacer = Pacer::new(breaker.clone(), metrics.clone());
         let identified = Arc::<AtomicBool>::default();
         let announced = Arc::<Announced>::default();
         let (ws, socket) = config
@@ -172,9 +153,7 @@ impl Endpoint {
             prices: Prices::of(config),
             requests: chain.requests_per_second.map(Throttle::new),
             units: chain.units_per_second.map(Throttle::new),
-            pace: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
-            held: AtomicU32::new(0),
+            pacer,
             batch_sizes: Method::ALL.map(|method| {
                 let (first, most) = method.batch_sizes();
                 Mutex::new(BatchSize::new(first, most))
@@ -202,7 +181,7 @@ impl Endpoint {
         let price = self.prices.of_call(method.name()).throughput.max(1);
         let in_budget = self.units.as_ref().map_or(u32::MAX, |t| t.per_second() / price);
         let in_rate = self.requests.as_ref().map_or(u32::MAX, Throttle::per_second);
-        let in_pace = self.with_pace(|pace| pace.at_once()).unwrap_or(u32::MAX);
+        let in_pace = self.pacer.at_once().unwrap_or(u32::MAX);
         blocks.min(in_budget.min(in_rate).min(in_pace).max(1) as usize)
     }
 
@@ -266,58 +245,9 @@ impl Endpoint {
         act(&mut self.batch_sizes[method as usize].lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits until the endpoint can be expected to accept `calls` that its breaker has admitted.
-    ///
-    /// # Errors
-    /// If it was set aside since.
-    pub(super) async fn keep_pace(&self, calls: u32) -> Result<(), RpcError> {
-        if self.with_pace(|pace| pace.wait(Instant::now())).is_some() {
-            let _held = Held::by(&self.held);
-            let _turn = self.turn.lock().await;
-            self.still_admits()?;
-            let wait = self.with_pace(|pace| pace.wait(Instant::now())).unwrap_or_default();
-            tokio::time::sleep(wait).await;
-            self.still_admits()?;
-            self.with_pace(|pace| pace.sent(calls, Instant::now()));
-        }
-        self.still_admits()
-    }
-
-    fn still_admits(&self) -> Result<(), RpcError> {
-        self.breaker
-            .with(|b| b.still_admits(Instant::now()).map_err(|_| b.cause()))
-            .map_err(RpcError::SetAside)
-    }
-
-    /// It accepted `calls`.
-    pub(super) fn note_accepted(&self, calls: u32) {
-        self.with_pace(|pace| pace.accepted(calls, Instant::now()));
-    }
-
-    /// It refused a message that was made at `asked`, because of too many before it.
-    pub(super) fn note_refused(&self, asked: Instant, wait: Duration) {
-        let lowered = self.with_pace(|pace| pace.refused(asked, wait, Instant::now()));
-        if let Some(per_minute) = lowered {
-            let endpoint = self.metrics.position;
-            info!(endpoint, per_minute, "the endpoint accepts no more calls: keeping to this pace");
-        }
-    }
-
     /// How long a message would have to wait now, because the endpoint would not accept it sooner.
     pub(crate) fn wait(&self) -> Duration {
-        let held = self.held.load(Ordering::Relaxed);
-        self.with_pace(|pace| pace.wait_behind(held, Instant::now()))
-    }
-
-    fn with_pace<T>(&self, act: impl FnOnce(&mut Pace) -> T) -> T {
-        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = pace.per_minute();
-        let result = act(&mut pace);
-        let after = pace.per_minute();
-        if before != after {
-            self.metrics.pace(after);
-        }
-        result
+        self.pacer.wait()
     }
 
     pub(super) fn with_latency<T>(&self, act: impl FnOnce(&mut Latency) -> T) -> T {
@@ -376,13 +306,13 @@ impl Endpoint {
 impl Endpoint {
     /// As if it had refused a call, and then accepted so many messages ahead of time.
     pub(crate) fn fall_behind(&self, messages: u32) {
-        self.note_refused(Instant::now(), Duration::ZERO);
-        (0..messages).for_each(|_| self.with_pace(|pace| pace.sent(1, Instant::now())));
+        self.pacer.note_refused(Instant::now(), Duration::ZERO);
+        (0..messages).for_each(|_| self.pacer.with(|pace| pace.sent(1, Instant::now())));
     }
 
-    /// Messages that are held back.
-    pub(crate) fn held(&self) -> u32 {
-        self.held.load(Ordering::Relaxed)
+    /// Number of messages that its pace delays now.
+    pub(crate) fn delayed(&self) -> u32 {
+        self.pacer.delayed()
     }
 
     /// Uses the prices of the provider at `url`.

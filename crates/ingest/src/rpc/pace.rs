@@ -4,7 +4,15 @@
 //! backlog would be sent as fast as possible, refused, held back for as long as the provider asks, sent again, and so
 //! on: most calls would be refused. The wait that it asks for is the breaker's; the pace is what follows.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use tracing::info;
+
+use super::RpcError;
+use super::shared_breaker::SharedBreaker;
+use crate::metrics::EndpointMetrics;
 
 /// The percentage of what was accepted that is sent after a refusal.
 const CAUTION: u32 = 70;
@@ -29,6 +37,110 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Accepted calls are counted by the second, and the most in one second are remembered for this long.
 const SECOND: Duration = Duration::from_secs(1);
 const REMEMBERED: Duration = Duration::from_secs(10);
+
+/// Keeps the messages to one endpoint to its pace.
+pub(super) struct Pacer {
+    pace: Mutex<Pace>,
+    /// Messages delayed by the pace take turns.
+    turn: tokio::sync::Mutex<()>,
+    /// Number of messages delayed now.
+    delayed: AtomicU32,
+    breaker: SharedBreaker,
+    metrics: EndpointMetrics,
+}
+
+/// A delayed message, counted until dropped.
+struct Delayed<'a>(&'a AtomicU32);
+
+impl<'a> Delayed<'a> {
+    fn counted(count: &'a AtomicU32) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Delayed<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Pacer {
+    pub(super) fn new(breaker: SharedBreaker, metrics: EndpointMetrics) -> Self {
+        Self {
+            pace: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            delayed: AtomicU32::new(0),
+            breaker,
+            metrics,
+        }
+    }
+
+    /// Waits until the endpoint can be expected to accept `calls` that its breaker has admitted.
+    ///
+    /// # Errors
+    /// If it was set aside since.
+    pub(super) async fn keep(&self, calls: u32) -> Result<(), RpcError> {
+        if self.with(|pace| pace.wait(Instant::now())).is_some() {
+            let _delayed = Delayed::counted(&self.delayed);
+            let _turn = self.turn.lock().await;
+            self.still_admitted()?;
+            let wait = self.with(|pace| pace.wait(Instant::now())).unwrap_or_default();
+            tokio::time::sleep(wait).await;
+            self.still_admitted()?;
+            self.with(|pace| pace.sent(calls, Instant::now()));
+        }
+        self.still_admitted()
+    }
+
+    fn still_admitted(&self) -> Result<(), RpcError> {
+        self.breaker
+            .with(|b| b.still_admits(Instant::now()).map_err(|_| b.cause()))
+            .map_err(RpcError::SetAside)
+    }
+
+    /// The endpoint accepted `calls`.
+    pub(super) fn note_accepted(&self, calls: u32) {
+        self.with(|pace| pace.accepted(calls, Instant::now()));
+    }
+
+    /// It refused a message that was made at `asked`, because of too many before it.
+    pub(super) fn note_refused(&self, asked: Instant, wait: Duration) {
+        let lowered = self.with(|pace| pace.refused(asked, wait, Instant::now()));
+        if let Some(per_minute) = lowered {
+            let endpoint = self.metrics.position;
+            info!(endpoint, per_minute, "the endpoint accepts no more calls: keeping to this pace");
+        }
+    }
+
+    /// How long a message would have to wait now, because the endpoint would not accept it sooner.
+    pub(super) fn wait(&self) -> Duration {
+        let delayed = self.delayed.load(Ordering::Relaxed);
+        self.with(|pace| pace.wait_behind(delayed, Instant::now()))
+    }
+
+    /// How many calls one message may have; none while there is no limit.
+    pub(super) fn at_once(&self) -> Option<u32> {
+        self.with(|pace| pace.at_once())
+    }
+
+    /// Does `act` with the pace, and exports it if it changes.
+    pub(super) fn with<T>(&self, act: impl FnOnce(&mut Pace) -> T) -> T {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = pace.per_minute();
+        let result = act(&mut pace);
+        let after = pace.per_minute();
+        if before != after {
+            self.metrics.pace(after);
+        }
+        result
+    }
+
+    #[cfg(test)]
+    pub(super) fn delayed(&self) -> u32 {
+        self.delayed.load(Ordering::Relaxed)
+    }
+}
 
 /// The pace of one endpoint: after a refusal a little below what was accepted before, then raised until the next refusal,
 /// at first by doubling it, because little may have been accepted yet, then by a little, and more each time. So a limit
@@ -84,7 +196,7 @@ impl Pace {
         Some(limit.next.saturating_duration_since(now))
     }
 
-    /// How long a message would have to wait behind as many others that are held back.
+    /// How long a message would have to wait behind as many others that are delayed.
     pub(super) fn wait_behind(&mut self, others: u32, now: Instant) -> Duration {
         let wait = self.wait(now).unwrap_or_default();
         wait + self.limit.as_ref().map_or(Duration::ZERO, |limit| limit.time_of(others))

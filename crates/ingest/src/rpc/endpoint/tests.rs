@@ -138,7 +138,7 @@ async fn a_refusal_sets_the_pace_by_what_was_accepted_before() {
     chain.faults().push("eth_blockNumber", Fault::HttpStatus(429, Some(1)), 1);
     assert!(ask(&endpoint).await.is_err());
     // 882 if all were asked within a second; 42 after none.
-    let per_minute = endpoint.with_pace(|pace| pace.per_minute()).unwrap();
+    let per_minute = endpoint.pacer.with(|pace| pace.per_minute()).unwrap();
     assert!((200..=882).contains(&per_minute), "{per_minute}");
     assert_eq!(endpoint.blocks_at_once(Method::Headers), (per_minute / 240).max(1) as usize);
 }
@@ -151,46 +151,46 @@ async fn calls_refused_within_a_batch_set_the_pace_too() {
     let ask_each =
         async || Attempt::with(&endpoint).call_each::<Header>(Method::Headers, &headers).await;
     assert!(ask_each().await.unwrap().iter().all(Result::is_ok));
-    assert_eq!(endpoint.with_pace(|pace| pace.per_minute()), None);
+    assert_eq!(endpoint.pacer.with(|pace| pace.per_minute()), None);
     chain.faults().push(method, Fault::Error(-32005, "limit exceeded".into()), 1);
     assert_eq!(ask_each().await.unwrap().iter().filter(|item| item.is_err()).count(), 1);
     let counted = |outcome| endpoint.metrics.requests(method, outcome);
     assert_eq!((counted("ok"), counted("rate_limited")), (6, 1), "with the one that identifies it");
     assert_eq!(endpoint.metrics.messages(method), 3);
     // 336 if all were asked within a second, with two to identify it: 70 % of one more than 7.
-    let per_minute = endpoint.with_pace(|pace| pace.per_minute()).unwrap();
+    let per_minute = endpoint.pacer.with(|pace| pace.per_minute()).unwrap();
     assert!((127..=336).contains(&per_minute), "{per_minute}");
 }
 
 #[tokio::test]
 async fn what_is_held_back_is_sent_one_after_the_other() {
     let (chain, _node, endpoint) = scene().await;
-    endpoint.note_refused(Instant::now(), Duration::from_secs(1));
+    endpoint.pacer.note_refused(Instant::now(), Duration::from_secs(1));
     // Three messages: the first two identify it. At this pace, 1.4 s lie between two.
     let (mut first, mut second) = (Box::pin(ask(&endpoint)), Box::pin(ask(&endpoint)));
     assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
     let answered = select(first, second).await;
     let (Either::Left((answer, other)) | Either::Right((answer, other))) = answered;
     assert!(answer.is_ok());
-    assert_eq!((endpoint.held(), chain.stats().requests("eth_blockNumber")), (1, 1));
-    assert!(endpoint.with_pace(|pace| pace.wait(Instant::now())) > Some(Duration::ZERO));
+    assert_eq!((endpoint.delayed(), chain.stats().requests("eth_blockNumber")), (1, 1));
+    assert!(endpoint.pacer.with(|pace| pace.wait(Instant::now())) > Some(Duration::ZERO));
     drop(other);
-    assert_eq!(endpoint.held(), 0);
+    assert_eq!(endpoint.delayed(), 0);
 }
 
 #[tokio::test]
 async fn what_is_held_back_is_not_sent_once_the_endpoint_is_set_aside() {
     let (chain, _node, endpoint) = scene().await;
     ask(&endpoint).await.unwrap();
-    endpoint.note_refused(Instant::now(), Duration::from_secs(1));
+    endpoint.pacer.note_refused(Instant::now(), Duration::from_secs(1));
     let (mut first, mut second) = (pin!(ask(&endpoint)), pin!(ask(&endpoint)));
     assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
-    assert_eq!(endpoint.held(), 2);
+    assert_eq!(endpoint.delayed(), 2);
     endpoint.set_aside(Duration::from_secs(300), None);
     for held in [first.await, second.await] {
         assert!(matches!(held, Err(RpcError::SetAside(_))), "{held:?}");
     }
-    assert_eq!((endpoint.held(), chain.stats().requests("eth_blockNumber")), (0, 1));
+    assert_eq!((endpoint.delayed(), chain.stats().requests("eth_blockNumber")), (0, 1));
 }
 
 #[tokio::test]
