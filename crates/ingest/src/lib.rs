@@ -5,6 +5,7 @@
 //! `chain::session::pipeline` hands it to the publish step. One task per chain; chains share nothing
 //! but Redis (G9).
 
+mod backoff;
 mod chain;
 pub mod config;
 pub mod inquiry;
@@ -32,7 +33,8 @@ use tracing::{Instrument, error, info_span};
 /// A chain whose task ended unexpectedly is restarted after this long.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
-/// Ingests `chains` until `cancel`: one supervised task each, restarted if it panics.
+/// Ingests `chains` until `cancel`: one supervised task each, restarted if it panics or ends on its
+/// own.
 pub async fn run(
     chains: Vec<ChainConfig>,
     options: Options,

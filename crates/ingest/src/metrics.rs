@@ -1,5 +1,6 @@
 //! Every metric of the service. Labels: `chain` is the chain's name, `endpoint` the position of an
-//! endpoint in its list (never its address); all others are short fixed words.
+//! endpoint in its list (never its address); all others are short fixed words, except `group`, the
+//! consumer group's name.
 
 use std::time::Duration;
 
@@ -138,6 +139,28 @@ impl Metrics {
     }
 }
 
+/// What became of a block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum BlockOutcome {
+    Added,
+    Removed,
+    /// It was no longer wanted before it was published.
+    Skipped,
+    /// It failed a check, and is fetched again.
+    Refused,
+}
+
+impl BlockOutcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Added => "added",
+            Self::Removed => "removed",
+            Self::Skipped => "skipped",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 /// The metrics of one chain.
 #[derive(Debug, Clone)]
 pub(crate) struct ChainMetrics {
@@ -201,10 +224,8 @@ impl ChainMetrics {
         }
     }
 
-    /// Counts a block as `added`, `removed`, `skipped` because no longer wanted, or `refused` by a
-    /// check.
-    pub(crate) fn block(&self, outcome: &str) {
-        self.all.blocks.with_label_values(&[&self.chain, outcome]).inc();
+    pub(crate) fn block(&self, outcome: BlockOutcome) {
+        self.all.blocks.with_label_values(&[&self.chain, outcome.as_str()]).inc();
     }
 
     pub(crate) fn redis_error(&self, kind: &str) {

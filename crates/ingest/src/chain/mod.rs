@@ -46,8 +46,7 @@ fn wait_after(wait: Duration, lasted: Duration) -> Duration {
 enum End {
     /// The process is stopping.
     Cancelled,
-    /// Redis does not hold what we believed: it was rolled back or wiped, or another writer took
-    /// over.
+    /// What the session began with no longer holds; the next one finds out more.
     Reopen(&'static str),
     /// Redis refused a step that should have been valid; why.
     Refused(String),

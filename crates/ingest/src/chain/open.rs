@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alloy_primitives::B256;
-use backon::{BackoffBuilder, ExponentialBuilder};
 use ethhook_domain::{BlockRef, CanonicalChain, Cursor};
 use ethhook_streams::{FailureKind, Holder, OpenError, PublishedBlock, Publisher, ReadError};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Chain;
+use crate::backoff::endless_backoff;
 use crate::config::StartBlock;
 use crate::node::NodeError;
 use crate::status::{Cause, Needs};
@@ -47,12 +47,7 @@ impl NotYet {
 impl Chain {
     /// Tries until a session is open.
     pub(super) async fn open(&mut self) -> Opened {
-        let mut backoff = ExponentialBuilder::new()
-            .with_min_delay(Duration::from_millis(100))
-            .with_max_delay(LOOK_AGAIN)
-            .with_jitter()
-            .without_max_times()
-            .build();
+        let mut backoff = endless_backoff(Duration::from_millis(100), LOOK_AGAIN);
         loop {
             let Ok(permit) = Arc::clone(&self.chain_permits).try_acquire_owned() else {
                 let why = "standing by: this instance has as many chains as MAX_CHAINS_PER_INSTANCE allows";

@@ -33,6 +33,7 @@ use tracing::info;
 use super::open::Opened;
 use super::queue::Queue;
 use super::{Chain, End};
+use crate::metrics::BlockOutcome;
 use crate::node::{FetchedBlock, NodeError};
 use crate::rpc::{Head, RpcError, SocketEvent};
 use crate::status::{Cause, Lag, Needs};
@@ -48,6 +49,17 @@ use silence::Silence;
 const DOUBT_AFTER: u32 = 3;
 /// Consecutive failures after which the chain counts as stalled.
 const TROUBLE_AFTER: u32 = 8;
+
+/// With subscriptions, the node is polled after this many block times without a head: one that is late is no reason.
+const SILENT_BLOCKS: u32 = 3;
+/// The bounds of that. Where blocks are fast, a short pause is no silence; where they are rare, a subscription that died
+/// must not go unnoticed for minutes.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(5);
+const LONGEST_SILENCE: Duration = Duration::from_secs(30);
+/// Without subscriptions, the node is polled once a block time, within these bounds: more often would spend its rate
+/// limit on polls, and less often would find an early block late.
+const SHORTEST_POLL: Duration = Duration::from_millis(250);
+const LONGEST_POLL: Duration = Duration::from_secs(12);
 
 /// At most one running operation of its kind; `None` once it is done.
 type Running<'a, T> = Option<BoxFuture<'a, T>>;
@@ -314,7 +326,7 @@ impl<'a> Session<'a> {
         }
         let node = &self.chain.node;
         for _ in 0..self.queue.follow(change, heard, |header| node.told_by(header)) {
-            self.chain.metrics.block("skipped");
+            self.chain.metrics.block(BlockOutcome::Skipped);
         }
         None
     }
@@ -414,9 +426,9 @@ impl Chain {
         let block_time =
             self.config.profile.block_time.max(self.config.batch_every.unwrap_or_default());
         if self.has_socket() {
-            (3 * block_time).clamp(Duration::from_secs(5), Duration::from_secs(30))
+            (SILENT_BLOCKS * block_time).clamp(SHORTEST_SILENCE, LONGEST_SILENCE)
         } else {
-            block_time.clamp(Duration::from_millis(250), Duration::from_secs(12))
+            block_time.clamp(SHORTEST_POLL, LONGEST_POLL)
         }
     }
 }

@@ -64,7 +64,7 @@ struct Sent<'a> {
     calls: u32,
     at: Instant,
     outcome: &'static str,
-    /// The outcomes of calls of a batch that failed alone.
+    /// The outcomes of calls of a batch that failed individually.
     failed: Vec<&'static str>,
 }
 
@@ -80,7 +80,7 @@ impl Drop for Sent<'_> {
 
 /// What a message brought: the metric counts each of its calls by its own outcome.
 trait Brought {
-    /// The outcomes of the calls of a batch that failed alone.
+    /// The outcomes of the calls of a batch that failed individually.
     fn failed(&self) -> Vec<&'static str>;
 }
 

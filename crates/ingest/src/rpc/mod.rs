@@ -68,7 +68,7 @@ pub(crate) enum RpcError {
     /// The connection failed or broke.
     #[error("connection failed: {0}")]
     Connection(String),
-    /// An HTTP status other than 200 without a JSON-RPC error in the body.
+    /// An HTTP status that is not 2xx, without a JSON-RPC error in the body.
     #[error("HTTP status {0}{moved}", moved = if (300..400).contains(.0) { ": the URL has moved, and redirects are not followed" } else { "" })]
     Status(u16),
     /// The provider asks us to wait: 429, or -32005.

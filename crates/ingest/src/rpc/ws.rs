@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use backon::ExponentialBackoff;
 use bytes::Bytes;
 use ethhook_domain::block::Quantity;
 use ethhook_domain::verify::verify_header;
@@ -39,6 +39,7 @@ use super::shared_breaker::SharedBreaker;
 use super::{
     Answer, CONNECT_TIMEOUT, MAX_ANSWER_BYTES, RpcError, answered_id, decode, encode, parse, text,
 };
+use crate::backoff::endless_backoff;
 use crate::metrics::EndpointMetrics;
 
 /// A ping is sent after this much silence; after twice as much, the connection counts as dead.
@@ -150,12 +151,7 @@ struct Waits(ExponentialBackoff);
 
 impl Waits {
     fn new() -> Self {
-        let growing = ExponentialBuilder::new()
-            .with_min_delay(Duration::from_secs(1))
-            .with_max_delay(LONGEST_WAIT)
-            .with_jitter()
-            .without_max_times();
-        Self(growing.build())
+        Self(endless_backoff(Duration::from_secs(1), LONGEST_WAIT))
     }
 
     /// The wait after a connection that `served`, or did not: a connection that is accepted and

@@ -14,6 +14,7 @@ use tracing::{Instrument, Span};
 
 use super::{DOUBT_AFTER, Fetched, Session, TROUBLE_AFTER};
 use crate::chain::queue::Limits;
+use crate::metrics::BlockOutcome;
 use crate::node::NodeError;
 use crate::status::Cause;
 
@@ -102,7 +103,7 @@ impl Session<'_> {
         let alone = !matches!(error, NodeError::Rpc(_));
         let Some(attempts) = self.queue.failed(block.hash, alone, Instant::now()) else { return };
         if matches!(error, NodeError::Check(_)) {
-            self.chain.metrics.block("refused");
+            self.chain.metrics.block(BlockOutcome::Refused);
         }
         if attempts >= DOUBT_AFTER {
             self.canonical.doubt();

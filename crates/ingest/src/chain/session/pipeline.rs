@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use backon::ExponentialBackoff;
 use ethhook_domain::verify::Verified;
 use ethhook_domain::{BlockRef, ChainId, Filter, Proof};
 use ethhook_streams::{
@@ -16,6 +16,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tracing::warn;
 
+use crate::backoff::endless_backoff;
 use crate::metrics::ChainMetrics;
 use crate::status::{Cause, ChainBoard, Needs};
 
@@ -311,13 +312,7 @@ impl Writer {
     }
 
     fn retry(&self) -> StepRetry<'_> {
-        // 50 ms growing to 2 s, without end.
-        let waits = ExponentialBuilder::new()
-            .with_min_delay(Duration::from_millis(50))
-            .with_max_delay(Duration::from_secs(2))
-            .with_jitter()
-            .without_max_times()
-            .build();
+        let waits = endless_backoff(Duration::from_millis(50), Duration::from_secs(2));
         let now = Instant::now();
         StepRetry { writer: self, waits, tries: 0, since: now, renewed: now }
     }

@@ -11,6 +11,7 @@ use super::pipeline::{Done, Ended, Work};
 use super::{Session, gauge};
 use crate::chain::queue::Next;
 use crate::chain::{End, RELEASE};
+use crate::metrics::BlockOutcome;
 use crate::status::Cause;
 
 /// How long to wait for steps in flight when the process stops.
@@ -114,7 +115,7 @@ impl Session<'_> {
             Done::WillRetry | Done::Renewed | Done::RenewalFailed => {}
             Done::Added { block, heard } => {
                 metrics.published.inc_by(block.events);
-                metrics.block("added");
+                metrics.block(BlockOutcome::Added);
                 if let Some(heard) = heard {
                     metrics.head_to_stream.observe(heard.elapsed().as_secs_f64());
                 }
@@ -134,7 +135,7 @@ impl Session<'_> {
             }
             Done::Removed { block } => {
                 metrics.removed.inc_by(block.events);
-                metrics.block("removed");
+                metrics.block(BlockOutcome::Removed);
                 let tip = self.published.back().map(|p| p.block.number);
                 self.chain.status.update(|status| {
                     status.tip = tip;
