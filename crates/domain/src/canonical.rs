@@ -308,11 +308,11 @@ impl CanonicalChain {
         let on_a_link = lowest.number > first.number
             && self.at(lowest.number - 1).is_some_and(|ours| ours.hash == lowest.parent_hash);
         let replaces_all = lowest.number == self.start && !self.finalized;
-        if !on_a_link && !replaces_all && lowest.number > first.number {
+        let joins = on_a_link || replaces_all;
+        if !joins && lowest.number > first.number {
             return Ok(Change::default()); // the fork point is further back
         }
         let violation = FinalityViolation { finalized: *first, theirs: lowest };
-        let joins = on_a_link || replaces_all;
         if top.block.number < tip.number || !joins {
             self.sightings += 1;
             self.sighted = lowest.number;

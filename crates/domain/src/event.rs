@@ -265,6 +265,7 @@ fn read_hash(value: &str) -> Option<B256> {
 }
 
 /// `0x…` or the empty string.
-pub(crate) fn write_optional_hash(hash: Option<B256>) -> String {
+#[must_use]
+pub fn write_optional_hash(hash: Option<B256>) -> String {
     hash.map(hex::encode_prefixed).unwrap_or_default()
 }

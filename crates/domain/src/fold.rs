@@ -277,9 +277,7 @@ impl Fold {
         let settled: Vec<_> = self.blocks.drain(..final_blocks.saturating_sub(1)).collect();
         for block in &settled {
             self.live_blocks.remove(&block.hash);
-            for event in &block.events {
-                self.live.remove(&(event.block_hash, event.log_index));
-            }
+            block.events.iter().for_each(|event| self.drop_live(event));
         }
         settled
     }
@@ -377,7 +375,12 @@ impl Fold {
         let mut previous: Option<u64> = None;
         let mut events = Vec::with_capacity(entries.len());
         for (entry_id, event) in entries {
-            self.check_entry(entry_id, marker, &event, previous.map(|p| event.log_index > p));
+            self.check_entry(
+                entry_id,
+                marker,
+                &event,
+                previous.is_none_or(|p| event.log_index > p),
+            );
             if !self.live.insert((event.block_hash, event.log_index)) {
                 self.report(entry_id, Problem::Duplicate, describe(&event));
             }
@@ -400,7 +403,12 @@ impl Fold {
         let mut left = orphaned.map(|block| block.events).unwrap_or_default();
         let mut previous: Option<u64> = None;
         for (entry_id, event) in entries {
-            self.check_entry(entry_id, marker, &event, previous.map(|p| event.log_index < p));
+            self.check_entry(
+                entry_id,
+                marker,
+                &event,
+                previous.is_none_or(|p| event.log_index < p),
+            );
             previous = Some(event.log_index);
             if is_before_fold {
                 continue;
@@ -412,14 +420,14 @@ impl Fold {
                 self.report(entry_id, Problem::NotLive, describe(&event));
                 continue;
             };
-            self.live.remove(&(event.block_hash, event.log_index));
+            self.drop_live(&event);
             if (ProcessedEvent { removed: true, ..added.clone() }) != event {
                 let detail = format!("takes back {added:?} by {event:?}");
                 self.report(entry_id, Problem::TakenBackDiffers, detail);
             }
         }
         for event in left {
-            self.live.remove(&(event.block_hash, event.log_index));
+            self.drop_live(&event);
             self.report(id, Problem::NotTakenBack, describe(&event));
         }
         self.tip = match self.blocks.last() {
@@ -440,14 +448,12 @@ impl Fold {
             let detail = format!("block {} {} is taken back", marker.number, marker.hash);
             self.report(id, Problem::NotTip, detail);
         }
-        let mut dropped = self.blocks.drain(position?..);
+        let mut dropped = self.blocks.split_off(position?).into_iter();
         let block = dropped.next()?;
         self.live_blocks.remove(&block.hash);
         for above in dropped {
             self.live_blocks.remove(&above.hash);
-            for event in above.events {
-                self.live.remove(&(event.block_hash, event.log_index));
-            }
+            above.events.iter().for_each(|event| self.drop_live(event));
         }
         let said = (marker.number, marker.parent_hash, marker.timestamp, marker.proof);
         if said != (block.number, block.parent_hash, block.timestamp, block.proof) {
@@ -457,13 +463,18 @@ impl Fold {
         Some(block)
     }
 
-    /// Checks an entry against its marker; `in_order` is none for the first entry of a block.
+    /// The log is no longer in the stream, or no longer looked at.
+    fn drop_live(&mut self, event: &ProcessedEvent) {
+        self.live.remove(&(event.block_hash, event.log_index));
+    }
+
+    /// Checks an entry against its marker.
     fn check_entry(
         &mut self,
         id: EntryId,
         marker: &Marker,
         event: &ProcessedEvent,
-        in_order: Option<bool>,
+        in_order: bool,
     ) {
         let said = (event.chain_id, event.block_number, event.block_hash, event.timestamp);
         if said != (self.chain_id, marker.number, marker.hash, marker.timestamp)
@@ -480,7 +491,7 @@ impl Fold {
             );
             self.report(id, Problem::EntryDiffersFromMarker, detail);
         }
-        if in_order == Some(false) {
+        if !in_order {
             self.report(id, Problem::Order, describe(event));
         }
     }

@@ -1,5 +1,13 @@
 -- Begins step.lua and take_lease.lua.
 
+-- The reply for the first key that does not hold the type expected of it; nil if there is none.
+local function wrong_type(keys, expected)
+  for i, kind in ipairs(expected) do
+    local found = keys[i] and redis.call('TYPE', keys[i]).ok or 'none'
+    if found ~= 'none' and found ~= kind then return {'wrong_type', keys[i], found, kind} end
+  end
+end
+
 -- The last ID that a stream ever assigned; `0-0` if there is no stream.
 local function last_generated_id(stream)
   if redis.call('EXISTS', stream) == 0 then return '0-0' end

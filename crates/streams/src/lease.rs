@@ -33,8 +33,13 @@ pub struct Holder {
 
 impl Holder {
     /// From the owner and the reply to `PTTL`, which is negative for a key that does not expire.
-    pub(crate) fn new(owner: String, pttl: &str) -> Self {
-        Self { owner, remaining: pttl.parse().ok().map(Duration::from_millis) }
+    fn new(owner: String, pttl: i64) -> Self {
+        Self { owner, remaining: pttl.try_into().ok().map(Duration::from_millis) }
+    }
+
+    /// From a script's reply `held`, which contains both.
+    pub(crate) fn of(reply: &Reply) -> Self {
+        Self::new(reply.text(0), reply.text(1).parse().unwrap_or(-1))
     }
 }
 
@@ -192,7 +197,7 @@ impl Streams {
         let owner: Option<String> = query(redis::cmd("GET").arg(lease), connection, lease).await?;
         let Some(owner) = owner else { return Ok(None) };
         let pttl: i64 = query(redis::cmd("PTTL").arg(lease), connection, lease).await?;
-        Ok(Some(Holder::new(owner, &pttl.to_string())))
+        Ok(Some(Holder::new(owner, pttl)))
     }
 
     /// Releases the lease that a writer with these `options` took under `epoch`, if it still has it.
@@ -245,7 +250,7 @@ impl WriterOptions {
         let reply = TAKE.call(connection, Call { keys: &key_list, arguments: &arguments }).await?;
         match reply.outcome.as_str() {
             "taken" => Cursor::from_fields(reply.fields(0)).map_err(OpenError::Malformed),
-            "held" => Err(OpenError::LeaseHeld(Holder::new(reply.text(0), &reply.text(1)))),
+            "held" => Err(OpenError::LeaseHeld(Holder::of(&reply))),
             "no_cursor" => Err(OpenError::NoCursor),
             "leftovers" => Err(OpenError::Leftovers { keys: reply.rest }),
             "inconsistent" => Err(OpenError::Inconsistent(reply.text(0))),

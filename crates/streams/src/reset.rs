@@ -88,7 +88,7 @@ impl Streams {
         let names = [lease, cursor, events, blocks, aside, reset].map(String::as_str);
         let reply = RESET.call(connection, Call { keys: &names, arguments: &[] }).await?;
         if reply.outcome != "deleted" {
-            return Err(ResetError::LeaseHeld(Holder::new(reply.text(0), &reply.text(1))));
+            return Err(ResetError::LeaseHeld(Holder::of(&reply)));
         }
         let mut scan = Scan::of(&keys);
         while let Some(found) = scan.next(connection).await? {
@@ -105,13 +105,12 @@ impl Streams {
 /// An iteration over the dedup records of one chain.
 pub(crate) struct Scan {
     pattern: String,
-    count: usize,
     cursor: Option<u64>,
 }
 
 impl Scan {
     pub(crate) fn of(keys: &Keys) -> Self {
-        Self { pattern: keys.seen_pattern(), count: KEYS_PER_SCAN, cursor: Some(0) }
+        Self { pattern: keys.seen_pattern(), cursor: Some(0) }
     }
 
     /// The next records of the iteration, possibly none; `None` at the end.
@@ -121,7 +120,7 @@ impl Scan {
     ) -> Result<Option<Vec<String>>, RedisFailure> {
         let Some(cursor) = self.cursor else { return Ok(None) };
         let mut command = redis::cmd("SCAN");
-        command.arg(cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(self.count);
+        command.arg(cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(KEYS_PER_SCAN);
         let (next, keys): (u64, Vec<String>) = command.query_async(connection).await?;
         self.cursor = (next != 0).then_some(next);
         Ok(Some(keys))

@@ -14,7 +14,6 @@ use ethhook_domain::{ChainId, EntryId, Marker};
 use redis::aio::ConnectionLike;
 
 use crate::connection::Streams;
-use crate::errors::FailureKind;
 use crate::group::{GroupLag, Hold, look_at_groups, pending};
 use crate::keys::Keys;
 use crate::memory::Memory;
@@ -293,8 +292,7 @@ impl Plan {
 
 /// Whether Redis reported that it did not carry out a command.
 fn is_refusal(error: &ReadError) -> bool {
-    let ReadError::Redis(failure) = error else { return true };
-    !matches!(failure.kind, FailureKind::Timeout | FailureKind::Connection)
+    !matches!(error, ReadError::Redis(failure) if failure.is_unreachable())
 }
 
 /// How many entries of `blocks`, none of them trimmed yet, are undelivered or unacknowledged in a group.

@@ -75,14 +75,8 @@ if part == 'close' then
   return record(redis.call('XRANGE', EVENTS, first, '+', 'COUNT', 1)[1][1], newest_id(EVENTS))
 end
 
-for i, expected in ipairs({'stream', 'stream', 'hash', 'string'}) do
-  if KEYS[i] then
-    local found = redis.call('TYPE', KEYS[i]).ok
-    if found ~= 'none' and found ~= expected then
-      return {'wrong_type', KEYS[i], found, expected}
-    end
-  end
-end
+local mistyped = wrong_type(KEYS, {'stream', 'stream', 'hash', 'string'})
+if mistyped then return mistyped end
 
 local held = {}
 local fields = redis.call('HGETALL', CURSOR)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alloy_primitives::{B256, hex};
-use ethhook_domain::event::CodecError;
+use ethhook_domain::event::{CodecError, write_optional_hash};
 use ethhook_domain::{BlockRef, ChainId, Cursor, EntryId, Marker, Op, ProcessedEvent, Proof};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -391,7 +391,7 @@ fn head(envelope: &Envelope<'_>, step: &Step<'_>, after: &Cursor) -> Vec<String>
         believed.writer.clone(),
         believed.epoch.to_string(),
         believed.seq.to_string(),
-        optional(believed.hash),
+        write_optional_hash(believed.hash),
         envelope.floor.map(|id| id.to_string()).unwrap_or_default(),
     ];
     if let Step::Alarm { text } = step {
@@ -406,13 +406,13 @@ fn head(envelope: &Envelope<'_>, step: &Step<'_>, after: &Cursor) -> Vec<String>
             after.seq.to_string(),
             block.number.to_string(),
             hex::encode_prefixed(block.hash),
-            optional(parent),
+            write_optional_hash(parent),
             block.timestamp.to_string(),
             step.events().len().to_string(),
             proof.to_string(),
             after.filter.clone(),
             after.number.to_string(),
-            optional(after.hash),
+            write_optional_hash(after.hash),
             dedup_ttl(envelope, step).as_secs().max(1).to_string(),
             believed.encoding.to_string(),
         ]);
@@ -425,10 +425,6 @@ fn dedup_ttl(envelope: &Envelope<'_>, step: &Step<'_>) -> Duration {
         Step::Add { is_deep: true, .. } => envelope.dedup_ttl.min(DEEP_DEDUP_TTL),
         _ => envelope.dedup_ttl,
     }
-}
-
-fn optional(hash: Option<B256>) -> String {
-    hash.map(hex::encode_prefixed).unwrap_or_default()
 }
 
 fn read(reply: &Reply) -> Result<Outcome, StepError> {

@@ -7,10 +7,8 @@
 --       from 5 on, names and values of the first cursor; none if the cursor must exist
 local LEASE, CURSOR, EVENTS, BLOCKS, PROBE, ASIDE = unpack(KEYS)
 
-for i, kind in ipairs({'string', 'hash', 'stream', 'stream'}) do
-  local found = redis.call('TYPE', KEYS[i]).ok
-  if found ~= 'none' and found ~= kind then return {'wrong_type', KEYS[i], found, kind} end
-end
+local mistyped = wrong_type(KEYS, {'string', 'hash', 'stream', 'stream'})
+if mistyped then return mistyped end
 local owner = redis.call('GET', LEASE)
 if owner and owner ~= ARGV[1] then
   return {'held', owner, tostring(redis.call('PTTL', LEASE))}
