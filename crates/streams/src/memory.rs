@@ -33,11 +33,10 @@ impl Memory {
         }
     }
 
-    /// The part that whoever holds `held` of the used bytes has in what is used beyond nearly full; `refuses` says that
-    /// Redis refuses a step.
-    pub(crate) fn part_in_excess(&self, held: u64, refuses: bool) -> u64 {
+    /// Bytes that a chain using `held` bytes should free: its share of what exceeds the threshold.
+    pub(crate) fn part_in_excess(&self, held: u64, redis_refuses_steps: bool) -> u64 {
         let Some(max) = self.max else { return 0 };
-        let percent = if refuses { Self::FULL_FOR_A_STEP } else { Self::NEARLY_FULL };
+        let percent = if redis_refuses_steps { Self::FULL_FOR_A_STEP } else { Self::NEARLY_FULL };
         let excess = self.used.saturating_sub(max / 100 * percent);
         let part = u128::from(excess) * u128::from(held) / u128::from(self.used.max(1));
         part.try_into().unwrap_or(u64::MAX)

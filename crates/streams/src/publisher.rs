@@ -17,7 +17,7 @@ use crate::fail_point::fail_point;
 use crate::keys::Keys;
 use crate::lease::{LeaseError, OpenError, WriterOptions};
 use crate::reader::ReadError;
-use crate::request::{Line, Turn};
+use crate::request::{StepConnection, Turn};
 use crate::reset;
 use crate::step::{self, Envelope, Outcome, PendingOutcome, Step, StepError};
 use crate::window::PublishedBlock;
@@ -34,7 +34,7 @@ pub struct Publisher {
     chain: ChainId,
     keys: Keys,
     options: WriterOptions,
-    line: Option<Line>,
+    connection: Option<StepConnection>,
     /// The cursor after the last acknowledged step.
     cursor: Cursor,
     /// Steps sent but not acknowledged, oldest first.
@@ -46,7 +46,7 @@ pub struct Publisher {
     /// Signalled when the last step has been sent completely.
     last_sent: Option<oneshot::Receiver<()>>,
     /// The last step succeeded: the connection is up, and the server knows the script.
-    is_open: bool,
+    may_pipeline: bool,
 }
 
 /// What is kept of a step until its outcome is known.
@@ -93,16 +93,16 @@ impl Publisher {
         options: WriterOptions,
         first: Option<Cursor>,
     ) -> Result<Self, OpenError> {
-        let mut line = connect(streams, &keys).await?;
-        let connection = &mut line.connection;
-        let cursor = match options.take(connection, &keys, None).await {
+        let mut connection = connect(streams, &keys).await?;
+        let inner = &mut connection.inner;
+        let cursor = match options.take(inner, &keys, None).await {
             Err(OpenError::NoCursor) => {
-                let seen = reset::first_dedup_record(connection, &keys).await?;
+                let seen = reset::first_dedup_record(inner, &keys).await?;
                 if let Some(key) = seen {
                     return Err(OpenError::Leftovers { keys: vec![key] });
                 }
                 let Some(first) = first else { return Err(OpenError::NoCursor) };
-                options.take(connection, &keys, Some(&first)).await?
+                options.take(inner, &keys, Some(&first)).await?
             }
             other => other?,
         };
@@ -114,13 +114,13 @@ impl Publisher {
             chain,
             keys,
             options,
-            line: Some(line),
+            connection: Some(connection),
             cursor,
             sent: VecDeque::new(),
             outcomes: FuturesOrdered::new(),
             floor,
             last_sent: None,
-            is_open: false,
+            may_pipeline: false,
         })
     }
 
@@ -135,11 +135,11 @@ impl Publisher {
     /// # Errors
     /// See [`LeaseError`].
     pub async fn renew(&mut self) -> Result<(), LeaseError> {
-        let mut line = self.take_line().await?;
-        let result = self.options.renew(&mut line.connection, &self.keys, &self.cursor).await;
-        self.line = Some(line);
+        let mut connection = self.take_connection().await?;
+        let result = self.options.renew(&mut connection.inner, &self.keys, &self.cursor).await;
+        self.connection = Some(connection);
         if let Err(LeaseError::Redis(failure)) = &result {
-            self.drop_line_after(failure);
+            self.drop_connection_after(failure);
         }
         result
     }
@@ -148,9 +148,9 @@ impl Publisher {
     /// it expires.
     pub async fn release(&mut self) {
         fail_point("before", "release");
-        let result = match self.take_line().await {
-            Ok(mut line) => {
-                self.options.release(&mut line.connection, &self.keys, self.cursor.epoch).await
+        let result = match self.take_connection().await {
+            Ok(mut connection) => {
+                self.options.release(&mut connection.inner, &self.keys, self.cursor.epoch).await
             }
             Err(failure) => Err(failure),
         };
@@ -168,7 +168,7 @@ impl Publisher {
         if !self.sent.is_empty() {
             return Err(StepError::Refused("other steps are on the wire".into()));
         }
-        let line = self.take_line().await?;
+        let connection = self.take_connection().await?;
         let envelope = Envelope {
             chain: self.chain,
             keys: &self.keys,
@@ -177,8 +177,8 @@ impl Publisher {
             floor: self.floor,
         };
         fail_point("before", step.op());
-        let result = step::take(&line.connection, &envelope, step).await;
-        self.line = Some(line);
+        let result = step::apply(&connection.inner, &envelope, step).await;
+        self.connection = Some(connection);
         self.acknowledge(Sent::of(step, &self.cursor), &result);
         result
     }
@@ -187,7 +187,9 @@ impl Publisher {
     /// sends nothing, if the step must be applied alone: the first one, which has more checks, and any that needs a
     /// new connection.
     pub fn send(&mut self, step: &Step<'_>) -> bool {
-        let Some(line) = self.line.as_ref().filter(|_| self.is_open) else { return false };
+        let Some(connection) = self.connection.as_ref().filter(|_| self.may_pipeline) else {
+            return false;
+        };
         let believed = self.sent.back().map_or(&self.cursor, |last| &last.after);
         let envelope = Envelope {
             chain: self.chain,
@@ -201,7 +203,7 @@ impl Publisher {
             Ok(request) => {
                 let (sent, is_sent) = oneshot::channel();
                 let turn = Turn { after: self.last_sent.replace(is_sent), sent };
-                step::send(line.clone(), request, turn)
+                step::send(connection.clone(), request, turn)
             }
             // A step refused before it is sent is reported in its turn.
             Err(error) => ready(Err(error)).boxed(),
@@ -234,17 +236,17 @@ impl Publisher {
                 // Only an alarm leaves `seq` as it is; it skips the checks that the first step must make.
                 if sent.after.seq > self.cursor.seq {
                     self.floor = None;
-                    self.is_open = true;
+                    self.may_pipeline = true;
                     self.streams.raise_floor(self.chain, *last_id.max(marker_id));
                 }
                 self.cursor = sent.after;
                 self.streams.remember_seq(self.chain, self.cursor.seq);
             }
             Err(StepError::Redis(failure)) => {
-                self.is_open = false;
-                self.drop_line_after(failure);
+                self.may_pipeline = false;
+                self.drop_connection_after(failure);
             }
-            Err(StepError::NotIn) => self.is_open = false,
+            Err(StepError::NotIn) => self.may_pipeline = false,
             Ok(Outcome::Duplicate { .. }) | Err(_) => {}
         }
     }
@@ -282,9 +284,9 @@ impl Publisher {
 
     /// The current connection, or a new one if there is none or the last step was not sent completely: the old
     /// connection would wait for the rest of it. Put it back after its answer.
-    async fn take_line(&mut self) -> Result<Line, RedisFailure> {
+    async fn take_connection(&mut self) -> Result<StepConnection, RedisFailure> {
         let was_cut = self.last_sent.take().is_some_and(|mut sent| sent.try_recv().is_err());
-        match self.line.take().filter(|_| !was_cut) {
+        match self.connection.take().filter(|_| !was_cut) {
             Some(standing) => Ok(standing),
             None => connect(&self.streams, &self.keys).await,
         }
@@ -292,16 +294,16 @@ impl Publisher {
 
     /// What is still on a failed connection may arrive late. The next call gets a new one, which
     /// also finds the new master after a failover. Full memory says nothing about the connection.
-    fn drop_line_after(&mut self, failure: &RedisFailure) {
+    fn drop_connection_after(&mut self, failure: &RedisFailure) {
         if failure.kind != FailureKind::OutOfMemory {
-            self.line = None;
+            self.connection = None;
         }
     }
 }
 
 /// A new connection; the server may have crashed since the last one.
-async fn connect(streams: &Streams, keys: &Keys) -> Result<Line, RedisFailure> {
+async fn connect(streams: &Streams, keys: &Keys) -> Result<StepConnection, RedisFailure> {
     let mut connection = streams.connect(&keys.events, Duration::ZERO).await?;
     append_only::mend(&mut connection).await;
-    Ok(Line::new(connection).await)
+    Ok(StepConnection::new(connection).await)
 }

@@ -50,7 +50,7 @@ pub(crate) struct Turn {
 
 impl Turn {
     /// Waits for the turn; returns the sender to signal when the step has been sent.
-    async fn come(self) -> Result<oneshot::Sender<()>, RedisError> {
+    async fn wait(self) -> Result<oneshot::Sender<()>, RedisError> {
         if let Some(after) = self.after
             && after.await.is_err()
         {
@@ -75,36 +75,35 @@ pub(crate) struct Request {
 
 /// A connection for the steps of one chain.
 #[derive(Clone)]
-pub(crate) struct Line {
-    pub(crate) connection: MultiplexedConnection,
+pub(crate) struct StepConnection {
+    pub(crate) inner: MultiplexedConnection,
     /// Whether replies can be turned off: a proxy may not support it, or the user lack the right.
     pub(crate) can_be_quiet: bool,
 }
 
-impl Line {
-    pub(crate) async fn new(mut connection: MultiplexedConnection) -> Self {
-        let can_be_quiet = reply("ON").exec_async(&mut connection).await.is_ok();
-        Self { connection, can_be_quiet }
+impl StepConnection {
+    pub(crate) async fn new(mut inner: MultiplexedConnection) -> Self {
+        let can_be_quiet = client_reply("ON").exec_async(&mut inner).await.is_ok();
+        Self { inner, can_be_quiet }
     }
 }
 
 /// Turns replies on or off for all following commands.
-fn reply(mode: &str) -> Cmd {
+fn client_reply(mode: &str) -> Cmd {
     let mut command = redis::cmd("CLIENT");
     command.arg("REPLY").arg(mode);
     command
 }
 
 impl Request {
-    /// Sends the step and returns the script's answer; loads the script if the server does not know
-    /// it.
-    pub(crate) async fn ask(
+    /// Sends the step and returns the script's answer; loads the script if the server does not know it.
+    pub(crate) async fn send(
         &self,
         connection: &MultiplexedConnection,
     ) -> Result<Value, RedisError> {
-        match self.say(connection, Script::command, None).await {
+        match self.send_parts(connection, Script::evalsha, None).await {
             Err(error) if is_unknown_script(&error) => {
-                self.say(connection, Script::first_command, None).await
+                self.send_parts(connection, Script::eval, None).await
             }
             other => other,
         }
@@ -114,18 +113,18 @@ impl Request {
     ///
     /// # Errors
     /// Also if the previous step was cut short.
-    pub(crate) async fn ask_in_turn(
+    pub(crate) async fn send_in_turn(
         &self,
         connection: &MultiplexedConnection,
         turn: Turn,
     ) -> Result<Value, RedisError> {
-        let sent = turn.come().await?;
-        self.say(connection, Script::command, Some(sent)).await
+        let sent = turn.wait().await?;
+        self.send_parts(connection, Script::evalsha, Some(sent)).await
     }
 
-    /// Whether the step may be sent quietly over `line`.
-    pub(crate) fn may_be_quiet(&self, line: &Line) -> bool {
-        line.can_be_quiet && (1..=QUIET).contains(&self.events.len())
+    /// Whether the step may be sent quietly over `connection`.
+    pub(crate) fn may_be_quiet(&self, connection: &StepConnection) -> bool {
+        connection.can_be_quiet && (1..=QUIET).contains(&self.events.len())
     }
 
     /// Sends the step quietly to a server that knows the script, when its turn has come. Returns
@@ -133,16 +132,16 @@ impl Request {
     ///
     /// # Errors
     /// Also if the previous step was cut short.
-    pub(crate) async fn ask_quietly(
+    pub(crate) async fn send_without_replies(
         &self,
         connection: &MultiplexedConnection,
         turn: Turn,
     ) -> Result<Value, RedisError> {
-        let sent = turn.come().await?;
+        let sent = turn.wait().await?;
         let mut pipeline = Pipeline::with_capacity(self.events.len() + 7);
-        pipeline.add_command(reply("OFF"));
-        self.write_part(0..self.events.len(), Script::command, &mut pipeline);
-        pipeline.add_command(reply("ON"));
+        pipeline.add_command(client_reply("OFF"));
+        self.write_part(0..self.events.len(), Script::evalsha, &mut pipeline);
+        pipeline.add_command(client_reply("ON"));
         pipeline.cmd("XREVRANGE").arg(&self.keys.blocks).arg(&["+", "-", "COUNT", "1"]);
         let mut connection = connection.clone();
         // The reply to `ON` comes first, and is skipped.
@@ -153,7 +152,7 @@ impl Request {
 
     /// Sends the step. `call` builds the first call of the script; by the second, the server knows
     /// it.
-    async fn say(
+    async fn send_parts(
         &self,
         connection: &MultiplexedConnection,
         call: fn(&Script, &Call<'_>) -> Cmd,
@@ -181,7 +180,7 @@ impl Request {
         while let Some(part) = parts.next().await {
             part?.into_iter().for_each(|answer| answers.note(answer));
         }
-        answers.deciding()
+        answers.outcome()
     }
 
     /// Appends the commands of a range of entries, preceded by the opening call in the first part and followed by the
@@ -203,7 +202,7 @@ impl Request {
             pipeline.add_command(self.entry(event, &mut values));
         }
         if is_last {
-            pipeline.add_command(self.call(Script::command, Some("close"))).cmd("EXEC");
+            pipeline.add_command(self.call(Script::evalsha, Some("close"))).cmd("EXEC");
         }
     }
 
@@ -283,7 +282,7 @@ impl Answers {
 
     /// The reply that decides the outcome: the first command that was not queued; else the opening's answer, if it
     /// did not open; else the first failure; else the closing's answer.
-    fn deciding(self) -> Result<Value, RedisError> {
+    fn outcome(self) -> Result<Value, RedisError> {
         if let Some(error) = self.refused {
             return Err(error.into());
         }

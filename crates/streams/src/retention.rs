@@ -41,7 +41,7 @@ pub struct RetentionPolicy {
     /// of it is left.
     pub memory: Memory,
     /// Whether Redis refuses a step for lack of memory: then it counts as nearly full earlier.
-    pub refuses: bool,
+    pub redis_refuses_steps: bool,
     /// Whether the chain follows its head. Only then may the byte cap remove what a group has not
     /// read: a backfill can wait instead.
     pub following_head: bool,
@@ -110,9 +110,9 @@ pub(crate) async fn sweep(
         newest_seq: cursor.seq,
         expired_before: EntryId { ms: now_ms.saturating_sub(keep_ms), seq: 0 },
         excess: bytes.saturating_sub(max_bytes),
-        crowding: policy
+        memory_excess: policy
             .memory
-            .part_in_excess(bytes, policy.refuses)
+            .part_in_excess(bytes, policy.redis_refuses_steps)
             .min(bytes.saturating_sub(max_bytes / 2)),
         size,
         following_head: policy.following_head,
@@ -121,7 +121,7 @@ pub(crate) async fn sweep(
         forced: 0,
         held_by: None,
     };
-    swept.nearly_full = plan.crowding > 0;
+    swept.nearly_full = plan.memory_excess > 0;
     swept.has_more = plan.walk(connection, keys).await?;
     swept.held_by_group = plan.held_by.clone();
     if !plan.going.is_empty() {
@@ -160,7 +160,7 @@ struct Plan {
     /// Bytes that have to go because of the byte cap and are not yet in `going`.
     excess: u64,
     /// The same because Redis is nearly full; for this, no group loses an entry.
-    crowding: u64,
+    memory_excess: u64,
     size: Size,
     following_head: bool,
     holds: Vec<Hold>,
@@ -208,7 +208,7 @@ impl Plan {
     fn is_due(&self, id: EntryId, marker: &Marker) -> bool {
         marker.number <= self.finalized
             && marker.seq != self.newest_seq
-            && (id < self.expired_before || self.excess > 0 || self.crowding > 0)
+            && (id < self.expired_before || self.excess > 0 || self.memory_excess > 0)
     }
 
     /// Plans the removal of the next due block if allowed; `false` if it and all later ones stay. If the block is
@@ -229,7 +229,7 @@ impl Plan {
         let entries = if is_there { marker.events } else { 0 };
         let bytes = self.size.of_block(entries);
         self.excess = self.excess.saturating_sub(bytes);
-        self.crowding = self.crowding.saturating_sub(bytes);
+        self.memory_excess = self.memory_excess.saturating_sub(bytes);
         self.forced += if forced { marker.events } else { 0 };
         self.going.push(Going { marker_id: id, first, last, events: marker.events, forced });
         true

@@ -24,12 +24,12 @@ impl Script {
     }
 
     /// The call for a server that knows the script.
-    pub(crate) fn command(&self, call: &Call<'_>) -> Cmd {
+    pub(crate) fn evalsha(&self, call: &Call<'_>) -> Cmd {
         command("EVALSHA", &self.sha1, call)
     }
 
     /// The call that includes the script's text.
-    pub(crate) fn first_command(&self, call: &Call<'_>) -> Cmd {
+    pub(crate) fn eval(&self, call: &Call<'_>) -> Cmd {
         command("EVAL", self.code, call)
     }
 
@@ -39,10 +39,10 @@ impl Script {
         connection: &mut impl ConnectionLike,
         call: Call<'_>,
     ) -> Result<Reply, RedisFailure> {
-        let answer = self.command(&call).query_async(connection).await;
+        let answer = self.evalsha(&call).query_async(connection).await;
         let value: Value = match answer {
             Err(error) if is_unknown_script(&error) => {
-                self.first_command(&call).query_async(connection).await?
+                self.eval(&call).query_async(connection).await?
             }
             other => other?,
         };

@@ -14,7 +14,7 @@ use redis::aio::MultiplexedConnection;
 use crate::errors::{FailureKind, RedisFailure, WAY_OUT};
 use crate::keys::Keys;
 use crate::reader;
-use crate::request::{Line, Request, Turn};
+use crate::request::{Request, StepConnection, Turn};
 use crate::script::{Reply, is_unknown_script};
 use crate::window::PublishedBlock;
 
@@ -313,12 +313,12 @@ pub(crate) struct Envelope<'a> {
 }
 
 /// Applies `step` if the cursor in Redis is the one that the envelope expects.
-pub(crate) async fn take(
+pub(crate) async fn apply(
     connection: &MultiplexedConnection,
     envelope: &Envelope<'_>,
     step: &Step<'_>,
 ) -> Result<Outcome, StepError> {
-    let value = request(envelope, step)?.ask(connection).await.map_err(RedisFailure::from)?;
+    let value = request(envelope, step)?.send(connection).await.map_err(RedisFailure::from)?;
     read(&Reply::read(value)?)
 }
 
@@ -328,13 +328,13 @@ pub(crate) type PendingOutcome = BoxFuture<'static, Result<Outcome, StepError>>;
 /// Sends a step when its `turn` has come. It is sent while the outcome is polled: dropping that midway leaves the
 /// connection in the middle of a transaction. The server must know the script; if it has forgotten it, the step fails
 /// with a retryable error.
-pub(crate) fn send(line: Line, request: Request, turn: Turn) -> PendingOutcome {
+pub(crate) fn send(connection: StepConnection, request: Request, turn: Turn) -> PendingOutcome {
     let answer = async move {
-        if request.may_be_quiet(&line) {
-            let value = request.ask_quietly(&line.connection, turn).await;
+        if request.may_be_quiet(&connection) {
+            let value = request.send_without_replies(&connection.inner, turn).await;
             return quiet_outcome(&request, value.map_err(RedisFailure::from)?);
         }
-        let value = request.ask_in_turn(&line.connection, turn).await.map_err(|error| {
+        let value = request.send_in_turn(&connection.inner, turn).await.map_err(|error| {
             if is_unknown_script(&error) {
                 RedisFailure::new(FailureKind::Loading, "the script is not loaded")
             } else {

@@ -15,7 +15,7 @@ fn keep_all() -> RetentionPolicy {
         keep: HOUR,
         max_bytes: u64::MAX,
         memory: Memory::default(),
-        refuses: false,
+        redis_refuses_steps: false,
         following_head: true,
     }
 }
@@ -175,7 +175,7 @@ async fn g8_a_nearly_full_redis_takes_what_no_group_needs_down_to_half_the_cap()
     redis.ask::<u64>("XGROUP DESTROY events:7 slow").await;
     let swept = sweep(&redis, &policy(900)).await;
     assert_eq!((swept.trimmed_entries, swept.nearly_full), (0, false));
-    let swept = sweep(&redis, &RetentionPolicy { refuses: true, ..policy(800) }).await;
+    let swept = sweep(&redis, &RetentionPolicy { redis_refuses_steps: true, ..policy(800) }).await;
     assert!(swept.nearly_full && swept.trimmed_entries > 0, "a step needs more than there is");
     let bytes = swept.bytes;
     // A tenth of what is used has to go, so a tenth of the streams.

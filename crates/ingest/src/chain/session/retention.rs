@@ -92,12 +92,18 @@ impl Session<'_> {
             let (id, streams) = (self.chain.id(), &self.chain.streams);
             let (keep, cap) = (self.chain.options.retention, self.chain.options.stream_max_bytes);
             let following_head = !self.is_backfilling();
-            let refuses = self.chain.status.needs(Needs::Room);
+            let redis_refuses_steps = self.chain.status.needs(Needs::Room);
             let sweep = async move {
                 // An operator may have given Redis more memory.
                 let memory = streams.memory(id).await?;
                 let max_bytes = cap.bytes(memory.max);
-                let policy = RetentionPolicy { keep, max_bytes, memory, refuses, following_head };
+                let policy = RetentionPolicy {
+                    keep,
+                    max_bytes,
+                    memory,
+                    redis_refuses_steps,
+                    following_head,
+                };
                 streams.sweep(id, &policy).await
             };
             self.retention.sweep = Some(sweep.boxed());
