@@ -13,7 +13,7 @@ use ethhook_domain::Filter;
 
 use crate::config::{address, topic};
 use crate::operator::skip::To;
-use crate::place::Place;
+use crate::start_at::StartAt;
 use crate::{Exit, output, tail};
 
 /// Self-hosted, multi-chain EVM event ingestor: every log, verified, in order, exactly once, in
@@ -197,7 +197,7 @@ pub(crate) struct TailOptions {
     /// $: only new events; 0: everything retained; a block number; an entry ID to start after; or a
     /// time, such as 2026-01-31T12:00:00Z.
     #[arg(long, value_name = "PLACE", default_value = "$")]
-    from: Place,
+    from: StartAt,
     /// Read as a consumer of this group, from its position; all events that are read are acknowledged, also those that are
     /// not selected.
     #[arg(long, value_name = "NAME", conflicts_with = "from")]
@@ -254,7 +254,7 @@ pub(crate) enum GroupsCommand {
         /// $: only new events; 0: everything retained; a block number; an entry ID to start after;
         /// or a time, such as 2026-01-31T12:00:00Z.
         #[arg(long, value_name = "PLACE", default_value = "$")]
-        from: Place,
+        from: StartAt,
     },
     /// Removes idle consumers of a group that have no pending entries.
     ///

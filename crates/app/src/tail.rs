@@ -15,8 +15,8 @@ use tokio::task::JoinSet;
 
 use crate::abi::{Abis, Decoded};
 use crate::config::{Client, Inputs};
-use crate::place::Place;
 use crate::signals::Signals;
+use crate::start_at::StartAt;
 use crate::{Exit, logging};
 
 /// Maximum number of events per read.
@@ -33,7 +33,7 @@ const READS_QUEUED: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) chain: Option<String>,
-    pub(crate) from: Place,
+    pub(crate) from: StartAt,
     /// Group and consumer to read as, if any: what is printed is acknowledged.
     pub(crate) group: Option<(String, String)>,
     pub(crate) wanted: Wanted,

@@ -13,7 +13,7 @@ use ethhook_domain::fold::{
 };
 use ethhook_domain::{ChainId, Cursor, EntryId, Filter, Op};
 use ethhook_ingest::inquiry::{CheckedBlock, Inquiry};
-use ethhook_streams::{Place, Streams};
+use ethhook_streams::{StreamPosition, Streams};
 
 use crate::Exit;
 use crate::bar::Bar;
@@ -43,16 +43,16 @@ pub(crate) struct Range {
 pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::Result<Exit> {
     let target = Target::load(inputs, chain)?;
     let cursor = target.cursor().await?;
-    let (place, from, to) = locate(&target, &cursor, range).await?;
+    let (position, from, to) = locate(&target, &cursor, range).await?;
     say!("Chain {}: comparing blocks {from} to {to} of the stream with the chain.", target.name());
-    let retreats = retreats(&target, &place).await?;
+    let retreats = find_retreats(&target, &position).await?;
     let mut verification = Verification {
         streams: &target.streams,
         inquiry: Inquiry::open(&target.chain, cursor.genesis_hash)?,
         chain: target.id(),
         filter: &target.chain.filter,
-        fold: Fold::after(target.id(), place.marker.seq - 1, place.after_entry),
-        at: place.after_entry,
+        fold: Fold::after(target.id(), position.marker.seq - 1, position.after_entry),
+        at: position.after_entry,
         next: from,
         to,
         retreats: retreats.iter().copied().collect(),
@@ -60,7 +60,7 @@ pub(crate) async fn run(inputs: &Inputs, chain: &str, range: Range) -> anyhow::R
         tally: Tally::default(),
         bar: Bar::new("blocks", to - from + 1),
     };
-    verification.replay(place.after_marker).await?;
+    verification.replay(position.after_marker).await?;
     verification.rest().await?;
     let Verification { fold, tally, bar, .. } = verification;
     bar.end();
@@ -128,12 +128,12 @@ fn report(
     Ok(Exit::Differs)
 }
 
-/// The place where the streams begin to cover the range, and the range.
+/// The position where the streams begin to cover the range, and the range.
 async fn locate(
     target: &Target,
     cursor: &Cursor,
     range: Range,
-) -> anyhow::Result<(Place, u64, u64)> {
+) -> anyhow::Result<(StreamPosition, u64, u64)> {
     let tip = cursor.tip().context("nothing is published yet")?;
     let to = match range.to {
         Some(to) => to,
@@ -141,32 +141,35 @@ async fn locate(
     };
     ensure!(to <= tip, "block {to} is not published yet: the stream ends with block {tip}");
     let least = range.from.unwrap_or(0);
-    let place = target.streams.place(target.id(), |marker| marker.number >= least).await?;
-    let place = place.context("no block of the range is in the stream any more")?;
-    let kept = match place.marker.op {
-        Op::Gap => place.marker.number + 1,
-        _ => place.marker.number,
+    let position = target.streams.position(target.id(), |marker| marker.number >= least).await?;
+    let position = position.context("no block of the range is in the stream any more")?;
+    let kept = match position.marker.op {
+        Op::Gap => position.marker.number + 1,
+        _ => position.marker.number,
     };
     let from = match range.from {
-        Some(from) if from < kept && place.marker.op != Op::Gap => {
+        Some(from) if from < kept && position.marker.op != Op::Gap => {
             bail!("the stream only has blocks from {kept} on: --from must not be below that")
         }
         Some(from) => from.max(kept),
         None => kept,
     };
-    if let (Op::Gap, Some(asked)) = (place.marker.op, range.from) {
+    if let (Op::Gap, Some(asked)) = (position.marker.op, range.from) {
         ensure!(
             kept <= to,
             "blocks {asked} to {to} are not in the stream: an operator skipped them"
         );
     }
     ensure!(from <= to, "there is nothing to compare: the range is {from} to {to}");
-    Ok((place, from, to))
+    Ok((position, from, to))
 }
 
-/// The markers, from `place` on, by which an operator moved finality back, and to which heights.
-async fn retreats(target: &Target, place: &Place) -> anyhow::Result<Vec<(EntryId, u64)>> {
-    let (mut after, mut finalized, mut found) = (place.after_marker, None, Vec::new());
+/// The markers, from `position` on, by which an operator moved finality back, and to which heights.
+async fn find_retreats(
+    target: &Target,
+    position: &StreamPosition,
+) -> anyhow::Result<Vec<(EntryId, u64)>> {
+    let (mut after, mut finalized, mut found) = (position.after_marker, None, Vec::new());
     loop {
         let markers = target.streams.markers(target.id(), after, MARKERS_PER_READ).await?;
         let Some((last, _)) = markers.last() else { return Ok(found) };

@@ -49,7 +49,7 @@ pub use reader::{EventEntry, ReadError};
 pub use replay::{Replay, ReplayError, ReplaySpec};
 pub use reset::{Inventory, ResetError};
 pub use retention::{RetentionPolicy, Swept};
-pub use search::Place;
+pub use search::StreamPosition;
 pub use standing::Standing;
 pub use step::{DEEP_DEDUP_TTL, Events, MarkedBlock, Outcome, Step, StepError};
 pub use tail::Tail;

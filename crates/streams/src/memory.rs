@@ -19,8 +19,8 @@ pub struct Memory {
 impl Memory {
     /// Nearly full: more than this many percent are used.
     const NEARLY_FULL: u64 = 90;
-    /// The same while Redis refuses a step for lack of memory. In a transaction, an entry takes three times as much until
-    /// it is in the stream: a large block may need more than a tenth.
+    /// The same while Redis refuses a step for lack of memory. In a transaction, an entry takes three times as much
+    /// until it is in the stream: a large block may need more than a tenth.
     const FULL_FOR_A_STEP: u64 = 75;
 
     pub(crate) fn of(info: &str) -> Self {

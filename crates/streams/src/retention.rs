@@ -18,7 +18,7 @@ use crate::group::{GroupLag, Hold, look_at_groups, pending};
 use crate::keys::Keys;
 use crate::memory::Memory;
 use crate::reader::{self, MARKERS_PER_BATCH, Page, ReadError, now_ms, oldest, query};
-use crate::size::{Size, size};
+use crate::size::{Size, measure};
 
 /// Batches per sweep: 32,768 markers; the rest is left to the next sweep.
 const BATCHES_PER_SWEEP: usize = 64;
@@ -96,7 +96,7 @@ pub(crate) async fn sweep(
     policy: &RetentionPolicy,
 ) -> Result<Swept, ReadError> {
     let now_ms = now_ms(connection).await?;
-    let size = size(connection, keys).await?;
+    let size = measure(connection, keys).await?;
     let (len, bytes) = (size.entries, size.bytes());
     let (holds, groups) = look_at_groups(connection, &keys.events, len, now_ms).await?;
     let max_bytes = policy.max_bytes;
@@ -134,7 +134,7 @@ pub(crate) async fn sweep(
             tracing::warn!(%error, "retention was interrupted");
             return Ok(swept);
         }
-        let size = crate::size::size(connection, keys).await?;
+        let size = measure(connection, keys).await?;
         (swept.len, swept.bytes) = (size.entries, size.bytes());
     }
     Ok(swept)

@@ -1,4 +1,4 @@
-//! Finds the place in a chain's streams where a block or a time begins, and counts entries up to an ID.
+//! Finds the position in a chain's streams where a block or a time begins, and counts entries up to an ID.
 
 use ethhook_domain::{ChainId, EntryId, Marker, Op};
 use redis::aio::ConnectionLike;
@@ -10,9 +10,9 @@ use crate::reader::{self, MARKERS_PER_BATCH, Page, ReadError};
 /// How many times to retry because a block was published between two reads.
 const LOOKS: usize = 16;
 
-/// A place in both streams of a chain from which they can be read together.
+/// A position in both streams of a chain from which they can be read together.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct StreamPosition {
     /// The next marker: that of an added block or of an operator's gap.
     pub marker: Marker,
     /// The ID of the marker before it; [`EntryId::MIN`] if that is gone or never existed.
@@ -31,18 +31,18 @@ impl Streams {
         reader::last_id(&mut *self.pooled(&keys).await?, &keys.events).await
     }
 
-    /// The place before the first block that `fits` and still has all its entries; none if there is
+    /// The position before the first block that `fits` and still has all its entries; none if there is
     /// none. If `fits` is true for all blocks above one for which it is true, then all entries of
-    /// fitting blocks come after this place, including those of blocks taken back later. Reads the
+    /// fitting blocks come after this position, including those of blocks taken back later. Reads the
     /// markers from the oldest on.
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub async fn place(
+    pub async fn position(
         &self,
         chain: ChainId,
         fits: impl Fn(&Marker) -> bool,
-    ) -> Result<Option<Place>, ReadError> {
+    ) -> Result<Option<StreamPosition>, ReadError> {
         let keys = Keys::of(chain);
         let connection = &mut *self.pooled(&keys).await?;
         let oldest = reader::oldest(connection, &keys.events, EntryId::MIN).await?;
@@ -54,7 +54,7 @@ impl Streams {
             for (id, marker) in markers {
                 let joins = matches!(marker.op, Op::Add | Op::Gap);
                 if joins && is_whole(&marker, oldest) && fits(&marker) {
-                    return Ok(Some(Place { marker, after_marker, after_entry }));
+                    return Ok(Some(StreamPosition { marker, after_marker, after_entry }));
                 }
                 (after_marker, after_entry) = (id, marker.last_id);
             }

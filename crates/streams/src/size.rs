@@ -44,12 +44,12 @@ impl Size {
     }
 }
 
-/// The size of a chain's streams: Redis' estimate from a sample
+/// Measures a chain's streams: Redis' estimate from a sample
 /// (<https://redis.io/docs/latest/commands/memory-usage/>), unless many entries are pending in groups. For each
 /// pending entry Redis counts 550 to 1,050 bytes although it takes 90 to 250 (seen on 7.0.15 and 8.2.3; Valkey 9.1.2
 /// counts what it takes), so that a group that reads ahead would make a stream look twice as large. In that case the
 /// estimate is capped at what the entries themselves take.
-pub(crate) async fn size(
+pub(crate) async fn measure(
     connection: &mut impl ConnectionLike,
     keys: &Keys,
 ) -> Result<Size, ReadError> {

@@ -9,7 +9,7 @@ use crate::connection::Streams;
 use crate::group::{GroupLag, look_at_groups};
 use crate::keys::Keys;
 use crate::reader::{self, ReadError, now_ms, query};
-use crate::size::size;
+use crate::size::measure;
 
 /// The state of a chain in Redis.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Streams {
         let now_ms = now_ms(connection).await?;
         let newest = reader::last_id(connection, &keys.blocks).await?;
         let age = Duration::from_millis(now_ms.saturating_sub(newest.ms));
-        let size = size(connection, &keys).await?;
+        let size = measure(connection, &keys).await?;
         let entries = size.entries;
         let (_, groups) = look_at_groups(connection, &keys.events, entries, now_ms).await?;
         Ok(Standing {

@@ -137,14 +137,14 @@ impl Setting {
 }
 
 /// A key of the process (no chain) or of a chain (by its lower-case name); the key in lower case.
-pub(super) type Place = (Option<String>, String);
+pub(super) type KeyPath = (Option<String>, String);
 
 /// One layer, with its names resolved but its values not parsed.
 #[derive(Debug, Clone)]
 struct Layer {
-    /// Its place in [`Settings::origins`].
+    /// Its position in [`Settings::origins`].
     index: usize,
-    values: BTreeMap<Place, Secret>,
+    values: BTreeMap<KeyPath, Secret>,
 }
 
 impl Source for Layer {
@@ -154,14 +154,14 @@ impl Source for Layer {
 
     fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
         let origin = self.index.to_string();
-        let entry = |(place, value): (&Place, &Secret)| {
-            (path(place), Value::new(Some(&origin), value.reveal().to_owned()))
+        let entry = |(key_path, value): (&KeyPath, &Secret)| {
+            (dotted(key_path), Value::new(Some(&origin), value.reveal().to_owned()))
         };
         Ok(self.values.iter().map(entry).collect())
     }
 }
 
-fn path((chain, key): &Place) -> String {
+fn dotted((chain, key): &KeyPath) -> String {
     match chain {
         Some(chain) => format!("chains.{chain}.{key}"),
         None => key.clone(),
@@ -192,13 +192,13 @@ impl Settings {
             let values = toml::read(file, &origin, &mut chains, &mut problems);
             (origin, values)
         });
-        let places = places_by_name(&chains);
+        let key_paths = key_paths_by_name(&chains);
         let env_file = inputs.env_file.as_ref().map(|file| {
             let origin = Origin::EnvFile(Arc::clone(&file.path));
-            let values = read_env_file(file, &origin, &places, &chains, &mut problems);
+            let values = read_env_file(file, &origin, &key_paths, &chains, &mut problems);
             (origin, values)
         });
-        let env = (Origin::Env, read_env(&inputs.env, &places, &chains, &mut problems));
+        let env = (Origin::Env, read_env(&inputs.env, &key_paths, &chains, &mut problems));
 
         let (origins, mut layers): (Vec<_>, Vec<_>) =
             [Some(env), env_file, toml].into_iter().flatten().unzip();
@@ -250,7 +250,7 @@ impl Settings {
     }
 
     /// `config`'s own getters go through serde, which loses the origin.
-    fn lookup(&self, (chain, key): &Place) -> Option<&Value> {
+    fn lookup(&self, (chain, key): &KeyPath) -> Option<&Value> {
         fn step<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
             match &value.kind {
                 ValueKind::Table(table) => table.get(key),
@@ -264,8 +264,8 @@ impl Settings {
     }
 
     fn get(&self, chain: Option<&str>, name: &str, default: &str, secret: bool) -> Setting {
-        let place = (chain.map(str::to_owned), name.to_lowercase());
-        let found = self.lookup(&place);
+        let key_path = (chain.map(str::to_owned), name.to_lowercase());
+        let found = self.lookup(&key_path);
         let origin = found.and_then(Value::origin);
         let text = match found.map(|value| &value.kind) {
             Some(ValueKind::String(text)) => text.as_str(),
@@ -281,7 +281,7 @@ impl Settings {
             .unwrap_or(&Origin::Default)
             .clone();
         let key = match origin {
-            Origin::Toml(_) => path(&place),
+            Origin::Toml(_) => dotted(&key_path),
             _ => env_name(chain, name),
         };
         Setting { key, text: text.to_owned(), origin, secret }
@@ -294,7 +294,7 @@ pub(crate) fn env_name(chain: Option<&str>, key: &str) -> String {
 }
 
 /// Every name that the environment may contain, with the key it stands for.
-fn places_by_name(chains: &[String]) -> BTreeMap<String, Place> {
+fn key_paths_by_name(chains: &[String]) -> BTreeMap<String, KeyPath> {
     let global = keys::names(keys::GLOBAL).map(|key| (key.clone(), (None, key.to_lowercase())));
     let of_chains = chains.iter().flat_map(|chain| {
         keys::names(keys::CHAIN).map(move |key| {
@@ -307,18 +307,18 @@ fn places_by_name(chains: &[String]) -> BTreeMap<String, Place> {
 /// Unknown variables in the environment are ignored, except near misses of our names.
 fn read_env(
     env: &[(String, Secret)],
-    places: &BTreeMap<String, Place>,
+    key_paths: &BTreeMap<String, KeyPath>,
     chains: &[String],
     problems: &mut Vec<Problem>,
-) -> BTreeMap<Place, Secret> {
+) -> BTreeMap<KeyPath, Secret> {
     let mut values = BTreeMap::new();
     // A service called `redis` beside ours in Kubernetes sets REDIS_PORT=tcp://10.0.0.7:6379, and so did Docker's links.
     let is_link = |name: &str, value: &Secret| {
         name.ends_with("_PORT") && value.reveal().starts_with("tcp://")
     };
     for (name, value) in env.iter().filter(|(name, value)| !is_link(name, value)) {
-        if let Some(place) = places.get(name) {
-            values.insert(place.clone(), value.clone());
+        if let Some(key_path) = key_paths.get(name) {
+            values.insert(key_path.clone(), value.clone());
         } else if let Some(meant) = spelling::nearest(name, chains) {
             problems.push(
                 Problem::new(name, format!("is not a key; did you mean {meant}?"))
@@ -333,10 +333,10 @@ fn read_env(
 fn read_env_file(
     file: &TextFile,
     origin: &Origin,
-    places: &BTreeMap<String, Place>,
+    key_paths: &BTreeMap<String, KeyPath>,
     chains: &[String],
     problems: &mut Vec<Problem>,
-) -> BTreeMap<Place, Secret> {
+) -> BTreeMap<KeyPath, Secret> {
     let mut values = BTreeMap::new();
     for line in dotenvy::from_read_iter(file.text.reveal().as_bytes()) {
         let (name, value) = match line {
@@ -349,13 +349,13 @@ fn read_env_file(
         if keys::is_for_compose(&name) {
             continue;
         }
-        let Some(place) = places.get(&name) else {
+        let Some(key_path) = key_paths.get(&name) else {
             let meant = spelling::nearest(&name, chains)
                 .map_or_else(|| unknown_hint(&name), |meant| format!("did you mean {meant}?"));
             problems.push(Problem::new(&name, format!("is not a key; {meant}")).from(origin));
             continue;
         };
-        if values.insert(place.clone(), Secret::new(value)).is_some() {
+        if values.insert(key_path.clone(), Secret::new(value)).is_some() {
             problems.push(Problem::new(&name, "is set twice; keep one of the lines").from(origin));
         }
     }
@@ -395,10 +395,10 @@ fn env_file_problem(file: &TextFile, error: &dotenvy::Error) -> Problem {
 
 /// A layer that sets a secret by value hides the `_FILE` form in the layers below, and vice versa:
 /// overriding a secret must not require knowing in which form it was set.
-fn hide_other_forms(layers: &mut [BTreeMap<Place, Secret>]) {
+fn hide_other_forms(layers: &mut [BTreeMap<KeyPath, Secret>]) {
     let suffix = FILE_SUFFIX.to_lowercase();
     for upper in 0..layers.len() {
-        let others: Vec<Place> = layers[upper]
+        let others: Vec<KeyPath> = layers[upper]
             .keys()
             .map(|(chain, key)| {
                 let other = key.strip_suffix(&suffix).map(str::to_owned);

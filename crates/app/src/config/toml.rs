@@ -6,7 +6,7 @@ use config::{File, FileFormat, FileSourceString, Map, Source, Value, ValueKind};
 use ethhook_domain::Secret;
 
 use super::keys;
-use super::layers::{Origin, Place, TextFile};
+use super::layers::{KeyPath, Origin, TextFile};
 use super::problem::{Problem, one_line};
 use super::spelling;
 
@@ -16,7 +16,7 @@ pub(super) fn read(
     origin: &Origin,
     chains: &mut Vec<String>,
     problems: &mut Vec<Problem>,
-) -> BTreeMap<Place, Secret> {
+) -> BTreeMap<KeyPath, Secret> {
     let mut values = BTreeMap::new();
     let source: File<FileSourceString, FileFormat> =
         File::from_str(file.text.reveal(), FileFormat::Toml);
@@ -53,7 +53,7 @@ fn read_chain(
     name: &str,
     value: Value,
     chains: &mut Vec<String>,
-    values: &mut BTreeMap<Place, Secret>,
+    values: &mut BTreeMap<KeyPath, Secret>,
     problems: &mut Vec<Problem>,
 ) {
     let shown = format!("chains.{name}");
@@ -79,29 +79,29 @@ fn read_chain(
     for (key, value) in sorted(table) {
         let known = keys::names(keys::CHAIN).chain(keys::names(keys::PROFILE));
         let known = known.map(|key| key.to_lowercase());
-        let place = (Some(chain.clone()), key.clone());
-        read_value(&format!("{shown}.{key}"), place, value.kind, known, values, problems);
+        let key_path = (Some(chain.clone()), key.clone());
+        read_value(&format!("{shown}.{key}"), key_path, value.kind, known, values, problems);
     }
 }
 
 fn read_value(
     shown: &str,
-    place: Place,
+    key_path: KeyPath,
     kind: ValueKind,
     known: impl Iterator<Item = String>,
-    values: &mut BTreeMap<Place, Secret>,
+    values: &mut BTreeMap<KeyPath, Secret>,
     problems: &mut Vec<Problem>,
 ) {
     let known: BTreeSet<String> = known.collect();
-    if !known.contains(&place.1) {
-        let meant = spelling::nearest_key(&place.1, known);
+    if !known.contains(&key_path.1) {
+        let meant = spelling::nearest_key(&key_path.1, known);
         let hint = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
         problems.push(Problem::new(shown, format!("is not a key{hint}")));
         return;
     }
     match text_of(kind) {
         Some(text) => {
-            values.insert(place, Secret::new(text));
+            values.insert(key_path, Secret::new(text));
         }
         None => problems.push(Problem::new(shown, "must be one value, or a list of strings")),
     }

@@ -71,7 +71,7 @@ async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
         cursor.finalized_number
     );
     let mut retained = target.streams.kept_blocks(target.id(), cursor).await?;
-    let common = common(&inquiry, &head, &retained).await?;
+    let common = count_common(&inquiry, &head, &retained).await?;
     let mut above = retained.split_off(common);
     // Retention may have removed entries of the oldest blocks, but not yet their markers.
     let mut lost = 0;
@@ -96,11 +96,12 @@ async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
         (None, Some(common)) if lost == 0 => (common.number, common.hash),
         (None, _) => (cursor.number, cursor.hash.context(NOTHING)?),
     };
-    let theirs = theirs(&inquiry, &head, number).await?;
+    let theirs = node_block(&inquiry, &head, number).await?;
     let known = [shared, theirs].into_iter().flatten().find(|block| block.hash == hash);
     // All orphaned blocks are retained if the floor is on the node's chain, or the stream begins right above it.
     let is_whole = lost == 0 && (known.is_some() || number + 1 == cursor.start_number);
-    let gap = if is_whole { None } else { Some(gap(target, &inquiry, &head, number).await?) };
+    let gap =
+        if is_whole { None } else { Some(end_of_gap(target, &inquiry, &head, number).await?) };
     let nobodys = MarkedBlock { number, hash, parent_hash: None, timestamp: 0 };
     let floor = known.as_ref().map_or(nobodys, MarkedBlock::from);
     Ok(Plan { floor, above, gap })
@@ -108,7 +109,7 @@ async fn plan(target: &Target, cursor: &Cursor) -> anyhow::Result<Plan> {
 
 /// How many of the blocks, which are ascending, are on the node's chain: those up to the fork
 /// point.
-async fn common(
+async fn count_common(
     inquiry: &Inquiry,
     head: &BlockRef,
     blocks: &[PublishedBlock],
@@ -117,7 +118,7 @@ async fn common(
     while low < high {
         let middle = low + (high - low) / 2;
         let block = &blocks[middle].block;
-        let theirs = theirs(inquiry, head, block.number).await?;
+        let theirs = node_block(inquiry, head, block.number).await?;
         if theirs.is_some_and(|theirs| theirs.hash == block.hash) {
             low = middle + 1
         } else {
@@ -129,7 +130,7 @@ async fn common(
 
 /// The node's block at height `number`; none above its `head`. A block below it that the node does not have proves
 /// nothing: the machine that answered may lag.
-async fn theirs(
+async fn node_block(
     inquiry: &Inquiry,
     head: &BlockRef,
     number: u64,
@@ -148,7 +149,7 @@ async fn theirs(
 }
 
 /// The newest block that counts as final, but at least the one above `floor`.
-async fn gap(
+async fn end_of_gap(
     target: &Target,
     inquiry: &Inquiry,
     head: &BlockRef,

@@ -1,4 +1,4 @@
-//! The place in a stream where reading begins: an ID, a block or a time.
+//! Where in a stream reading begins: an ID, a block or a time.
 
 use std::str::FromStr;
 
@@ -13,7 +13,7 @@ const FIRST_MILLISECOND: u64 = 1_000_000_000_000;
 
 /// Where reading begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum StartAt {
     /// At the stream's end: only new entries.
     Next,
     /// After this ID.
@@ -24,7 +24,7 @@ pub(crate) enum Place {
     Time(Timestamp),
 }
 
-impl FromStr for Place {
+impl FromStr for StartAt {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -48,18 +48,18 @@ impl FromStr for Place {
     }
 }
 
-impl Place {
-    /// The ID after which the place begins in the chain's stream; none for the stream's end.
+impl StartAt {
+    /// The ID after which reading begins in the chain's stream; none for the stream's end.
     ///
     /// # Errors
-    /// If the stream does not contain the place.
+    /// If the stream does not contain the start.
     pub(crate) async fn resolve(
         &self,
         streams: &Streams,
         profile: &Profile,
     ) -> anyhow::Result<Option<EntryId>> {
         let (name, chain) = (&profile.name, profile.chain_id);
-        let place = match self {
+        let position = match self {
             Self::Next => return Ok(None),
             Self::Id(id) => {
                 let last = streams.last_entry(chain).await?;
@@ -70,23 +70,23 @@ impl Place {
                 }
                 return Ok(Some(*id));
             }
-            Self::Block(number) => streams.place(chain, |m| m.number >= *number).await?,
+            Self::Block(number) => streams.position(chain, |m| m.number >= *number).await?,
             Self::Time(time) => {
                 let seconds = u64::try_from(time.as_second()).unwrap_or_default();
-                streams.place(chain, |m| m.timestamp >= seconds).await?
+                streams.position(chain, |m| m.timestamp >= seconds).await?
             }
         };
-        let place = place.with_context(|| match self {
+        let position = position.with_context(|| match self {
             Self::Block(number) => format!("{name}: block {number} is not published yet"),
             _ => format!("{name}: no block with that time or later is published yet"),
         })?;
         if let Self::Block(number) = self
-            && place.marker.op != Op::Gap
-            && place.marker.number > *number
+            && position.marker.op != Op::Gap
+            && position.marker.number > *number
         {
-            bail!("{name}: the stream only has blocks from {} on", place.marker.number);
+            bail!("{name}: the stream only has blocks from {} on", position.marker.number);
         }
-        Ok(Some(place.after_entry))
+        Ok(Some(position.after_entry))
     }
 }
 
@@ -96,18 +96,18 @@ mod tests {
 
     #[test]
     fn ids_blocks_and_times_are_told_apart() {
-        assert_eq!("$".parse(), Ok(Place::Next));
-        let id = |ms, seq| Ok(Place::Id(EntryId { ms, seq }));
+        assert_eq!("$".parse(), Ok(StartAt::Next));
+        let id = |ms, seq| Ok(StartAt::Id(EntryId { ms, seq }));
         assert_eq!("0".parse(), id(0, 0));
         assert_eq!("0-0".parse(), id(0, 0));
         assert_eq!("1700000000000-12".parse(), id(1_700_000_000_000, 12));
         assert_eq!("1700000000000".parse(), id(1_700_000_000_000, 0));
-        assert_eq!("21000000".parse(), Ok(Place::Block(21_000_000)));
+        assert_eq!("21000000".parse(), Ok(StartAt::Block(21_000_000)));
         let time = Timestamp::from_second(1_700_000_000).unwrap();
-        assert_eq!("2023-11-14T22:13:20Z".parse(), Ok(Place::Time(time)));
-        assert_eq!("2023-11-15T00:13:20+02:00".parse(), Ok(Place::Time(time)));
+        assert_eq!("2023-11-14T22:13:20Z".parse(), Ok(StartAt::Time(time)));
+        assert_eq!("2023-11-15T00:13:20+02:00".parse(), Ok(StartAt::Time(time)));
         for bad in ["", "-", "1-", "-1", "x", "1-x", "+", ">", "2023-11-14", "latest"] {
-            let refused = bad.parse::<Place>().unwrap_err();
+            let refused = bad.parse::<StartAt>().unwrap_err();
             assert!(refused.starts_with("must be $, 0, a block"), "{bad}");
         }
     }
