@@ -52,8 +52,8 @@ const TROUBLE_AFTER: u32 = 8;
 
 /// With subscriptions, the node is polled after this many block times without a head: one that is late is no reason.
 const SILENT_BLOCKS: u32 = 3;
-/// The bounds of that. Where blocks are fast, a short pause is no silence; where they are rare, a subscription that died
-/// must not go unnoticed for minutes.
+/// The bounds of that. Where blocks are fast, a short pause is no silence; where they are rare, a subscription that
+/// died must not go unnoticed for minutes.
 const SHORTEST_SILENCE: Duration = Duration::from_secs(5);
 const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 /// Without subscriptions, the node is polled once a block time, within these bounds: more often would spend its rate
@@ -278,8 +278,8 @@ impl<'a> Session<'a> {
         end
     }
 
-    /// Notes a head: whether it `is_new`, that is, above our tip, and whether it `contradicts` our chain, which does not
-    /// contain it even now.
+    /// Notes a head: whether it `is_new`, above our tip, and whether it `contradicts` our chain, which does not contain
+    /// it even now.
     fn note_heard(&mut self, is_new: bool, contradicts: bool) {
         // The answer under way may be older.
         self.asking.heard_meanwhile |= contradicts && self.asking.headers.is_some();

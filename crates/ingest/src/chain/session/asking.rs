@@ -181,7 +181,8 @@ impl Session<'_> {
         }
     }
 
-    /// Notes what an answer shows before its headers are followed. Returns whether another head was announced meanwhile.
+    /// Notes what an answer shows before its headers are followed. Returns whether another head was announced
+    /// meanwhile.
     fn note_answer_to(&mut self, ask: &Ask, headers: &[Header]) -> bool {
         self.chain.status.clear(Cause::Headers);
         self.asking.failed = 0;
