@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
-/// Waits that double from `first` to `longest`, without end. Each is lengthened at random to up to twice as much, so that
-/// not all repeat at once.
+/// Waits that double from `first` to `longest`, without end. Each is lengthened at random to up to twice as much, so
+/// that not all repeat at once.
 pub(crate) fn endless_backoff(first: Duration, longest: Duration) -> ExponentialBackoff {
     ExponentialBuilder::new()
         .with_min_delay(first)
