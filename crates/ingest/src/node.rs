@@ -85,6 +85,14 @@ impl NodeError {
         }
     }
 
+    /// Whether endpoints answered, but none gave what was asked for: asking again costs a call.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Check(_) | Self::Unknown => true,
+            Self::Rpc(error) => matches!(error, RpcError::Answer { .. } | RpcError::NotOffered(_)),
+        }
+    }
+
     /// Whether the endpoint serves another chain under the same id.
     pub(crate) fn is_wrong_genesis(&self) -> bool {
         matches!(self, Self::Rpc(error) if error.is_wrong_genesis())
@@ -167,14 +175,18 @@ impl Node {
             .await
     }
 
-    /// The node's `finalized` block; none if there is no such tag, or no such block. A single failure proves nothing,
-    /// but some nodes always answer with one, each in its own way.
+    /// The node's `finalized` block; none if there is no such tag, or no such block. A single failure proves nothing, nor
+    /// does a single `null`, but some nodes always answer with one, each in its own way.
     pub(crate) async fn finalized(&self) -> Result<Option<Header>, NodeError> {
-        let asked = self.first(async |attempt| self.tagged(&attempt, "finalized").await).await;
+        let asked = self
+            .first(async |attempt| {
+                self.tagged(&attempt, "finalized").await?.ok_or(NodeError::Unknown)
+            })
+            .await;
         match asked {
             Ok(header) => {
                 self.refused_tags.store(0, Ordering::Relaxed);
-                Ok(header)
+                Ok(Some(header))
             }
             Err(NodeError::Rpc(
                 RpcError::NotOffered(_) | RpcError::Answer { code: INVALID_PARAMS, .. },
@@ -185,7 +197,7 @@ impl Node {
             {
                 Ok(None)
             }
-            other => other,
+            Err(error) => Err(error),
         }
     }
 

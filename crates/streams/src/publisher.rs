@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
-use ethhook_domain::{ChainId, Cursor, EntryId};
+use ethhook_domain::{ChainId, Cursor};
 use futures_util::future::ready;
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt, StreamExt};
@@ -17,6 +17,7 @@ use crate::fail_point::fail_point;
 use crate::keys::Keys;
 use crate::lease::{LeaseError, OpenError, WriterOptions};
 use crate::reader::ReadError;
+use crate::remembered::Floor;
 use crate::request::{StepConnection, Turn};
 use crate::reset;
 use crate::step::{self, Envelope, Outcome, PendingOutcome, Step, StepError};
@@ -42,7 +43,7 @@ pub struct Publisher {
     /// One for each of `sent`.
     outcomes: FuturesOrdered<PendingOutcome>,
     /// Checked with the first step only: later ones build on IDs that these streams assigned.
-    floor: Option<EntryId>,
+    floor: Option<Floor>,
     /// Signalled when the last step has been sent completely.
     last_sent: Option<oneshot::Receiver<()>>,
     /// The last step succeeded: the connection is up, and the server knows the script.
@@ -237,7 +238,7 @@ impl Publisher {
                 if sent.after.seq > self.cursor.seq {
                     self.floor = None;
                     self.may_pipeline = true;
-                    self.streams.raise_floor(self.chain, *last_id.max(marker_id));
+                    self.streams.raise_floor(self.chain, *last_id, *marker_id);
                 }
                 self.cursor = sent.after;
                 self.streams.remember_seq(self.chain, self.cursor.seq);

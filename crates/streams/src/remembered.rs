@@ -2,6 +2,7 @@
 //! readers miss nothing after a failover. Correctness does not rest on it.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ethhook_domain::{ChainId, EntryId};
@@ -15,11 +16,23 @@ pub(crate) struct Remembered(Mutex<HashMap<ChainId, Known>>);
 /// What is known about one chain's streams.
 #[derive(Default)]
 struct Known {
-    /// The highest ID that one of the chain's streams assigned: after a failover the next publisher raises
-    /// the last IDs of both above those that readers may already have seen.
-    floor: Option<EntryId>,
+    floor: Option<Floor>,
     /// `seq` of the last acknowledged step, or of a cursor read since then.
     seq: Option<u64>,
+}
+
+/// The highest IDs that a chain's streams are known to have assigned: after a failover the next publisher raises their
+/// last IDs above those that readers may already have seen.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Floor {
+    pub(crate) event: EntryId,
+    pub(crate) marker: EntryId,
+}
+
+impl fmt::Display for Floor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.event, self.marker)
+    }
 }
 
 impl Remembered {
@@ -29,16 +42,18 @@ impl Remembered {
 }
 
 impl Streams {
-    /// The highest ID that `chain`'s streams assigned to this process.
-    pub(crate) fn floor(&self, chain: ChainId) -> Option<EntryId> {
+    /// The floor of `chain`'s streams, if they assigned an ID to this process.
+    pub(crate) fn floor(&self, chain: ChainId) -> Option<Floor> {
         self.remembered.lock().get(&chain)?.floor
     }
 
-    /// Remembers that one of `chain`'s streams assigned `id`.
-    pub(crate) fn raise_floor(&self, chain: ChainId, id: EntryId) {
+    /// Remembers that `chain`'s streams assigned these IDs.
+    pub(crate) fn raise_floor(&self, chain: ChainId, event: EntryId, marker: EntryId) {
         let mut known = self.remembered.lock();
-        let floor = &mut known.entry(chain).or_default().floor;
-        *floor = (*floor).max(Some(id));
+        let lowest = Floor { event: EntryId::MIN, marker: EntryId::MIN };
+        let floor = known.entry(chain).or_default().floor.get_or_insert(lowest);
+        floor.event = floor.event.max(event);
+        floor.marker = floor.marker.max(marker);
     }
 
     /// `seq` of the cursor as this process last knew it for certain: a lower one in Redis means that acknowledged

@@ -11,7 +11,8 @@
 --
 -- KEYS  1 events  2 blocks  3 cursor  4 seen (add and remove)  5 aside (with entries)
 -- ARGV  1 op  2 writer  3 epoch  4 seq  5 tip hash: what the caller believes the cursor holds
---       6 the least ID that the streams' last IDs may have; empty if that need not be checked
+--       6 the least IDs that the last IDs of events and blocks may have, separated by a space; empty if
+--       that need not be checked
 --       alarm: 7 its text. All other ops, the marker:
 --       7 seq  8 number  9 hash  10 parent_hash  11 timestamp  12 events  13 proof  14 filter
 --       15 number and 16 hash of the tip after the step
@@ -172,13 +173,16 @@ end
 
 -- A failover may have lost entries and markers whose IDs readers have already seen. Readers wait for
 -- higher IDs and would miss those with lower ones.
+local function lift(stream, least)
+  if not below(last_generated_id(stream), least) then return end
+  make(stream)
+  redis.call('XSETID', stream, least)
+end
+
 if floor ~= '' then
-  for _, stream in ipairs({EVENTS, BLOCKS}) do
-    if below(last_generated_id(stream), floor) then
-      make(stream)
-      redis.call('XSETID', stream, floor)
-    end
-  end
+  local least_event, least_marker = string.match(floor, '^(%S+) (%S+)$')
+  lift(EVENTS, least_event)
+  lift(BLOCKS, least_marker)
 end
 
 if part ~= 'open' then return record('', last_generated_id(EVENTS)) end

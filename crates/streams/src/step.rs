@@ -14,6 +14,7 @@ use redis::aio::MultiplexedConnection;
 use crate::errors::{FailureKind, RedisFailure, WAY_OUT};
 use crate::keys::Keys;
 use crate::reader;
+use crate::remembered::Floor;
 use crate::request::{Request, StepConnection, Turn};
 use crate::script::{Reply, is_unknown_script};
 use crate::window::PublishedBlock;
@@ -308,8 +309,8 @@ pub(crate) struct Envelope<'a> {
     pub(crate) keys: &'a Keys,
     pub(crate) believed: &'a Cursor,
     pub(crate) dedup_ttl: Duration,
-    /// The last IDs of both streams must not be below this.
-    pub(crate) floor: Option<EntryId>,
+    /// The last IDs of the streams must not be below this.
+    pub(crate) floor: Option<Floor>,
 }
 
 /// Applies `step` if the cursor in Redis is the one that the envelope expects.
@@ -392,7 +393,7 @@ fn head(envelope: &Envelope<'_>, step: &Step<'_>, after: &Cursor) -> Vec<String>
         believed.epoch.to_string(),
         believed.seq.to_string(),
         write_optional_hash(believed.hash),
-        envelope.floor.map(|id| id.to_string()).unwrap_or_default(),
+        envelope.floor.map(|floor| floor.to_string()).unwrap_or_default(),
     ];
     if let Step::Alarm { text } = step {
         head.push((*text).to_owned());

@@ -10,7 +10,8 @@ use ethhook_domain::verify::Verified;
 use ethhook_domain::{BlockRef, Header};
 use futures_util::future::AbortHandle;
 
-use crate::node::Plan;
+use crate::backoff::{after_refusals, is_lasting};
+use crate::node::{NodeError, Plan};
 
 /// Fetches under way at once, one message each.
 const FETCHES_AT_ONCE: usize = 8;
@@ -30,6 +31,8 @@ struct Pending {
     heard: Option<Instant>,
     /// Failed fetches.
     attempts: u32,
+    /// Of these, those that endpoints answered.
+    refusals: u32,
     /// It failed a check, perhaps because of other blocks in the message: it is fetched separately,
     /// by its hash.
     alone: bool,
@@ -108,8 +111,9 @@ impl Queue {
     }
 
     /// Follows a change of the chain: orphaned blocks that still wait are dropped from the end; for
-    /// those already published, an undo step is added. A new block whose logs follow from its
-    /// header (`told_by`) is ready at once. Returns how many were dropped.
+    /// those already published, an undo step is added, or dropped if the chain returns to it before it is
+    /// taken. A new block whose logs follow from its header (`told_by`) is ready at once. Returns how many
+    /// blocks were dropped.
     pub(super) fn follow(
         &mut self,
         change: Change,
@@ -129,13 +133,19 @@ impl Queue {
                 }
             }
         }
-        self.items.extend(change.new.into_iter().map(|header| {
+        for header in change.new {
+            if matches!(self.items.back(), Some(Item::Undo(block)) if block.hash == header.block.hash)
+            {
+                self.items.pop_back();
+                continue;
+            }
             let body = match told_by(&header) {
                 Some(verified) => BodyState::Here(verified),
                 None => BodyState::Wanted { not_before: None },
             };
-            Item::Add(Box::new(Pending { header, heard, attempts: 0, alone: false, body }))
-        }));
+            let pending = Pending { header, heard, attempts: 0, refusals: 0, alone: false, body };
+            self.items.push_back(Item::Add(Box::new(pending)));
+        }
         dropped
     }
 
@@ -198,15 +208,18 @@ impl Queue {
         }
     }
 
-    /// A fetch failed: it is repeated after a wait that grows with `attempts` up to two seconds,
-    /// and from now on separately if `alone`. Returns the number of failures so far.
-    pub(super) fn failed(&mut self, hash: B256, alone: bool, now: Instant) -> Option<u32> {
+    /// A fetch failed: it is repeated after a wait that grows up to two seconds, and later further if endpoints did
+    /// answer; separately from now on, unless the whole request failed, which says nothing about one block. Returns
+    /// the number of failures so far.
+    pub(super) fn failed(&mut self, hash: B256, error: &NodeError, now: Instant) -> Option<u32> {
         let pending = self.find(hash).filter(|pending| !pending.is_here())?;
         pending.attempts += 1;
-        pending.alone |= alone;
+        pending.refusals += u32::from(error.is_refusal());
+        pending.alone |= !matches!(error, NodeError::Rpc(_));
         let attempts = pending.attempts;
         let wait = Duration::from_millis(25 << attempts.min(7)).min(Duration::from_secs(2));
-        pending.body = BodyState::Wanted { not_before: Some(now + wait) };
+        let not_before = now + after_refusals(pending.refusals, wait);
+        pending.body = BodyState::Wanted { not_before: Some(not_before) };
         Some(attempts)
     }
 
@@ -285,18 +298,25 @@ impl Queue {
     }
 
     /// The blocks from the front that may be fetched now, with `at_once` blocks per message. The
-    /// block whose turn is next is fetched however many logs wait: only it can make room.
+    /// block whose turn is next is fetched however many logs wait: only it can make room. If it does not come, those
+    /// behind it would cost calls for nothing.
     fn to_fetch(&self, at_once: usize) -> impl Iterator<Item = &Pending> {
         let expected = self.waiting_logs + self.under_way() * self.usual_logs;
-        let ahead = if expected >= MAX_WAITING_LOGS {
+        let mut blocks = self
+            .items
+            .iter()
+            .filter_map(|item| match item {
+                Item::Add(pending) => Some(&**pending),
+                Item::Undo(_) => None,
+            })
+            .peekable();
+        let is_stuck =
+            blocks.peek().is_some_and(|next| !next.is_here() && is_lasting(next.refusals));
+        let ahead = if is_stuck || expected >= MAX_WAITING_LOGS {
             1
         } else {
             (2 * FETCHES_AT_ONCE).max(SPANS_AHEAD * at_once)
         };
-        let blocks = self.items.iter().filter_map(|item| match item {
-            Item::Add(pending) => Some(&**pending),
-            Item::Undo(_) => None,
-        });
         blocks.take(ahead)
     }
 
@@ -319,6 +339,7 @@ mod tests {
     use alloy_primitives::keccak256;
 
     use super::*;
+    use crate::rpc::RpcError;
     use crate::testing::{self, verified};
 
     fn header(name: &str) -> Header {
@@ -394,7 +415,11 @@ mod tests {
         queue.fetched(keccak256("1a"), verified(1));
         queue.fetched(keccak256("1a"), verified(1));
         assert_eq!(queue.waiting_logs, 1);
-        assert_eq!(queue.failed(keccak256("1a"), false, Instant::now()), None, "it is here");
+        assert_eq!(
+            queue.failed(keccak256("1a"), &NodeError::Unknown, Instant::now()),
+            None,
+            "it is here"
+        );
         assert_eq!((pop(&mut queue, 9), queue.waiting_logs), ("+1".into(), 0));
     }
 
@@ -414,6 +439,46 @@ mod tests {
         // Back to the first branch: the unpublished one is dropped, and the first is fetched again.
         assert_eq!(follow(&mut queue, "-4b -3b +3a"), 2);
         assert_eq!((fetch(&mut queue, 9), queue.len()), (Some(3), 1));
+    }
+
+    #[test]
+    fn back_to_what_is_published_before_it_is_taken_back_nothing_is_to_do() {
+        let mut queue = Queue::default();
+        follow(&mut queue, "-5a -4a +4b");
+        assert_eq!(follow(&mut queue, "-4b +4a +5a +6a"), 1);
+        assert_eq!((fetch(&mut queue, 9), queue.len()), (Some(6), 1));
+        // One that is taken back already comes again.
+        let mut queue = Queue::default();
+        follow(&mut queue, "-5a -4a +4b");
+        assert_eq!(pop(&mut queue, 9), "-5");
+        assert_eq!(follow(&mut queue, "-4b +4a +5a"), 1);
+        assert_eq!((fetch(&mut queue, 9), queue.len()), (Some(5), 1));
+    }
+
+    #[test]
+    fn a_block_that_no_endpoint_gives_for_long_costs_few_calls_and_those_behind_it_none() {
+        let mut queue = Queue::default();
+        follow(&mut queue, "+1a +2a");
+        let mut now = Instant::now();
+        let mut fails = |error: &NodeError| {
+            let due = queue.next_due(&one_by_one(9), now).unwrap_or(now);
+            let waited = due - now;
+            now = due;
+            let next = queue.next_fetch(&one_by_one(9), now);
+            assert_eq!(next[0].block.number, 1);
+            queue.failed(keccak256("1a"), error, now);
+            waited
+        };
+        let timeout = NodeError::Rpc(RpcError::Timeout(Duration::ZERO));
+        (0..99).for_each(|_| assert!(fails(&timeout) <= Duration::from_secs(2)));
+        let waits: Vec<_> = (0..30).map(|_| fails(&NodeError::Unknown)).collect();
+        assert_eq!(waits[20], Duration::from_secs(2));
+        assert_eq!(waits[21..25], [4, 8, 16, 30].map(Duration::from_secs));
+        let later = now + Duration::from_secs(99);
+        let limits = Limits { plan: Plan { blocks: 9, in_a_row: false }, ..one_by_one(9) };
+        assert_eq!(queue.next_fetch(&limits, later).len(), 1);
+        queue.fetched(keccak256("1a"), verified(0));
+        assert_eq!(queue.next_fetch(&one_by_one(9), later)[0].block.number, 2);
     }
 
     #[test]
@@ -452,7 +517,7 @@ mod tests {
         follow(&mut queue, "+1a +2a +3a");
         assert_eq!((fetch(&mut queue, 9), fetch(&mut queue, 9)), (Some(1), Some(2)));
         let now = Instant::now();
-        queue.failed(keccak256("1a"), false, now);
+        queue.failed(keccak256("1a"), &NodeError::Unknown, now);
         queue.waiting_logs = MAX_WAITING_LOGS;
         let due = queue.next_due(&one_by_one(9), now).unwrap();
         let next = queue.next_fetch(&one_by_one(9), due);
@@ -466,7 +531,7 @@ mod tests {
         let now = Instant::now();
         for (attempt, wait) in [(1, 50), (2, 100), (3, 200)] {
             assert_eq!(fetch(&mut queue, 9), Some(1));
-            assert_eq!(queue.failed(keccak256("1a"), false, now), Some(attempt));
+            assert_eq!(queue.failed(keccak256("1a"), &NodeError::Unknown, now), Some(attempt));
             let due = now + Duration::from_millis(wait);
             assert_eq!(queue.next_due(&one_by_one(9), now), Some(due));
             assert_eq!(queue.next_due(&one_by_one(9), due), None, "what could start by then has");
@@ -476,7 +541,7 @@ mod tests {
             // Makes it due now.
             queue.find(keccak256("1a")).unwrap().body = BodyState::Wanted { not_before: None };
         }
-        assert_eq!(queue.failed(keccak256("9z"), false, now), None);
+        assert_eq!(queue.failed(keccak256("9z"), &NodeError::Unknown, now), None);
     }
 
     #[test]
@@ -495,9 +560,10 @@ mod tests {
         // A block that failed a check is fetched separately; those that failed with it are fetched
         // together again.
         let now = Instant::now();
-        queue.failed(keccak256("2a"), true, now);
-        queue.failed(keccak256("1a"), false, now);
-        queue.failed(keccak256("3a"), false, now);
+        let timeout = NodeError::Rpc(RpcError::Timeout(Duration::ZERO));
+        queue.failed(keccak256("2a"), &NodeError::Unknown, now);
+        queue.failed(keccak256("1a"), &timeout, now);
+        queue.failed(keccak256("3a"), &timeout, now);
         let later = now + Duration::from_secs(9);
         let next = |queue: &mut Queue, plan| {
             let headers = queue.next_fetch(&Limits { plan, ..limits }, later);

@@ -163,7 +163,6 @@ impl<'a> Session<'a> {
         chain.metrics.finalized.set(gauge(cursor.finalized_number));
         let start_block = cursor.start_number;
         let opened_at = cursor.next_number().saturating_sub(1);
-        chain.status.update(|status| status.polled_every = chain.poll_every());
         Self {
             chain,
             _permit: opened._permit,
@@ -224,7 +223,7 @@ impl<'a> Session<'a> {
         if now >= self.due.poll {
             self.canonical.doubt();
             self.asking.silent_polls += 1;
-            self.due.poll = now + self.chain.poll_every();
+            self.due.poll = now + self.poll_every();
         }
         self.start_fetches(now);
         self.start_writing(now);
@@ -392,6 +391,11 @@ impl<'a> Session<'a> {
         Some(Lag { blocks, seconds })
     }
 
+    /// How long to wait for a head before polling the node; where nothing is left to do, only to see whether it answers.
+    fn poll_every(&self) -> Duration {
+        if self.end_is_final() { LONGEST_SILENCE } else { self.chain.poll_every() }
+    }
+
     fn report(&self) {
         let metrics = &self.chain.metrics;
         let (head, at_head) = (self.head.map(|(number, _)| number), self.is_at_head());
@@ -407,7 +411,9 @@ impl<'a> Session<'a> {
             metrics.lag_blocks.set(gauge(blocks));
             metrics.lag_seconds.set(u32::try_from(seconds).unwrap_or(u32::MAX).into());
         }
+        let polled_every = self.poll_every();
         self.chain.status.update(|status| {
+            status.polled_every = polled_every;
             status.head = head.or(status.head);
             status.lag = lag.or(status.lag);
             status.at_head = at_head;
@@ -452,6 +458,25 @@ mod tests {
     use super::scene::{Scene, header};
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig};
+
+    #[tokio::test]
+    async fn once_the_end_block_is_final_the_node_is_hardly_asked_any_more() {
+        let config = ChainConfig { end_block: Some(2), ..ChainConfig::local([]) };
+        let scene = Scene::of(config).await;
+        let mut session = scene.session().await;
+        session.hear(1..=3);
+        session.publish().await;
+        for is_final in [false, false, true] {
+            session.due.finality = Instant::now();
+            session.start_asking_for_finalized(Instant::now());
+            assert_eq!(session.finality.asking.take().is_none(), is_final);
+            assert_eq!(session.poll_every() == LONGEST_SILENCE, is_final);
+            // Block 1, then block 2.
+            let first = if session.canonical.is_finalized() { 1 } else { 0 };
+            session.finality.next = session.published.get(first).map(|published| published.block);
+            session.publish().await;
+        }
+    }
 
     #[tokio::test]
     async fn what_may_be_published_and_the_lag_end_at_the_confirmations_and_the_end_block() {

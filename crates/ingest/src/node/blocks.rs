@@ -5,7 +5,7 @@
 
 use ethhook_domain::block::{Body, Quantity};
 use ethhook_domain::verify::{self, Verified};
-use ethhook_domain::{Header, Log, Proof, Receipt};
+use ethhook_domain::{BlockRef, Header, Log, Proof, Receipt};
 use serde_json::json;
 use tracing::warn;
 
@@ -203,7 +203,9 @@ impl Node {
         attempt: &Attempt<'_>,
         headers: &[Header],
     ) -> Result<Vec<FetchedBlock>, NodeError> {
-        let params: Vec<_> = headers.iter().map(|header| json!([header.block.hash])).collect();
+        let by_number = attempt.endpoint().takes_numbers();
+        let params: Vec<_> =
+            headers.iter().map(|header| receipts_params(&header.block, by_number)).collect();
         let items = attempt.call_each::<Vec<Receipt>>(Method::Receipts, &params).await?;
         let refused = items.iter().filter(|item| item.is_err()).count();
         if 2 * refused > headers.len() {
@@ -273,14 +275,17 @@ impl Node {
     }
 
     async fn receipts_of(&self, attempt: &Attempt<'_>, header: &Header) -> Result<Body, NodeError> {
-        let block = &header.block;
-        let ask =
-            async |params| attempt.call_span::<Vec<Receipt>>(Method::Receipts, 1, &params).await;
-        let mut answer = ask(json!([block.hash])).await;
+        let ask = async |by_number| {
+            let params = receipts_params(&header.block, by_number);
+            attempt.call_span::<Vec<Receipt>>(Method::Receipts, 1, &params).await
+        };
+        let by_number = attempt.endpoint().takes_numbers();
+        let mut answer = ask(by_number).await;
         if let Err(RpcError::Answer { code: INVALID_PARAMS, .. }) = answer {
-            // Some nodes only accept a number; the hashes in the receipts show which block they are
-            // of.
-            answer = ask(json!([Quantity(block.number)])).await;
+            answer = ask(!by_number).await;
+            if let Ok(Some(_)) = answer {
+                attempt.endpoint().note_takes_numbers(!by_number);
+            }
         }
         let answer = answer.map_err(|error| match error {
             RpcError::NotOffered(said) => {
@@ -298,4 +303,10 @@ impl Node {
             endpoint.note_receipts_refused();
         }
     }
+}
+
+/// What to ask for a block's receipts with. Some nodes only accept a number; the hashes in the receipts show which block
+/// they are of.
+fn receipts_params(block: &BlockRef, by_number: bool) -> serde_json::Value {
+    if by_number { json!([Quantity(block.number)]) } else { json!([block.hash]) }
 }

@@ -475,6 +475,12 @@ async fn a_node_that_does_not_offer_what_is_old_has_no_genesis_and_one_error_is_
     assert!(!is_missing().await, "it is there");
     says(-32603);
     assert!(!is_missing().await, "the first again");
+    is_missing().await;
+    // `null` for once proves as little as an error.
+    for missing in [false, false, true] {
+        scene.views[0].faults().push("eth_getBlockByNumber", Fault::Null, 1);
+        assert_eq!(is_missing().await, missing);
+    }
 }
 
 #[tokio::test]
@@ -534,6 +540,15 @@ async fn g6_receipts_by_number_serve_if_they_are_of_the_asked_block() {
     only_numbers();
     assert_eq!(node.block(&header).await.unwrap().proof, Proof::ReceiptsRoot);
     assert_eq!(chain.stats().requests(RECEIPTS), 2);
+    // It is known from then on, in batches too, until it is no longer so.
+    let headers = node.by_numbers(1..=2).await.unwrap();
+    assert_eq!(node.blocks(&headers).await.unwrap().len(), 2);
+    assert_eq!(node.block(&header).await.unwrap().proof, Proof::ReceiptsRoot);
+    assert_eq!(chain.stats().requests(RECEIPTS), 5);
+    assert!(node.endpoints[0].takes_numbers());
+    only_numbers();
+    assert_eq!(node.block(&header).await.unwrap().proof, Proof::ReceiptsRoot);
+    assert!(!node.endpoints[0].takes_numbers());
     // At that height, the node now has another block.
     chain.reorg(1, 2, Contents::Fresh);
     only_numbers();

@@ -95,6 +95,8 @@ pub(crate) struct Endpoint {
     pub(crate) announced: Arc<Announced>,
     /// Refusals of `eth_getBlockReceipts` as unknown.
     receipts_refused: Streak,
+    /// Whether it gives receipts by a block's number and not by its hash.
+    takes_numbers: AtomicBool,
     /// Blocks whose logs it did not give, though another has them.
     lacks: Streak,
     /// Answers in a row that took too long to wait for.
@@ -163,6 +165,7 @@ impl Endpoint {
             genesis: genesis.clone(),
             announced,
             receipts_refused: Streak::default(),
+            takes_numbers: AtomicBool::new(false),
             lacks: Streak::default(),
             unanswered: AtomicU32::new(0),
             redaction: Redaction::of(config),
@@ -299,6 +302,15 @@ impl Endpoint {
 
     pub(crate) fn note_receipts_refused(&self) {
         self.receipts_refused.note();
+    }
+
+    /// Whether to ask for receipts by a block's number.
+    pub(crate) fn takes_numbers(&self) -> bool {
+        self.takes_numbers.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_takes_numbers(&self, by_number: bool) {
+        self.takes_numbers.store(by_number, Ordering::Relaxed);
     }
 }
 

@@ -9,6 +9,7 @@ use futures_util::FutureExt;
 use tracing::{error, warn};
 
 use super::{DOUBT_AFTER, Running, Session, TROUBLE_AFTER};
+use crate::backoff::after_refusals;
 use crate::chain::End;
 use crate::node::{Holds, Node, NodeError};
 use crate::rpc::RpcError;
@@ -48,6 +49,8 @@ pub(super) struct Asking<'a> {
     pub(super) headers: Running<'a, Asked>,
     /// Consecutive header requests that failed.
     failed: u32,
+    /// Of these, those that an endpoint answered.
+    refused: u32,
     /// Whether any endpoint still has the finalized block that the node contradicts.
     pub(super) judging: Running<'a, Judgement>,
     /// Since when no endpoint has had it.
@@ -80,13 +83,15 @@ impl Session<'_> {
     /// The last header, once the chain has reached it and until the end block is final: the node's block at
     /// this height must stay the same as ours.
     fn watched(&self) -> Option<u64> {
-        let is_final = |end| {
-            self.canonical.is_finalized()
-                && self.published.front().is_some_and(|first| first.block.number >= end)
-        };
         let last = self.last_header();
         let is_reached = self.canonical.tip().is_some_and(|tip| tip.number >= last);
-        (is_reached && !self.end_block.is_some_and(is_final)).then_some(last)
+        (is_reached && !self.end_is_final()).then_some(last)
+    }
+
+    /// Whether there is an end block and it is final: nothing is left to do.
+    pub(super) fn end_is_final(&self) -> bool {
+        let first = self.published.front().map(|first| first.block.number);
+        self.canonical.is_finalized() && self.end_block.is_some_and(|end| first >= Some(end))
     }
 
     /// What the canonical chain asks for, up to the last header.
@@ -185,7 +190,7 @@ impl Session<'_> {
     /// meanwhile.
     fn note_answer_to(&mut self, ask: &Ask, headers: &[Header]) -> bool {
         self.chain.status.clear(Cause::Headers);
-        self.asking.failed = 0;
+        (self.asking.failed, self.asking.refused) = (0, 0);
         self.note_answer();
         let heard_meanwhile = std::mem::take(&mut self.asking.heard_meanwhile);
         let next = self.canonical.next_number();
@@ -285,8 +290,9 @@ impl Session<'_> {
         if !matches!(error, NodeError::Rpc(RpcError::SetAside(_))) {
             warn!(%error, "the node did not return headers: asking again");
         }
-        self.due.ask = Instant::now() + ASK_AGAIN;
         self.asking.failed += 1;
+        self.asking.refused += u32::from(error.is_refusal());
+        self.due.ask = Instant::now() + after_refusals(self.asking.refused, ASK_AGAIN);
         // Some nodes report an unknown block as an error: the branch may be gone.
         if matches!(ask, Ask::Hash(_)) && self.asking.failed >= DOUBT_AFTER {
             self.not_there(ask, error);

@@ -99,9 +99,7 @@ impl Session<'_> {
     }
 
     fn not_fetched(&mut self, block: &BlockRef, error: &NodeError) {
-        // A failure of the whole request says nothing about one block.
-        let alone = !matches!(error, NodeError::Rpc(_));
-        let Some(attempts) = self.queue.failed(block.hash, alone, Instant::now()) else { return };
+        let Some(attempts) = self.queue.failed(block.hash, error, Instant::now()) else { return };
         if matches!(error, NodeError::Check(_)) {
             self.chain.metrics.block(BlockOutcome::Refused);
         }

@@ -17,6 +17,8 @@ const FINALITY_BLOCKS: u64 = 1024;
 const FEWEST_BLOCKS: u64 = 16;
 /// Least time between regular requests for the finalized block.
 const LEAST_FINALITY_EVERY: Duration = Duration::from_secs(30);
+/// How long to wait after `null` for the finalized block: a few in a row mean that there is none.
+const NO_TAG_AGAIN: Duration = Duration::from_secs(2);
 /// Consecutive finalized blocks not on our chain after which every endpoint is asked for its own.
 const FOREIGN_TAGS: u32 = 3;
 
@@ -49,8 +51,8 @@ impl Session<'_> {
             && !self.published.is_empty()
             && self.is_at_head()
             && !self.is_backfilling();
-        if self.finality.asking.is_none() && (now >= self.due.finality || catching_up || caught_up)
-        {
+        let is_time = now >= self.due.finality || catching_up || caught_up;
+        if is_time && self.finality.asking.is_none() && !self.end_is_final() {
             self.finality.was_behind = self.is_backfilling();
             self.due.finality = now + chain.finality_every();
             self.finality.blocks_since = 0;
@@ -68,9 +70,13 @@ impl Session<'_> {
             Ok(tags) => tags,
             Err(error) => {
                 // The node did answer: ask again soon, as the error may be temporary.
-                if matches!(error, NodeError::Rpc(RpcError::Answer { .. })) {
-                    let soon = Instant::now() + LEAST_FINALITY_EVERY;
-                    self.due.finality = self.due.finality.min(soon);
+                let soon = match error {
+                    NodeError::Unknown => Some(NO_TAG_AGAIN),
+                    NodeError::Rpc(RpcError::Answer { .. }) => Some(LEAST_FINALITY_EVERY),
+                    _ => None,
+                };
+                if let Some(soon) = soon {
+                    self.due.finality = self.due.finality.min(Instant::now() + soon);
                 }
                 return; // counted where it happened; requested again when due
             }
