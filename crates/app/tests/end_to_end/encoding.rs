@@ -38,7 +38,7 @@ async fn a_packed_stream_goes_through_reorgs_kills_and_orders_and_is_never_mixed
     rig.start();
     let body =
         rig.wait_for("ready", |status, body| status == 503 && body.contains("encoding")).await;
-    for part in ["`msgpack`, STREAM_ENCODING is `fields`", "`ethhook reset`"] {
+    for part in ["`msgpack`, STREAM_ENCODING is `fields`", "`ethhook reset --chain local`"] {
         assert!(body.contains(part), "{body}");
     }
     assert_eq!(checker.cursor().await.unwrap(), before);

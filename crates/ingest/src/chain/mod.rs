@@ -153,7 +153,7 @@ impl Chain {
                 End::Replaced => "replaced",
                 End::Alarm => "alarm",
                 End::Refused(why) => {
-                    self.status.stalled(Cause::Refusal, why, Needs::Operator);
+                    self.status.stalled(Cause::Refusal, self.advising(why), Needs::Operator);
                     "refused"
                 }
                 End::Namesake => {
@@ -203,6 +203,12 @@ impl Chain {
                 return;
             }
         }
+    }
+
+    /// What is wrong, with the chain's name in the command that it advises.
+    fn advising(&self, why: impl ToString) -> String {
+        let command = format!("`ethhook reset --chain {}`", self.config.profile.name);
+        why.to_string().replace("`ethhook reset`", &command)
     }
 
     fn id(&self) -> ChainId {

@@ -247,7 +247,7 @@ impl Chain {
 
     fn not_read(&self, error: &ReadError) -> NotYet {
         self.metrics.redis_error(error.kind());
-        NotYet::because(error, error.is_retryable())
+        NotYet::because(self.advising(error), error.is_retryable())
     }
 
     fn node_away(&self, error: &NodeError) -> NotYet {
@@ -278,7 +278,7 @@ impl Chain {
             return self.standing_by(holder);
         }
         self.metrics.redis_error(error.kind());
-        let not_yet = NotYet::because(error, error.is_retryable());
+        let not_yet = NotYet::because(self.advising(error), error.is_retryable());
         match error {
             OpenError::Redis(failure) if failure.kind == FailureKind::OutOfMemory => {
                 NotYet { needs: Needs::Room, ..not_yet }
@@ -433,6 +433,18 @@ mod tests {
         let _permit = Arc::clone(&scene.chain.chain_permits).try_acquire_owned().unwrap();
         assert!(timeout(Duration::from_millis(500), scene.chain.open()).await.is_err());
         assert_eq!(scene.chain.metrics.alarm.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn keys_without_a_cursor_are_refused_with_the_command_that_deletes_them() {
+        let node = serve(mined(3)).await;
+        let mut scene = Scene::of(ChainConfig::local([EndpointConfig::of(&node)])).await;
+        scene.redis.ask::<String>("XADD events:31337 * a b").await.unwrap();
+        let told = try_open(&mut scene).await.err().unwrap();
+        assert_eq!(told.needs, Needs::Operator);
+        let why =
+            "no cursor, but data is left in events:31337: `ethhook reset --chain local` deletes it";
+        assert_eq!(told.why, why);
     }
 
     #[tokio::test]
