@@ -145,6 +145,13 @@ until_true() { # WHAT COMMAND...
   fail "$what: not within two minutes"
 }
 redis() { redis-cli "$@"; }
+set_user() { # NAME CLIENT: makes the user whose rights a guide gives
+  local command words
+  command=$(grep -m 1 "^ACL SETUSER $1 " "$work/commands")
+  echo "$command" >>"$work/done"
+  read -r -a words <<<"$(fill <<<"$command")"
+  "$2" "${words[@]}" | grep -qx OK || fail "no user $1"
+}
 cursor() { redis hget 'cursor:{events:1}' "$1"; }
 on_host() { ethhook --env-file /etc/ethhook/env "$@"; }
 is_ready() { on_host healthcheck --ready && on_host status --json | jq -e '.chains[0].state == "following"'; }
@@ -347,6 +354,8 @@ for contract, total in sorted(sums.items()):
 ' <"$work/tail")
 [ "$(wc -l <<<"$expected")" -gt 5 ] || fail "too few sums for a comparison: $expected"
 same_sums() { [ "$(sums "$GROUP")" = "$expected" ]; }
+set_user reader redis
+export REDIS_URL=redis://reader:secret@127.0.0.1:6379
 for consumer in 'sums .venv/bin/python consumer.py python' 'node node consumer.mjs node' 'rust cargo run rust'; do
   read -r GROUP consumer <<<"$consumer"
   export GROUP
@@ -357,7 +366,9 @@ for consumer in 'sums .venv/bin/python consumer.py python' 'node node consumer.m
   wait "$reader" || fail "$GROUP did not exit with 0"
 done
 unset GROUP
-REDIS_URL=redis://127.0.0.1:6379 run "redis-cli -u \"\$REDIS_URL\" HGETALL 'sums:{events:1}:sums'"
+REDIS_URL=redis://127.0.0.1:6379
+run "redis-cli -u \"\$REDIS_URL\" HGETALL 'sums:{events:1}:sums'"
+unset REDIS_URL
 
 # ---- Upgrade; backup and restore.
 run 'sudo cp /usr/local/bin/ethhook /usr/local/bin/ethhook.old'
@@ -395,10 +406,7 @@ run 'redis-cli -h NEW replicaof no one' '^OK$'
 tip=$(cursor number)
 [ "$(new hget 'cursor:{events:1}' number)" = "$tip" ] || fail "the copy has a different cursor"
 new xinfo groups events:1 | grep -qx readers || fail "the group was not copied"
-acl=$(grep -m 1 '^ACL SETUSER' "$work/commands" | fill)
-read -r -a acl <<<"$acl"
-new "${acl[@]}" | grep -qx OK
-grep -m 1 '^ACL SETUSER' "$work/commands" >>"$work/done"
+set_user ethhook new
 sed -i '$a REDIS_URL=redis://ethhook:secret@127.0.0.1:6380' /etc/ethhook/env
 systemctl start ethhook
 until_true "the head with the new Redis" is_ready

@@ -39,6 +39,11 @@ macro_rules! metrics {
                 },)+ })
             }
         }
+
+        /// Name, kind, labels and help of every metric.
+        #[cfg(test)]
+        const ALL: &[(&str, &str, &[&str], &str)] =
+            &[$(($name, stringify!($type), &[$($label),*], $help)),+];
     };
     (@type counter) => { IntCounterVec };
     (@type gauge) => { IntGaugeVec };
@@ -349,5 +354,32 @@ impl EndpointMetrics {
 
     pub(crate) fn socket_up(&self, up: bool) {
         self.all.socket.with_label_values(&[&self.chain, &self.label]).set(i64::from(up));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use super::*;
+
+    #[test]
+    fn the_guide_lists_every_metric() {
+        let mut table = "| Metric | Kind | Labels | |\n|---|---|---|---|\n".to_owned();
+        for (name, kind, labels, help) in ALL {
+            let kind = if *kind == "seconds" { "gauge" } else { kind };
+            let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
+            writeln!(table, "| `{name}` | {kind} | {} | {help} |", labels.join(", ")).unwrap();
+        }
+        let checks: Vec<_> =
+            Check::ALL.iter().map(|check| format!("`{}`", check.as_str())).collect();
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
+        let guide = std::fs::read_to_string(file).unwrap();
+        for part in [table, checks.join(", ")] {
+            assert!(
+                guide.replace('\n', " ").contains(&part.replace('\n', " ")),
+                "{file} lacks:\n{part}"
+            );
+        }
     }
 }
