@@ -436,6 +436,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_stream_that_has_begun_keeps_its_first_block_whatever_is_configured() {
+        let node = serve(mined(9)).await;
+        let config = ChainConfig::local([EndpointConfig::of(&node)]);
+        let mut scene = Scene::of(ChainConfig { start: StartBlock::Number(5), ..config }).await;
+        drop(scene.publisher().await); // begins with block 1
+        for start in [StartBlock::Number(5), StartBlock::Latest] {
+            scene.chain.config.start = start;
+            assert_eq!(scene.chain.open().await.publisher.cursor().start_number, 1);
+        }
+    }
+
+    #[tokio::test]
     async fn keys_without_a_cursor_are_refused_with_the_command_that_deletes_them() {
         let node = serve(mined(3)).await;
         let mut scene = Scene::of(ChainConfig::local([EndpointConfig::of(&node)])).await;

@@ -330,6 +330,36 @@ async fn g2_a_step_dropped_half_way_is_in_once_when_taken_again() {
 }
 
 #[tokio::test]
+async fn a_step_waits_for_another_clients_endless_script() {
+    let mut redis = Fixture::new().await;
+    let mut publisher = redis.publisher().await;
+    add_all(&mut publisher, 1..=2, 2).await;
+    redis.ask::<String>("CONFIG SET busy-reply-threshold 10").await;
+    let mut other = redis.server.connection().await.unwrap();
+    let endless = tokio::spawn(async move {
+        redis::cmd("EVAL").arg("while true do end").arg(0).query_async::<()>(&mut other).await
+    });
+    let kind = async |publisher: &mut Publisher| match publisher
+        .apply(&block("3a", "2a", 2).add())
+        .await
+    {
+        Err(StepError::Redis(failure)) => Some(failure.kind),
+        _ => None,
+    };
+    wait_until("the script blocks it", async || {
+        Ok(redis::cmd("GET").arg("x").exec_async(&mut redis.raw).await.is_err())
+    })
+    .await
+    .unwrap();
+    assert_eq!(kind(&mut publisher).await, Some(FailureKind::Busy));
+    redis.ask::<String>("SCRIPT KILL").await;
+    endless.await.unwrap().unwrap_err();
+    let (outcome, _) = add_until_in(&mut publisher, &block("3a", "2a", 2)).await;
+    assert!(matches!(outcome, Outcome::Published { events: 2, .. }));
+    assert_eq!(redis.events().await.len(), 6);
+}
+
+#[tokio::test]
 async fn a_server_killed_and_started_again_goes_on() {
     let mut redis =
         Fixture::with(RedisOptions { appendfsync: "always", ..RedisOptions::default() }).await;

@@ -306,6 +306,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn g2_what_was_published_before_is_counted_and_read_again_from_the_cursor() {
+        let scene = Scene::of(ChainConfig::local([])).await;
+        let mut session = scene.session().await;
+        let end = session.done(Done::Duplicate { events: 7 });
+        assert!(matches!(end, Some(End::Reopen("duplicate"))));
+        assert_eq!(scene.chain.metrics.duplicates.get(), 7);
+    }
+
+    #[tokio::test]
     async fn g10_what_a_reorg_orphans_while_it_is_marked_final_is_an_alarm() {
         let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;
