@@ -313,8 +313,7 @@ impl Writer {
 
     fn retry(&self) -> StepRetry<'_> {
         let waits = endless_backoff(Duration::from_millis(50), Duration::from_secs(2));
-        let now = Instant::now();
-        StepRetry { writer: self, waits, tries: 0, since: now, renewed: now }
+        StepRetry { writer: self, waits, tries: 0, since: Instant::now(), renewed: None }
     }
 
     /// Renews the lease; one that another has taken is lost.
@@ -349,8 +348,8 @@ struct StepRetry<'a> {
     waits: ExponentialBackoff,
     tries: u32,
     since: Instant,
-    /// When the lease was last renewed, or the first try made.
-    renewed: Instant,
+    /// When the lease was last renewed between two tries.
+    renewed: Option<Instant>,
 }
 
 impl StepRetry<'_> {
@@ -382,8 +381,8 @@ impl StepRetry<'_> {
             self.writer.status.stalled(Cause::Step, why, needs);
         }
         // A full Redis still renews a lease, and would give it to another instance, which could not publish either.
-        if is_full && self.renewed.elapsed() >= self.writer.renew_every {
-            self.renewed = Instant::now();
+        if is_full && self.renewed.is_none_or(|at| at.elapsed() >= self.writer.renew_every) {
+            self.renewed = Some(Instant::now());
             self.writer.renew(publisher).await?;
         }
         let wait = self.waits.next().unwrap_or_default();
