@@ -117,7 +117,8 @@ impl Inquiry {
                 Which::Number(n) => self.node.by_numbers(n..=n).await.map(|mut found| found.pop()),
             };
             match found {
-                Err(NodeError::Unknown) => Ok(None),
+                // A single `null` does not mean that there is no such tag.
+                Err(NodeError::Unknown) if which != Which::Finalized => Ok(None),
                 other => other,
             }
         });
@@ -237,11 +238,16 @@ mod tests {
         let chain = mined(3);
         chain.set_finalized(2);
         let node = serve(chain.clone()).await;
-        let inquiry =
-            Inquiry::open(&ChainConfig::local([EndpointConfig::of(&node)]), None).unwrap();
-        for (errors, finalized) in [(1, Some(2)), (9, None)] {
-            let error = Fault::Error(-32000, "finalized block not found".to_owned());
-            chain.faults().push("eth_getBlockByNumber", error, errors);
+        let config = ChainConfig::local([EndpointConfig::of(&node)]);
+        let error = Fault::Error(-32000, "finalized block not found".to_owned());
+        for (fault, times, finalized) in [
+            (error.clone(), 1, Some(2)),
+            (error, 9, None),
+            (Fault::Null, 1, Some(2)),
+            (Fault::Null, 9, None),
+        ] {
+            let inquiry = Inquiry::open(&config, None).unwrap();
+            chain.faults().push("eth_getBlockByNumber", fault, times);
             let found = inquiry.header(Which::Finalized).await.unwrap();
             assert_eq!(found.map(|header| header.block.number), finalized);
             chain.faults().clear();

@@ -9,7 +9,7 @@ mod selection;
 mod tests;
 
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use alloy_primitives::B256;
@@ -35,7 +35,7 @@ const OTHERS_PATIENCE: Duration = Duration::from_secs(1);
 const LIAR_WAIT: Duration = Duration::from_secs(30);
 
 /// After this many failures in a row, one more means that the node has no finalized block.
-const REFUSED_TAGS: u32 = 2;
+pub(crate) const REFUSED_TAGS: u32 = 2;
 
 /// Why no endpoint gave the requested data.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -178,9 +178,12 @@ impl Node {
     /// The node's `finalized` block; none if there is no such tag, or no such block. A single failure proves nothing, nor
     /// does a single `null`, but some nodes always answer with one, each in its own way.
     pub(crate) async fn finalized(&self) -> Result<Option<Header>, NodeError> {
+        let has_none = AtomicBool::new(false);
         let asked = self
             .first(async |attempt| {
-                self.tagged(&attempt, "finalized").await?.ok_or(NodeError::Unknown)
+                let found = self.tagged(&attempt, "finalized").await?;
+                has_none.fetch_or(found.is_none(), Ordering::Relaxed);
+                found.ok_or(NodeError::Unknown)
             })
             .await;
         match asked {
@@ -192,7 +195,7 @@ impl Node {
                 RpcError::NotOffered(_) | RpcError::Answer { code: INVALID_PARAMS, .. },
             )) => Ok(None),
             Err(error)
-                if !error.is_to_wait()
+                if (has_none.into_inner() || !error.is_to_wait())
                     && self.refused_tags.fetch_add(1, Ordering::Relaxed) >= REFUSED_TAGS =>
             {
                 Ok(None)

@@ -241,7 +241,7 @@ fn expect<T: PartialEq + Display>(what: &'static str, found: T, wanted: T) -> Re
 /// Every command without which the service or one of its scripts does not work, in an order in which each one does.
 /// `E`, `B`, `C`, `L`, `A` and `S` stand for the events, the blocks, the cursor, the lease, the name of a stream set
 /// aside and a dedup record. Each is tried separately, because an error within a script does not name the command.
-const COMMANDS: [&str; 37] = [
+const COMMANDS: [&str; 41] = [
     "ROLE",
     "TIME",
     "MULTI",
@@ -261,6 +261,10 @@ const COMMANDS: [&str; 37] = [
     "SCAN 0 MATCH S COUNT 1",
     "DEL S",
     "XADD B 1-1 f v",
+    "XINFO STREAM B",
+    "XGROUP CREATE B probe 0 MKSTREAM",
+    "XGROUP DESTROY B probe",
+    "XSETID B 2-1",
     "XADD E 1-1 f v",
     "XADD E 2-1 f v",
     "XDEL E 2-2",

@@ -38,7 +38,7 @@ use crate::node::{FetchedBlock, NodeError};
 use crate::rpc::{Head, RpcError, SocketEvent};
 use crate::status::{Cause, Lag, Needs};
 use apart::Apart;
-use asking::Asking;
+use asking::{ASK_AGAIN, Asking};
 use finality::Finality;
 use pipeline::{PublishPipeline, Writer};
 use retention::Retention;
@@ -162,6 +162,7 @@ impl<'a> Session<'a> {
         let cursor = opened.publisher.cursor();
         chain.metrics.finalized.set(gauge(cursor.finalized_number));
         let start_block = cursor.start_number;
+        let finalized = cursor.finalized();
         let opened_at = cursor.next_number().saturating_sub(1);
         Self {
             chain,
@@ -180,7 +181,7 @@ impl<'a> Session<'a> {
             apart: Apart::new(chain.node.endpoints()),
             silence: Silence::new(chain.node.endpoints()),
             asking: Asking::default(),
-            finality: Finality::unknown(),
+            finality: Finality::since(finalized),
             retention: Retention::default(),
             due: Due {
                 poll: now + chain.poll_every(),
@@ -210,7 +211,7 @@ impl<'a> Session<'a> {
             }
         };
         consider(due.renew, self.pipeline.nothing_in_flight());
-        consider(due.finality, self.finality.asking.is_none());
+        consider(due.finality, self.finality.asking.is_none() && !self.end_is_final());
         consider(due.retention, self.retention.sweep.is_none());
         consider(due.ask, self.asks_something());
         if let Some(fetch) = self.fetches_due(now) {
@@ -287,6 +288,9 @@ impl<'a> Session<'a> {
         }
         self.asking.silent_polls = 0;
         self.note_answer();
+        if self.asking.refused > 0 {
+            self.due.ask = self.due.ask.min(Instant::now() + ASK_AGAIN); // it may answer again
+        }
         // Only news delays the next poll. While the newest announced head is above anything we can ask for, not even
         // that: it may be false.
         if self.has_reached_head() || self.ask().is_some() {
@@ -476,6 +480,20 @@ mod tests {
             session.finality.next = session.published.get(first).map(|published| published.block);
             session.publish().await;
         }
+        let now = Instant::now();
+        let later = now + Duration::from_secs(60);
+        session.due = Due {
+            poll: later,
+            ask: later,
+            renew: later,
+            finality: now,
+            retention: later,
+            batch: now,
+        };
+        assert_eq!(session.next_due(now), later, "nothing is due before");
+        // After a restart the block itself may be gone.
+        session.published.clear();
+        assert!(session.end_is_final());
     }
 
     #[tokio::test]

@@ -279,13 +279,17 @@ impl Node {
             let params = receipts_params(&header.block, by_number);
             attempt.call_span::<Vec<Receipt>>(Method::Receipts, 1, &params).await
         };
-        let by_number = attempt.endpoint().takes_numbers();
+        let endpoint = attempt.endpoint();
+        let mut by_number = endpoint.takes_numbers();
         let mut answer = ask(by_number).await;
         if let Err(RpcError::Answer { code: INVALID_PARAMS, .. }) = answer {
-            answer = ask(!by_number).await;
-            if let Ok(Some(_)) = answer {
-                attempt.endpoint().note_takes_numbers(!by_number);
-            }
+            by_number = !by_number;
+            answer = ask(by_number).await;
+        }
+        if let Ok(Some(receipts)) = &answer {
+            // Not if they are of another block, as at the same height of another branch.
+            let is_asked = receipts.iter().all(|receipt| receipt.block_hash == header.block.hash);
+            endpoint.note_takes_numbers(by_number && is_asked);
         }
         let answer = answer.map_err(|error| match error {
             RpcError::NotOffered(said) => {

@@ -484,6 +484,21 @@ async fn a_node_that_does_not_offer_what_is_old_has_no_genesis_and_one_error_is_
 }
 
 #[tokio::test]
+async fn an_endpoint_over_its_quota_does_not_hide_that_the_other_has_no_finalized_block() {
+    let scene = Scene::new().await;
+    for is_none in [false, false, true] {
+        scene.views[0].faults().push("eth_getBlockByNumber", Fault::Null, 1);
+        for view in &scene.views[1..] {
+            let quota = Fault::HttpStatus(429, Some(0));
+            view.faults().push("eth_getBlockByNumber", quota, 1);
+        }
+        let told = scene.node.finalized().await;
+        assert_eq!(matches!(told, Ok(None)), is_none, "{told:?}");
+        scene.node.endpoints.iter().for_each(|endpoint| endpoint.probe(true));
+    }
+}
+
+#[tokio::test]
 async fn g11_what_a_provider_says_of_one_call_of_a_batch_is_redacted_too() {
     let chain = mined(3);
     let node = serve(chain.clone()).await;
@@ -554,4 +569,5 @@ async fn g6_receipts_by_number_serve_if_they_are_of_the_asked_block() {
     only_numbers();
     let refused = node.block(&header).await.unwrap_err();
     assert!(matches!(&refused, NodeError::Check(f) if f.check == Check::BlockHash), "{refused}");
+    assert!(!node.endpoints[0].takes_numbers());
 }

@@ -9,6 +9,7 @@ use ethhook_streams::{
 };
 use ethhook_testkit::redis_server::RedisOptions;
 use ethhook_testkit::replication::wait_until;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::chain::{
@@ -336,7 +337,8 @@ async fn a_step_waits_for_another_clients_endless_script() {
     add_all(&mut publisher, 1..=2, 2).await;
     redis.ask::<String>("CONFIG SET busy-reply-threshold 10").await;
     let mut other = redis.server.connection().await.unwrap();
-    let endless = tokio::spawn(async move {
+    let mut endless = JoinSet::new();
+    endless.spawn(async move {
         redis::cmd("EVAL").arg("while true do end").arg(0).query_async::<()>(&mut other).await
     });
     let kind = async |publisher: &mut Publisher| match publisher
@@ -353,7 +355,7 @@ async fn a_step_waits_for_another_clients_endless_script() {
     .unwrap();
     assert_eq!(kind(&mut publisher).await, Some(FailureKind::Busy));
     redis.ask::<String>("SCRIPT KILL").await;
-    endless.await.unwrap().unwrap_err();
+    endless.join_next().await.unwrap().unwrap().unwrap_err();
     let (outcome, _) = add_until_in(&mut publisher, &block("3a", "2a", 2)).await;
     assert!(matches!(outcome, Outcome::Published { events: 2, .. }));
     assert_eq!(redis.events().await.len(), 6);

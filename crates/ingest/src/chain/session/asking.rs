@@ -23,7 +23,7 @@ const SILENT_POLLS: u32 = 2;
 const ALL_EVERY: u32 = 8;
 /// A branch that is not confirmed yet is polled again after a block time, or this.
 const UNCONFIRMED_POLL: Duration = Duration::from_secs(5);
-const ASK_AGAIN: Duration = Duration::from_millis(500);
+pub(super) const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// For how long the next block may be missing, or the head be below ours, until that is reported: one endpoint may be
 /// ahead of another.
 const MISSING_AFTER: Duration = Duration::from_secs(30);
@@ -50,7 +50,7 @@ pub(super) struct Asking<'a> {
     /// Consecutive header requests that failed.
     failed: u32,
     /// Of these, those that an endpoint answered.
-    refused: u32,
+    pub(super) refused: u32,
     /// Whether any endpoint still has the finalized block that the node contradicts.
     pub(super) judging: Running<'a, Judgement>,
     /// Since when no endpoint has had it.
@@ -90,8 +90,7 @@ impl Session<'_> {
 
     /// Whether there is an end block and it is final: nothing is left to do.
     pub(super) fn end_is_final(&self) -> bool {
-        let first = self.published.front().map(|first| first.block.number);
-        self.canonical.is_finalized() && self.end_block.is_some_and(|end| first >= Some(end))
+        self.end_block.is_some_and(|end| self.finality.reached >= Some(end))
     }
 
     /// What the canonical chain asks for, up to the last header.

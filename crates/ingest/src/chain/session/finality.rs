@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::{Running, Session};
 use crate::chain::Chain;
-use crate::node::{Node, NodeError};
+use crate::node::{Node, NodeError, REFUSED_TAGS};
 use crate::rpc::RpcError;
 
 /// Published blocks between two requests for the finalized block while catching up.
@@ -29,15 +29,28 @@ pub(super) struct Finality<'a> {
     pub(super) blocks_since: u64,
     /// Consecutive answers whose finalized block is not on our chain.
     foreign_tags: u32,
+    /// Consecutive answers that no endpoint has one.
+    missing: u32,
     /// The tip was far behind the head when it was last requested.
     was_behind: bool,
+    /// Height of the newest block marked final.
+    pub(super) reached: Option<u64>,
     /// The block to mark final next.
     pub(super) next: Option<BlockRef>,
 }
 
 impl Finality<'_> {
-    pub(super) fn unknown() -> Self {
-        Self { asking: None, blocks_since: 0, foreign_tags: 0, was_behind: true, next: None }
+    /// What is known from a cursor alone, whose finalized block is at height `reached`.
+    pub(super) fn since(reached: Option<u64>) -> Self {
+        Self {
+            asking: None,
+            blocks_since: 0,
+            foreign_tags: 0,
+            missing: 0,
+            was_behind: true,
+            reached,
+            next: None,
+        }
     }
 }
 
@@ -71,8 +84,13 @@ impl Session<'_> {
             Err(error) => {
                 // The node did answer: ask again soon, as the error may be temporary.
                 let soon = match error {
-                    NodeError::Unknown => Some(NO_TAG_AGAIN),
-                    NodeError::Rpc(RpcError::Answer { .. }) => Some(LEAST_FINALITY_EVERY),
+                    NodeError::Unknown if self.finality.missing < REFUSED_TAGS => {
+                        self.finality.missing += 1;
+                        Some(NO_TAG_AGAIN)
+                    }
+                    NodeError::Unknown | NodeError::Rpc(RpcError::Answer { .. }) => {
+                        Some(LEAST_FINALITY_EVERY)
+                    }
                     _ => None,
                 };
                 if let Some(soon) = soon {
@@ -81,6 +99,7 @@ impl Session<'_> {
                 return; // counted where it happened; requested again when due
             }
         };
+        self.finality.missing = 0;
         let (Some(tip), Some(published)) = (self.canonical.tip(), self.published.back()) else {
             return;
         };

@@ -149,6 +149,7 @@ impl Session<'_> {
                     return None;
                 }
                 self.canonical.finalize(block.number);
+                self.finality.reached = Some(block.number);
                 while self.published.front().is_some_and(|p| p.block.number < block.number) {
                     self.published.pop_front();
                 }

@@ -252,6 +252,27 @@ async fn g6_a_chain_whose_questions_have_no_answer_is_not_ready_and_says_why() {
 }
 
 #[tokio::test]
+async fn a_question_that_is_refused_for_long_is_asked_rarely_and_at_once_when_a_head_comes() {
+    let scene = Scene::of(ChainConfig::local([])).await;
+    let mut session = scene.session().await;
+    session.hear(1..=3);
+    let wait = |session: &Session<'_>| session.due.ask - Instant::now();
+    let refused = RpcError::Answer { code: -32000, message: "no".into() };
+    for refusals in 1..=30 {
+        session.answered((Ask::Latest, Err(refused.clone().into())));
+        assert_eq!(wait(&session) > ASK_AGAIN, refusals > 20, "{refusals}");
+    }
+    assert!(wait(&session) > Duration::from_secs(20));
+    session.hear(4..=4);
+    assert!(wait(&session) <= ASK_AGAIN);
+    session.answered((Ask::Latest, Err(refused.into())));
+    assert!(wait(&session) > Duration::from_secs(20), "it does not");
+    session.answered((Ask::Latest, Ok(vec![header(4, 'a')])));
+    session.answered((Ask::Latest, Err(RpcError::Timeout(Duration::ZERO).into())));
+    assert!(wait(&session) <= ASK_AGAIN);
+}
+
+#[tokio::test]
 async fn g1_a_next_block_that_no_endpoint_has_is_no_end_of_the_chain() {
     let scene = Scene::of(ChainConfig::local([])).await;
     let mut session = scene.session().await;
