@@ -247,6 +247,7 @@ mod tests {
             (Fault::Null, 9, None),
         ] {
             let inquiry = Inquiry::open(&config, None).unwrap();
+            inquiry.header(Which::Latest).await.unwrap(); // identifies it
             chain.faults().push("eth_getBlockByNumber", fault, times);
             let found = inquiry.header(Which::Finalized).await.unwrap();
             assert_eq!(found.map(|header| header.block.number), finalized);

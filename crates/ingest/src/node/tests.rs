@@ -556,18 +556,29 @@ async fn g6_receipts_by_number_serve_if_they_are_of_the_asked_block() {
     assert_eq!(node.block(&header).await.unwrap().proof, Proof::ReceiptsRoot);
     assert_eq!(chain.stats().requests(RECEIPTS), 2);
     // It is known from then on, in batches too, until it is no longer so.
-    let headers = node.by_numbers(1..=2).await.unwrap();
+    let headers = node.by_numbers(2..=3).await.unwrap();
     assert_eq!(node.blocks(&headers).await.unwrap().len(), 2);
     assert_eq!(node.block(&header).await.unwrap().proof, Proof::ReceiptsRoot);
     assert_eq!(chain.stats().requests(RECEIPTS), 5);
-    assert!(node.endpoints[0].takes_numbers());
+    let takes_numbers = || node.endpoints[0].takes_numbers();
     only_numbers();
     assert_eq!(node.block(&header).await.unwrap().proof, Proof::ReceiptsRoot);
-    assert!(!node.endpoints[0].takes_numbers());
-    // At that height, the node now has another block.
-    chain.reorg(1, 2, Contents::Fresh);
+    assert!(!takes_numbers());
     only_numbers();
-    let refused = node.block(&header).await.unwrap_err();
-    assert!(matches!(&refused, NodeError::Check(f) if f.check == Check::BlockHash), "{refused}");
-    assert!(!node.endpoints[0].takes_numbers());
+    node.block(&header).await.unwrap();
+    assert!(takes_numbers());
+    // At that height, the node now has another block.
+    let is_of_another = |told: &FetchedBlock| matches!(told, Err(NodeError::Check(f)) if f.check == Check::BlockHash);
+    chain.reorg(1, 2, Contents::Fresh);
+    let told = node.blocks(&headers).await.unwrap();
+    assert!(told[0].is_ok() && is_of_another(&told[1]), "{told:?}");
+    for asked_by_number in [true, false] {
+        assert_eq!(takes_numbers(), asked_by_number);
+        if !asked_by_number {
+            only_numbers();
+        }
+        let told = node.block(&header).await;
+        assert!(is_of_another(&told), "{told:?}");
+    }
+    assert!(!takes_numbers());
 }

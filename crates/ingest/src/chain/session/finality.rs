@@ -219,6 +219,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn null_for_the_finalized_block_is_asked_again_soon_only_twice() {
+        let mut scene = Scene::of(ChainConfig::local([])).await;
+        scene.chain.config.profile.block_time = Duration::from_secs(12);
+        let mut session = nine_blocks(&mut scene).await;
+        for wait in [NO_TAG_AGAIN, NO_TAG_AGAIN, LEAST_FINALITY_EVERY, LEAST_FINALITY_EVERY] {
+            let now = Instant::now();
+            session.due.finality = now + Duration::from_secs(384);
+            session.tagged(Err(NodeError::Unknown));
+            let after = session.due.finality - now;
+            assert!(after >= wait && after < wait + Duration::from_secs(1), "{after:?}");
+        }
+        session.tagged(Ok(vec![]));
+        session.tagged(Err(NodeError::Unknown));
+        assert!(session.due.finality <= Instant::now() + NO_TAG_AGAIN);
+    }
+
+    #[tokio::test]
     async fn g10_where_one_endpoint_keeps_calling_a_foreign_block_final_another_is_believed() {
         let (wrong, right) = (mined(9), mined(9));
         wrong.set_finalized(6);
