@@ -42,6 +42,8 @@ impl Subject {
         ensure!(program.exists(), "{} is not built: run ./scripts/bench.sh", program.display());
         let mut ingestor = Ingestor::new(&program, redis_url, "bench")?;
         ingestor.set("RUST_LOG", "warn");
+        // So that retention removes nothing: the entries are counted, and compared with the node's logs.
+        ingestor.set("STREAM_MAX_BYTES", 1_u64 << 40);
         for (name, value) in env {
             ingestor.set(name, value);
         }
