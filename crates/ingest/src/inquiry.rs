@@ -4,7 +4,6 @@ use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use alloy_primitives::B256;
-use backon::{BackoffBuilder, ExponentialBuilder};
 use ethhook_domain::{BlockRef, Header, Log};
 use futures_util::stream;
 use futures_util::{StreamExt, TryStreamExt};
@@ -13,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::Metrics;
+use crate::backoff::endless_backoff;
 use crate::config::ChainConfig;
 use crate::metrics::ChainMetrics;
 use crate::node::{Node, NodeError};
@@ -177,11 +177,7 @@ impl Inquiry {
 /// Retries for a while until there is an answer; then returns the last failure.
 async fn persist<T>(ask: impl AsyncFn() -> Result<T, NodeError>) -> Result<T, NodeError> {
     let deadline = Instant::now() + PATIENCE;
-    let mut waits = ExponentialBuilder::new()
-        .with_min_delay(FIRST_WAIT)
-        .with_max_delay(LONGEST_WAIT)
-        .without_max_times()
-        .build();
+    let mut waits = endless_backoff(FIRST_WAIT, LONGEST_WAIT);
     loop {
         match ask().await {
             Err(error) if !error.is_wrong_chain() && Instant::now() < deadline => {

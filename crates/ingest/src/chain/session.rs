@@ -9,7 +9,9 @@ mod apart;
 mod asking;
 mod fetching;
 mod finality;
+mod heads;
 mod pipeline;
+mod progress;
 mod retention;
 #[cfg(test)]
 pub(super) mod scene;
@@ -20,25 +22,22 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use ethhook_domain::canonical::{Ask, Change};
-use ethhook_domain::{BlockRef, CanonicalChain, Header};
+use ethhook_domain::{BlockRef, CanonicalChain};
 use ethhook_streams::PublishedBlock;
 use futures_util::future::{Aborted, BoxFuture, pending};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
 
 use super::open::Opened;
 use super::queue::Queue;
 use super::{Chain, End};
-use crate::metrics::BlockOutcome;
 use crate::node::{FetchedBlock, NodeError};
-use crate::rpc::{Head, RpcError, SocketEvent};
-use crate::status::{Cause, Lag, Needs};
+use crate::rpc::{RpcError, SocketEvent};
+use crate::status::{Cause, Needs};
 use apart::Apart;
-use asking::{ASK_AGAIN, Asking};
+use asking::Asking;
 use finality::Finality;
 use pipeline::{PublishPipeline, Writer};
 use retention::Retention;
@@ -233,107 +232,6 @@ impl<'a> Session<'a> {
         self.start_sweep(now);
     }
 
-    fn told_by_socket(&mut self, event: SocketEvent) -> Option<End> {
-        match event {
-            SocketEvent::Subscribed => {
-                self.canonical.doubt();
-                None
-            }
-            SocketEvent::Head(head) => self.heard(head),
-        }
-    }
-
-    fn heard(&mut self, head: Head) -> Option<End> {
-        match head {
-            Head::Number(number) => {
-                let is_new = number >= self.canonical.next_number();
-                self.canonical.heard_of(number);
-                self.note_heard(is_new, is_new);
-                None
-            }
-            Head::Header(header) => self.heard_header(*header),
-        }
-    }
-
-    fn heard_header(&mut self, header: Header) -> Option<End> {
-        let BlockRef { number, hash, .. } = header.block;
-        if self.head.is_some_and(|(known, _)| known < number) {
-            self.asking.silent_polls = 0; // the subscription is alive
-        }
-        if number > self.last_header() {
-            return None; // nothing past the end needs following
-        }
-        if self.canonical.is_next(&header.block) && !self.has_room() {
-            self.canonical.postpone(&header.block);
-            self.asking.silent_polls = 0;
-            return None;
-        }
-        let is_new = number >= self.canonical.next_number();
-        let change = self.canonical.heard(header);
-        let contradicts = change.is_empty()
-            && (is_new || self.canonical.at(number).is_some_and(|ours| ours.hash != hash));
-        self.asking.heard_otherwise |= self.canonical.ask() == Some(Ask::Latest);
-        let end = self.follow(change, Some(Instant::now()));
-        self.note_heard(is_new, contradicts);
-        end
-    }
-
-    /// Notes a head: whether it `is_new`, above our tip, and whether it `contradicts` our chain, which does not contain
-    /// it even now.
-    fn note_heard(&mut self, is_new: bool, contradicts: bool) {
-        // The answer under way may be older.
-        self.asking.heard_meanwhile |= contradicts && self.asking.headers.is_some();
-        if !is_new {
-            return;
-        }
-        self.asking.silent_polls = 0;
-        self.note_answer();
-        if self.asking.refused > 0 {
-            self.due.ask = self.due.ask.min(Instant::now() + ASK_AGAIN); // it may answer again
-        }
-        // Only news delays the next poll. While the newest announced head is above anything we can ask for, not even
-        // that: it may be false.
-        if self.has_reached_head() || self.ask().is_some() {
-            self.due.poll = Instant::now() + self.chain.poll_every();
-        }
-    }
-
-    fn follow(&mut self, mut change: Change, heard: Option<Instant>) -> Option<End> {
-        if change.is_empty() {
-            return None;
-        }
-        if !change.new.is_empty() {
-            self.has_grown();
-        }
-        if let Some(tip) = self.canonical.tip() {
-            // A head counts once it has joined the chain, not when it is announced.
-            if self.head.is_none_or(|(number, _)| number < tip.number) {
-                self.head = Some((tip.number, tip.timestamp));
-            }
-        }
-        if let Some(end) = self.end_block {
-            change.undo.retain(|block| block.number <= end);
-            change.new.retain(|header| header.block.number <= end);
-        }
-        // A restarted dev node has another genesis, which opening a session refuses.
-        if change.undo.last().is_some_and(|lowest| lowest.number == self.start_block)
-            && !std::mem::take(&mut self.may_be_replaced)
-        {
-            return Some(End::Replaced);
-        }
-        if let (Some(top), Some(lowest)) = (change.undo.first(), change.undo.last()) {
-            let depth = change.undo.len();
-            info!(depth, from = %top, to = %lowest, "reorg");
-            self.chain.metrics.reorg_depth.observe(u32::try_from(depth).unwrap_or(u32::MAX).into());
-            self.chain.status.update(|status| status.reorgs += 1);
-        }
-        let node = &self.chain.node;
-        for _ in 0..self.queue.follow(change, heard, |header| node.told_by(header)) {
-            self.chain.metrics.block(BlockOutcome::Skipped);
-        }
-        None
-    }
-
     /// Whether the queue has room for another block.
     fn has_room(&self) -> bool {
         self.queue.room(self.chain.config.confirmations) > 0
@@ -352,76 +250,9 @@ impl<'a> Session<'a> {
         self.chain.status.update(|s| s.last_answer = Some(Instant::now()));
     }
 
-    /// Whether the chain is known up to the newest head, as far as it is of interest.
-    fn has_reached_head(&self) -> bool {
-        let last = self.last_header();
-        self.head.is_some_and(|(head, _)| head.min(last) < self.canonical.next_number())
-    }
-
-    /// Whether everything up to the node's head that the configuration allows is published.
-    fn is_at_head(&self) -> bool {
-        self.has_reached_head()
-            && self.pipeline.nothing_to_send()
-            && self.ask().is_none()
-            && self.up_to().is_none_or(|up_to| !self.queue.wants_any(up_to))
-    }
-
-    /// Whether the tip is so far behind the head that the newest block is not urgent; true until the
-    /// node's head is known.
-    fn is_backfilling(&self) -> bool {
-        let depth = self.chain.config.profile.finality_depth;
-        self.blocks_behind().is_none_or(|blocks| blocks > depth)
-    }
-
-    /// The newest block that should be published, as far as is known.
-    fn wanted(&self) -> Option<u64> {
-        let wanted = self.head?.0.saturating_sub(self.chain.config.confirmations);
-        Some(self.end_block.map_or(wanted, |end| wanted.min(end)))
-    }
-
-    /// How many blocks are still to be published or skipped; `None` while the head is unknown.
-    fn blocks_behind(&self) -> Option<u64> {
-        let done = self.published.back().map_or(self.opened_at, |tip| tip.block.number);
-        Some(self.wanted()?.saturating_sub(done))
-    }
-
-    /// How far the tip is behind the newest block that should be published; `None` while head or tip is
-    /// unknown.
-    fn lag(&self) -> Option<Lag> {
-        let ((_, head_time), tip) = (self.head?, self.published.back()?.block);
-        let time = self.canonical.at(self.wanted()?).map_or(head_time, |block| block.timestamp);
-        let blocks = self.blocks_behind()?;
-        let seconds = if blocks == 0 { 0 } else { time.saturating_sub(tip.timestamp) };
-        Some(Lag { blocks, seconds })
-    }
-
     /// How long to wait for a head before polling the node; where nothing is left to do, only to see whether it answers.
     fn poll_every(&self) -> Duration {
         if self.end_is_final() { LONGEST_SILENCE } else { self.chain.poll_every() }
-    }
-
-    fn report(&self) {
-        let metrics = &self.chain.metrics;
-        let (head, at_head) = (self.head.map(|(number, _)| number), self.is_at_head());
-        metrics.queue.set(gauge(self.queue.len() as u64));
-        if let Some(head) = head {
-            metrics.head.set(gauge(head));
-        }
-        if let Some(tip) = self.published.back().map(|p| p.block) {
-            metrics.tip.set(gauge(tip.number));
-        }
-        let lag = self.lag();
-        if let Some(Lag { blocks, seconds }) = lag {
-            metrics.lag_blocks.set(gauge(blocks));
-            metrics.lag_seconds.set(u32::try_from(seconds).unwrap_or(u32::MAX).into());
-        }
-        let polled_every = self.poll_every();
-        self.chain.status.update(|status| {
-            status.polled_every = polled_every;
-            status.head = head.or(status.head);
-            status.lag = lag.or(status.lag);
-            status.at_head = at_head;
-        });
     }
 }
 
@@ -458,10 +289,12 @@ fn gauge(value: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use ethhook_domain::Secret;
+    use ethhook_domain::canonical::Ask;
 
     use super::scene::{Scene, header};
     use super::*;
     use crate::config::{ChainConfig, EndpointConfig};
+    use crate::rpc::Head;
 
     #[tokio::test]
     async fn once_the_end_block_is_final_the_node_is_hardly_asked_any_more() {
@@ -497,87 +330,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_may_be_published_and_the_lag_end_at_the_confirmations_and_the_end_block() {
-        // The tip is block 6, and three blocks are known above it.
-        for (confirmations, end_block, up_to, lag) in [
-            (0, None, 9, (3, 3)),
-            (2, None, 7, (1, 1)),
-            (3, None, 6, (0, 0)),
-            (0, Some(8), 8, (2, 2)),
-            (2, Some(8), 7, (1, 1)),
-            (0, Some(6), 6, (0, 0)),
-        ] {
-            let config = ChainConfig { confirmations, end_block, ..ChainConfig::local([]) };
-            let scene = Scene::of(config).await;
-            let mut session = scene.session().await;
-            session.hear(1..=6 + confirmations);
-            session.publish().await;
-            session.hear(7 + confirmations..=9);
-            let Lag { blocks, seconds } = session.lag().unwrap();
-            assert_eq!((session.up_to(), (blocks, seconds)), (Some(up_to), lag));
-        }
-    }
-
-    #[tokio::test]
-    async fn the_time_of_a_head_that_is_not_reached_counts_until_the_wanted_block_is_known() {
-        let mut config = ChainConfig { confirmations: 4, ..ChainConfig::local([]) };
-        config.profile.finality_depth = 10;
-        let scene = Scene::of(config).await;
-        let mut session = scene.session().await;
-        assert!(session.is_backfilling(), "the head is not known");
-        session.hear(1..=9);
-        session.publish().await; // up to 5
-        for (head, blocks, seconds, is_backfilling) in [(19, 10, 14, false), (20, 11, 15, true)] {
-            session.answered((Ask::Latest, Ok(vec![header(head, 'a')])));
-            let lag = session.lag().unwrap();
-            assert_eq!((lag.blocks, lag.seconds), (blocks, seconds));
-            assert_eq!(session.is_backfilling(), is_backfilling, "{head}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_reorg_of_all_blocks_ends_the_session_unless_the_genesis_was_just_checked() {
-        let scene = Scene::of(ChainConfig::local([])).await;
-        let mut session = scene.session().await;
-        session.hear(1..=3);
-        session.publish().await;
-        let undo = |numbers: &[u64]| Change {
-            undo: numbers.iter().map(|number| header(*number, 'a').block).collect(),
-            new: Vec::new(),
-        };
-        assert!(session.follow(undo(&[3, 2]), None).is_none());
-        assert!(matches!(session.follow(undo(&[1]), None), Some(End::Replaced)));
-        assert_eq!(session.queue.len(), 2, "it is not followed");
-        session.may_be_replaced = true;
-        assert!(session.follow(undo(&[1]), None).is_none());
-        assert!(matches!(session.follow(undo(&[1]), None), Some(End::Replaced)), "once");
-        assert_eq!(scene.status().reorgs, 2);
-    }
-
-    #[tokio::test]
-    async fn a_session_is_at_the_head_once_all_is_published_and_nothing_is_in_doubt() {
-        let scene = Scene::of(ChainConfig::local([])).await;
-        let mut session = scene.session().await;
-        let latest = |number| (Ask::Latest, Ok(vec![header(number, 'a')]));
-        session.hear(1..=2);
-        session.answered(latest(2));
-        assert!(!session.is_at_head(), "blocks wait");
-        session.publish().await;
-        assert!(session.is_at_head());
-        session.canonical.doubt();
-        assert!(!session.is_at_head(), "the head may be another");
-        session.answered(latest(2));
-        assert!(session.is_at_head());
-        session.hear(3..=3);
-        session.start_writing(Instant::now());
-        assert!(session.queue.len() == 0 && !session.is_at_head(), "a block is on the wire");
-        session.publish().await;
-        assert!(session.is_at_head());
-        session.head = None;
-        assert!(!session.is_at_head());
-    }
-
-    #[tokio::test]
     async fn a_poll_that_is_due_doubts_the_head_and_so_does_a_head_of_another_branch() {
         let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;
@@ -597,17 +349,6 @@ mod tests {
         assert!(!session.asking.heard_otherwise);
         session.heard(Head::Header(Box::new(header(3, 'b'))));
         assert!(session.asking.heard_otherwise);
-    }
-
-    #[tokio::test]
-    async fn nothing_past_the_end_block_is_queued_or_taken_back() {
-        let scene = Scene::of(ChainConfig { end_block: Some(2), ..ChainConfig::local([]) }).await;
-        let mut session = scene.session().await;
-        session.hear(1..=3);
-        assert_eq!(session.queue.len(), 2);
-        let [two, three] = [2, 3].map(|number| header(number, 'a').block);
-        session.follow(Change { undo: vec![three, two], new: vec![] }, None);
-        assert_eq!(session.queue.len(), 1);
     }
 
     #[tokio::test]

@@ -31,7 +31,7 @@ const TOLD_AFTER: Duration = Duration::from_secs(3);
 
 /// One publisher and the steps in flight on it.
 pub(super) struct PublishPipeline {
-    writer: Writer,
+    pub(super) writer: Writer,
     traffic: Traffic,
     /// Blocks to send again, each alone, because the first of them failed. Nothing is pipelined
     /// meanwhile.
@@ -78,17 +78,6 @@ impl PublishPipeline {
     /// The next block to send again.
     pub(super) fn pop_again(&mut self) -> Option<PendingAdd> {
         self.again.pop_front()
-    }
-
-    /// A block to add.
-    pub(super) fn pending_add(
-        &self,
-        block: BlockRef,
-        heard: Option<Instant>,
-        body: Verified,
-        is_deep: bool,
-    ) -> PendingAdd {
-        self.writer.pending_add(block, heard, body, is_deep)
     }
 
     /// Starts `work`, which must be possible: see `can_send`. Only an added block may be sent behind others.
@@ -266,7 +255,8 @@ impl Writer {
         (publisher, result)
     }
 
-    fn pending_add(
+    /// A block to add.
+    pub(super) fn pending_add(
         &self,
         block: BlockRef,
         heard: Option<Instant>,
@@ -489,7 +479,7 @@ mod tests {
         let pipeline = &mut session.pipeline;
         let block = BlockRef { number: 2, hash: B256::ZERO, parent_hash: B256::ZERO, timestamp: 2 };
         for (logs, has_room) in [(MAX_EVENTS - 1, true), (1, false)] {
-            let adding = pipeline.pending_add(block, None, verified(logs), false);
+            let adding = pipeline.writer.pending_add(block, None, verified(logs), false);
             pipeline.start(Work::Add(adding));
             assert_eq!(pipeline.has_room(), has_room);
         }

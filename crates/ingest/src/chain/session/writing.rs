@@ -64,7 +64,7 @@ impl Session<'_> {
         match self.queue.pop_ready(self.up_to()) {
             Some(Next::Add { block, heard, body }) => {
                 let is_deep = self.is_deep(block.number);
-                Some(Work::Add(self.pipeline.pending_add(block, heard, body, is_deep)))
+                Some(Work::Add(self.pipeline.writer.pending_add(block, heard, body, is_deep)))
             }
             Some(Next::Undo(block)) => match self.published.pop_back() {
                 Some(published) if published.block.hash == block.hash => {
