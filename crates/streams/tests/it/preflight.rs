@@ -60,6 +60,17 @@ async fn a_missing_right_is_named_and_the_password_is_not() {
         assert_eq!(text.matches("SETUP_GUIDE.md, Redis elsewhere").count(), 1, "{text}");
         assert!(!format!("{text} {error:?}").contains("hunter2"));
     }
+    // A right on the entries alone does not do: markers are lifted, too.
+    for (denied, what) in [
+        ("xadd", "XADD B"),
+        ("xinfo", "XINFO STREAM B"),
+        ("xgroup", "XGROUP CREATE B"),
+        ("xsetid", "XSETID B"),
+    ] {
+        let streams = redis.as_user(&format!("~* &* +@all -{denied} (+{denied} ~events:*)")).await;
+        let text = streams.preflight().await.unwrap_err().to_string();
+        assert!(text.contains(what), "{text}");
+    }
     // Without these two it is not even known whether the server is the right one.
     for denied in ["info", "role"] {
         let streams = redis.as_user(&format!("~* &* +@all -{denied}")).await;

@@ -292,18 +292,24 @@ mod tests {
         let scene = Scene::of(ChainConfig::local([])).await;
         let mut session = scene.session().await;
         let ours = session.pipeline.epoch().unwrap();
-        let mut ends = |error: StepError| match session.refused(&error) {
-            End::Namesake => "namesake".to_owned(),
-            End::Reopen(cause) => cause.to_owned(),
-            End::Refused(why) => why,
+        let mut ends = |ended: Ended| match session.written(Err(ended)) {
+            Some(End::Namesake) => "namesake".to_owned(),
+            Some(End::Reopen(cause)) => cause.to_owned(),
+            Some(End::Refused(why)) => why,
             _ => "otherwise".to_owned(),
         };
-        let fenced = |writer: &str, epoch| StepError::Fenced { writer: writer.into(), epoch };
+        let lost =
+            |owner: &str, epoch| Ended::LeaseLost(LeaseError::Lost { owner: owner.into(), epoch });
+        assert_eq!(ends(lost("test", ours + 1)), "namesake");
+        assert_eq!(ends(lost("another", ours + 1)), "lease");
+        assert_eq!(ends(Ended::LeaseLost(LeaseError::Gone)), "lease");
+        let fenced =
+            |writer: &str, epoch| Ended::from(StepError::Fenced { writer: writer.into(), epoch });
         assert_eq!(ends(fenced("test", ours + 1)), "namesake");
         assert_eq!(ends(fenced("test", ours)), "fenced");
         assert_eq!(ends(fenced("another", ours + 1)), "fenced");
-        assert_eq!(ends(StepError::Moved { held: None }), "moved");
-        assert_eq!(ends(StepError::Refused("no".into())), "refused: no");
+        assert_eq!(ends(StepError::Moved { held: None }.into()), "moved");
+        assert_eq!(ends(StepError::Refused("no".into()).into()), "refused: no");
     }
 
     #[tokio::test]
