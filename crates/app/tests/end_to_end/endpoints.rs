@@ -186,6 +186,7 @@ async fn what_a_dead_socket_never_sent_does_not_make_it_look_well() {
         scene.metric("ethhook_breaker_state", ",endpoint=\"0\"").await == 2.0
     })
     .await;
+    assert!(scene.rig.log().contains("the endpoint is left alone"));
     scene.rig.terminate().await;
 }
 
