@@ -9,7 +9,7 @@ const STATES = {
   following: 'at its head',
   catching_up: 'catching up',
   standing_by: 'standing by',
-  standing_still: 'stalled',
+  stalled: 'stalled',
   unknown: 'unknown',
 };
 let heard = Date.now();

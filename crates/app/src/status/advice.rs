@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn standing_by_is_no_trouble_and_standing_still_is() {
+    fn standing_by_is_no_trouble_and_a_stall_is() {
         let mut chain = chain();
         assert_eq!(told(&chain, &stalled("another's turn", Needs::Turn)), []);
         chain.endpoints = vec![endpoint(0, BreakerState::Open, None)];

@@ -79,7 +79,6 @@ pub(crate) enum State {
     /// Another instance writes it.
     StandingBy,
     /// It is stopped, waiting for a node, for Redis or for an operator.
-    #[serde(rename = "standing_still")] // as readers of the report know it
     Stalled,
     /// Unknown: no service reports it.
     Unknown,
